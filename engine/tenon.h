@@ -1,0 +1,310 @@
+/* tenon: run GGUF language models with weights placed tensor by tensor.
+ *
+ *     tn_engine *engine; tn_model *model; tn_context *ctx; tn_error err;
+ *     tn_engine_new(&engine, NULL, &err);
+ *     tn_model_open(&model, engine, "model.gguf", NULL, &err);
+ *     tn_context_new(&ctx, model, NULL, &err);
+ *     tn_context_eval(ctx, tokens, n_tokens, &err);
+ *     const float *logits = tn_context_logits(ctx);      // [n_vocab], of the last token
+ *
+ * Rules that hold for every call:
+ *   - The library never prints, exits, aborts, or reads the environment, and touches only files that
+ *     it is given by name.
+ *   - A failing call returns a negative tn_status, fills err (which may be NULL), leaves *out NULL
+ *     and everything else as it was.
+ *   - Options structs start with struct_size: zero the struct, set struct_size = sizeof, set what
+ *     you want; zero means default everywhere. NULL options are all defaults. A newer library
+ *     reads no further than struct_size.
+ *   - free and close accept NULL.
+ *   - Strings are UTF-8. Strings handed out belong to the object they came from.
+ * Threads: an engine and a model may be used from any thread at once; evaluations on one engine take
+ * turns. A context, sampler or detokenizer belongs to one caller at a time; a second concurrent call
+ * gets TN_EBUSY. */
+#ifndef TENON_H
+#define TENON_H
+
+#include "../gguf/status.h"
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TN_VERSION_MAJOR 0
+#define TN_VERSION_MINOR 1
+#define TN_VERSION_PATCH 0
+
+/* "0.1.0"; and the commit this library was built from, "" if unknown. */
+TN_API const char *tn_version(void);
+TN_API const char *tn_commit(void);
+
+/* ---- callbacks --------------------------------------------------------------------------------- */
+
+typedef enum tn_log_level { TN_LOG_DEBUG, TN_LOG_INFO, TN_LOG_WARN } tn_log_level;
+/* One line without newline. May come from the thread of any call on the engine. */
+typedef void (*tn_log_fn)(void *user, tn_log_level level, const char *line);
+/* done of total units (bytes when loading, tokens when evaluating). */
+typedef void (*tn_progress_fn)(void *user, uint64_t done, uint64_t total);
+/* True = stop: the call returns TN_ECANCELED within about a layer's time. Must be quick; may be
+ * called from worker threads and must not call back into the library. */
+typedef bool (*tn_cancel_fn)(void *user);
+
+/* ---- engine: threads and devices --------------------------------------------------------------- */
+
+typedef struct tn_engine tn_engine;
+
+typedef struct tn_engine_options {
+    size_t struct_size;
+    int threads;             /* compute threads, the calling one included; 0 = physical cores */
+    const char *isa;         /* highest level to use: "scalar", "avx2", ...; NULL = best of this CPU */
+    tn_allocator allocator;  /* all zero = malloc */
+    tn_log_fn log;           /* NULL = silent */
+    void *log_user;
+    const char *cache_dir;   /* where measurements may be cached; NULL = nowhere */
+} tn_engine_options;
+
+/* TN_EARG (unknown isa name, negative threads), TN_EUNSUPPORTED (a level this CPU lacks), TN_ENOMEM. */
+TN_API tn_status tn_engine_new(tn_engine **out, const tn_engine_options *opt, tn_error *err);
+/* Every model of the engine must have been closed. */
+TN_API void tn_engine_free(tn_engine *engine);
+TN_API int tn_engine_threads(const tn_engine *engine);
+/* Names of the ISA levels in use and of the devices: "avx2", "none". Never NULL. */
+TN_API const char *tn_engine_isa(const tn_engine *engine);
+TN_API const char *tn_engine_devices(const tn_engine *engine);
+/* Describes machine, build and engine as one JSON object. Caller frees with tn_string_free. */
+TN_API tn_status tn_env_json(const tn_engine *engine, char **out, tn_error *err);
+TN_API void tn_string_free(const tn_engine *engine, char *s);
+
+/* ---- model ------------------------------------------------------------------------------------- */
+
+typedef struct tn_model tn_model;
+
+typedef enum tn_load_mode {
+    TN_LOAD_AUTO = 0, /* READ when memory is at least 1.2 x the model, else MAP */
+    TN_LOAD_READ,     /* read into our own memory, rearranged for speed */
+    TN_LOAD_MAP       /* use the file's pages; changing the file then kills the process (SIGBUS) */
+} tn_load_mode;
+
+typedef struct tn_model_options {
+    size_t struct_size;
+    tn_load_mode load;
+    bool vocab_only; /* metadata and tokenizer only: needs no tensor, cannot make a context */
+    bool exact;      /* dequantise all weights to float32 and keep float32 activations: slow reference */
+    tn_progress_fn progress;
+    tn_cancel_fn cancel;
+    void *user; /* of both callbacks */
+} tn_model_options;
+
+/* Opens a GGUF file, or all parts of a split one. TN_ENOENT, TN_EIO, TN_EFORMAT (broken file, with
+ * byte offset and key or tensor), TN_EUNSUPPORTED (architecture, type, tokenizer), TN_ENOMEM,
+ * TN_ECANCELED. The engine must outlive the model. */
+TN_API tn_status tn_model_open(tn_model **out, tn_engine *engine, const char *path,
+                               const tn_model_options *opt, tn_error *err);
+/* The same from `size` bytes in memory, which must outlive the model. name is for messages. */
+TN_API tn_status tn_model_open_memory(tn_model **out, tn_engine *engine, const void *bytes, size_t size,
+                                      const char *name, const tn_model_options *opt, tn_error *err);
+/* Random weights in the shape of a real model, made in memory, for benchmarks: speed does not depend
+ * on the values. shape: "llama-135m", "llama-1b", "llama-8b", "llama-70b", "qwen3-30b-a3b", ...
+ * (TN_EARG lists them); type: "q4_k", "q4_0", ..., or a mix "q4_k_m". Has no tokenizer. */
+TN_API tn_status tn_model_open_synthetic(tn_model **out, tn_engine *engine, const char *shape,
+                                         const char *type, const tn_model_options *opt, tn_error *err);
+/* Every context of the model must have been freed. */
+TN_API void tn_model_close(tn_model *model);
+
+typedef struct tn_model_info {
+    size_t struct_size;     /* set by the caller */
+    const char *arch;       /* "llama" */
+    const char *name;       /* general.name, or "" */
+    const char *type;       /* what most weight bytes are in: "Q4_K"; "" with vocab_only */
+    uint64_t n_params;      /* weights of all tensors, 0 with vocab_only */
+    uint64_t weight_bytes;  /* of all tensors as stored in the file */
+    uint64_t token_bytes;   /* weight bytes read to generate one token (active experts only) */
+    int32_t n_layers, n_embd, n_head, n_head_kv, n_ff, n_expert, n_expert_used;
+    int32_t n_vocab, n_ctx_train;
+    const char *chat_template; /* name of the recognised family ("chatml"), NULL if none */
+    bool has_chat_template;    /* the file carries one, recognised or not */
+} tn_model_info;
+TN_API tn_status tn_model_get_info(const tn_model *model, tn_model_info *info, tn_error *err);
+
+/* ---- tokens ------------------------------------------------------------------------------------ */
+
+enum { TN_TOKENIZE_ADD_SPECIAL = 1,  /* bos/eos as the file asks for */
+       TN_TOKENIZE_PARSE_SPECIAL = 2 /* text that spells a control token becomes that token */ };
+
+/* Text to token ids. *n receives the number of ids, which are written to ids (capacity cap) if they
+ * all fit; otherwise TN_EFULL, *n is what is needed and ids is untouched (ids may be NULL with
+ * cap 0). Bytes that are no UTF-8 become U+FFFD; *n_invalid (may be NULL) counts them.
+ * TN_EUNSUPPORTED if the model has no tokenizer. Any thread. */
+TN_API tn_status tn_tokenize(const tn_model *model, const char *text, size_t len, unsigned flags,
+                             int32_t *ids, size_t cap, size_t *n, size_t *n_invalid, tn_error *err);
+
+typedef enum tn_token_attr {
+    TN_TOKEN_NORMAL = 0,
+    TN_TOKEN_CONTROL = 1,      /* <|im_end|>: never shown */
+    TN_TOKEN_USER_DEFINED = 2, /* always matched in text */
+    TN_TOKEN_UNUSED = 4,
+    TN_TOKEN_BYTE = 8,
+    TN_TOKEN_UNKNOWN = 16
+} tn_token_attr;
+/* The bytes a token stands for (not always whole UTF-8 characters; "" for control tokens), its text
+ * as the vocabulary spells it, and its attribute. Both pointers live as long as the model.
+ * TN_EARG if id is outside the vocabulary. Any of the out pointers may be NULL. */
+TN_API tn_status tn_token_get(const tn_model *model, int32_t id, const char **bytes, size_t *n_bytes,
+                              const char **text, size_t *n_text, tn_token_attr *attr, tn_error *err);
+/* Special token ids, -1 where the vocabulary has none. */
+TN_API int32_t tn_token_bos(const tn_model *model);
+TN_API int32_t tn_token_eos(const tn_model *model);
+/* True if the token ends a generation (eos, eot, eom and their like). */
+TN_API bool tn_token_is_end(const tn_model *model, int32_t id);
+
+/* Ids to text, whole UTF-8 characters only. */
+typedef struct tn_detokenizer tn_detokenizer;
+enum { TN_DETOKENIZE_SPECIAL = 1,      /* spell control tokens out instead of dropping them */
+       TN_DETOKENIZE_KEEP_SPACE = 2 /* keep the space that the tokenizer puts before the first word */ };
+TN_API tn_status tn_detokenizer_new(tn_detokenizer **out, const tn_model *model, unsigned flags,
+                                    tn_error *err);
+/* Adds a token. text and len: what can be shown now (maybe nothing), valid until the next call.
+ * Bytes that can no longer become UTF-8 appear as U+FFFD. */
+TN_API tn_status tn_detokenizer_push(tn_detokenizer *d, int32_t id, const char **text, size_t *len,
+                                     tn_error *err);
+/* Flushes an incomplete character as U+FFFD and starts anew. */
+TN_API tn_status tn_detokenizer_finish(tn_detokenizer *d, const char **text, size_t *len, tn_error *err);
+TN_API void tn_detokenizer_free(tn_detokenizer *d);
+
+/* ---- chat formats ------------------------------------------------------------------------------ */
+
+typedef struct tn_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *content;
+} tn_message;
+
+/* Names of the built-in chat formats, NULL-terminated: chatml, llama3, gemma, ... */
+TN_API const char *const *tn_chat_formats(void);
+/* A conversation as token ids in the model's chat format, or in the built-in `format` if not NULL.
+ * Ends with the assistant's header if add_assistant. Only the format's own literals become control
+ * tokens; message contents never do. Sizes as in tn_tokenize. TN_EUNSUPPORTED if format is NULL and
+ * the file's template is none of the built-in families (the message lists the names). */
+TN_API tn_status tn_chat_tokens(const tn_model *model, const char *format, const tn_message *messages,
+                                size_t n_messages, bool add_assistant, int32_t *ids, size_t cap,
+                                size_t *n, tn_error *err);
+/* The same as text, for people. *n is the length without the terminating zero; cap counts it. */
+TN_API tn_status tn_chat_text(const tn_model *model, const char *format, const tn_message *messages,
+                              size_t n_messages, bool add_assistant, char *text, size_t cap, size_t *n,
+                              tn_error *err);
+
+/* ---- context: one sequence --------------------------------------------------------------------- */
+
+typedef struct tn_context tn_context;
+
+typedef enum tn_kv_type { TN_KV_F16 = 0, TN_KV_F32 = 1 } tn_kv_type;
+
+typedef struct tn_context_options {
+    size_t struct_size;
+    int32_t n_ctx;     /* capacity in tokens; 0 = what the model was trained for, or what fits in
+                          memory if that is less, but at least 4,096 */
+    int32_t n_batch;   /* tokens evaluated at once in prefill; 0 = 512 */
+    tn_kv_type kv;
+    int32_t page_size; /* positions per KV page, a power of two; 0 = 256 */
+    tn_progress_fn progress; /* tokens done of the current eval */
+    tn_cancel_fn cancel;
+    void *user; /* of both callbacks */
+} tn_context_options;
+
+/* KV memory is allocated as it grows, a page at a time. TN_EARG, TN_ENOMEM. */
+TN_API tn_status tn_context_new(tn_context **out, tn_model *model, const tn_context_options *opt,
+                                tn_error *err);
+TN_API void tn_context_free(tn_context *ctx);
+
+/* Feeds n >= 1 tokens at the positions after those already there, and computes the logits of the
+ * last. n > 1 is evaluated in batches of n_batch; the result matches n single calls up to float
+ * rounding, not bit for bit.
+ * TN_EARG (n < 1, token outside the vocabulary), TN_EFULL (they do not fit; the message has the
+ * counts), TN_ENOMEM, TN_ECANCELED: the context is as before the call. */
+TN_API tn_status tn_context_eval(tn_context *ctx, const int32_t *tokens, int32_t n, tn_error *err);
+
+/* Logits of rows [first, first + n_rows) of an evaluation: rows[n_rows][n_vocab], valid during the
+ * call. Return false to stop (the evaluation ends with TN_ECANCELED and is undone). */
+typedef bool (*tn_logits_fn)(void *user, int32_t first, int32_t n_rows, const float *rows);
+/* Like tn_context_eval, but hands out the logits of every token from row `first_row` on, in slices:
+ * they are never all in memory at once. */
+TN_API tn_status tn_context_eval_all(tn_context *ctx, const int32_t *tokens, int32_t n, int32_t first_row,
+                                     tn_logits_fn fn, void *user, tn_error *err);
+
+/* [n_vocab] float32 of the last evaluated token, or NULL; valid until the next call on ctx. */
+TN_API const float *tn_context_logits(const tn_context *ctx);
+TN_API int32_t tn_context_length(const tn_context *ctx);   /* tokens held */
+TN_API int32_t tn_context_capacity(const tn_context *ctx); /* n_ctx in force */
+TN_API const int32_t *tn_context_tokens(const tn_context *ctx); /* [length], until the next call */
+/* Forgets everything from position n on (0 <= n <= length); logits become NULL. TN_EARG. */
+TN_API tn_status tn_context_rewind(tn_context *ctx, int32_t n, tn_error *err);
+
+/* ---- statistics -------------------------------------------------------------------------------- */
+
+typedef struct tn_side_stats {
+    double seconds;        /* spent computing on this side */
+    uint64_t weight_bytes; /* weight bytes read */
+    uint64_t kv_bytes;     /* KV bytes read */
+} tn_side_stats;
+
+typedef struct tn_stats {
+    size_t struct_size; /* set by the caller */
+    double prefill_s, decode_s; /* wall time of evaluations with n > 1 and n == 1 */
+    uint64_t prefill_tokens, decode_tokens;
+    tn_side_stats host, device;
+    uint64_t hops;      /* activations moved between the sides */
+    double join_wait_s; /* waiting for the other side */
+    double load_s;      /* opening the model */
+    uint64_t kv_bytes_held; /* memory of this context's KV pages */
+    uint64_t model_bytes_held; /* memory of the model's weights */
+} tn_stats;
+/* Sums since the context was made or last reset. */
+TN_API tn_status tn_context_stats(const tn_context *ctx, tn_stats *stats, tn_error *err);
+TN_API void tn_context_stats_reset(tn_context *ctx);
+
+/* ---- sampling ---------------------------------------------------------------------------------- */
+
+typedef struct tn_logit_bias {
+    int32_t token;
+    float bias; /* added to the logit; -INFINITY bans the token */
+} tn_logit_bias;
+
+/* Unlike other options structs, zero is a value here: fill it with tn_sampler_defaults() first.
+ * Order: bias, penalties, top-k, top-p, min-p, temperature, draw. */
+typedef struct tn_sampler_options {
+    size_t struct_size;
+    float temperature; /* 0 = greedy */
+    int32_t top_k;     /* 0 = off */
+    float top_p;       /* 1 = off */
+    float min_p;       /* 0 = off */
+    float repeat_penalty;    /* 1 = off */
+    float presence_penalty;  /* 0 = off */
+    float frequency_penalty; /* 0 = off */
+    int32_t penalty_last_n;  /* window of the three penalties; 0 = off, -1 = all */
+    uint64_t seed;
+    const tn_logit_bias *bias; /* [n_bias], copied */
+    size_t n_bias;
+} tn_sampler_options;
+/* 0.8 / 40 / 0.95 / 0.05 and penalties off, overridden by the model's general.sampling.* keys
+ * (model may be NULL). Sets struct_size and seed 0. */
+TN_API tn_status tn_sampler_defaults(const tn_model *model, tn_sampler_options *opt, tn_error *err);
+
+typedef struct tn_sampler tn_sampler;
+/* TN_EARG names the option that is out of range. */
+TN_API tn_status tn_sampler_new(tn_sampler **out, const tn_engine *engine, const tn_sampler_options *opt,
+                                tn_error *err);
+TN_API void tn_sampler_free(tn_sampler *s);
+/* Notes a token of the sequence (prompt or generated) for the penalties. */
+TN_API tn_status tn_sampler_accept(tn_sampler *s, int32_t token, tn_error *err);
+/* Picks a token from logits[n_vocab], which are not changed. *logprob (may be NULL): natural log of
+ * the token's probability under the plain softmax of the logits. Does not accept it. The draw uses
+ * Philox4x32-10 keyed by the seed, counter = number of draws: the same stream on every machine.
+ * TN_EINTERNAL if a logit is NaN or all are -infinity. */
+TN_API tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n_vocab, int32_t *token,
+                                   float *logprob, tn_error *err);
+TN_API void tn_sampler_reset(tn_sampler *s); /* forgets accepted tokens and restarts the stream */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
