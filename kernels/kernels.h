@@ -179,7 +179,8 @@ typedef struct tn_kernels {
 void tn_kernels_init(tn_kernels *k, unsigned isa);
 
 /* The layers of the table, lowest first; each overrides what it has. Called by tn_kernels_init. */
-void tn_kernels_scalar(tn_kernels *k);      /* scalar.c: every slot of TN_LAYOUT_ROWS */
+void tn_kernels_scalar(tn_kernels *k);      /* scalar.c: matmul and dequantize of TN_LAYOUT_ROWS */
+void tn_kernels_scalar_ops(tn_kernels *k);  /* scalar_ops.c: every other slot */
 void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of TN_LAYOUT_R8 */
 void tn_kernels_avx2_rows(tn_kernels *k);   /* avx2_rows.c: matmul of row-major weights */
 void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights */
