@@ -124,8 +124,9 @@ static tn_status merge_part(tn_gguf *g, tn_gguf *p, tn_error *err)
                        g->n_tensors + p->n_tensors, sizeof *g->tensors);
     g->tensors = tensors;
     if (!ok) {
+        size_t bytes = p->n_tensors * sizeof *g->tensors;
         tn_gguf_close(p);
-        return tn_fail_nomem(err, p->n_tensors * sizeof *g->tensors, "the tensor list");
+        return tn_fail_nomem(err, bytes, "the tensor list");
     }
     for (size_t i = 0; i < p->n_tensors; i++) {
         g->tensors[g->n_tensors] = p->tensors[i];
