@@ -1,4 +1,4 @@
-/* Reading what was parsed: lookups, typed values, and how errors about keys and tensors are worded. */
+/* Reading what was parsed: lookups, typed values, and the wording of errors about them. */
 #include "internal.h"
 
 #include "cursor.h"
@@ -12,10 +12,12 @@ static const struct {
     const char *name;
     uint8_t bytes;
 } kinds[] = {
-    [TN_GGUF_U8] = {"U8", 1},         [TN_GGUF_I8] = {"I8", 1},       [TN_GGUF_U16] = {"U16", 2},
-    [TN_GGUF_I16] = {"I16", 2},       [TN_GGUF_U32] = {"U32", 4},     [TN_GGUF_I32] = {"I32", 4},
-    [TN_GGUF_F32] = {"F32", 4},       [TN_GGUF_BOOL] = {"BOOL", 1},   [TN_GGUF_STRING] = {"STRING", 0},
-    [TN_GGUF_ARRAY] = {"ARRAY", 0},   [TN_GGUF_U64] = {"U64", 8},     [TN_GGUF_I64] = {"I64", 8},
+    [TN_GGUF_U8] = {"U8", 1}, [TN_GGUF_I8] = {"I8", 1},
+    [TN_GGUF_U16] = {"U16", 2}, [TN_GGUF_I16] = {"I16", 2},
+    [TN_GGUF_U32] = {"U32", 4}, [TN_GGUF_I32] = {"I32", 4},
+    [TN_GGUF_F32] = {"F32", 4}, [TN_GGUF_BOOL] = {"BOOL", 1},
+    [TN_GGUF_STRING] = {"STRING", 0}, [TN_GGUF_ARRAY] = {"ARRAY", 0},
+    [TN_GGUF_U64] = {"U64", 8}, [TN_GGUF_I64] = {"I64", 8},
     [TN_GGUF_F64] = {"F64", 8},
 };
 enum { n_kinds = sizeof kinds / sizeof *kinds };

@@ -83,7 +83,7 @@ static void sip_round(uint64_t v[4])
     v[2] = rotl(v[2], 32);
 }
 
-/* SipHash-1-3 (Aumasson, Bernstein): a keyed hash whose collisions cannot be found without the key. */
+/* SipHash-1-3 (Aumasson, Bernstein): without the key nobody finds collisions. */
 static uint64_t sip_hash(const uint64_t key[2], tn_str s)
 {
     uint64_t v[4] = {key[0] ^ 0x736f6d6570736575u, key[1] ^ 0x646f72616e646f6du,

@@ -33,7 +33,7 @@ static tn_status fail_magic(const reader *r, const uint8_t *bytes, size_t size)
         {"tjgg", "an old GGJT file; convert the original model to GGUF"},
         {"FUGG", "a GGUF file with its bytes swapped; fetch it again"},
         {"PK\x03\x04", "a zip archive (a PyTorch checkpoint?); convert the model to GGUF"},
-        {"version https://git-lfs", "a Git LFS pointer; fetch the model itself with 'git lfs pull'"},
+        {"version https://git-lfs", "a Git LFS pointer; fetch the model with 'git lfs pull'"},
         {"<!DOCTYPE", "a web page; fetch the model itself"},
         {"<html", "a web page; fetch the model itself"},
     };
@@ -79,7 +79,7 @@ static tn_status parse_header(reader *r, uint64_t *n_keys, uint64_t *n_tensors)
     *n_keys = tn_cursor_u64(&r->c);
     if (r->c.failed)
         return tn_fail(r->err, TN_EFORMAT, (int64_t)r->c.error_pos,
-                       "%s: the file ends after %zu bytes, inside the 24-byte header of a GGUF file",
+                       "%s: the file ends after %zu bytes, in the 24-byte header of a GGUF file",
                        r->file, r->c.size);
     size_t left = tn_cursor_left(&r->c);
     if (*n_keys > max_records || *n_keys > left / min_key_bytes)
@@ -90,8 +90,8 @@ static tn_status parse_header(reader *r, uint64_t *n_keys, uint64_t *n_tensors)
     left -= (size_t)*n_keys * min_key_bytes;
     if (*n_tensors > max_records || *n_tensors > left / min_tensor_bytes)
         return tn_fail(r->err, TN_EFORMAT, 8,
-                       "%s: the header at byte 8 counts %llu tensors, which cannot fit into the %zu "
-                       "bytes that follow",
+                       "%s: the header at byte 8 counts %llu tensors, which cannot fit into the "
+                       "%zu bytes that follow",
                        r->file, (unsigned long long)*n_tensors, left);
     return TN_OK;
 }
@@ -154,8 +154,8 @@ static tn_status parse_values(reader *r, tn_gguf_key *k)
         tn_cursor_skip_strings(&r->c, k->n);
     if (r->c.failed)
         return tn_gguf_fail_key(r->g, k, r->err, TN_EFORMAT,
-                                "the file ends inside its value: %llu bytes are needed at byte %zu, "
-                                "%zu are left",
+                                "the file ends inside its value: %llu bytes are needed at byte "
+                                "%zu, %zu are left",
                                 (unsigned long long)r->c.error_need, r->c.error_pos,
                                 r->c.size - r->c.error_pos);
     k->data = r->c.data + start;
@@ -252,8 +252,10 @@ static tn_status measure_tensor(const reader *r, tn_gguf_tensor *t)
     if (!ok || t->bytes > INT64_MAX || elements > INT64_MAX / 8)
         return tn_gguf_fail_tensor(r->g, t, r->err, TN_EFORMAT,
                                    "its shape %llu x %llu x %llu x %llu is too large",
-                                   (unsigned long long)t->shape[0], (unsigned long long)t->shape[1],
-                                   (unsigned long long)t->shape[2], (unsigned long long)t->shape[3]);
+                                   (unsigned long long)t->shape[0],
+                                   (unsigned long long)t->shape[1],
+                                   (unsigned long long)t->shape[2],
+                                   (unsigned long long)t->shape[3]);
     return TN_OK;
 }
 
@@ -361,7 +363,8 @@ static tn_status parse_tensors(reader *r, uint64_t n)
         void *tensors = g->tensors;
         if (!tn_grow(g->alloc, &tensors, &g->cap_tensors, g->n_tensors, g->n_tensors + 1,
                      sizeof *g->tensors))
-            return tn_fail_nomem(r->err, 2 * g->cap_tensors * sizeof *g->tensors, "the tensor list");
+            return tn_fail_nomem(r->err, 2 * g->cap_tensors * sizeof *g->tensors,
+                                 "the tensor list");
         g->tensors = tensors;
         tn_status st = parse_tensor(r, i, &g->tensors[i]);
         if (st != TN_OK) return st;

@@ -183,7 +183,8 @@ void tn_gguf_writer_copy(tn_gguf_writer *w, const tn_gguf_key *k)
 static uint64_t tensor_bytes(uint32_t type, uint32_t n_dims, const uint64_t *shape)
 {
     size_t row;
-    if (n_dims < 1 || n_dims > TN_GGUF_MAX_DIMS || !tn_type_row_bytes(type, shape[0], &row)) return 0;
+    if (n_dims < 1 || n_dims > TN_GGUF_MAX_DIMS) return 0;
+    if (!tn_type_row_bytes(type, shape[0], &row)) return 0;
     uint64_t bytes = row;
     for (uint32_t d = 1; d < n_dims; d++)
         if (!tn_mul_u64(bytes, shape[d], &bytes)) return 0;

@@ -30,8 +30,8 @@ void tn_gguf_writer_strings(tn_gguf_writer *w, const char *key, uint64_t n, cons
 /* A key of another file, with its name. */
 void tn_gguf_writer_copy(tn_gguf_writer *w, const tn_gguf_key *k);
 
-/* shape: n_dims (1-4) sizes, fastest first. data: the tensor's bytes in the type's layout (copied), or
- * NULL in all calls to write a header only, as if the data were left out of the file. */
+/* shape: n_dims (1-4) sizes, fastest first. data: the tensor's bytes in the type's layout (copied),
+ * or NULL in all calls to write a header only, as if the data were left out of the file. */
 void tn_gguf_writer_tensor(tn_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
                            const uint64_t *shape, const void *data);
 

@@ -1,5 +1,5 @@
-/* Builds GGUF bytes by hand, right or wrong, for tests; and walks a parsed file through every accessor.
- * For well-formed test models gguf/write.h is less work. */
+/* Builds GGUF bytes by hand, right or wrong, for tests; and walks parsed files through every
+ * accessor. For well-formed test models gguf/write.h is less work. */
 #ifndef TN_GGUF_BUILD_H
 #define TN_GGUF_BUILD_H
 
@@ -128,7 +128,8 @@ static inline bool gguf_walk_key(const tn_gguf *g, const tn_gguf_key *k, const u
                                  size_t size)
 {
     char name[256];
-    bool ok = k->name.len > 0 && gguf_inside((const uint8_t *)k->name.data, k->name.len, all, size) &&
+    bool ok = k->name.len > 0 &&
+              gguf_inside((const uint8_t *)k->name.data, k->name.len, all, size) &&
               gguf_inside(k->data, k->data_bytes, all, size) && k->offset >= 0;
     if (ok && k->name.len < sizeof name) {
         memcpy(name, k->name.data, k->name.len);
@@ -186,7 +187,8 @@ static inline bool gguf_walk(const tn_gguf *g)
         ok = ok && (!data || gguf_inside(data, t->bytes, all, size));
         ok = ok && gguf_inside((const uint8_t *)t->name.data, t->name.len, all, size);
     }
-    return ok && !tn_gguf_key_at(g, tn_gguf_n_keys(g)) && !tn_gguf_tensor_at(g, tn_gguf_n_tensors(g));
+    return ok && !tn_gguf_key_at(g, tn_gguf_n_keys(g)) &&
+           !tn_gguf_tensor_at(g, tn_gguf_n_tensors(g));
 }
 
 #endif
