@@ -2,8 +2,9 @@
  *
  * Two levels. tn_gguf_parse() works on bytes in memory, does no I/O and is what the fuzzer drives.
  * tn_gguf_open() maps one file, or all parts of a split file, and parses them.
- * Everything returned points into the tn_gguf object (or into the caller's bytes, which must outlive
- * it) and stays valid until tn_gguf_close(). A tn_gguf is immutable: any number of threads may read.
+ * Everything returned points into the tn_gguf object (or into the caller's bytes, which must
+ * outlive it) and stays valid until tn_gguf_close(). A tn_gguf is immutable: any number of threads
+ * may read.
  * Source of the format: the GGUF specification in the ggml repository (docs/gguf.md). */
 #ifndef TN_GGUF_H
 #define TN_GGUF_H
@@ -65,17 +66,22 @@ typedef struct tn_gguf_options {
  * name is used in error messages only (copied). Rejects, naming byte offset and key or tensor:
  * bad magic, versions other than 2 and 3 (big-endian files by that name), counts that cannot fit
  * into the bytes, nested arrays, unknown value or tensor types, removed tensor types by name,
- * duplicate or empty or non-UTF-8 names, names over 64 bytes for tensors and 65,535 for keys,
- * alignment that is no power of two, unaligned, overlapping or out-of-file tensor extents.
- * Returns TN_OK, TN_EFORMAT, TN_EUNSUPPORTED, TN_ENOMEM. *out is NULL on failure. */
+ * duplicate, empty or non-UTF-8 names, zero bytes in names, names over 64 bytes for tensors and
+ * 65,535 for keys, bools other than 0 and 1, an alignment that is no power of two from 8 to 65,536,
+ * dimensions of 0, unaligned, overlapping or out-of-file tensor extents.
+ * Returns TN_OK, TN_EFORMAT, TN_EUNSUPPORTED (removed or unknown tensor types, other versions,
+ * big-endian files, nested arrays), TN_ENOMEM, TN_EARG. *out is NULL on failure. */
 TN_API tn_status tn_gguf_parse(tn_gguf **out, const void *bytes, size_t size, const char *name,
                                const tn_gguf_options *opt, tn_error *err);
 
 /* Opens a file, maps its bytes read-only, and parses it. For a split model (`split.count` > 1, name
  * ending in -00001-of-0000N.gguf) opens all parts, checks that they belong together
- * (`split.no`, `split.count`, `split.tensors.count`) and merges their tensors; metadata is part 1's.
- * Returns also TN_ENOENT and TN_EIO. Changing the file while it is open kills the process (SIGBUS). */
-TN_API tn_status tn_gguf_open(tn_gguf **out, const char *path, const tn_gguf_options *opt, tn_error *err);
+ * (`split.no`, `split.count`, `split.tensors.count`) and merges their tensors; metadata is part
+ * 1's. With header_only, too, all parts must be there. Returns also TN_ENOENT (also for a missing
+ * part) and TN_EIO (also for a directory or anything else that is no regular file).
+ * Changing the file while it is open kills the process (SIGBUS). */
+TN_API tn_status tn_gguf_open(tn_gguf **out, const char *path, const tn_gguf_options *opt,
+                              tn_error *err);
 
 TN_API void tn_gguf_close(tn_gguf *g); /* NULL is fine */
 
@@ -90,7 +96,8 @@ TN_API uint32_t tn_gguf_version(const tn_gguf *g);
 TN_API uint64_t tn_gguf_alignment(const tn_gguf *g);
 TN_API uint64_t tn_gguf_n_keys(const tn_gguf *g);
 TN_API const tn_gguf_key *tn_gguf_key_at(const tn_gguf *g, uint64_t i);
-TN_API const tn_gguf_key *tn_gguf_find(const tn_gguf *g, const char *name); /* NULL if absent; O(1) */
+/* NULL if absent; O(1). */
+TN_API const tn_gguf_key *tn_gguf_find(const tn_gguf *g, const char *name);
 TN_API uint64_t tn_gguf_n_tensors(const tn_gguf *g);
 TN_API const tn_gguf_tensor *tn_gguf_tensor_at(const tn_gguf *g, uint64_t i);
 TN_API const tn_gguf_tensor *tn_gguf_find_tensor(const tn_gguf *g, const char *name); /* O(1) */
@@ -99,15 +106,16 @@ TN_API const uint8_t *tn_gguf_tensor_data(const tn_gguf *g, const tn_gguf_tensor
 
 /* Typed reads of scalars. Absent key: TN_OK and *out untouched, so callers set the default first.
  * Wrong kind or a value that does not fit: TN_EFORMAT naming the key and offset.
- * Integers accept every integer kind (never floats or bools); floats accept F32 and F64, and must be
- * finite. */
+ * Integers accept every integer kind (never floats or bools); floats accept F32 and F64, and must
+ * be finite. */
 TN_API tn_status tn_gguf_get_u32(const tn_gguf *g, const char *key, uint32_t *out, tn_error *err);
 TN_API tn_status tn_gguf_get_u64(const tn_gguf *g, const char *key, uint64_t *out, tn_error *err);
 TN_API tn_status tn_gguf_get_f32(const tn_gguf *g, const char *key, float *out, tn_error *err);
 TN_API tn_status tn_gguf_get_bool(const tn_gguf *g, const char *key, bool *out, tn_error *err);
 TN_API tn_status tn_gguf_get_str(const tn_gguf *g, const char *key, tn_str *out, tn_error *err);
 
-/* Element i of an array or scalar entry; false if the kind does not match or i >= n.
+/* Element i of an array or scalar entry; false if the kind does not match or i >= n. Integers accept
+ * every integer kind, but not a U64 above INT64_MAX; floats accept F32 and F64, and may be NaN.
  * Strings are found by walking from the start: use tn_gguf_str_walk for whole arrays. */
 TN_API bool tn_gguf_value_i64(const tn_gguf_key *k, uint64_t i, int64_t *out);
 TN_API bool tn_gguf_value_f64(const tn_gguf_key *k, uint64_t i, double *out);

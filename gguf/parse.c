@@ -248,7 +248,7 @@ static tn_status measure_tensor(const reader *r, tn_gguf_tensor *t)
     for (uint32_t d = 1; ok && d < TN_GGUF_MAX_DIMS; d++)
         ok = tn_mul_u64(t->bytes, t->shape[d], &t->bytes) &&
              tn_mul_u64(elements, t->shape[d], &elements);
-    /* Elements are counted too: callers multiply them by 4 or less for float32 copies. */
+    /* Elements are bounded too, so that the size of a copy in a wider type cannot overflow. */
     if (!ok || t->bytes > INT64_MAX || elements > INT64_MAX / 8)
         return tn_gguf_fail_tensor(r->g, t, r->err, TN_EFORMAT,
                                    "its shape %llu x %llu x %llu x %llu is too large",

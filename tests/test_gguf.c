@@ -553,6 +553,36 @@ TEST(writer_round_trip)
     tn_gguf_writer_free(again);
 }
 
+TEST(writer_knows_the_range_of_every_integer)
+{
+    static const struct {
+        tn_gguf_kind kind;
+        int64_t min, max;
+    } kinds[] = {
+        {TN_GGUF_U8, 0, UINT8_MAX},          {TN_GGUF_I8, INT8_MIN, INT8_MAX},
+        {TN_GGUF_U16, 0, UINT16_MAX},        {TN_GGUF_I16, INT16_MIN, INT16_MAX},
+        {TN_GGUF_U32, 0, UINT32_MAX},        {TN_GGUF_I32, INT32_MIN, INT32_MAX},
+        {TN_GGUF_I64, INT64_MIN, INT64_MAX}, {TN_GGUF_U64, 0, INT64_MAX},
+    };
+    for (size_t i = 0; i < 8; i++) {
+        int64_t min = kinds[i].min, max = kinds[i].max;
+        for (int round = 0; round < 3; round++) {
+            if (round && max == INT64_MAX && (round == 1 || min == INT64_MIN)) continue;
+            tn_gguf_writer *w = tn_gguf_writer_new(NULL);
+            const uint8_t *p = NULL;
+            size_t n = 0;
+            tn_gguf_writer_int(w, "min", kinds[i].kind, round == 2 ? min - 1 : min);
+            tn_gguf_writer_int(w, "max", kinds[i].kind, round == 1 ? max + 1 : max);
+            tn_status st = tn_gguf_writer_finish(w, &p, &n, NULL);
+            CHECK_MSG(st == (round ? TN_EARG : TN_OK), "kind %zu, round %d: %d", i, round, st);
+            tn_gguf *g = st ? NULL : must_parse(&(gb){.p = (uint8_t *)(uintptr_t)p, .n = n});
+            if (g) check_i64(g, "min", 0, min), check_i64(g, "max", 0, max);
+            tn_gguf_close(g);
+            tn_gguf_writer_free(w);
+        }
+    }
+}
+
 TEST(writer_makes_header_only_files_and_refuses_nonsense)
 {
     tn_error err;

@@ -316,6 +316,10 @@ TEST(extents)
         one_tensor("t", 1, &n, TN_TYPE_F32, off, 96);
         refused("unaligned", "tensor 't' at byte 24|no multiple of the alignment 32");
     }
+    /* 2^62 elements in fewer than 2^61 bytes: their size as floats would overflow. */
+    uint64_t many[2] = {256, 1ull << 54};
+    one_tensor("t", 2, many, TN_TYPE_Q2_K, 0, 32);
+    refused("elements", "tensor 't'|is too large");
     /* A whole, small file whose tensor claims exabytes: refused by the extent. */
     n = 1ull << 55;
     one_tensor("t", 1, &n, TN_TYPE_F32, 0, 4096);
