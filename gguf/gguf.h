@@ -114,8 +114,8 @@ TN_API tn_status tn_gguf_get_f32(const tn_gguf *g, const char *key, float *out, 
 TN_API tn_status tn_gguf_get_bool(const tn_gguf *g, const char *key, bool *out, tn_error *err);
 TN_API tn_status tn_gguf_get_str(const tn_gguf *g, const char *key, tn_str *out, tn_error *err);
 
-/* Element i of an array or scalar entry; false if the kind does not match or i >= n. Integers accept
- * every integer kind, but not a U64 above INT64_MAX; floats accept F32 and F64, and may be NaN.
+/* Element i of an array or scalar entry; false if the kind does not match or i >= n. Integers take
+ * every integer kind, but not a U64 above INT64_MAX; floats take F32 and F64, and may be NaN.
  * Strings are found by walking from the start: use tn_gguf_str_walk for whole arrays. */
 TN_API bool tn_gguf_value_i64(const tn_gguf_key *k, uint64_t i, int64_t *out);
 TN_API bool tn_gguf_value_f64(const tn_gguf_key *k, uint64_t i, double *out);
