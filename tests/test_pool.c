@@ -1,0 +1,299 @@
+/* The thread pool: each item exactly once, whatever the threads, the grain and the load; and the
+ * default number of threads from made-up machines. */
+#include "harness.h"
+
+#include "../kernels/pool.h"
+#include "../kernels/topology.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAX_ITEMS = 4096 };
+
+typedef struct job {
+    int64_t n_items, grain;
+    int n_threads;
+    bool uneven;
+    atomic_int seen[MAX_ITEMS];
+    atomic_int bad_ranges, bad_workers;
+    atomic_int busy[16]; /* calls running as worker i: never more than one */
+    double sink[16];
+} job;
+
+static void count(void *arg, int64_t begin, int64_t end, int worker)
+{
+    job *j = arg;
+    if (worker < 0 || worker >= j->n_threads) {
+        j->bad_workers++;
+        return;
+    }
+    if (atomic_fetch_add(&j->busy[worker], 1) != 0) j->bad_workers++;
+    if (begin < 0 || begin >= end || end > j->n_items || begin % j->grain != 0 ||
+        (end % j->grain != 0 && end != j->n_items))
+        j->bad_ranges++;
+    for (int64_t i = begin; i < end && i < MAX_ITEMS; i++) {
+        j->seen[i]++;
+        for (int k = 0; j->uneven && k < (i % 61 == 0 ? 3000 : 3); k++)
+            j->sink[worker] = j->sink[worker] * 0.5 + k;
+    }
+    atomic_fetch_sub(&j->busy[worker], 1);
+}
+
+static void run_and_check(tn_pool *p, job *j)
+{
+    for (int64_t i = 0; i < MAX_ITEMS; i++) atomic_init(&j->seen[i], 0);
+    tn_pool_run(p, count, j, j->n_items, j->grain);
+    for (int64_t i = 0; i < MAX_ITEMS; i++)
+        if (atomic_load(&j->seen[i]) != (i < j->n_items)) {
+            FAIL("item %lld of %lld ran %d times (%d threads, grain %lld)", (long long)i,
+                 (long long)j->n_items, atomic_load(&j->seen[i]), j->n_threads, (long long)j->grain);
+            break;
+        }
+    CHECK_INT(j->bad_ranges, 0);
+    CHECK_INT(j->bad_workers, 0);
+}
+
+static void sweep(int n_threads, int repeats)
+{
+    static const int64_t sizes[] = {0, 1, 2, 3, 7, 8, 9, 31, 64, 100, 1000, 1023, 4096};
+    static const int64_t grains[] = {1, 2, 8, 32, 5000};
+    tn_pool *p = NULL;
+    job *j = calloc(1, sizeof *j);
+    REQUIRE(j);
+    REQUIRE(tn_pool_new(&p, n_threads, &tn_default_allocator, NULL) == TN_OK);
+    CHECK_INT(tn_pool_threads(p), n_threads);
+    j->n_threads = n_threads;
+    for (int r = 0; r < repeats; r++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+            for (size_t g = 0; g < sizeof grains / sizeof *grains; g++) {
+                j->n_items = sizes[s];
+                j->grain = grains[g];
+                j->uneven = (r + s + g) % 2;
+                run_and_check(p, j);
+            }
+    tn_pool_free(p);
+    free(j);
+}
+
+TEST(every_item_exactly_once)
+{
+    for (int n = 1; n <= 8; n++) sweep(n, 3);
+}
+
+static void sum_range(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) ((int64_t *)arg)[i] += i;
+}
+
+/* Plain memory written in one loop is seen by the next, and by the caller; workers are overtaken by
+ * loops so short that they miss them. */
+TEST(many_short_loops)
+{
+    enum { N = 24, LOOPS = 20000 };
+    for (int threads = 2; threads <= 4; threads += 2) {
+        int64_t v[N] = {0};
+        tn_pool *p = NULL;
+        REQUIRE(tn_pool_new(&p, threads, &tn_default_allocator, NULL) == TN_OK);
+        for (int r = 0; r < LOOPS; r++) tn_pool_run(p, sum_range, v, N, 1 + r % 3);
+        for (int i = 0; i < N; i++) CHECK_INT(v[i], (int64_t)LOOPS * i);
+        tn_pool_free(p);
+    }
+}
+
+/* Pauses longer than the spinning, so that workers and caller sleep and are woken. */
+static void nap(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        if (i % 8 == 3) usleep(300);
+        atomic_fetch_add((atomic_int *)arg, 1);
+    }
+}
+
+TEST(sleeping_and_waking)
+{
+    tn_pool *p = NULL;
+    atomic_int n = 0;
+    REQUIRE(tn_pool_new(&p, 3, &tn_default_allocator, NULL) == TN_OK);
+    for (int r = 0; r < 50; r++) {
+        tn_pool_run(p, nap, &n, 16, 1);
+        if (r % 5 == 0) usleep(2000);
+    }
+    CHECK_INT(atomic_load(&n), 50 * 16);
+    tn_pool_free(p);
+}
+
+/* Every item waits until all have begun: passes only if all threads work at the same time. */
+static void meet(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker, (void)begin, (void)end;
+    atomic_fetch_add((atomic_int *)arg, 1);
+    for (int i = 0; i < 20000 && atomic_load((atomic_int *)arg) < 4; i++) usleep(500);
+}
+
+TEST(all_threads_work)
+{
+    tn_pool *p = NULL;
+    REQUIRE(tn_pool_new(&p, 4, &tn_default_allocator, NULL) == TN_OK);
+    for (int r = 0; r < 20; r++) {
+        atomic_int n = 0;
+        tn_pool_run(p, meet, &n, 4, 1);
+        CHECK_INT(atomic_load(&n), 4);
+        usleep(r % 3 * 200);
+    }
+    tn_pool_free(p);
+}
+
+static void *own_pool(void *arg)
+{
+    int64_t v[64] = {0};
+    tn_pool *p = NULL;
+    if (tn_pool_new(&p, 2, &tn_default_allocator, NULL)) return arg;
+    for (int r = 0; r < 500; r++) tn_pool_run(p, sum_range, v, 64, 4);
+    tn_pool_free(p);
+    for (int i = 0; i < 64; i++)
+        if (v[i] != 500 * i) return arg;
+    return NULL;
+}
+
+TEST(several_pools_at_once)
+{
+    pthread_t t[4];
+    void *wrong = NULL;
+    int one = 1;
+    for (int i = 0; i < 4; i++) REQUIRE(pthread_create(&t[i], NULL, own_pool, &one) == 0);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(t[i], &wrong);
+        CHECK(wrong == NULL);
+    }
+}
+
+static void *no_memory(void *user, size_t bytes, size_t align)
+{
+    (void)user, (void)bytes, (void)align;
+    return NULL;
+}
+
+TEST(bad_arguments_and_no_memory)
+{
+    tn_allocator none = tn_default_allocator;
+    tn_pool *p = (tn_pool *)&none;
+    tn_error err = {0};
+    none.alloc = no_memory;
+    CHECK_INT(tn_pool_new(&p, 0, &tn_default_allocator, &err), TN_EARG);
+    CHECK(p == NULL && strstr(err.msg, "0 threads"));
+    CHECK_INT(tn_pool_new(&p, 1 << 20, &tn_default_allocator, &err), TN_EARG);
+    CHECK_INT(tn_pool_new(&p, 2, &none, &err), TN_ENOMEM);
+    CHECK(p == NULL);
+    tn_pool_free(NULL);
+}
+
+/* ---- topology ---------------------------------------------------------------------------------- */
+
+static char root[64];
+
+/* Writes root/path, making its directories. */
+static void put(const char *path, const char *text)
+{
+    char full[512];
+    snprintf(full, sizeof full, "%s%s", root, path);
+    for (char *s = full + strlen(root) + 1; (s = strchr(s, '/')); s++) {
+        *s = 0;
+        mkdir(full, 0700);
+        *s = '/';
+    }
+    FILE *f = fopen(full, "w");
+    REQUIRE(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void make_root(void)
+{
+    strcpy(root, "/tmp/tn_pool_XXXXXX");
+    if (!mkdtemp(root)) root[0] = 0;
+}
+
+static void remove_root(void)
+{
+    char cmd[128];
+    snprintf(cmd, sizeof cmd, "rm -r '%s'", root);
+    CHECK_INT(system(cmd), 0);
+}
+
+static void siblings(int cpu, const char *list)
+{
+    char path[128];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    put(path, list);
+}
+
+static int cores(uint64_t mask)
+{
+    return tn_topology_threads(root, &mask, 1);
+}
+
+TEST(topology_smt_and_affinity)
+{
+    make_root();
+    REQUIRE(root[0]);
+    CHECK_INT(cores(0xf), 4); /* nothing known: every processor counts */
+    siblings(0, "0,4\n"), siblings(4, "0,4\n");
+    siblings(1, "1,5\n"), siblings(5, "1,5\n");
+    siblings(2, "2-3\n"), siblings(3, "2-3\n");
+    CHECK_INT(cores(0x3f), 3);
+    CHECK_INT(cores(0x30), 2); /* the first sibling is not ours */
+    CHECK_INT(cores(0x08), 1);
+    CHECK_INT(cores(0), 1);
+    put("/sys/devices/cpu_core/cpus", "0-1,4-5\n"); /* hybrid: 2 and 3 are efficiency cores */
+    CHECK_INT(cores(0x3f), 2);
+    CHECK_INT(cores(0x0c), 1); /* only efficiency cores allowed: use them */
+    remove_root();
+}
+
+TEST(topology_cgroup_v2)
+{
+    make_root();
+    REQUIRE(root[0]);
+    put("/proc/self/cgroup", "0::/user.slice/app\n");
+    put("/sys/fs/cgroup/user.slice/app/cpu.max", "max 100000\n");
+    CHECK_INT(cores(0xff), 8);
+    put("/sys/fs/cgroup/user.slice/cpu.max", "350000 100000\n");
+    CHECK_INT(cores(0xff), 3);
+    put("/sys/fs/cgroup/user.slice/app/cpu.max", "50000 100000\n");
+    CHECK_INT(cores(0xff), 1);
+    put("/sys/fs/cgroup/user.slice/app/cpu.max", "rubbish\n");
+    CHECK_INT(cores(0xff), 3);
+    put("/proc/self/cgroup", "0::/\n"); /* inside a container the group is the root */
+    put("/sys/fs/cgroup/cpu.max", "200000 100000\n");
+    CHECK_INT(cores(0xff), 2);
+    remove_root();
+}
+
+TEST(topology_cgroup_v1)
+{
+    make_root();
+    REQUIRE(root[0]);
+    put("/proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/box\n0::/\n");
+    put("/sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", "-1\n");
+    put("/sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us", "100000\n");
+    CHECK_INT(cores(0xff), 8);
+    put("/sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", "400000\n");
+    CHECK_INT(cores(0xff), 4);
+    put("/proc/self/cgroup", "4:cpu:/box\n"); /* its directory is not visible: the mount's root */
+    put("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "200000\n");
+    put("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+    CHECK_INT(cores(0xff), 2);
+    remove_root();
+}
+
+TEST(default_threads_of_this_machine)
+{
+    CHECK(tn_pool_default_threads() >= 1);
+    CHECK(tn_pool_default_threads() <= sysconf(_SC_NPROCESSORS_CONF));
+}
+
+TEST_MAIN
