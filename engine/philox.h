@@ -1,6 +1,6 @@
 /* Internal: Philox4x32-10, the counter-based random generator of Salmon, Moraes, Dror and Shaw,
- * "Parallel random numbers: as easy as 1, 2, 3" (SC11). Pure integer arithmetic: the same numbers on
- * every machine. */
+ * "Parallel random numbers: as easy as 1, 2, 3" (SC11). Pure integer arithmetic: the same numbers
+ * on every machine. */
 #ifndef TN_PHILOX_H
 #define TN_PHILOX_H
 

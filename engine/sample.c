@@ -1,5 +1,5 @@
-/* Sampling: from logits to one token. Candidates are ordered only as far as a step needs it, so that
- * a vocabulary of 262,144 costs little more than reading it. */
+/* Sampling: from logits to one token. Candidates are ordered only as far as a step needs it, so
+ * that a vocabulary of 262,144 costs little more than reading it. */
 #include "model.h"
 #include "philox.h"
 
@@ -53,10 +53,12 @@ static void unlock(tn_sampler *s)
 
 static tn_status fail_busy(tn_error *err)
 {
-    return tn_fail(err, TN_EBUSY, -1, "the sampler is in use by another thread; use one per thread");
+    return tn_fail(err, TN_EBUSY, -1,
+                   "the sampler is in use by another thread; use one per thread");
 }
 
-/* ---- options ----------------------------------------------------------------------------------- */
+/* ---- options -----------------------------------------------------------------------------------
+ */
 
 /* False for NaN. */
 static bool within(double v, double lo, double hi)
@@ -86,8 +88,14 @@ enum { n_ranges = sizeof ranges / sizeof ranges[0], r_top_k = 1, r_last_n = 5 };
 
 static void option_values(const tn_sampler_options *o, double v[n_ranges])
 {
-    const double all[n_ranges] = {o->temperature, o->top_k, o->top_p, o->min_p, o->repeat_penalty,
-                                  o->penalty_last_n, o->presence_penalty, o->frequency_penalty};
+    const double all[n_ranges] = {o->temperature,
+                                  o->top_k,
+                                  o->top_p,
+                                  o->min_p,
+                                  o->repeat_penalty,
+                                  o->penalty_last_n,
+                                  o->presence_penalty,
+                                  o->frequency_penalty};
     memcpy(v, all, sizeof all);
 }
 
@@ -97,16 +105,19 @@ static tn_status check_options(const tn_sampler_options *o, tn_error *err)
     option_values(o, v);
     for (int i = 0; i < n_ranges; i++)
         if (!within(v[i], ranges[i].lo, ranges[i].hi))
-            return tn_fail(err, TN_EARG, -1, "sampler option %s is %g; allowed: %s", ranges[i].option,
-                           v[i], ranges[i].allowed);
+            return tn_fail(err, TN_EARG, -1, "sampler option %s is %g; allowed: %s",
+                           ranges[i].option, v[i], ranges[i].allowed);
     if (o->n_bias && !o->bias)
-        return tn_fail(err, TN_EARG, -1, "sampler option bias is NULL, but n_bias is %zu", o->n_bias);
+        return tn_fail(err, TN_EARG, -1, "sampler option bias is NULL, but n_bias is %zu",
+                       o->n_bias);
     for (size_t i = 0; i < o->n_bias; i++) {
         const tn_logit_bias b = o->bias[i];
         if (b.token < 0 || !(b.bias <= FLT_MAX))
-            return tn_fail(err, TN_EARG, -1,
-                           "sampler option bias: entry %zu gives token %d a bias of %g; use a token id "
-                           "of 0 or more and a finite number or -infinity", i, (int)b.token, (double)b.bias);
+            return tn_fail(
+                err, TN_EARG, -1,
+                "sampler option bias: entry %zu gives token %d a bias of %g; use a token id "
+                "of 0 or more and a finite number or -infinity",
+                i, (int)b.token, (double)b.bias);
     }
     return TN_OK;
 }
@@ -137,8 +148,13 @@ static tn_status read_key(const tn_gguf *g, int i, double *v, tn_error *err)
 tn_status tn_sampler_defaults(const tn_model *model, tn_sampler_options *opt, tn_error *err)
 {
     if (!opt) return tn_fail(err, TN_EARG, -1, "tn_sampler_defaults: opt is NULL");
-    tn_sampler_options o = {.struct_size = sizeof o, .temperature = 0.8f, .top_k = 40, .top_p = 0.95f,
-                            .min_p = 0.05f, .repeat_penalty = 1, .penalty_last_n = 64};
+    tn_sampler_options o = {.struct_size = sizeof o,
+                            .temperature = 0.8f,
+                            .top_k = 40,
+                            .top_p = 0.95f,
+                            .min_p = 0.05f,
+                            .repeat_penalty = 1,
+                            .penalty_last_n = 64};
     if (model) {
         double v[n_ranges];
         option_values(&o, v);
@@ -158,7 +174,8 @@ tn_status tn_sampler_defaults(const tn_model *model, tn_sampler_options *opt, tn
     return TN_OK;
 }
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life --------------------------------------------------------------------------------------
+ */
 
 static tn_status read_options(tn_sampler_options *o, const tn_sampler_options *opt, tn_error *err)
 {
@@ -258,7 +275,8 @@ tn_status tn_sampler_accept(tn_sampler *s, int32_t token, tn_error *err)
     return status;
 }
 
-/* ---- bias and penalties ------------------------------------------------------------------------ */
+/* ---- bias and penalties ------------------------------------------------------------------------
+ */
 
 static tn_status reserve(tn_sampler *s, int32_t n_vocab, tn_error *err)
 {
@@ -287,9 +305,11 @@ static tn_status copy_logits(tn_sampler *s, const float *logits, tn_error *err)
     }
     for (int32_t i = 0; !good && i < s->n_vocab; i++)
         if (!(logits[i] <= FLT_MAX))
-            return tn_fail(err, TN_EINTERNAL, -1,
-                           "the logit of token %d is %s: the forward pass went wrong (a damaged model "
-                           "file, or a bug in tenon)", (int)i, logits[i] != logits[i] ? "NaN" : "infinite");
+            return tn_fail(
+                err, TN_EINTERNAL, -1,
+                "the logit of token %d is %s: the forward pass went wrong (a damaged model "
+                "file, or a bug in tenon)",
+                (int)i, logits[i] != logits[i] ? "NaN" : "infinite");
     return TN_OK;
 }
 
@@ -324,9 +344,10 @@ static tn_status add_penalties(tn_sampler *s, tn_error *err)
     for (size_t i = 0; i < n; i++)
         if (window[i] >= s->n_vocab)
             return tn_fail(err, TN_EARG, -1,
-                           "token %d was accepted, but the vocabulary has %d tokens", (int)window[i],
-                           (int)s->n_vocab);
-    for (size_t i = 0; i < n; i++) s->counts[window[i]]++;
+                           "token %d was accepted, but the vocabulary has %d tokens",
+                           (int)window[i], (int)s->n_vocab);
+    for (size_t i = 0; i < n; i++)
+        s->counts[window[i]]++;
     for (size_t i = 0; i < n; i++) {
         const int32_t id = window[i];
         if (!s->counts[id]) continue;
@@ -336,7 +357,8 @@ static tn_status add_penalties(tn_sampler *s, tn_error *err)
     return TN_OK;
 }
 
-/* ---- order ------------------------------------------------------------------------------------- */
+/* ---- order -------------------------------------------------------------------------------------
+ */
 
 /* Restores "every parent is behind its children" below i: the worst candidate is c[0]. */
 static void sift_down(cand *c, size_t n, size_t i)
@@ -355,7 +377,8 @@ static void sift_down(cand *c, size_t n, size_t i)
 
 static void heapify(cand *c, size_t n)
 {
-    for (size_t i = n / 2; i-- > 0;) sift_down(c, n, i);
+    for (size_t i = n / 2; i-- > 0;)
+        sift_down(c, n, i);
 }
 
 /* Best first; n log n in the worst case. */
@@ -380,7 +403,8 @@ static cand median3(cand x, cand y, cand z)
     return ahead(z, x) ? x : ahead(z, y) ? z : y;
 }
 
-/* Moves the k best of c[n] to its front, in no order. All candidates differ by id, so none are equal. */
+/* Moves the k best of c[n] to its front, in no order. All candidates differ by id, so none are
+ * equal. */
 static void select_best(cand *c, size_t n, size_t k)
 {
     size_t lo = 0, hi = n; /* the cut lies in [lo, hi] */
@@ -388,8 +412,10 @@ static void select_best(cand *c, size_t n, size_t k)
         const cand pivot = median3(c[lo], c[lo + (hi - lo) / 2], c[hi - 1]);
         size_t i = lo, j = hi - 1;
         for (;;) {
-            while (ahead(c[i], pivot)) i++;
-            while (ahead(pivot, c[j])) j--;
+            while (ahead(c[i], pivot))
+                i++;
+            while (ahead(pivot, c[j]))
+                j--;
             if (i >= j) break;
             const cand t = c[i];
             c[i++] = c[j];
@@ -415,9 +441,11 @@ static void sort_to(pool *p, size_t i)
     }
 }
 
-/* ---- filters ----------------------------------------------------------------------------------- */
+/* ---- filters -----------------------------------------------------------------------------------
+ */
 
-/* The k best logits above -infinity, sorted. Ids rise, so equal logits never replace an earlier one. */
+/* The k best logits above -infinity, sorted. Ids rise, so equal logits never replace an earlier
+ * one. */
 static void gather_top_k(const float *l, int32_t n, size_t k, pool *p)
 {
     int32_t i = 0;
@@ -457,11 +485,13 @@ static inline double weight(float logit, float max, double inv_temp)
 static double total_weight(const pool *p, float max, double inv_temp)
 {
     double sum = 0;
-    for (size_t i = 0; i < p->n; i++) sum += weight(p->c[i].logit, max, inv_temp);
+    for (size_t i = 0; i < p->n; i++)
+        sum += weight(p->c[i].logit, max, inv_temp);
     return sum;
 }
 
-/* Number of best candidates whose weights first exceed (or, if reach, attain) `target`; all if none. */
+/* Number of best candidates whose weights first exceed (or, if reach, attain) `target`; all if
+ * none. */
 static size_t count_to(pool *p, float max, double inv_temp, double target, bool reach)
 {
     double sum = 0;
@@ -492,7 +522,8 @@ static void keep_min_p(pool *p, float max, float min_p)
     if (p->sorted > n) p->sorted = n;
 }
 
-/* ---- the chain --------------------------------------------------------------------------------- */
+/* ---- the chain ---------------------------------------------------------------------------------
+ */
 
 static int32_t argmax(const float *l, int32_t n)
 {
@@ -538,8 +569,7 @@ static tn_status sample(tn_sampler *s, const float *logits, int32_t n_vocab, int
     const int32_t best = argmax(s->logits, n_vocab);
     const float max = s->logits[best];
     if (!(max > -INFINITY))
-        return tn_fail(err, TN_EINTERNAL, -1,
-                       "no token can be chosen: every logit is -infinity%s",
+        return tn_fail(err, TN_EINTERNAL, -1, "no token can be chosen: every logit is -infinity%s",
                        s->opt.n_bias ? " (after the logit biases)" : "");
     *token = s->opt.temperature > 0 ? draw(s, max) : best;
     return TN_OK;
@@ -549,9 +579,10 @@ tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n_vocab,
                             float *logprob, tn_error *err)
 {
     if (!s || !logits || !token || n_vocab < 1)
-        return tn_fail(err, TN_EARG, -1,
-                       "tn_sampler_sample: sampler, logits and token must not be NULL, n_vocab is %d",
-                       (int)n_vocab);
+        return tn_fail(
+            err, TN_EARG, -1,
+            "tn_sampler_sample: sampler, logits and token must not be NULL, n_vocab is %d",
+            (int)n_vocab);
     if (!lock(s)) return fail_busy(err);
     int32_t id = 0;
     const tn_status status = sample(s, logits, n_vocab, &id, err);

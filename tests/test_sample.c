@@ -50,25 +50,28 @@ static unsigned seen(const tn_sampler_options *o, const float *logits, int32_t n
 {
     tn_sampler *s = sampler(o);
     unsigned mask = 0;
-    for (int i = 0; s && i < 2000; i++) mask |= 1u << next(s, logits, n);
+    for (int i = 0; s && i < 2000; i++)
+        mask |= 1u << next(s, logits, n);
     tn_sampler_free(s);
     return mask;
 }
 
 /* Greedy choice after accepting tokens. */
-static int32_t greedy_after(tn_sampler_options o, const float *logits, int32_t n, const int32_t *accepted,
-                            size_t n_accepted)
+static int32_t greedy_after(tn_sampler_options o, const float *logits, int32_t n,
+                            const int32_t *accepted, size_t n_accepted)
 {
     o.temperature = 0;
     tn_sampler *s = sampler(&o);
     if (!s) return -1;
-    for (size_t i = 0; i < n_accepted; i++) CHECK_INT(tn_sampler_accept(s, accepted[i], NULL), TN_OK);
+    for (size_t i = 0; i < n_accepted; i++)
+        CHECK_INT(tn_sampler_accept(s, accepted[i], NULL), TN_OK);
     const int32_t t = next(s, logits, n);
     tn_sampler_free(s);
     return t;
 }
 
-/* ---- generator --------------------------------------------------------------------------------- */
+/* ---- generator ---------------------------------------------------------------------------------
+ */
 
 /* The known answers published with Random123 for philox4x32, 10 rounds. */
 TEST(philox_known_answers)
@@ -87,7 +90,8 @@ TEST(philox_known_answers)
     for (size_t i = 0; i < 3; i++) {
         uint32_t out[4];
         tn_philox4x32(known[i].ctr, known[i].key, out);
-        for (int j = 0; j < 4; j++) CHECK_INT(out[j], known[i].out[j]);
+        for (int j = 0; j < 4; j++)
+            CHECK_INT(out[j], known[i].out[j]);
     }
 }
 
@@ -100,7 +104,8 @@ TEST(philox_uniform)
     CHECK_NEAR(tn_philox_uniform(0xffffffff12345678u, 1ull << 33), 0.97059052131313106, 0);
 }
 
-/* ---- recorded streams -------------------------------------------------------------------------- */
+/* ---- recorded streams --------------------------------------------------------------------------
+ */
 
 typedef struct stream {
     struct {
@@ -116,20 +121,20 @@ typedef struct stream {
 /* Computed by an independent program, which sorts everything, in double precision. */
 static const stream streams[] = {
     {{42, 0.8f, 40, 0.95f, 0.05f, 1, 0, 0, 0},
-     {4934, 2291, 1042, 1042, 315, 687, 285, 4363, 3527, 4363, 1042, 4798, 1731, 654, 285,
-      728, 1731, 4934, 1318, 3716, 1318, 4798, 2370, 2477}},
+     {4934, 2291, 1042, 1042, 315,  687,  285,  4363, 3527, 4363, 1042, 4798,
+      1731, 654,  285,  728,  1731, 4934, 1318, 3716, 1318, 4798, 2370, 2477}},
     {{42, 1, 0, 1, 0, 1, 0, 0, 0},
-     {4642, 1341, 4908, 4931, 1421, 3009, 2553, 2486, 426, 2803, 2255, 652, 3397, 2170, 227,
-      4461, 3198, 4535, 261, 2383, 2878, 267, 3730, 3668}},
+     {4642, 1341, 4908, 4931, 1421, 3009, 2553, 2486, 426,  2803, 2255, 652,
+      3397, 2170, 227,  4461, 3198, 4535, 261,  2383, 2878, 267,  3730, 3668}},
     {{(1ull << 40) + 3, 1.3f, 2000, 0.9f, 0, 1, 0, 0, 0},
-     {4931, 3435, 2986, 2316, 3775, 4339, 2485, 4053, 491, 748, 963, 2622, 3646, 697, 297,
-      1936, 3719, 4968, 960, 3350, 4733, 4460, 810, 3281}},
+     {4931, 3435, 2986, 2316, 3775, 4339, 2485, 4053, 491,  748,  963, 2622,
+      3646, 697,  297,  1936, 3719, 4968, 960,  3350, 4733, 4460, 810, 3281}},
     {{9, 0.7f, 0, 1, 0.02f, 1, 0, 0, 0},
-     {104, 4854, 793, 4140, 3287, 426, 2158, 1779, 4809, 285, 2370, 4461, 4461, 3084, 3440,
-      98, 4783, 2337, 3739, 293, 4407, 109, 2291, 117}},
+     {104,  4854, 793,  4140, 3287, 426,  2158, 1779, 4809, 285, 2370, 4461,
+      4461, 3084, 3440, 98,   4783, 2337, 3739, 293,  4407, 109, 2291, 117}},
     {{5, 0.8f, 10, 0.95f, 0.05f, 1.3f, 0.5f, 0.25f, 6},
-     {98, 4176, 4376, 2275, 1006, 1731, 728, 687, 98, 2291, 3287, 148, 4363, 728, 687, 3716,
-      4376, 98, 3287, 4798, 1731, 1006, 3716, 3527}},
+     {98,   4176, 4376, 2275, 1006, 1731, 728,  687,  98,   2291, 3287, 148,
+      4363, 728,  687,  3716, 4376, 98,   3287, 4798, 1731, 1006, 3716, 3527}},
 };
 
 enum { stream_vocab = 5000 };
@@ -152,7 +157,8 @@ static tn_sampler_options stream_options(const stream *r)
 static void stream_logits(float *logits)
 {
     uint64_t state = 7;
-    for (int i = 0; i < stream_vocab; i++) logits[i] = test_randf(&state) * 8;
+    for (int i = 0; i < stream_vocab; i++)
+        logits[i] = test_randf(&state) * 8;
 }
 
 TEST(recorded_streams)
@@ -167,8 +173,8 @@ TEST(recorded_streams)
         for (int turn = 0; turn < 2; turn++) {
             for (int i = 0; i < 24; i++) {
                 const int32_t t = next(s, logits, stream_vocab);
-                CHECK_MSG(t == streams[r].tokens[i], "stream %zu turn %d draw %d: %d, want %d", r, turn, i,
-                          (int)t, (int)streams[r].tokens[i]);
+                CHECK_MSG(t == streams[r].tokens[i], "stream %zu turn %d draw %d: %d, want %d", r,
+                          turn, i, (int)t, (int)streams[r].tokens[i]);
                 tn_sampler_accept(s, t, NULL);
             }
             tn_sampler_reset(s);
@@ -188,13 +194,15 @@ TEST(seeds_differ)
     tn_sampler *t = sampler(&o);
     REQUIRE(s && t);
     int same = 0;
-    for (int i = 0; i < 64; i++) same += next(s, logits, stream_vocab) == next(t, logits, stream_vocab);
+    for (int i = 0; i < 64; i++)
+        same += next(s, logits, stream_vocab) == next(t, logits, stream_vocab);
     CHECK(same < 16);
     tn_sampler_free(s);
     tn_sampler_free(t);
 }
 
-/* ---- the draw ---------------------------------------------------------------------------------- */
+/* ---- the draw ----------------------------------------------------------------------------------
+ */
 
 /* Pearson's statistic of 20,000 draws against softmax(logits / temperature). */
 static double chi_square(const float *logits, int32_t n, float temperature, uint64_t seed)
@@ -206,8 +214,10 @@ static double chi_square(const float *logits, int32_t n, float temperature, uint
     tn_sampler *s = sampler(&o);
     double p[64], sum = 0, chi = 0;
     int count[64] = {0};
-    for (int i = 0; i < draws; i++) count[next(s, logits, n)]++;
-    for (int i = 0; i < n; i++) sum += p[i] = exp((double)logits[i] / (double)temperature);
+    for (int i = 0; i < draws; i++)
+        count[next(s, logits, n)]++;
+    for (int i = 0; i < n; i++)
+        sum += p[i] = exp((double)logits[i] / (double)temperature);
     for (int i = 0; i < n; i++) {
         const double want = draws * p[i] / sum;
         chi += (count[i] - want) * (count[i] - want) / want;
@@ -232,7 +242,8 @@ TEST(logprob_is_of_the_plain_softmax)
     static float logits[stream_vocab];
     stream_logits(logits);
     double sum = 0;
-    for (int i = 0; i < stream_vocab; i++) sum += exp((double)logits[i]);
+    for (int i = 0; i < stream_vocab; i++)
+        sum += exp((double)logits[i]);
     tn_sampler_options o = defaults();
     const tn_logit_bias bias = {17, 100};
     o.bias = &bias;
@@ -247,7 +258,8 @@ TEST(logprob_is_of_the_plain_softmax)
     tn_sampler_free(s);
 }
 
-/* ---- options by hand --------------------------------------------------------------------------- */
+/* ---- options by hand ---------------------------------------------------------------------------
+ */
 
 TEST(greedy_takes_the_lowest_id_of_equals)
 {
@@ -380,7 +392,8 @@ TEST(bias_comes_before_penalties)
 TEST(penalties_see_the_last_n_tokens)
 {
     int32_t accepted[40] = {0}; /* 0 first, then 39 times 2 */
-    for (int i = 1; i < 40; i++) accepted[i] = 2;
+    for (int i = 1; i < 40; i++)
+        accepted[i] = 2;
     const float logits[3] = {5, 4, 0};
     tn_sampler_options o = plain();
     o.presence_penalty = 2;
@@ -396,7 +409,8 @@ TEST(penalties_see_the_last_n_tokens)
     CHECK_INT(greedy_after(o, logits, 3, accepted, 1), 0);
 }
 
-/* ---- large vocabularies ------------------------------------------------------------------------ */
+/* ---- large vocabularies ------------------------------------------------------------------------
+ */
 
 static int by_logit(const void *x, const void *y)
 {
@@ -408,18 +422,21 @@ static int by_logit(const void *x, const void *y)
 static int32_t slow_draw(const float *logits, int32_t n, const tn_sampler_options *o, uint64_t draw)
 {
     const float **order = malloc((size_t)n * sizeof *order);
-    for (int32_t i = 0; i < n; i++) order[i] = logits + i;
+    for (int32_t i = 0; i < n; i++)
+        order[i] = logits + i;
     qsort(order, (size_t)n, sizeof *order, by_logit);
     int32_t m = o->top_k && o->top_k < n ? o->top_k : n;
     double sum = 0, part = 0;
-    for (int32_t i = 0; i < m; i++) sum += exp((double)*order[i] - (double)*order[0]);
+    for (int32_t i = 0; i < m; i++)
+        sum += exp((double)*order[i] - (double)*order[0]);
     for (int32_t i = 0; i < m && o->top_p < 1; i++) {
         part += exp((double)*order[i] - (double)*order[0]);
         if (part >= (double)o->top_p * sum) m = i + 1;
     }
     const double u = tn_philox_uniform(o->seed, draw), temp = (double)o->temperature;
     sum = part = 0;
-    for (int32_t i = 0; i < m; i++) sum += exp(((double)*order[i] - (double)*order[0]) / temp);
+    for (int32_t i = 0; i < m; i++)
+        sum += exp(((double)*order[i] - (double)*order[0]) / temp);
     int32_t id = -1;
     for (int32_t i = 0; i < m && id < 0; i++) {
         part += exp(((double)*order[i] - (double)*order[0]) / temp);
@@ -438,7 +455,10 @@ TEST(partial_selection_equals_full_sorting)
     for (int shape = 0; shape < 4; shape++) {
         for (int i = 0; i < n; i++) {
             const float r = test_randf(&state);
-            logits[i] = shape == 0 ? r * 3 : shape == 1 ? (float)(i % 5) : shape == 2 ? (float)i / n * 9 : -r * r;
+            logits[i] = shape == 0   ? r * 3
+                        : shape == 1 ? (float)(i % 5)
+                        : shape == 2 ? (float)i / n * 9
+                                     : -r * r;
         }
         for (size_t k = 0; k < sizeof top_k / sizeof top_k[0]; k++) {
             tn_sampler_options o = plain();
@@ -447,13 +467,15 @@ TEST(partial_selection_equals_full_sorting)
             o.seed = (uint64_t)shape;
             tn_sampler *s = sampler(&o);
             REQUIRE(s);
-            for (uint64_t d = 0; d < 3; d++) CHECK_INT(next(s, logits, n), slow_draw(logits, n, &o, d));
+            for (uint64_t d = 0; d < 3; d++)
+                CHECK_INT(next(s, logits, n), slow_draw(logits, n, &o, d));
             tn_sampler_free(s);
         }
     }
 }
 
-/* ---- refusals ---------------------------------------------------------------------------------- */
+/* ---- refusals ----------------------------------------------------------------------------------
+ */
 
 TEST(bad_logits_are_errors)
 {
@@ -479,11 +501,25 @@ TEST(bad_logits_are_errors)
 TEST(options_out_of_range_are_named)
 {
     tn_sampler_options o[24];
-    for (int i = 0; i < 24; i++) o[i] = defaults();
-    static const char *const name[] = {
-        "temperature", "temperature", "temperature", "top_k", "top_p", "top_p", "min_p", "min_p",
-        "repeat_penalty", "repeat_penalty", "penalty_last_n", "presence_penalty", "frequency_penalty", "bias",
-        "bias", "bias", "struct_size"};
+    for (int i = 0; i < 24; i++)
+        o[i] = defaults();
+    static const char *const name[] = {"temperature",
+                                       "temperature",
+                                       "temperature",
+                                       "top_k",
+                                       "top_p",
+                                       "top_p",
+                                       "min_p",
+                                       "min_p",
+                                       "repeat_penalty",
+                                       "repeat_penalty",
+                                       "penalty_last_n",
+                                       "presence_penalty",
+                                       "frequency_penalty",
+                                       "bias",
+                                       "bias",
+                                       "bias",
+                                       "struct_size"};
     const tn_logit_bias bad[] = {{0, NAN}, {-1, 1}};
     o[0].temperature = -1;
     o[1].temperature = NAN;
@@ -550,7 +586,8 @@ TEST(struct_size_limits_what_is_read)
     tn_sampler_free(s);
 }
 
-/* ---- defaults of the file ---------------------------------------------------------------------- */
+/* ---- defaults of the file ----------------------------------------------------------------------
+ */
 
 /* A model that is nothing but keys. */
 static tn_status file_defaults(tn_gguf_writer *w, tn_sampler_options *o, tn_error *err)
@@ -600,10 +637,10 @@ TEST(defaults_come_from_the_file)
 
 TEST(bad_defaults_of_the_file_are_named)
 {
-    static const char *const keys[] = {"general.sampling.temp", "general.sampling.top_k",
-                                       "general.sampling.top_p", "general.sampling.min_p",
-                                       "general.sampling.penalty_repeat",
-                                       "general.sampling.penalty_last_n"};
+    static const char *const keys[] = {
+        "general.sampling.temp",           "general.sampling.top_k",
+        "general.sampling.top_p",          "general.sampling.min_p",
+        "general.sampling.penalty_repeat", "general.sampling.penalty_last_n"};
     for (int i = 0; i < 6; i++) {
         tn_gguf_writer *w = tn_gguf_writer_new(NULL);
         if (i == 5)
@@ -619,7 +656,8 @@ TEST(bad_defaults_of_the_file_are_named)
     }
 }
 
-/* ---- memory and threads ------------------------------------------------------------------------ */
+/* ---- memory and threads ------------------------------------------------------------------------
+ */
 
 typedef struct scarce {
     int left, held;
@@ -692,7 +730,8 @@ TEST(concurrent_use_is_refused)
     enum { n = 100000 };
     static float logits[n];
     uint64_t state = 5;
-    for (int i = 0; i < n; i++) logits[i] = test_randf(&state);
+    for (int i = 0; i < n; i++)
+        logits[i] = test_randf(&state);
     const tn_sampler_options o = defaults();
     contender c[2] = {{.s = sampler(&o), .logits = logits, .n = n}};
     REQUIRE(c[0].s);
