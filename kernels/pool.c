@@ -4,13 +4,15 @@
  *
  * `state` holds generation | CLOSED | number of workers inside. A worker may enter only while the loop
  * is open, and run() returns only when the loop is closed and empty, so that a worker that wakes too
- * late finds nothing, and costs nothing. */
+ * late finds nothing, and costs nothing. A worker that made the others wait because another process
+ * took its core takes a leave: beside a busy process n - 1 undisturbed threads beat n disturbed ones. */
 #include "pool.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <time.h>
 
 enum {
@@ -19,7 +21,10 @@ enum {
     SPIN_MIN_NS = 1000,
     DISTURBED_NS = 100000, /* a pause this long means that another process had our core */
     PAUSES = 16,           /* between two looks at the clock */
-    YIELDS = 4
+    YIELDS = 4,
+    LATE_NS = 500000,       /* the others waited this long for a pre-empted worker: a leave */
+    LEAVE_MIN_NS = 5000000, /* doubled when it soon happens again */
+    LEAVE_MAX_NS = 160000000
 };
 static const uint64_t INSIDE = 0xffff, CLOSED = 0x10000, GENERATION = 0x20000;
 
@@ -33,6 +38,9 @@ typedef struct worker {
     struct tn_pool *pool;
     int index;
     pthread_t thread;
+    int64_t spin_ns;
+    int64_t leave_ns, leave_end; /* the last leave: length, end */
+    long preempted;   /* involuntary context switches at the last look */
 } worker;
 
 struct tn_pool {
@@ -40,6 +48,7 @@ struct tn_pool {
     _Alignas(128) atomic_int sleepers; /* workers that need a signal */
     atomic_bool caller_sleeps;
     atomic_bool stop;
+    _Atomic int64_t closed_at; /* when the caller began to wait for those inside */
     int n_threads, n_started;
     int64_t caller_spin_ns;
     /* The loop: written while it is closed and empty, read by those inside. */
@@ -49,7 +58,7 @@ struct tn_pool {
     share *shares;   /* [n_threads] */
     worker *workers; /* [n_threads], 0 unused */
     pthread_mutex_t mutex;
-    pthread_cond_t opened, emptied;
+    pthread_cond_t opened, emptied, stopped;
     const tn_allocator *a;
     void *mem; /* what to free: the pool lies at the next 128 bytes */
 };
@@ -165,6 +174,33 @@ static bool enter(tn_pool *p, uint64_t generation)
     return true;
 }
 
+/* Whether others waited for this worker because it was not running; to be asked before leaving. */
+static bool was_late(worker *w)
+{
+    if (!(atomic_load(&w->pool->state) & CLOSED)) return false;
+    if (now_ns() - atomic_load(&w->pool->closed_at) < LATE_NS) return false;
+    struct rusage u;
+    if (getrusage(RUSAGE_THREAD, &u) != 0) return false;
+    bool late = u.ru_nivcsw != w->preempted;
+    w->preempted = u.ru_nivcsw;
+    return late;
+}
+
+/* Sleeps until the leave or the pool ends. */
+static void take_leave(worker *w)
+{
+    tn_pool *p = w->pool;
+    int64_t now = now_ns(), until;
+    if (now - w->leave_end > 4 * w->leave_ns) w->leave_ns = LEAVE_MIN_NS;
+    else if (w->leave_ns < LEAVE_MAX_NS) w->leave_ns *= 2;
+    w->leave_end = until = now + w->leave_ns;
+    struct timespec t = {until / 1000000000, until % 1000000000};
+    pthread_mutex_lock(&p->mutex);
+    while (!atomic_load(&p->stop) && pthread_cond_timedwait(&p->stopped, &p->mutex, &t) == 0) {
+    }
+    pthread_mutex_unlock(&p->mutex);
+}
+
 static void leave(tn_pool *p)
 {
     uint64_t s = atomic_fetch_sub(&p->state, 1) - 1;
@@ -204,6 +240,7 @@ void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t 
     p->grain = grain;
     next_generation(p, 0);
     run_shares(p, 0);
+    atomic_store(&p->closed_at, now_ns()); /* before CLOSED: was_late() reads it after */
     atomic_fetch_or(&p->state, CLOSED);
     wait_emptied(p);
 }
@@ -214,14 +251,15 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     tn_pool *p = w->pool;
-    int64_t spin_ns = SPIN_MAX_NS;
     for (uint64_t seen = 0;;) {
-        wait_opened(p, seen, &spin_ns);
+        wait_opened(p, seen, &w->spin_ns);
         if (atomic_load(&p->stop)) return NULL;
         seen = atomic_load(&p->state) / GENERATION;
         if (!enter(p, seen)) continue;
         run_shares(p, w->index);
+        bool late = was_late(w);
         leave(p);
+        if (late) take_leave(w);
     }
 }
 
@@ -230,6 +268,8 @@ static tn_status start_threads(tn_pool *p, tn_error *err)
     for (int i = 1; i < p->n_threads; i++, p->n_started++) {
         p->workers[i].pool = p;
         p->workers[i].index = i;
+        p->workers[i].spin_ns = SPIN_MAX_NS;
+        p->workers[i].leave_ns = LEAVE_MIN_NS;
         int rc = pthread_create(&p->workers[i].thread, NULL, worker_main, &p->workers[i]);
         if (rc)
             return tn_fail(err, TN_EINTERNAL, -1,
@@ -259,6 +299,11 @@ tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_allocator *a, tn_er
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->opened, NULL);
     pthread_cond_init(&p->emptied, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->stopped, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     tn_status st = start_threads(p, err);
     if (st) tn_pool_free(p);
     else *out = p;
@@ -268,9 +313,13 @@ tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_allocator *a, tn_er
 void tn_pool_free(tn_pool *p)
 {
     if (!p) return;
+    pthread_mutex_lock(&p->mutex);
     atomic_store(&p->stop, true);
+    pthread_cond_broadcast(&p->stopped);
+    pthread_mutex_unlock(&p->mutex);
     next_generation(p, CLOSED);
     for (int i = 1; i <= p->n_started; i++) pthread_join(p->workers[i].thread, NULL);
+    pthread_cond_destroy(&p->stopped);
     pthread_cond_destroy(&p->emptied);
     pthread_cond_destroy(&p->opened);
     pthread_mutex_destroy(&p->mutex);
