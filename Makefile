@@ -23,7 +23,7 @@ TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 all: tenon
 
 $(BUILD)/kernels/avx2_%.o: CFLAGS += -mavx2 -mfma -mf16c -mbmi2
-$(BUILD)/cli/%.o: CFLAGS += $(EDIT_CFLAGS)
+$(BUILD)/cli/%.o: CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
 $(BUILD)/engine/version.o: CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
 
 $(BUILD)/%.o: %.c

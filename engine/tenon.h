@@ -304,6 +304,63 @@ TN_API tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n
                                    float *logprob, tn_error *err);
 TN_API void tn_sampler_reset(tn_sampler *s); /* forgets accepted tokens and restarts the stream */
 
+/* ---- inspection -------------------------------------------------------------------------------- */
+
+/* What a GGUF file says about itself, read from its header alone: needs no engine, no tensor data and
+ * no supported architecture. Any number of threads may read one tn_inspect. */
+typedef struct tn_inspect tn_inspect;
+
+typedef struct tn_inspect_info {
+    size_t struct_size; /* set by the caller */
+    uint32_t version;   /* of the format: 2 or 3 */
+    uint32_t n_parts;   /* files the model is split into */
+    uint64_t alignment; /* of tensor data, bytes */
+    uint64_t file_bytes; /* of all parts, as they are on disk */
+    uint64_t n_keys, n_tensors;
+    uint64_t n_params, tensor_bytes; /* elements and bytes of all tensors */
+} tn_inspect_info;
+
+typedef struct tn_inspect_key {
+    const char *name; /* name_len bytes of UTF-8, not zero-terminated */
+    size_t name_len;
+    const char *kind;    /* "u32", "string", ... "array" */
+    const char *element; /* kind of an array's elements; = kind for a single value */
+    uint64_t n;          /* number of elements, 1 for a single value */
+    uint64_t offset;     /* byte offset of the entry in its file */
+} tn_inspect_key;
+
+typedef struct tn_inspect_tensor {
+    const char *name; /* name_len bytes of UTF-8, not zero-terminated */
+    size_t name_len;
+    const char *type; /* "Q4_K" */
+    uint32_t n_dims;
+    uint64_t shape[4]; /* [0] is the fastest dimension; unused ones are 1 */
+    uint32_t part;     /* which file, 0-based */
+    uint64_t offset;   /* of the data, in that file */
+    uint64_t bytes;
+} tn_inspect_tensor;
+
+/* Opens a file, or all parts of a split one. allocator NULL = malloc. TN_ENOENT, TN_EIO, TN_EFORMAT,
+ * TN_EUNSUPPORTED (unknown tensor type), TN_ENOMEM. */
+TN_API tn_status tn_inspect_open(tn_inspect **out, const char *path, const tn_allocator *allocator,
+                                 tn_error *err);
+TN_API void tn_inspect_close(tn_inspect *in);
+TN_API tn_status tn_inspect_get_info(const tn_inspect *in, tn_inspect_info *info, tn_error *err);
+/* Entry i of the metadata, tensor i of the directory, in file order. TN_EARG if there is none. */
+TN_API tn_status tn_inspect_get_key(const tn_inspect *in, uint64_t i, tn_inspect_key *key, tn_error *err);
+TN_API tn_status tn_inspect_get_tensor(const tn_inspect *in, uint64_t i, tn_inspect_tensor *tensor,
+                                       tn_error *err);
+/* Value `element` of entry i as text: numbers in the shortest form that reads back the same, strings
+ * as the bytes in the file. *n is the length without the terminating zero; cap counts it. TN_EFULL if
+ * it does not fit: text then holds what fits, and *n is the whole length. */
+TN_API tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t element, char *text,
+                                  size_t cap, size_t *n, tn_error *err);
+/* Everything as one JSON object: format, metadata (name -> {kind, value} or {kind, element, n, values})
+ * and tensors. Bytes that are no UTF-8 become U+FFFD; numbers JSON has not are strings. *out is freed
+ * with tn_inspect_string_free. */
+TN_API tn_status tn_inspect_json(const tn_inspect *in, char **out, tn_error *err);
+TN_API void tn_inspect_string_free(const tn_inspect *in, char *s);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,45 @@
+/* tenon: chat with GGUF models and look into them. */
+#include "session.h"
+
+#include <string.h>
+
+static int print_version(const tn_settings *set)
+{
+    tn_error err = {0};
+    tn_engine *engine;
+    const tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .isa = set->isa};
+    const tn_status status = tn_engine_new(&engine, &opt, &err);
+    if (status) return tn_session_fail(status, &err);
+    tn_outf("tenon %s\ncommit %s\nisa %s\ndevices %s\n", tn_version(),
+            *tn_commit() ? tn_commit() : "unknown", tn_engine_isa(engine), tn_engine_devices(engine));
+    tn_engine_free(engine);
+    return TN_EXIT_OK;
+}
+
+static int dispatch(const tn_settings *set)
+{
+    static int (*const run[TN_CMD_COUNT])(const tn_settings *) = {
+        [TN_CMD_CHAT] = tn_cmd_chat,         [TN_CMD_RUN] = tn_cmd_run,
+        [TN_CMD_INSPECT] = tn_cmd_inspect,   [TN_CMD_TOKENIZE] = tn_cmd_tokenize,
+        [TN_CMD_LOGITS] = tn_cmd_logits,     [TN_CMD_PERPLEXITY] = tn_cmd_perplexity,
+    };
+    if (set->help) {
+        tn_help_print(stdout, set->command);
+        return TN_EXIT_OK;
+    }
+    if (set->version) return print_version(set);
+    if (!set->generate) return run[set->command](set);
+    if (tn_help_generate(stdout, set->generate)) return TN_EXIT_OK;
+    tn_say("option --generate: '%s' is not man, bash, zsh or fish", set->generate);
+    return TN_EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    tn_settings set;
+    tn_term_init();
+    int code = tn_options_read(&set, argc, argv);
+    if (!code) code = dispatch(&set);
+    const int written = tn_out_finish();
+    return code ? code : written;
+}

@@ -1,0 +1,113 @@
+#include "session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int tn_exit_code(tn_status status)
+{
+    switch (status) {
+    case TN_OK: return TN_EXIT_OK;
+    case TN_EIO: return TN_EXIT_IO;
+    case TN_EFORMAT:
+    case TN_EUNSUPPORTED: return TN_EXIT_MODEL;
+    case TN_ENOMEM:
+    case TN_EDEVICE: return TN_EXIT_MEMORY;
+    case TN_EARG: return TN_EXIT_USAGE;
+    case TN_EFULL: return TN_EXIT_FULL;
+    case TN_ENOENT: return TN_EXIT_NOFILE;
+    case TN_ECANCELED: return TN_EXIT_SIGNAL + tn_signal_pending();
+    case TN_EBUSY:
+    case TN_EINTERNAL: break;
+    }
+    return TN_EXIT_INTERNAL;
+}
+
+int tn_session_fail(tn_status status, const tn_error *err)
+{
+    if (status != TN_ECANCELED) tn_say("%s", err->msg[0] ? err->msg : tn_status_name(status));
+    return tn_exit_code(status);
+}
+
+static void show_log(void *verbose, tn_log_level level, const char *line)
+{
+    if (level == TN_LOG_WARN)
+        tn_say("warning: %s", line);
+    else if (*(const bool *)verbose)
+        tn_note("%s", line);
+}
+
+int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bool vocab_only,
+                     bool exact)
+{
+    tn_error err = {0};
+    s->loading = (tn_progress){.label = exact ? "loading exact weights" : "loading"};
+    const tn_model_options opt = {
+        .struct_size = sizeof opt, .load = (tn_load_mode)set->load, .vocab_only = vocab_only,
+        .exact = exact, .progress = tn_progress_draw, .cancel = tn_signal_cancel, .user = &s->loading,
+    };
+    const tn_status status = tn_model_open(model, s->engine, set->model, &opt, &err);
+    tn_progress_clear(&s->loading);
+    return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
+}
+
+int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
+{
+    tn_error err = {0};
+    memset(s, 0, sizeof *s);
+    const tn_engine_options opt = {
+        .struct_size = sizeof opt,
+        .threads = vocab_only ? 1 : set->threads == TN_UNSET ? 0 : set->threads,
+        .isa = set->isa, .log = show_log, .log_user = (void *)(uintptr_t)&set->verbose,
+    };
+    tn_status status = tn_engine_new(&s->engine, &opt, &err);
+    if (status) return tn_session_fail(status, &err);
+    const int code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
+    if (code) return code;
+    s->info.struct_size = sizeof s->info;
+    status = tn_model_get_info(s->model, &s->info, &err);
+    return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
+}
+
+tn_kv_type tn_settings_kv(const tn_settings *set, tn_kv_type otherwise)
+{
+    return set->kv == TN_UNSET ? otherwise : set->kv == 0 ? TN_KV_F16 : TN_KV_F32;
+}
+
+int tn_session_context(tn_session *s, const tn_settings *set, int32_t n_ctx, tn_kv_type kv)
+{
+    tn_error err = {0};
+    const tn_context_options opt = {
+        .struct_size = sizeof opt, .n_ctx = n_ctx, .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
+        .kv = kv, .progress = tn_progress_draw, .cancel = tn_signal_cancel, .user = &s->evaluating,
+    };
+    const tn_status status = tn_context_new(&s->ctx, s->model, &opt, &err);
+    return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
+}
+
+void tn_session_close(tn_session *s)
+{
+    tn_context_free(s->ctx);
+    tn_model_close(s->model);
+    tn_engine_free(s->engine);
+}
+
+int tn_session_tokenize(const tn_session *s, const char *text, size_t len, unsigned flags,
+                        int32_t **ids, size_t *n)
+{
+    tn_error err = {0};
+    size_t cap = len + 8, invalid = 0; /* more tokens than bytes are rare */
+    int32_t *list = tn_malloc(cap * sizeof *list);
+    tn_status status = tn_tokenize(s->model, text, len, flags, list, cap, n, &invalid, &err);
+    if (status == TN_EFULL) {
+        cap = *n;
+        list = tn_realloc(list, cap * sizeof *list);
+        status = tn_tokenize(s->model, text, len, flags, list, cap, n, &invalid, &err);
+    }
+    if (status) {
+        free(list);
+        return tn_session_fail(status, &err);
+    }
+    if (invalid) tn_say("warning: %zu bytes of the text are no UTF-8 and became U+FFFD", invalid);
+    *ids = list;
+    return TN_EXIT_OK;
+}

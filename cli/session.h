@@ -1,0 +1,46 @@
+/* What most commands begin with: an engine, a model, a context; and how their failures end. */
+#ifndef TN_CLI_SESSION_H
+#define TN_CLI_SESSION_H
+
+#include "options.h"
+#include "term.h"
+
+typedef struct tn_session {
+    tn_engine *engine;
+    tn_model *model;
+    tn_context *ctx;
+    tn_model_info info;
+    tn_progress loading, evaluating;
+} tn_session;
+
+/* The program's exit code for a library failure. */
+int tn_exit_code(tn_status status);
+/* Says err on stderr and returns the exit code; a cancelled call is the pending signal's. */
+int tn_session_fail(tn_status status, const tn_error *err);
+
+/* Engine and model. TN_EXIT_OK, or the exit code after saying why; the session is to be closed
+ * either way. */
+int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only);
+/* A context of n_ctx tokens (0 = the model's own). */
+int tn_session_context(tn_session *s, const tn_settings *set, int32_t n_ctx, tn_kv_type kv);
+void tn_session_close(tn_session *s);
+/* Opens a second model on the session's engine. */
+int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bool vocab_only,
+                     bool exact);
+
+/* The settings' KV type, or the given one. */
+tn_kv_type tn_settings_kv(const tn_settings *set, tn_kv_type otherwise);
+
+/* The ids of a text in memory of their own. */
+int tn_session_tokenize(const tn_session *s, const char *text, size_t len, unsigned flags,
+                        int32_t **ids, size_t *n);
+
+/* The commands. Each returns the program's exit code. */
+int tn_cmd_chat(const tn_settings *set);
+int tn_cmd_run(const tn_settings *set);
+int tn_cmd_inspect(const tn_settings *set);
+int tn_cmd_tokenize(const tn_settings *set);
+int tn_cmd_logits(const tn_settings *set);
+int tn_cmd_perplexity(const tn_settings *set);
+
+#endif
