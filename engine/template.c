@@ -468,7 +468,7 @@ static void put_messages(out *o, const tn_message *m, size_t n)
         if (is(&m[i], "system"))
             put_system(o, m[i].content, false);
         else if (is(&m[i], "assistant"))
-            put_assistant(o, m[i].content, i<last_assistant, i + 1 == n, i> query);
+            put_assistant(o, m[i].content, (i < last_assistant), i + 1 == n, (i > query));
         else if (first && ((f->place == system_first_user && i == 1) ||
                            (f->place == system_last_user && i + 1 == n)))
             put_merged(o, m[0].content, t);
