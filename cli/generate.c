@@ -115,7 +115,7 @@ static size_t certain(const held *h, const tn_settings *set)
 
 static bool emit(tn_generation *g, held *h, size_t n, int32_t id, float logprob)
 {
-    const tn_piece piece = {id, logprob, h->text ? h->text : "", n};
+    const tn_generated piece = {id, logprob, h->text ? h->text : "", n};
     const bool ok = g->emit(g->user, &piece);
     if (n) memmove(h->text, h->text + n, h->len - n);
     h->len -= n;

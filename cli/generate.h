@@ -20,12 +20,12 @@ const char *tn_stop_name(tn_stop reason);
 
 /* A generated token and the text that became certain with it; id -1: text that was held back until
  * the end. Texts in order are the model's text, stop strings left out. */
-typedef struct tn_piece {
+typedef struct tn_generated {
     int32_t id;
     float logprob;
     const char *text;
     size_t len;
-} tn_piece;
+} tn_generated;
 
 typedef struct tn_generation {
     const tn_model *model;
@@ -33,7 +33,7 @@ typedef struct tn_generation {
     tn_sampler *sampler; /* has accepted the prompt */
     const tn_settings *set;
     unsigned detokenize; /* flags */
-    bool (*emit)(void *user, const tn_piece *piece); /* false = stop */
+    bool (*emit)(void *user, const tn_generated *piece); /* false = stop */
     void *user;
     /* results */
     tn_stop reason;

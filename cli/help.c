@@ -19,6 +19,20 @@ static void print_option(FILE *out, const tn_option *o)
             o->help);
 }
 
+/* Breaks a paragraph at spaces so that it fits a terminal. */
+static void print_wrapped(FILE *out, const char *text)
+{
+    enum { width = 79 };
+    while (strlen(text) > width) {
+        size_t n = width;
+        while (n > 0 && text[n] != ' ') n--;
+        if (n == 0) break;
+        fprintf(out, "%.*s\n", (int)n, text);
+        text += n + 1;
+    }
+    fprintf(out, "%s\n", text);
+}
+
 void tn_help_print(FILE *out, tn_command command)
 {
     if (command == TN_CMD_COUNT) {
@@ -30,7 +44,9 @@ void tn_help_print(FILE *out, tn_command command)
         return;
     }
     const tn_command_info *c = &tn_commands[command];
-    fprintf(out, "usage: tenon %s %s [options]\n\n%s\n\n", c->name, c->args, c->text);
+    fprintf(out, "usage: tenon %s %s [options]\n\n", c->name, c->args);
+    print_wrapped(out, c->text);
+    fprintf(out, "\n");
     for (size_t i = 0; i < tn_n_options; i++)
         if (belongs(&tn_options[i], command)) print_option(out, &tn_options[i]);
 }

@@ -42,14 +42,14 @@ static bool print_start(const one_turn *t)
         (int)o->penalty_last_n));
 }
 
-static bool emit_text(void *user, const tn_piece *piece)
+static bool emit_text(void *user, const tn_generated *piece)
 {
     one_turn *t = user;
     if (piece->len) t->last = piece->text[piece->len - 1];
     return tn_out(piece->text, piece->len) && tn_out_flush();
 }
 
-static bool emit_event(void *user, const tn_piece *piece)
+static bool emit_event(void *user, const tn_generated *piece)
 {
     (void)user;
     if (piece->id < 0)
@@ -86,10 +86,23 @@ static int chat_ids(one_turn *t, const char *prompt)
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
 }
 
+/* What is wrong with the prompt, or NULL. */
+static const char *find_fault(const one_turn *t, const char *prompt, size_t len)
+{
+    if (len == 0 && !t->set->raw) return "the prompt is empty";
+    if (t->chat && memchr(prompt, 0, len)) return "the prompt is not a text: it holds a zero byte";
+    return NULL;
+}
+
 /* The prompt as tokens: a message where there is a chat format, otherwise text to continue. */
 static int prepare(one_turn *t, const char *prompt, size_t len)
 {
     t->chat = !t->set->raw && (t->s.info.has_chat_template || t->set->format);
+    const char *fault = find_fault(t, prompt, len);
+    if (fault) {
+        tn_say("%s", fault);
+        return TN_EXIT_USAGE;
+    }
     int code;
     if (t->chat) {
         code = chat_ids(t, prompt);
@@ -99,7 +112,7 @@ static int prepare(one_turn *t, const char *prompt, size_t len)
         code = tn_session_tokenize(&t->s, prompt, len, TN_TOKENIZE_ADD_SPECIAL | special, &t->ids, &t->n);
     }
     if (code || t->n) return code;
-    tn_say("the prompt is empty");
+    tn_say("the prompt has no tokens");
     return TN_EXIT_USAGE;
 }
 

@@ -131,7 +131,7 @@ typedef struct answer {
     size_t len, cap;
 } answer;
 
-static bool show(void *user, const tn_piece *piece)
+static bool show(void *user, const tn_generated *piece)
 {
     answer *a = user;
     if (a->len + piece->len + 1 > a->cap)

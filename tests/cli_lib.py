@@ -1,0 +1,195 @@
+"""What the tests of the command line share: cases, processes behind pipes and terminals, bent models."""
+import errno
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+TIMEOUT = 60  # seconds until a hanging program counts as failed
+
+
+class Skip(Exception):
+    """Raised by a case that cannot run here; its text says why."""
+
+
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def check(condition, message):
+    if not condition:
+        raise AssertionError(message)
+
+
+def equal(got, want, what):
+    check(got == want, f"{what} is {got!r}, want {want!r}")
+
+
+class Tenon:
+    """The program under test, and a folder for what the tests write."""
+
+    def __init__(self, path, data):
+        self.path = os.path.abspath(path)
+        self.model = os.path.abspath(os.path.join(data, "arch/llama/model-f16.gguf"))
+        self.data = os.path.abspath(data)
+        self.dir = tempfile.mkdtemp(prefix="tenon-cli-")
+
+    def env(self, **more):
+        keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "XDG_STATE_HOME", "LC_ALL")}
+        keep.update({"HOME": self.dir, "TERM": "xterm", "LANG": "C.UTF-8"})
+        keep.update(more)
+        return keep
+
+    def file(self, name, content):
+        path = os.path.join(self.dir, name)
+        with open(path, "wb") as f:
+            f.write(content)
+        return path
+
+    def run(self, *args, stdin=b"", env=None, **popen):
+        """Behind pipes: (exit code, stdout, stderr) as bytes."""
+        p = subprocess.run([self.path, *args], input=stdin, capture_output=True, timeout=TIMEOUT,
+                           env=env or self.env(), **popen)
+        return p.returncode, p.stdout, p.stderr
+
+    def ok(self, *args, **kw):
+        code, out, err = self.run(*args, **kw)
+        check(code == 0, f"{args}: exit code {code}: {err.decode(errors='replace')}")
+        return out
+
+    def fails(self, want, *args, words=(), **kw):
+        """Expects an exit code, nothing but one or more 'tenon:' lines, and words among them."""
+        code, out, err = self.run(*args, **kw)
+        text = err.decode(errors="replace")
+        check(code == want, f"{args}: exit code {code}, want {want}: {text}")
+        check("tenon: " in text, f"{args}: no message on stderr: {text!r}")
+        for word in words:
+            check(word in text, f"{args}: {word!r} is not in the message: {text!r}")
+        return out
+
+    def start(self, *args, **popen):
+        return subprocess.Popen([self.path, *args], stdin=popen.pop("stdin", subprocess.PIPE),
+                                stdout=popen.pop("stdout", subprocess.PIPE),
+                                stderr=popen.pop("stderr", subprocess.PIPE), env=self.env(), **popen)
+
+    def terminal(self, *args, env=None, stdout=None):
+        return Terminal([self.path, *args], env or self.env(), stdout)
+
+    def close(self):
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+class Terminal:
+    """The program behind a pseudo-terminal of 24 x 80. stdout: a path to redirect standard output to."""
+
+    def __init__(self, argv, env, stdout=None):
+        self.seen = b""
+        self.code = None
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            if stdout:
+                fd = os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                os.dup2(fd, 1)
+            os.execve(argv[0], argv, env)
+
+    def send(self, data):
+        os.write(self.fd, data if isinstance(data, bytes) else data.encode())
+
+    def _read(self, wait):
+        ready, _, _ = select.select([self.fd], [], [], wait)
+        if not ready:
+            return True
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError as e:
+            if e.errno != errno.EIO:
+                raise
+            data = b""
+        self.seen += data
+        return bool(data)
+
+    def expect(self, what, since=0):
+        """Waits until bytes appear in what was shown after offset `since`; the offset behind them."""
+        what = what if isinstance(what, bytes) else what.encode()
+        end = time.monotonic() + TIMEOUT
+        while what not in self.seen[since:]:
+            alive = self._read(0.1)
+            if (not alive or time.monotonic() > end) and what not in self.seen[since:]:
+                self.kill()
+                raise AssertionError(f"{what!r} was not shown, but {self.seen[since:][-2000:]!r}")
+        return self.seen.index(what, since) + len(what)
+
+    def wait(self):
+        """The exit code, once the program has ended by itself."""
+        end = time.monotonic() + TIMEOUT
+        while self._read(0.1):
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"the program did not end; shown: {self.seen[-2000:]!r}")
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def kill(self):
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+def inspect(t, path):
+    return json.loads(t.ok("inspect", path, "--json"))
+
+
+def with_string_key(model, key, value):
+    """A model's bytes with one more string in the metadata: the first entry, padded so that the
+    tensor data stays aligned to 32."""
+    with open(model, "rb") as f:
+        data = f.read()
+    magic, version, tensors, keys = struct.unpack_from("<IIQQ", data)
+    name, text = key.encode(), value.encode()
+    text += b" " * (-(8 + len(name) + 4 + 8 + len(text)) % 32)
+    entry = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(text)) + text
+    return struct.pack("<IIQQ", magic, version, tensors, keys + 1) + entry + data[24:]
+
+
+def main(argv):
+    if len(argv) not in (3, 4):
+        print("usage: test_cli.py TENON DATA_DIR [NAME]", file=sys.stderr)
+        return 2
+    passed = failed = skipped = 0
+    t = Tenon(argv[1], argv[2])
+    try:
+        for function in CASES:
+            if len(argv) == 4 and argv[3] not in function.__name__:
+                continue
+            try:
+                function(t)
+                passed += 1
+            except Skip as why:
+                skipped += 1
+                print(f"skipped {function.__name__}: {why}", file=sys.stderr)
+            except Exception as e:  # a case that breaks is a case that fails
+                failed += 1
+                where = traceback.extract_tb(e.__traceback__)
+                lines = [str(f.lineno) for f in where if f.filename.endswith("test_cli.py")]
+                print(f"FAILED {function.__name__} (line {', '.join(lines)}): {type(e).__name__}: {e}",
+                      file=sys.stderr)
+    finally:
+        t.close()
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if failed else 0
