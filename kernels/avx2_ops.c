@@ -1,0 +1,239 @@
+/* AVX2 forms of the small operations. Quantisation and conversion agree with scalar_ops.c bit for bit,
+ * the others up to rounding. */
+#include "kernels.h"
+
+#include "avx2_math.h"
+#include "f16.h"
+
+#include <float.h>
+#include <math.h>
+
+/* The two rotations of one head: pairs from i on, 8 (4) at a time; returns the pairs done. */
+static int32_t rope_neox_head(float *x, int32_t half, const float *cs)
+{
+    int32_t i = 0;
+    for (; i + 8 <= half; i += 8) {
+        __m256 p = _mm256_loadu_ps(cs + 2 * i), q = _mm256_loadu_ps(cs + 2 * i + 8);
+        __m256 c = _mm256_shuffle_ps(p, q, 0x88), s = _mm256_shuffle_ps(p, q, 0xdd);
+        c = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(c), 0xd8));
+        s = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xd8));
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
+        _mm256_storeu_ps(x + i, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+        _mm256_storeu_ps(x + i + half, _mm256_fmadd_ps(a, s, _mm256_mul_ps(b, c)));
+    }
+    return i;
+}
+
+static int32_t rope_norm_head(float *x, int32_t half, const float *cs)
+{
+    int32_t i = 0;
+    for (; i + 4 <= half; i += 4) {
+        __m256 p = _mm256_loadu_ps(cs + 2 * i), v = _mm256_loadu_ps(x + 2 * i);
+        __m256 swapped = _mm256_mul_ps(_mm256_permute_ps(v, 0xb1), _mm256_movehdup_ps(p));
+        _mm256_storeu_ps(x + 2 * i, _mm256_fmaddsub_ps(v, _mm256_moveldup_ps(p), swapped));
+    }
+    return i;
+}
+
+static void rope_avx2(float *x, int32_t n_heads, int32_t head_dim, int32_t n_rot, tn_rope_style style,
+                      const float *cs)
+{
+    if (style == TN_ROPE_NONE) return;
+    const int32_t half = n_rot / 2, step = style == TN_ROPE_NORM ? 1 : half;
+    for (int32_t h = 0; h < n_heads; h++, x += head_dim) {
+        int32_t i = style == TN_ROPE_NORM ? rope_norm_head(x, half, cs) : rope_neox_head(x, half, cs);
+        for (; i < half; i++) {
+            float *a = style == TN_ROPE_NORM ? x + 2 * i : x + i;
+            float c = cs[2 * i], s = cs[2 * i + 1], xa = a[0], xb = a[step];
+            a[0] = xa * c - xb * s;
+            a[step] = xa * s + xb * c;
+        }
+    }
+}
+
+static double sum_squares(const float *x, int64_t n)
+{
+    __m256d acc[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(),
+                      _mm256_setzero_pd()};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int j = 0; j < 4; j++) {
+            __m256d v = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4 * j));
+            acc[j] = _mm256_fmadd_pd(v, v, acc[j]);
+        }
+    __m256d s = _mm256_add_pd(_mm256_add_pd(acc[0], acc[1]), _mm256_add_pd(acc[2], acc[3]));
+    __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    double sum = _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+    for (; i < n; i++) sum += (double)x[i] * x[i];
+    return sum;
+}
+
+static void rms_norm_avx2(float *y, const float *x, const float *w, int64_t n, float eps)
+{
+    const float factor = (float)(1 / sqrt(sum_squares(x, n) / (double)n + (double)eps));
+    const __m256 f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), f);
+        _mm256_storeu_ps(y + i, w ? _mm256_mul_ps(v, _mm256_loadu_ps(w + i)) : v);
+    }
+    for (; i < n; i++) y[i] = w ? x[i] * factor * w[i] : x[i] * factor;
+}
+
+/* 0.5 (1 + tanh(u)) is sigmoid(2 u): both activations are x times a sigmoid. */
+static inline __m256 activate8(__m256 x, tn_activation act)
+{
+    if (act == TN_ACT_SILU) return _mm256_mul_ps(x, sigmoid8(x));
+    __m256 x2 = _mm256_mul_ps(x, x);
+    __m256 u = _mm256_fmadd_ps(x2, _mm256_set1_ps(0.0713548163f), _mm256_set1_ps(1.59576912f));
+    return _mm256_mul_ps(x, sigmoid8(_mm256_mul_ps(u, x)));
+}
+
+static void glu_avx2(float *gate, const float *up, int64_t n, tn_activation act)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 g = activate8(_mm256_loadu_ps(gate + i), act);
+        _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
+    }
+    if (i == n) return;
+    __m256i m = first8(n - i);
+    __m256 g = activate8(_mm256_maskload_ps(gate + i, m), act);
+    _mm256_maskstore_ps(gate + i, m, _mm256_mul_ps(g, _mm256_maskload_ps(up + i, m)));
+}
+
+/* ---- quantisation ------------------------------------------------------------------------------ */
+
+/* Rounds 16 values with one step and returns the sum of the results. */
+static inline int quantize_half(int8_t *q, __m256 a, __m256 b, float step)
+{
+    const __m256 s = _mm256_set1_ps(step);
+    __m256i i = _mm256_cvtps_epi32(_mm256_div_ps(a, s)), j = _mm256_cvtps_epi32(_mm256_div_ps(b, s));
+    __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(i, j), 0xd8);
+    w = _mm256_max_epi16(_mm256_min_epi16(w, _mm256_set1_epi16(127)), _mm256_set1_epi16(-127));
+    __m128i lo = _mm256_castsi256_si128(w), hi = _mm256_extracti128_si256(w, 1);
+    _mm_storeu_si128((__m128i *)(void *)q, _mm_packs_epi16(lo, hi));
+    __m128i sum = _mm_madd_epi16(_mm_add_epi16(lo, hi), _mm_set1_epi16(1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+
+static inline void quantize_block(tn_q8 *y, const float *x)
+{
+    const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
+    __m256 v[4];
+    __m256i a[4];
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        a[i] = _mm256_and_si256(_mm256_castps_si256(v[i]), no_sign);
+    }
+    /* Magnitudes order like integers, and then whatever is not finite is the largest. */
+    a[0] = _mm256_max_epi32(a[0], a[1]);
+    a[2] = _mm256_max_epi32(a[2], a[3]);
+    __m256i m = _mm256_max_epi32(_mm256_permute2x128_si256(a[0], a[2], 0x20),
+                                 _mm256_permute2x128_si256(a[0], a[2], 0x31));
+    m = _mm256_max_epi32(m, _mm256_shuffle_epi32(m, 0x4e));
+    m = _mm256_max_epi32(m, _mm256_shuffle_epi32(m, 0xb1));
+    const uint32_t bits[2] = {(uint32_t)_mm256_extract_epi32(m, 0),
+                              (uint32_t)_mm256_extract_epi32(m, 4)};
+    const bool finite = bits[0] < 0x7f800000u && bits[1] < 0x7f800000u;
+    const float h[2] = {tn_f32_from_bits(bits[0]) / 127, tn_f32_from_bits(bits[1]) / 127};
+    const float d = (h[0] > h[1] ? h[0] : h[1]) / 127;
+    if (!finite || d < FLT_MIN) {
+        const float s = finite ? 0 : NAN;
+        *y = (tn_q8){.d = s, .m = {1, 1}, .s = {s, s}};
+        return;
+    }
+    y->d = d;
+    for (int i = 0; i < 2; i++) {
+        __m128 c = _mm_set_ss(h[i] / d);
+        float k = _mm_cvtss_f32(_mm_round_ss(c, c, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+        k = k < 1 ? 1 : k > 127 ? 127 : k;
+        int sum = quantize_half(y->q + 16 * i, v[2 * i], v[2 * i + 1], d * k);
+        y->m[i] = (int16_t)k;
+        y->s[i] = d * (float)(y->m[i] * sum);
+    }
+}
+
+static void quantize_avx2(tn_q8 *q, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n / 32; i++) quantize_block(&q[i], x + 32 * i);
+}
+
+/* ---- vectors ----------------------------------------------------------------------------------- */
+
+static void add_avx2(float *y, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_add_ps(_mm256_loadu_ps(y + i), _mm256_loadu_ps(x + i)));
+    for (; i < n; i++) y[i] += x[i];
+}
+
+static void axpy_avx2(float *y, const float *x, float a, int64_t n)
+{
+    const __m256 va = _mm256_set1_ps(a);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(va, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] += a * x[i];
+}
+
+/* max_ps returns its second operand if one is NaN: with the score second, a later score hides a NaN,
+ * but exp of that score keeps it, and the sum carries it to all. */
+static float softmax_max(const float *x, int64_t n)
+{
+    __m256 m = _mm256_set1_ps(-INFINITY);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) m = _mm256_max_ps(m, _mm256_loadu_ps(x + i));
+    if (i < n) {
+        __m256i k = first8(n - i);
+        __m256 v = _mm256_maskload_ps(x + i, k);
+        m = _mm256_max_ps(m, _mm256_blendv_ps(m, v, _mm256_castsi256_ps(k)));
+    }
+    return max8(m);
+}
+
+static void softmax_avx2(float *x, int64_t n)
+{
+    const float max = softmax_max(x, n);
+    const __m256 vmax = _mm256_set1_ps(max == -INFINITY ? 0 : max); /* all -inf: all 0 */
+    __m256d lo = _mm256_setzero_pd(), hi = _mm256_setzero_pd();
+    for (int64_t i = 0; i < n; i += 8) {
+        __m256i k = first8(n - i < 8 ? n - i : 8);
+        __m256 e = exp8(_mm256_sub_ps(_mm256_maskload_ps(x + i, k), vmax));
+        e = _mm256_and_ps(e, _mm256_castsi256_ps(k));
+        _mm256_maskstore_ps(x + i, k, e);
+        lo = _mm256_add_pd(lo, _mm256_cvtps_pd(_mm256_castps256_ps128(e)));
+        hi = _mm256_add_pd(hi, _mm256_cvtps_pd(_mm256_extractf128_ps(e, 1)));
+    }
+    __m256d s = _mm256_add_pd(lo, hi);
+    __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    const double sum = _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+    if (sum == 0) return;
+    const __m256 f = _mm256_set1_ps((float)(1 / sum));
+    for (int64_t i = 0; i < n; i += 8) {
+        __m256i k = first8(n - i < 8 ? n - i : 8);
+        _mm256_maskstore_ps(x + i, k, _mm256_mul_ps(_mm256_maskload_ps(x + i, k), f));
+    }
+}
+
+static void to_f16_avx2(uint16_t *y, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+    for (; i < n; i++) y[i] = tn_f32_to_f16(x[i]);
+}
+
+void tn_kernels_avx2_ops(tn_kernels *k)
+{
+    k->rope = rope_avx2;
+    k->rms_norm = rms_norm_avx2;
+    k->glu = glu_avx2;
+    k->quantize = quantize_avx2;
+    k->add = add_avx2;
+    k->axpy = axpy_avx2;
+    k->softmax = softmax_avx2;
+    k->to_f16 = to_f16_avx2;
+}

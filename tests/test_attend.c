@@ -1,0 +1,356 @@
+/* Attention, scalar and AVX2, against a naive softmax in double precision over many shapes. What a
+ * kernel must not read (later positions of a page, pages outside the window) holds NaN or is NULL.
+ * `test_attend --bench` times the kernels instead. */
+#include "harness.h"
+
+#include "../kernels/f16.h"
+#include "../kernels/kernels.h"
+
+#include <time.h>
+
+typedef struct shape {
+    uint32_t type;
+    int32_t page, n_head, n_head_kv, dim_k, dim_v, window;
+    float softcap;
+    int64_t n, pos0, chunk;
+} shape;
+
+typedef struct fixture {
+    tn_attend a;
+    void **pages[2];     /* K, V */
+    int64_t n_pages, len; /* len: positions that exist */
+    float *q, *out, *partial, *kv[2]; /* kv: the cache's values, [n_head_kv][len][dim] */
+    double *want, *scale; /* [n][n_head][dim_v]; scale: sum of weight * |v| */
+    size_t n_out, n_partial;
+} fixture;
+
+static const float CANARY = 12345.5f;
+
+static tn_kernels table(bool avx2)
+{
+    tn_kernels k = {0};
+    tn_kernels_scalar_ops(&k);
+    if (avx2) {
+        tn_kernels_avx2_ops(&k);
+        tn_kernels_avx2_attend(&k);
+    }
+    return k;
+}
+
+/* Pages of one of K and V; positions outside what is visible get NaN, pages wholly outside NULL. */
+static void **make_pages(const shape *s, int which, int64_t len, float *values, uint64_t *seed)
+{
+    const int32_t dim = which ? s->dim_v : s->dim_k;
+    const int64_t n_pages = (len + s->page - 1) / s->page;
+    const int64_t first = s->window > 0 && s->pos0 + 1 > s->window ? s->pos0 + 1 - s->window : 0;
+    void **pages = calloc((size_t)n_pages, sizeof *pages);
+    const size_t size = s->type == TN_TYPE_F16 ? 2 : 4;
+    for (int64_t p = 0; p < n_pages; p++) {
+        if ((p + 1) * s->page <= first) continue;
+        const size_t count = (size_t)s->n_head_kv * (size_t)s->page * (size_t)dim;
+        char *page = pages[p] = malloc(count * size);
+        for (size_t i = 0; i < count; i++) {
+            const int64_t pos = p * s->page + (int64_t)(i / (size_t)dim) % s->page;
+            const int64_t head = (int64_t)(i / (size_t)dim) / s->page;
+            float x = pos < first || pos >= len ? NAN : test_randf(seed);
+            uint16_t h = tn_f32_to_f16(x);
+            if (s->type == TN_TYPE_F16) x = tn_f16_to_f32(h);
+            memcpy(page + i * size, s->type == TN_TYPE_F16 ? (void *)&h : (void *)&x, size);
+            if (pos < len) values[(head * len + pos) * dim + (int64_t)i % dim] = x;
+        }
+    }
+    return pages;
+}
+
+/* The definition in double: softmax(scale * q.k), capped, over the keys in sight. */
+static void reference(const shape *s, const fixture *f, int64_t t, int32_t h)
+{
+    const int64_t p = s->pos0 + t, lo = s->window > 0 && p + 1 > s->window ? p + 1 - s->window : 0;
+    const int32_t kv = h / (s->n_head / s->n_head_kv);
+    const float *q = f->q + t * f->a.q_stride + (int64_t)h * s->dim_k;
+    double *w = malloc((size_t)(p + 1) * sizeof *w), max = -INFINITY, sum = 0;
+    for (int64_t j = lo; j <= p; j++) {
+        w[j] = 0;
+        for (int32_t i = 0; i < s->dim_k; i++)
+            w[j] += (double)q[i] * f->kv[0][(kv * f->len + j) * s->dim_k + i];
+        w[j] *= (double)f->a.scale;
+        if (s->softcap > 0) w[j] = s->softcap * tanh(w[j] / s->softcap);
+        if (w[j] > max) max = w[j];
+    }
+    for (int64_t j = lo; j <= p; j++) sum += w[j] = exp(w[j] - max);
+    for (int32_t i = 0; i < s->dim_v; i++) {
+        const size_t at = ((size_t)t * (size_t)s->n_head + (size_t)h) * (size_t)s->dim_v + (size_t)i;
+        f->want[at] = f->scale[at] = 0;
+        for (int64_t j = lo; j <= p; j++) {
+            const double x = w[j] / sum * (double)f->kv[1][(kv * f->len + j) * s->dim_v + i];
+            f->want[at] += x;
+            f->scale[at] += fabs(x);
+        }
+    }
+    free(w);
+}
+
+static void make(fixture *f, const shape *s, bool with_reference)
+{
+    uint64_t seed = (uint64_t)(s->dim_k * 131 + s->n * 17 + s->pos0 + s->n_head);
+    memset(f, 0, sizeof *f);
+    f->len = s->pos0 + s->n;
+    for (int i = 0; i < 2; i++) {
+        const size_t dim = (size_t)(i ? s->dim_v : s->dim_k);
+        f->kv[i] = calloc((size_t)s->n_head_kv * (size_t)f->len * dim, sizeof(float));
+        f->pages[i] = make_pages(s, i, f->len, f->kv[i], &seed);
+    }
+    f->n_pages = (f->len + s->page - 1) / s->page;
+    tn_attend *a = &f->a;
+    a->kv = (tn_kv_view){s->type, s->page, s->n_head_kv, s->dim_k, s->dim_v, f->pages[0], f->pages[1]};
+    a->q_stride = (int64_t)s->n_head * s->dim_k + 3;
+    a->out_stride = (int64_t)s->n_head * s->dim_v + 5;
+    a->n = s->n;
+    a->pos0 = s->pos0;
+    a->n_head = s->n_head;
+    a->scale = 3.0f / sqrtf((float)s->dim_k);
+    a->softcap = s->softcap;
+    a->window = s->window;
+    a->chunk = s->chunk;
+    a->n_chunks = s->chunk ? (f->len + s->chunk - 1) / s->chunk : 0;
+    f->n_out = (size_t)(s->n * a->out_stride);
+    f->n_partial = (size_t)(s->n * s->n_head * a->n_chunks * (2 + s->dim_v));
+    f->q = malloc((size_t)(s->n * a->q_stride) * sizeof(float));
+    f->out = malloc((f->n_out + 16) * sizeof(float));
+    f->partial = malloc((f->n_partial + 16) * sizeof(float));
+    for (int64_t i = 0; i < s->n * a->q_stride; i++) f->q[i] = 2 * test_randf(&seed);
+    f->want = calloc((size_t)s->n * (size_t)s->n_head * (size_t)s->dim_v, sizeof(double));
+    f->scale = calloc((size_t)s->n * (size_t)s->n_head * (size_t)s->dim_v, sizeof(double));
+    a->q = f->q;
+    a->out = f->out + 8;
+    a->partial = f->partial + 8;
+    for (int64_t t = 0; with_reference && t < s->n; t++)
+        for (int32_t h = 0; h < s->n_head; h++) reference(s, f, t, h);
+}
+
+static void drop(fixture *f)
+{
+    for (int i = 0; i < 2; i++) {
+        for (int64_t p = 0; p < f->n_pages; p++) free(f->pages[i][p]);
+        free(f->pages[i]);
+        free(f->kv[i]);
+    }
+    free(f->q), free(f->out), free(f->partial), free(f->want), free(f->scale);
+}
+
+/* All items of one call, in tiles of `tile` tokens. */
+static void run(const tn_kernels *k, const tn_attend *a, int64_t tile, void *scratch)
+{
+    for (int32_t h = 0; h < a->kv.n_head_kv; h++)
+        for (int64_t t = 0; t < a->n; t += tile)
+            for (int64_t c = 0; c < (a->chunk ? a->n_chunks : 1); c++)
+                k->attend(a, h, t, t + tile < a->n ? t + tile : a->n, c, scratch);
+    for (int64_t t = 0; a->chunk && t < a->n; t++)
+        for (int32_t h = 0; h < a->n_head; h++) k->attend_join(a, t, h);
+}
+
+static bool compare(const shape *s, const fixture *f, const char *level)
+{
+    for (size_t i = 0; i < 8; i++)
+        if (f->out[i] != CANARY || f->out[f->n_out + 8 + i] != CANARY || f->partial[i] != CANARY ||
+            f->partial[f->n_partial + 8 + i] != CANARY) {
+            FAIL("%s: canary overwritten", level);
+            return false;
+        }
+    for (int64_t t = 0; t < s->n; t++)
+        for (int64_t i = 0; i < f->a.out_stride; i++) {
+            const double got = (double)f->a.out[t * f->a.out_stride + i];
+            if (i >= (int64_t)s->n_head * s->dim_v) {
+                if (got == (double)CANARY) continue;
+                FAIL("%s: wrote between rows", level);
+                return false;
+            }
+            const int64_t at = t * s->n_head * s->dim_v + i;
+            /* A score is a float sum of dim_k terms; its error multiplies the weight. */
+            const double tol = 4e-6 * (s->dim_k > 128 ? s->dim_k / 128.0 : 1);
+            if (!(fabs(got - f->want[at]) <= tol * f->scale[at] + 1e-9)) {
+                FAIL("%s token %lld element %lld: %.9g, want %.9g", level, (long long)t, (long long)i,
+                     got, f->want[at]);
+                return false;
+            }
+        }
+    return true;
+}
+
+static void check(const shape *s)
+{
+    fixture f;
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES + 64);
+    unsigned char *guard = (unsigned char *)scratch + TN_SCRATCH_BYTES;
+    make(&f, s, true);
+    for (int level = 0; level < (__builtin_cpu_supports("avx2") ? 2 : 1); level++)
+        for (int64_t tile = TN_ATTEND_TILE; tile > 0; tile = tile == TN_ATTEND_TILE ? 5 : tile == 5 ? 1 : 0) {
+            const tn_kernels k = table(level);
+            memset(scratch, 0xff, TN_SCRATCH_BYTES + 64);
+            for (size_t i = 0; i < f.n_out + 16; i++) f.out[i] = CANARY;
+            for (size_t i = 0; i < f.n_partial + 16; i++) f.partial[i] = CANARY;
+            run(&k, &f.a, tile, scratch);
+            if (!compare(s, &f, level ? "avx2" : "scalar"))
+                FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld chunk %lld "
+                     "tile %lld", s->type, s->page, s->n_head, s->n_head_kv, s->dim_k, s->dim_v,
+                     s->window, (double)s->softcap, (long long)s->n, (long long)s->pos0,
+                     (long long)s->chunk, (long long)tile);
+            for (int i = 0; i < 64; i++) CHECK(guard[i] == 0xff);
+        }
+    drop(&f);
+    free(scratch);
+}
+
+TEST(head_dims_and_groups)
+{
+    static const int32_t dims[] = {16, 24, 64, 80, 128, 256, 20, 512};
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+        for (int32_t group = 1; group <= 8; group++)
+            for (int f16 = 0; f16 < 2; f16++) {
+                shape s = {.type = f16 ? TN_TYPE_F16 : TN_TYPE_F32, .page = group % 2 ? 16 : 256,
+                           .n_head_kv = 1 + group % 2, .dim_k = dims[d], .dim_v = dims[d], .n = 7,
+                           .pos0 = 71 + 3 * group};
+                s.n_head = s.n_head_kv * group;
+                check(&s);
+            }
+}
+
+TEST(different_key_and_value_dims)
+{
+    check(&(shape){TN_TYPE_F16, 16, 4, 2, 96, 64, 0, 0, 9, 40, 0});
+    check(&(shape){TN_TYPE_F32, 16, 4, 1, 24, 136, 0, 0, 9, 40, 16});
+    check(&(shape){TN_TYPE_F16, 16, 6, 2, 40, 20, 0, 0, 9, 40, 16});
+}
+
+TEST(every_number_of_tokens)
+{
+    for (int64_t n = 1; n <= 70; n++)
+        check(&(shape){n % 2 ? TN_TYPE_F16 : TN_TYPE_F32, n % 3 ? 16 : 256, 6, 2, 32, 32, 0, 0, n,
+                       n % 5 * 37, 0});
+}
+
+/* Windows smaller than, equal to and larger than tiles and pages. */
+TEST(windows)
+{
+    static const int32_t windows[] = {1, 2, 7, 16, 17, 63, 64, 65, 100, 1000};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        for (int64_t n = 1; n <= 70; n += 23)
+            for (int64_t chunk = 0; chunk <= 48; chunk += 24)
+                check(&(shape){i % 2 ? TN_TYPE_F16 : TN_TYPE_F32, i % 3 ? 16 : 256, 4, 2, 16, 16,
+                               windows[i], i % 4 == 1 ? 5.0f : 0, n, 133, chunk});
+}
+
+TEST(soft_caps)
+{
+    for (int64_t n = 1; n <= 40; n += 13) {
+        check(&(shape){TN_TYPE_F16, 16, 4, 2, 64, 64, 0, 50, n, 90, 0});
+        check(&(shape){TN_TYPE_F32, 16, 4, 1, 64, 64, 0, 0.5f, n, 90, 32});
+    }
+}
+
+/* Chunks of a page, of odd sizes, and chunks that some token does not see at all. */
+TEST(chunks)
+{
+    static const int64_t chunks[] = {1, 7, 16, 64, 100, 256, 5000};
+    for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++)
+        for (int64_t n = 1; n <= 33; n += 16)
+            check(&(shape){i % 2 ? TN_TYPE_F16 : TN_TYPE_F32, i % 2 ? 256 : 16, 8, 2, 24, 24, 0, 0, n,
+                           i % 3 ? 301 : 0, chunks[i]});
+}
+
+/* More rows than scratch holds at once. */
+TEST(large_groups_and_dims)
+{
+    check(&(shape){TN_TYPE_F16, 16, 64, 1, 512, 512, 0, 0, 33, 20, 0});
+    check(&(shape){TN_TYPE_F32, 16, 71, 1, 128, 128, 0, 0, 3, 70, 0});
+}
+
+/* Scores of -inf are not seen, a row of them gives 0; a NaN comes out as NaN. */
+TEST(infinities_and_nan)
+{
+    const shape s = {TN_TYPE_F32, 16, 3, 1, 16, 16, 0, 0, 9, 60, 0};
+    for (int level = 0; level < (__builtin_cpu_supports("avx2") ? 2 : 1); level++)
+        for (int64_t tile = 1; tile <= 32; tile += 31)
+            for (int64_t chunk = 0; chunk <= 16; chunk += 16) {
+                fixture f;
+                shape with = s;
+                void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+                const tn_kernels k = table(level);
+                with.chunk = chunk;
+                make(&f, &with, false);
+                for (int64_t i = 0; i < s.n * f.a.q_stride; i++) f.q[i] = 1;
+                for (int64_t p = 0; p < f.len; p++) /* -inf for all keys but position 20 */
+                    for (int i = 0; i < 16; i++)
+                        ((float *)f.pages[0][p / 16])[p % 16 * 16 + i] = p == 20 ? -1e37f : -3e38f;
+                run(&k, &f.a, tile, scratch);
+                for (int i = 0; i < 16; i++)
+                    CHECK_NEAR(f.a.out[i], ((float *)f.pages[1][1])[4 * 16 + i], 0);
+                for (int i = 0; i < 16; i++) ((float *)f.pages[0][1])[4 * 16 + i] = -3e38f;
+                run(&k, &f.a, tile, scratch);
+                for (int i = 0; i < 48; i++) CHECK_NEAR(f.a.out[i], 0, 0);
+                ((float *)f.pages[0][1])[4 * 16] = NAN;
+                run(&k, &f.a, tile, scratch);
+                for (int i = 0; i < 48; i++) CHECK(isnan(f.a.out[i]));
+                drop(&f);
+                free(scratch);
+            }
+}
+
+/* ---- timing ------------------------------------------------------------------------------------ */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void bench(const shape *s)
+{
+    fixture f;
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+    make(&f, s, false);
+    for (int level = s->n > 64 || s->pos0 > 9000; level < 2; level++) {
+        const tn_kernels k = table(level);
+        double best = 1e30;
+        for (int r = 0; r < (level ? 7 : 1); r++) {
+            double t = now();
+            run(&k, &f.a, TN_ATTEND_TILE, scratch);
+            t = now() - t;
+            if (t < best) best = t;
+        }
+        double keys = 0;
+        for (int64_t t = 0; t < s->n; t++) keys += (double)(s->pos0 + t + 1);
+        const double flops = 2 * keys * s->n_head * (s->dim_k + s->dim_v);
+        const double bytes = (double)f.len * s->n_head_kv * (s->dim_k + s->dim_v) *
+                             (s->type == TN_TYPE_F16 ? 2 : 4);
+        printf("%-6s %s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
+               level ? "avx2" : "scalar", s->type == TN_TYPE_F16 ? "f16" : "f32", (long long)s->n,
+               (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3, bytes / best / 1e9,
+               flops / best / 1e9);
+    }
+    drop(&f);
+    free(scratch);
+}
+
+static int bench_all(void)
+{
+    bench(&(shape){TN_TYPE_F16, 256, 8, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 16, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 64, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 9, 3, 64, 64, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_F32, 256, 32, 8, 128, 128, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_F16, 256, 9, 3, 64, 64, 0, 0, 512, 0, 0});
+    bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 512, 0, 0});
+    bench(&(shape){TN_TYPE_F16, 256, 8, 4, 256, 256, 0, 0, 512, 0, 0});
+    bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 256, 4096, 0});
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench_all();
+    return tn_test_main(argc, argv);
+}
