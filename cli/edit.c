@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -31,7 +32,8 @@ struct tn_edit {
     HistoryW *history;
     char *history_path; /* NULL: no file */
     wchar_t *prompt, *preset;
-    bool preset_due, brackets;
+    bool preset_due, brackets, have_cooked;
+    struct termios cooked; /* the terminal as it was */
     bool interrupted, was_empty;
     paste *pastes;
     size_t n_pastes, cap_pastes;
@@ -257,6 +259,7 @@ tn_edit *tn_edit_new(bool history)
     if (!use_utf8()) return NULL;
     tn_edit *e = tn_malloc(sizeof *e);
     memset(e, 0, sizeof *e);
+    e->have_cooked = tcgetattr(STDIN_FILENO, &e->cooked) == 0;
     e->el = el_init("tenon", stdin, stderr, stderr);
     if (!e->el) {
         free(e);
@@ -313,6 +316,15 @@ static wchar_t *unfold(const tn_edit *e, wchar_t *line)
     return line;
 }
 
+/* libedit shows the prompt first and only then takes the terminal out of line mode, where a Ctrl-D
+ * typed in between would be lost: so that is done before. */
+static void set_terminal(const tn_edit *e, bool editing)
+{
+    struct termios mode = e->cooked;
+    if (editing) mode.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
+    if (e->have_cooked) tcsetattr(STDIN_FILENO, TCSADRAIN, &mode);
+}
+
 static void set_brackets(const tn_edit *e, bool on)
 {
     if (!e->brackets) return;
@@ -329,9 +341,11 @@ tn_line_result tn_edit_read(tn_edit *e, const char *prompt, const char *preset, 
     e->preset_due = e->preset != NULL;
     e->interrupted = false;
     int n = 0;
+    set_terminal(e, true);
     set_brackets(e, true);
     const wchar_t *line = el_wgets(e->el, &n);
     set_brackets(e, false);
+    set_terminal(e, false);
     if (e->interrupted) {
         fputc('\n', stderr);
         forget_pastes(e);
