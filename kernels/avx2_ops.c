@@ -7,6 +7,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 /* The two rotations of one head: pairs from i on, 8 (4) at a time; returns the pairs done. */
 static int32_t rope_neox_head(float *x, int32_t half, const float *cs)
@@ -104,18 +105,16 @@ static void glu_avx2(float *gate, const float *up, int64_t n, tn_activation act)
 
 /* ---- quantisation ------------------------------------------------------------------------------ */
 
-/* Rounds 16 values with one step and returns the sum of the results. */
-static inline int quantize_half(int8_t *q, __m256 a, __m256 b, float step)
+/* Rounds 16 values with one step; the sum of the four results is the sum of all. */
+static inline __m128i quantize_half(int8_t *q, __m256 a, __m256 b, __m256 step)
 {
-    const __m256 s = _mm256_set1_ps(step);
-    __m256i i = _mm256_cvtps_epi32(_mm256_div_ps(a, s)), j = _mm256_cvtps_epi32(_mm256_div_ps(b, s));
+    __m256i i = _mm256_cvtps_epi32(_mm256_div_ps(a, step));
+    __m256i j = _mm256_cvtps_epi32(_mm256_div_ps(b, step));
     __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(i, j), 0xd8);
     w = _mm256_max_epi16(_mm256_min_epi16(w, _mm256_set1_epi16(127)), _mm256_set1_epi16(-127));
     __m128i lo = _mm256_castsi256_si128(w), hi = _mm256_extracti128_si256(w, 1);
     _mm_storeu_si128((__m128i *)(void *)q, _mm_packs_epi16(lo, hi));
-    __m128i sum = _mm_madd_epi16(_mm_add_epi16(lo, hi), _mm_set1_epi16(1));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+    return _mm_madd_epi16(_mm_add_epi16(lo, hi), _mm_set1_epi16(1));
 }
 
 static inline void quantize_block(tn_q8 *y, const float *x)
@@ -134,25 +133,28 @@ static inline void quantize_block(tn_q8 *y, const float *x)
                                  _mm256_permute2x128_si256(a[0], a[2], 0x31));
     m = _mm256_max_epi32(m, _mm256_shuffle_epi32(m, 0x4e));
     m = _mm256_max_epi32(m, _mm256_shuffle_epi32(m, 0xb1));
-    const uint32_t bits[2] = {(uint32_t)_mm256_extract_epi32(m, 0),
-                              (uint32_t)_mm256_extract_epi32(m, 4)};
-    const bool finite = bits[0] < 0x7f800000u && bits[1] < 0x7f800000u;
-    const float h[2] = {tn_f32_from_bits(bits[0]) / 127, tn_f32_from_bits(bits[1]) / 127};
-    const float d = (h[0] > h[1] ? h[0] : h[1]) / 127;
-    if (!finite || d < FLT_MIN) {
+    /* Lanes 0 and 1 of the following: the two halves. */
+    __m128i top = _mm_unpacklo_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+    __m128 h = _mm_div_ps(_mm_castsi128_ps(top), _mm_set1_ps(127));
+    __m128 d = _mm_div_ps(_mm_max_ps(h, _mm_shuffle_ps(h, h, 0xb1)), _mm_set1_ps(127));
+    const bool finite = _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 1))) < 0x7f800000;
+    if (!finite || _mm_cvtss_f32(d) < FLT_MIN) {
         const float s = finite ? 0 : NAN;
         *y = (tn_q8){.d = s, .m = {1, 1}, .s = {s, s}};
         return;
     }
-    y->d = d;
-    for (int i = 0; i < 2; i++) {
-        __m128 c = _mm_set_ss(h[i] / d);
-        float k = _mm_cvtss_f32(_mm_round_ss(c, c, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
-        k = k < 1 ? 1 : k > 127 ? 127 : k;
-        int sum = quantize_half(y->q + 16 * i, v[2 * i], v[2 * i + 1], d * k);
-        y->m[i] = (int16_t)k;
-        y->s[i] = d * (float)(y->m[i] * sum);
-    }
+    __m128 k = _mm_round_ps(_mm_div_ps(h, d), _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    k = _mm_min_ps(_mm_max_ps(k, _mm_set1_ps(1)), _mm_set1_ps(127));
+    __m256 step = _mm256_broadcastss_ps(_mm_mul_ps(d, k));
+    __m128i sum0 = quantize_half(y->q, v[0], v[1], step);
+    step = _mm256_broadcastss_ps(_mm_mul_ps(d, _mm_movehdup_ps(k)));
+    __m128i sum1 = quantize_half(y->q + 16, v[2], v[3], step);
+    __m128i sum = _mm_hadd_epi32(_mm_hadd_epi32(sum0, sum1), _mm_setzero_si128());
+    __m128i mi = _mm_cvtps_epi32(k);
+    const int32_t both = _mm_cvtsi128_si32(_mm_packs_epi32(mi, mi));
+    memcpy(y->m, &both, sizeof y->m);
+    y->d = _mm_cvtss_f32(d);
+    _mm_storel_pi((__m64 *)(void *)y->s, _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_mullo_epi32(mi, sum))));
 }
 
 static void quantize_avx2(tn_q8 *q, const float *x, int64_t n)
@@ -194,28 +196,39 @@ static float softmax_max(const float *x, int64_t n)
     return max8(m);
 }
 
+/* e^(x - max) in place for the lanes of k, all 8 if k is NULL; returns them, other lanes 0. */
+static inline __m256 softmax_exp(float *x, __m256 max, const __m256i *k)
+{
+    if (!k) {
+        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x), max));
+        _mm256_storeu_ps(x, e);
+        return e;
+    }
+    __m256 e = exp8(_mm256_sub_ps(_mm256_maskload_ps(x, *k), max));
+    _mm256_maskstore_ps(x, *k, e);
+    return _mm256_and_ps(e, _mm256_castsi256_ps(*k));
+}
+
 static void softmax_avx2(float *x, int64_t n)
 {
     const float max = softmax_max(x, n);
     const __m256 vmax = _mm256_set1_ps(max == -INFINITY ? 0 : max); /* all -inf: all 0 */
+    const __m256i tail = first8(n % 8);
     __m256d lo = _mm256_setzero_pd(), hi = _mm256_setzero_pd();
     for (int64_t i = 0; i < n; i += 8) {
-        __m256i k = first8(n - i < 8 ? n - i : 8);
-        __m256 e = exp8(_mm256_sub_ps(_mm256_maskload_ps(x + i, k), vmax));
-        e = _mm256_and_ps(e, _mm256_castsi256_ps(k));
-        _mm256_maskstore_ps(x + i, k, e);
+        __m256 e = softmax_exp(x + i, vmax, i + 8 <= n ? NULL : &tail);
         lo = _mm256_add_pd(lo, _mm256_cvtps_pd(_mm256_castps256_ps128(e)));
         hi = _mm256_add_pd(hi, _mm256_cvtps_pd(_mm256_extractf128_ps(e, 1)));
     }
-    __m256d s = _mm256_add_pd(lo, hi);
-    __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    const __m256d s = _mm256_add_pd(lo, hi);
+    const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
     const double sum = _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
     if (sum == 0) return;
-    const __m256 f = _mm256_set1_ps((float)(1 / sum));
-    for (int64_t i = 0; i < n; i += 8) {
-        __m256i k = first8(n - i < 8 ? n - i : 8);
-        _mm256_maskstore_ps(x + i, k, _mm256_mul_ps(_mm256_maskload_ps(x + i, k), f));
-    }
+    const float factor = (float)(1 / sum);
+    const __m256 f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), f));
+    for (; i < n; i++) x[i] *= factor;
 }
 
 static void to_f16_avx2(uint16_t *y, const float *x, int64_t n)
