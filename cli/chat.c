@@ -9,7 +9,7 @@
 typedef struct chat {
     tn_talk t;
     tn_line *line;
-    char *preset; /* what the next line starts with */
+    char *preset;           /* what the next line starts with */
     bool leave, had_signal; /* had_signal: the last thing typed was Ctrl-C */
     int code;
 } chat;
@@ -33,7 +33,8 @@ static void send(chat *c, const char *text)
     answer(c);
 }
 
-/* ---- commands ----------------------------------------------------------------------------------- */
+/* ---- commands -----------------------------------------------------------------------------------
+ */
 
 static void cmd_exit(chat *c, const char *arg)
 {
@@ -56,7 +57,8 @@ static bool undo(chat *c)
         tn_say("there is no message to go back to");
         return false;
     }
-    while (t->n && strcmp(t->messages[t->n - 1].role, "user") != 0) tn_talk_drop_last(&c->t, 1);
+    while (t->n && strcmp(t->messages[t->n - 1].role, "user") != 0)
+        tn_talk_drop_last(&c->t, 1);
     tn_talk_drop_last(&c->t, 1);
     return true;
 }
@@ -114,8 +116,10 @@ static void cmd_file(chat *c, const char *arg)
         tn_say("name a file, as in /file notes.txt Summarise this");
     } else if (tn_read_file(name, &text, &len) == TN_EXIT_OK) {
         char *message = NULL;
-        if (memchr(text, 0, len)) tn_say("'%s' is not a text: it holds a zero byte", name);
-        else if (asprintf(&message, "%s%s%s", rest, *rest ? "\n\n" : "", text) >= 0) send(c, message);
+        if (memchr(text, 0, len))
+            tn_say("'%s' is not a text: it holds a zero byte", name);
+        else if (asprintf(&message, "%s%s%s", rest, *rest ? "\n\n" : "", text) >= 0)
+            send(c, message);
         free(message);
         free(text);
     }
@@ -131,9 +135,10 @@ static void print_params(const chat *c)
         return;
     }
     tn_note("top-k %d, top-p %g, min-p %g, temp %g | repeat-penalty %g, presence-penalty %g, "
-            "frequency-penalty %g, repeat-last-n %d", (int)o.top_k, (double)o.top_p, (double)o.min_p,
-            (double)o.temperature, (double)o.repeat_penalty, (double)o.presence_penalty,
-            (double)o.frequency_penalty, (int)o.penalty_last_n);
+            "frequency-penalty %g, repeat-last-n %d",
+            (int)o.top_k, (double)o.top_p, (double)o.min_p, (double)o.temperature,
+            (double)o.repeat_penalty, (double)o.presence_penalty, (double)o.frequency_penalty,
+            (int)o.penalty_last_n);
     tn_note("seed %llu, plus 1 for each answer (%llu so far) | predict %d | context %d",
             (unsigned long long)o.seed, (unsigned long long)c->t.n_answers,
             c->t.set.predict == TN_UNSET ? -1 : (int)c->t.set.predict,
@@ -143,7 +148,8 @@ static void print_params(const chat *c)
 static void cmd_params(chat *c, const char *arg)
 {
     char *pairs = strdup(arg), *rest = NULL;
-    for (char *p = pairs ? strtok_r(pairs, " \t", &rest) : NULL; p; p = strtok_r(NULL, " \t", &rest)) {
+    for (char *p = pairs ? strtok_r(pairs, " \t", &rest) : NULL; p;
+         p = strtok_r(NULL, " \t", &rest)) {
         char *value = strchr(p, '=');
         if (!value) {
             tn_say("write a parameter as name=value, as in /params temp=0.5");
@@ -162,12 +168,13 @@ static void cmd_stats(chat *c, const char *arg)
     tn_stats st = {.struct_size = sizeof st};
     tn_context_stats(c->t.s.ctx, &st, NULL);
     tn_note("last answer: prompt %llu tokens in %.2f s, generated %llu tokens in %.2f s",
-            (unsigned long long)st.prefill_tokens, st.prefill_s, (unsigned long long)st.decode_tokens,
-            st.decode_s);
+            (unsigned long long)st.prefill_tokens, st.prefill_s,
+            (unsigned long long)st.decode_tokens, st.decode_s);
     tn_note("weights read: host %.1f MiB, device %.1f MiB | hops %llu, waited %.2f s",
             (double)st.host.weight_bytes / 1048576, (double)st.device.weight_bytes / 1048576,
             (unsigned long long)st.hops, st.join_wait_s);
-    tn_note("memory: weights %.1f MiB, context %.1f MiB | loaded in %.2f s | context %d/%d | %zu messages",
+    tn_note("memory: weights %.1f MiB, context %.1f MiB | loaded in %.2f s | context %d/%d | %zu "
+            "messages",
             (double)st.model_bytes_held / 1048576, (double)st.kv_bytes_held / 1048576, st.load_s,
             (int)tn_context_length(c->t.s.ctx), (int)tn_context_capacity(c->t.s.ctx), c->t.n);
 }
@@ -210,12 +217,15 @@ static void run_command(chat *c, const char *text)
     tn_say("there is no command /%.*s; /help lists them", (int)(n < 40 ? n : 40), text + 1);
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------- */
+/* ---- the loop -----------------------------------------------------------------------------------
+ */
 
 static void take_text(chat *c, const char *text)
 {
-    if (text[0] == '/') run_command(c, text);
-    else if (text[strspn(text, " \t\n")]) send(c, text);
+    if (text[0] == '/')
+        run_command(c, text);
+    else if (text[strspn(text, " \t\n")])
+        send(c, text);
 }
 
 /* What a signal means: leave on SIGTERM, in a script, and on the second Ctrl-C in a row on an empty

@@ -20,7 +20,7 @@ enum {
     max_history = 1000,
     inline_chars = 800, /* a longer paste, or one of more lines, is shown as a placeholder */
     inline_lines = 8,
-    preset_key = 0x1D   /* Ctrl-]: what our own input function sends to have the preset inserted */
+    preset_key = 0x1D /* Ctrl-]: what our own input function sends to have the preset inserted */
 };
 
 typedef struct paste {
@@ -39,7 +39,8 @@ struct tn_edit {
     size_t n_pastes, cap_pastes;
 };
 
-/* ---- text --------------------------------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------------------------------
+ */
 
 static wchar_t *widen(const char *s)
 {
@@ -58,7 +59,8 @@ static char *narrow(const wchar_t *w)
     return s;
 }
 
-/* ---- input -------------------------------------------------------------------------------------- */
+/* ---- input --------------------------------------------------------------------------------------
+ */
 
 static tn_edit *self(EditLine *el)
 {
@@ -143,7 +145,8 @@ static const wchar_t *fold(tn_edit *e, wchar_t *text, size_t lines)
     if (e->n_pastes == e->cap_pastes)
         e->pastes = tn_realloc(e->pastes, (e->cap_pastes += 8) * sizeof *e->pastes);
     wchar_t shown[80];
-    swprintf(shown, 80, L"[paste %zu: %zu lines, %zu characters]", e->n_pastes + 1, lines, wcslen(text));
+    swprintf(shown, 80, L"[paste %zu: %zu lines, %zu characters]", e->n_pastes + 1, lines,
+             wcslen(text));
     paste *p = &e->pastes[e->n_pastes++];
     *p = (paste){text, wcsdup(shown)};
     return p->shown ? p->shown : L"";
@@ -155,14 +158,16 @@ static unsigned char insert_paste(EditLine *el, wint_t key)
     wchar_t *text = read_paste(el);
     if (!text) return CC_ERROR;
     size_t lines = 1;
-    for (const wchar_t *s = text; *s; s++) lines += *s == '\n';
+    for (const wchar_t *s = text; *s; s++)
+        lines += *s == '\n';
     const bool folded = lines > inline_lines || wcslen(text) > inline_chars;
     const int rc = el_winsertstr(el, folded ? fold(self(el), text, lines) : text);
     if (!folded) free(text);
     return rc == 0 ? CC_REFRESH : CC_ERROR;
 }
 
-/* ---- history ------------------------------------------------------------------------------------ */
+/* ---- history ------------------------------------------------------------------------------------
+ */
 
 /* Makes every folder of a path that ends in a file's name. */
 static bool make_folders(char *path)
@@ -182,8 +187,10 @@ static char *history_path(void)
     const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
     char *path;
     int n = -1;
-    if (state && *state == '/') n = asprintf(&path, "%s/tenon/history", state);
-    else if (home && *home == '/') n = asprintf(&path, "%s/.local/state/tenon/history", home);
+    if (state && *state == '/')
+        n = asprintf(&path, "%s/tenon/history", state);
+    else if (home && *home == '/')
+        n = asprintf(&path, "%s/.local/state/tenon/history", home);
     return n < 0 ? NULL : path;
 }
 
@@ -228,7 +235,8 @@ void tn_edit_remember(tn_edit *e, const char *text)
     free(wide);
 }
 
-/* ---- reading ------------------------------------------------------------------------------------ */
+/* ---- reading ------------------------------------------------------------------------------------
+ */
 
 /* Text is UTF-8 whatever the locale says: a bare container has none. */
 static bool use_utf8(void)
@@ -241,9 +249,9 @@ static bool use_utf8(void)
 static void bind_keys(EditLine *el)
 {
     static const wchar_t *const keys[][2] = {
-        {L"\\e\\r", L"tenon-newline"},    {L"\\e\\n", L"tenon-newline"},
-        {L"\\e[200~", L"tenon-paste"},    {L"^]", L"tenon-preset"},
-        {L"\\e[H", L"ed-move-to-beg"},    {L"\\e[F", L"ed-move-to-end"},
+        {L"\\e\\r", L"tenon-newline"},       {L"\\e\\n", L"tenon-newline"},
+        {L"\\e[200~", L"tenon-paste"},       {L"^]", L"tenon-preset"},
+        {L"\\e[H", L"ed-move-to-beg"},       {L"\\e[F", L"ed-move-to-end"},
         {L"\\e[3~", L"ed-delete-next-char"}, {L"^R", L"em-inc-search-prev"},
     };
     el_wset(el, EL_ADDFN, L"tenon-newline", L"put a newline into the message", insert_newline);

@@ -10,8 +10,8 @@
 
 const char *tn_stop_name(tn_stop reason)
 {
-    static const char *const names[] = {"eos", "stop-string", "length", "context-full", "interrupted",
-                                        "output"};
+    static const char *const names[] = {"eos",          "stop-string", "length",
+                                        "context-full", "interrupted", "output"};
     return names[reason];
 }
 
@@ -45,7 +45,8 @@ tn_status tn_sampler_settings(tn_sampler_options *o, const tn_settings *set, con
 }
 
 tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn_settings *set,
-                             const tn_sampler_options *o, const int32_t *ids, size_t n, tn_error *err)
+                             const tn_sampler_options *o, const int32_t *ids, size_t n,
+                             tn_error *err)
 {
     tn_logit_bias bias[TN_MAX_REPEATS];
     for (size_t i = 0; i < set->n_bias; i++)
@@ -54,7 +55,8 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
     with_bias.bias = bias;
     with_bias.n_bias = set->n_bias;
     tn_status status = tn_sampler_new(out, engine, &with_bias, err);
-    for (size_t i = 0; !status && i < n; i++) status = tn_sampler_accept(*out, ids[i], err);
+    for (size_t i = 0; !status && i < n; i++)
+        status = tn_sampler_accept(*out, ids[i], err);
     return status;
 }
 
@@ -67,14 +69,16 @@ void tn_generation_report(const tn_generation *g)
 {
     tn_stats st = {.struct_size = sizeof st};
     if (tn_context_stats(g->ctx, &st, NULL) != TN_OK) return;
-    tn_note("stop: %s | prompt %llu tokens, %.1f tok/s | generated %d tokens, %.1f tok/s | context %d/%d",
+    tn_note("stop: %s | prompt %llu tokens, %.1f tok/s | generated %d tokens, %.1f tok/s | context "
+            "%d/%d",
             tn_stop_name(g->reason), (unsigned long long)st.prefill_tokens,
             tn_rate(st.prefill_tokens, st.prefill_s), (int)g->n_tokens,
             tn_rate(st.decode_tokens, st.decode_s), (int)tn_context_length(g->ctx),
             (int)tn_context_capacity(g->ctx));
 }
 
-/* ---- stop strings ------------------------------------------------------------------------------- */
+/* ---- stop strings -------------------------------------------------------------------------------
+ */
 
 /* Text that may yet turn out to begin a stop string. */
 typedef struct held {
@@ -94,7 +98,8 @@ static size_t find_stop(const held *h, const tn_settings *set)
 {
     size_t at = h->len;
     for (size_t i = 0; i < set->n_stops; i++) {
-        const char *hit = h->len ? memmem(h->text, h->len, set->stops[i], strlen(set->stops[i])) : NULL;
+        const char *hit =
+            h->len ? memmem(h->text, h->len, set->stops[i], strlen(set->stops[i])) : NULL;
         if (hit && (size_t)(hit - h->text) < at) at = (size_t)(hit - h->text);
     }
     return at;
@@ -107,7 +112,8 @@ static size_t certain(const held *h, const tn_settings *set)
     for (size_t i = 0; i < set->n_stops; i++) {
         size_t k = strlen(set->stops[i]) - 1;
         if (k > h->len) k = h->len;
-        while (k > keep && memcmp(h->text + h->len - k, set->stops[i], k) != 0) k--;
+        while (k > keep && memcmp(h->text + h->len - k, set->stops[i], k) != 0)
+            k--;
         if (k > keep) keep = k;
     }
     return h->len - keep;
@@ -122,7 +128,8 @@ static bool emit(tn_generation *g, held *h, size_t n, int32_t id, float logprob)
     return ok;
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------- */
+/* ---- the loop -----------------------------------------------------------------------------------
+ */
 
 typedef struct loop {
     tn_generation *g;
@@ -165,7 +172,8 @@ static tn_status step(loop *l)
     const int32_t limit = g->set->predict == TN_UNSET ? -1 : g->set->predict;
     tn_model_info info = {.struct_size = sizeof info};
     tn_status status = tn_model_get_info(g->model, &info, l->err);
-    if (!status) status = tn_sampler_sample(g->sampler, logits, info.n_vocab, &id, &logprob, l->err);
+    if (!status)
+        status = tn_sampler_sample(g->sampler, logits, info.n_vocab, &id, &logprob, l->err);
     if (!status) status = tn_sampler_accept(g->sampler, id, l->err);
     if (status) return status;
     g->n_tokens++;
@@ -207,7 +215,8 @@ tn_status tn_generate(tn_generation *g, tn_error *err)
     g->n_tokens = 0;
     tn_status status = tn_detokenizer_new(&l.detok, g->model, g->detokenize, err);
     if (!status && g->set->predict == 0) stop(&l, TN_STOP_LENGTH);
-    while (!status && !l.done) status = step(&l);
+    while (!status && !l.done)
+        status = step(&l);
     if (!status) status = flush(&l);
     tn_detokenizer_free(l.detok);
     free(l.held.text);

@@ -32,7 +32,7 @@ typedef struct tn_generation {
     tn_context *ctx;     /* holds the prompt, logits of its last token ready */
     tn_sampler *sampler; /* has accepted the prompt */
     const tn_settings *set;
-    unsigned detokenize; /* flags */
+    unsigned detokenize;                                 /* flags */
     bool (*emit)(void *user, const tn_generated *piece); /* false = stop */
     void *user;
     /* results */
@@ -48,12 +48,13 @@ tn_status tn_sampler_settings(tn_sampler_options *o, const tn_settings *set, con
                               tn_error *err);
 /* Makes it, with the settings' logit biases, and has it accept n tokens. */
 tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn_settings *set,
-                             const tn_sampler_options *o, const int32_t *ids, size_t n, tn_error *err);
+                             const tn_sampler_options *o, const int32_t *ids, size_t n,
+                             tn_error *err);
 /* A seed nobody chose. */
 uint64_t tn_random_seed(void);
 
-/* The closing line on stderr: why it stopped, speeds, context use. Speeds are those of the context's
- * statistics. */
+/* The closing line on stderr: why it stopped, speeds, context use. Speeds are those of the
+ * context's statistics. */
 void tn_generation_report(const tn_generation *g);
 /* n per second, 0 for no time. */
 double tn_rate(uint64_t n, double seconds);

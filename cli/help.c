@@ -13,10 +13,11 @@ static bool belongs(const tn_option *o, tn_command command)
 static void print_option(FILE *out, const tn_option *o)
 {
     char left[64];
-    snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ',
-             o->letter ? "," : " ", o->name, o->arg ? " " : "", o->arg ? o->arg : "");
-    fprintf(out, strlen(left) < 26 ? "  %-26s %s\n" : "  %s\n                             %s\n", left,
-            o->help);
+    snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ',
+             o->letter ? o->letter : ' ', o->letter ? "," : " ", o->name, o->arg ? " " : "",
+             o->arg ? o->arg : "");
+    fprintf(out, strlen(left) < 26 ? "  %-26s %s\n" : "  %s\n                             %s\n",
+            left, o->help);
 }
 
 /* Breaks a paragraph at spaces so that it fits a terminal. */
@@ -25,7 +26,8 @@ static void print_wrapped(FILE *out, const char *text)
     enum { width = 79 };
     while (strlen(text) > width) {
         size_t n = width;
-        while (n > 0 && text[n] != ' ') n--;
+        while (n > 0 && text[n] != ' ')
+            n--;
         if (n == 0) break;
         fprintf(out, "%.*s\n", (int)n, text);
         text += n + 1;
@@ -36,7 +38,8 @@ static void print_wrapped(FILE *out, const char *text)
 void tn_help_print(FILE *out, tn_command command)
 {
     if (command == TN_CMD_COUNT) {
-        fprintf(out, "tenon runs GGUF language models.\n\nusage: tenon COMMAND MODEL [options]\n\n");
+        fprintf(out,
+                "tenon runs GGUF language models.\n\nusage: tenon COMMAND MODEL [options]\n\n");
         for (int i = 0; i < TN_CMD_COUNT; i++)
             fprintf(out, "  %-26s %s\n", tn_commands[i].name, tn_commands[i].summary);
         fprintf(out, "  %-26s %s\n", "COMMAND --help", "what a command does and its options");
@@ -51,7 +54,8 @@ void tn_help_print(FILE *out, tn_command command)
         if (belongs(&tn_options[i], command)) print_option(out, &tn_options[i]);
 }
 
-/* ---- man page ----------------------------------------------------------------------------------- */
+/* ---- man page -----------------------------------------------------------------------------------
+ */
 
 static void roff(FILE *out, const char *s)
 {
@@ -118,7 +122,8 @@ static void man(FILE *out)
     fprintf(out, ".SH ENVIRONMENT\n.B NO_COLOR\nturns colour off when not empty.\n");
 }
 
-/* ---- completions -------------------------------------------------------------------------------- */
+/* ---- completions --------------------------------------------------------------------------------
+ */
 
 /* " one two" for every command or option that belongs to it. */
 static void bash_words(FILE *out, tn_command command)
@@ -143,14 +148,18 @@ static void bash(FILE *out)
         fprintf(out, "    --%s) ", o->name);
         if (o->kind == TN_OPT_CHOICE) {
             fprintf(out, "COMPREPLY=($(compgen -W '");
-            for (const char *s = o->arg; *s; s++) fputc(*s == '|' ? ' ' : *s, out);
+            for (const char *s = o->arg; *s; s++)
+                fputc(*s == '|' ? ' ' : *s, out);
             fprintf(out, "' -- \"$cur\")); ");
         }
         fprintf(out, "return;;\n");
     }
     fprintf(out, "    esac\n    if ((COMP_CWORD == 1)); then\n        words='");
-    for (int i = 0; i < TN_CMD_COUNT; i++) fprintf(out, "%s ", tn_commands[i].name);
-    fprintf(out, "--help --version'\n    elif [[ $cur == -* ]]; then\n        case ${COMP_WORDS[1]} in\n");
+    for (int i = 0; i < TN_CMD_COUNT; i++)
+        fprintf(out, "%s ", tn_commands[i].name);
+    fprintf(
+        out,
+        "--help --version'\n    elif [[ $cur == -* ]]; then\n        case ${COMP_WORDS[1]} in\n");
     for (int i = 0; i < TN_CMD_COUNT; i++) {
         fprintf(out, "        %s) words='", tn_commands[i].name);
         bash_words(out, (tn_command)i);
@@ -182,7 +191,8 @@ static void zsh_option(FILE *out, const tn_option *o)
     fprintf(out, "]");
     if (o->kind == TN_OPT_CHOICE) {
         fprintf(out, ":value:(");
-        for (const char *s = o->arg; *s; s++) fputc(*s == '|' ? ' ' : *s, out);
+        for (const char *s = o->arg; *s; s++)
+            fputc(*s == '|' ? ' ' : *s, out);
         fprintf(out, ")");
     } else if (o->arg) {
         fprintf(out, ":%s:%s", o->arg, is_file(o) ? "_files" : " ");
@@ -215,7 +225,8 @@ static void fish(FILE *out)
 {
     fprintf(out, "# fish completion for tenon\n");
     for (int i = 0; i < TN_CMD_COUNT; i++) {
-        fprintf(out, "complete -c tenon -n __fish_use_subcommand -f -a %s -d '", tn_commands[i].name);
+        fprintf(out, "complete -c tenon -n __fish_use_subcommand -f -a %s -d '",
+                tn_commands[i].name);
         quoted(out, tn_commands[i].summary, "");
         fprintf(out, "'\n");
     }
@@ -230,7 +241,8 @@ static void fish(FILE *out)
         if (o->arg) fprintf(out, is_file(o) ? " -r -F" : " -x");
         if (o->kind == TN_OPT_CHOICE) {
             fprintf(out, " -a '");
-            for (const char *s = o->arg; *s; s++) fputc(*s == '|' ? ' ' : *s, out);
+            for (const char *s = o->arg; *s; s++)
+                fputc(*s == '|' ? ' ' : *s, out);
             fprintf(out, "'");
         }
         fprintf(out, " -d '");

@@ -16,8 +16,10 @@ static void print_string(const char *s, size_t shown, size_t len)
         if (i < shown) tn_outf(s[i] == '\n' ? "\\n" : "\\t");
         start = i + 1;
     }
-    if (shown < len) tn_outf("\" ... (%zu bytes)", len);
-    else tn_outf("\"");
+    if (shown < len)
+        tn_outf("\" ... (%zu bytes)", len);
+    else
+        tn_outf("\"");
 }
 
 static int print_value(const tn_inspect *in, uint64_t key, uint64_t element, bool string)
@@ -29,10 +31,13 @@ static int print_value(const tn_inspect *in, uint64_t key, uint64_t element, boo
     if (status && status != TN_EFULL) return tn_session_fail(status, &err);
     size_t shown = n < shown_chars ? n : shown_chars;
     /* Not in the middle of a character. */
-    while (n > shown && shown > 0 && ((unsigned char)text[shown - 1] & 0xC0) == 0x80) shown--;
+    while (n > shown && shown > 0 && ((unsigned char)text[shown - 1] & 0xC0) == 0x80)
+        shown--;
     if (n > shown && shown > 0 && (unsigned char)text[shown - 1] >= 0xC0) shown--;
-    if (string) print_string(text, shown, n);
-    else tn_out(text, shown);
+    if (string)
+        print_string(text, shown, n);
+    else
+        tn_out(text, shown);
     return TN_EXIT_OK;
 }
 
@@ -45,8 +50,10 @@ static int print_key(const tn_inspect *in, uint64_t i)
     const bool array = strcmp(k.kind, "array") == 0, string = strcmp(k.element, "string") == 0;
     tn_outf("  ");
     tn_out(k.name, k.name_len);
-    if (array) tn_outf(" (%s[%llu]) = [", k.element, (unsigned long long)k.n);
-    else tn_outf(" (%s) = ", k.kind);
+    if (array)
+        tn_outf(" (%s[%llu]) = [", k.element, (unsigned long long)k.n);
+    else
+        tn_outf(" (%s) = ", k.kind);
     const uint64_t n = k.n < shown_elements ? k.n : shown_elements;
     for (uint64_t e = 0; e < n; e++) {
         if (e) tn_outf(", ");
@@ -66,7 +73,8 @@ static int print_tensor(const tn_inspect *in, uint64_t i, uint32_t n_parts)
     char shape[96] = "";
     for (uint32_t d = 0; d < t.n_dims; d++) {
         const size_t at = strlen(shape);
-        snprintf(shape + at, sizeof shape - at, "%s%llu", d ? " x " : "", (unsigned long long)t.shape[d]);
+        snprintf(shape + at, sizeof shape - at, "%s%llu", d ? " x " : "",
+                 (unsigned long long)t.shape[d]);
     }
     tn_outf("  ");
     tn_out(t.name, t.name_len);
@@ -88,10 +96,12 @@ static int print_text(const tn_inspect *in, const char *path)
             (unsigned long long)f.alignment);
     tn_outf("\nmetadata: %llu entries\n", (unsigned long long)f.n_keys);
     int code = TN_EXIT_OK;
-    for (uint64_t i = 0; !code && i < f.n_keys; i++) code = print_key(in, i);
+    for (uint64_t i = 0; !code && i < f.n_keys; i++)
+        code = print_key(in, i);
     tn_outf("\ntensors: %llu, %llu weights in %llu bytes\n", (unsigned long long)f.n_tensors,
             (unsigned long long)f.n_params, (unsigned long long)f.tensor_bytes);
-    for (uint64_t i = 0; !code && i < f.n_tensors; i++) code = print_tensor(in, i, f.n_parts);
+    for (uint64_t i = 0; !code && i < f.n_tensors; i++)
+        code = print_tensor(in, i, f.n_parts);
     return code;
 }
 

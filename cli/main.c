@@ -11,7 +11,8 @@ static int print_version(const tn_settings *set)
     const tn_status status = tn_engine_new(&engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);
     tn_outf("tenon %s\ncommit %s\nisa %s\ndevices %s\n", tn_version(),
-            *tn_commit() ? tn_commit() : "unknown", tn_engine_isa(engine), tn_engine_devices(engine));
+            *tn_commit() ? tn_commit() : "unknown", tn_engine_isa(engine),
+            tn_engine_devices(engine));
     tn_engine_free(engine);
     return TN_EXIT_OK;
 }
@@ -19,9 +20,9 @@ static int print_version(const tn_settings *set)
 static int dispatch(const tn_settings *set)
 {
     static int (*const run[TN_CMD_COUNT])(const tn_settings *) = {
-        [TN_CMD_CHAT] = tn_cmd_chat,         [TN_CMD_RUN] = tn_cmd_run,
-        [TN_CMD_INSPECT] = tn_cmd_inspect,   [TN_CMD_TOKENIZE] = tn_cmd_tokenize,
-        [TN_CMD_LOGITS] = tn_cmd_logits,     [TN_CMD_PERPLEXITY] = tn_cmd_perplexity,
+        [TN_CMD_CHAT] = tn_cmd_chat,       [TN_CMD_RUN] = tn_cmd_run,
+        [TN_CMD_INSPECT] = tn_cmd_inspect, [TN_CMD_TOKENIZE] = tn_cmd_tokenize,
+        [TN_CMD_LOGITS] = tn_cmd_logits,   [TN_CMD_PERPLEXITY] = tn_cmd_perplexity,
     };
     if (set->help) {
         tn_help_print(stdout, set->command);

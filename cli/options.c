@@ -17,16 +17,22 @@
 
 const tn_command_info tn_commands[TN_CMD_COUNT] = {
     {"chat", "MODEL", "talk with a model",
-     "Reads messages from the terminal, or one a line from a pipe, and streams the answers. /help lists "
-     "the commands of a conversation. Ctrl-C stops an answer; a second one on an empty line leaves."},
+     "Reads messages from the terminal, or one a line from a pipe, and streams the answers. /help "
+     "lists "
+     "the commands of a conversation. Ctrl-C stops an answer; a second one on an empty line "
+     "leaves."},
     {"run", "MODEL", "answer one prompt and exit",
-     "The prompt comes from -p, --file or standard input. It is a user's message where the model has a "
-     "chat template, otherwise (and with --raw) a text to continue. Standard output carries only the "
+     "The prompt comes from -p, --file or standard input. It is a user's message where the model "
+     "has a "
+     "chat template, otherwise (and with --raw) a text to continue. Standard output carries only "
+     "the "
      "model's text."},
     {"inspect", "FILE", "show metadata and tensors of a GGUF file",
-     "Reads only the header, so it is quick on any size of file and also shows files tenon cannot run."},
+     "Reads only the header, so it is quick on any size of file and also shows files tenon cannot "
+     "run."},
     {"tokenize", "MODEL", "turn text into token ids",
-     "Reads standard input (or -p, --file) and prints the ids of the whole text on one line. With --jsonl "
+     "Reads standard input (or -p, --file) and prints the ids of the whole text on one line. With "
+     "--jsonl "
      "each input line is a JSON string and each output line a JSON array of ids."},
     {"logits", "MODEL", "write raw logits for given tokens",
      "Writes float32, little-endian, one row of the whole vocabulary per token, to --out."},
@@ -46,7 +52,8 @@ const tn_option tn_options[] = {
      "generate at most N tokens, -1 = until the model ends (default)"},
     {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, BIG, EVAL,
      "context in tokens, 0 = what the model was trained for (perplexity: chunk, default 512)"},
-    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL, "compute threads, 0 = physical cores"},
+    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL,
+     "compute threads, 0 = physical cores"},
     {'s', "seed", "N", TN_OPT_SEED, F(seed), 0, 0, TALK, "seed of the sampler, default random"},
     {0, "temp", "X", TN_OPT_FLOAT, F(temp), 0, 1e6, TALK, "temperature, 0 = greedy"},
     {0, "top-k", "N", TN_OPT_INT, F(top_k), 0, BIG, TALK, "keep the N likeliest tokens, 0 = off"},
@@ -71,27 +78,32 @@ const tn_option tn_options[] = {
     {0, "no-history", NULL, TN_OPT_FLAG, F(no_history), 0, 0, C(CHAT), "keep no history file"},
     {0, "json", NULL, TN_OPT_FLAG, F(json), 0, 0, C(RUN) | C(INSPECT) | C(PERPLEXITY),
      "JSON output (run: one event a line)"},
-    {0, "jsonl", NULL, TN_OPT_FLAG, F(jsonl), 0, 0, C(TOKENIZE), "JSON strings in, JSON arrays out"},
+    {0, "jsonl", NULL, TN_OPT_FLAG, F(jsonl), 0, 0, C(TOKENIZE),
+     "JSON strings in, JSON arrays out"},
     {0, "add-special", NULL, TN_OPT_FLAG, F(add_special), 0, 0, C(TOKENIZE),
      "add bos and eos as the file asks for"},
     {0, "parse-special", NULL, TN_OPT_FLAG, F(parse_special), 0, 0, C(TOKENIZE) | C(RUN),
      "text that spells a control token becomes that token (run: with --raw)"},
     {0, "tokens", "LIST", TN_OPT_TEXT, F(tokens), 0, 0, C(LOGITS),
      "ids separated by commas or spaces; @FILE, - is standard input"},
-    {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS), "where to write, - is standard output"},
+    {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS),
+     "where to write, - is standard output"},
     {0, "kv", "f16|f32", TN_OPT_CHOICE, F(kv), 0, 0, EVAL,
      "type of the KV cache, default f16 (logits and --exact: f32)"},
     {0, "exact", NULL, TN_OPT_FLAG, F(exact), 0, 0, EVAL,
      "dequantised weights, float32 activations: slow reference"},
-    {0, "kl", NULL, TN_OPT_FLAG, F(kl), 0, 0, C(PERPLEXITY), "mean KL divergence to the exact weights"},
+    {0, "kl", NULL, TN_OPT_FLAG, F(kl), 0, 0, C(PERPLEXITY),
+     "mean KL divergence to the exact weights"},
     {0, "load", "auto|read|map", TN_OPT_CHOICE, F(load), 0, 0, EVAL,
      "read into memory, or map the file (do not change it meanwhile)"},
-    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL, "tokens evaluated at once, default 512"},
+    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL,
+     "tokens evaluated at once, default 512"},
     {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE),
      "highest instruction set to use: scalar, avx2, ..."},
     {'v', "verbose", NULL, TN_OPT_FLAG, F(verbose), 0, 0, ALL, "more messages on standard error"},
     {'h', "help", NULL, TN_OPT_FLAG, F(help), 0, 0, ALL, "print help and exit"},
-    {0, "version", NULL, TN_OPT_FLAG, F(version), 0, 0, ALL, "print version, build and devices and exit"},
+    {0, "version", NULL, TN_OPT_FLAG, F(version), 0, 0, ALL,
+     "print version, build and devices and exit"},
     {0, "generate", "WHAT", TN_OPT_TEXT, F(generate), 0, 0, ALL, NULL},
 };
 const size_t tn_n_options = sizeof tn_options / sizeof *tn_options;
@@ -206,7 +218,8 @@ int tn_options_set(tn_settings *s, const char *name, const char *value)
 {
     for (size_t i = 0; i < n_table; i++) {
         const tn_option *o = &tn_options[i];
-        const bool number = o->kind == TN_OPT_FLOAT || o->kind == TN_OPT_INT || o->kind == TN_OPT_SEED;
+        const bool number =
+            o->kind == TN_OPT_FLOAT || o->kind == TN_OPT_INT || o->kind == TN_OPT_SEED;
         if (number && tn_is_sampling(o) && strcmp(o->name, name) == 0) return store(s, o, value);
     }
     tn_say("there is no sampling parameter '%s'", name);
@@ -220,7 +233,8 @@ static void getopt_tables(struct option longs[n_table + 1], char shorts[2 * n_ta
     *p++ = ':'; /* a missing value is told apart from an unknown option */
     for (size_t i = 0; i < n_table; i++) {
         const tn_option *o = &tn_options[i];
-        longs[i] = (struct option){o->name, o->arg ? required_argument : no_argument, NULL, 256 + (int)i};
+        longs[i] =
+            (struct option){o->name, o->arg ? required_argument : no_argument, NULL, 256 + (int)i};
         if (!o->letter) continue;
         *p++ = o->letter;
         if (o->arg) *p++ = ':';
@@ -291,7 +305,8 @@ int tn_options_read(tn_settings *s, int argc, char **argv)
         given |= 1ull << (o - tn_options);
         code = store(s, o, optarg);
     }
-    for (; !code && optind < argc; optind++) code = read_model(s, argv[optind]);
+    for (; !code && optind < argc; optind++)
+        code = read_model(s, argv[optind]);
     if (code || s->help || s->version || s->generate) return code;
     if (s->command == TN_CMD_COUNT) {
         tn_say("%s", given ? "name a command first, as in 'tenon run MODEL -p TEXT'"

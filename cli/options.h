@@ -12,17 +12,22 @@
 enum {
     TN_EXIT_OK = 0,
     TN_EXIT_USAGE = 64,
-    TN_EXIT_MODEL = 65,    /* broken or unsupported model or input */
+    TN_EXIT_MODEL = 65, /* broken or unsupported model or input */
     TN_EXIT_NOFILE = 66,
     TN_EXIT_INTERNAL = 70,
     TN_EXIT_MEMORY = 71,
     TN_EXIT_IO = 74,
-    TN_EXIT_FULL = 75,     /* the context is full */
-    TN_EXIT_SIGNAL = 128   /* + the signal's number */
+    TN_EXIT_FULL = 75,   /* the context is full */
+    TN_EXIT_SIGNAL = 128 /* + the signal's number */
 };
 
 typedef enum tn_command {
-    TN_CMD_CHAT, TN_CMD_RUN, TN_CMD_INSPECT, TN_CMD_TOKENIZE, TN_CMD_LOGITS, TN_CMD_PERPLEXITY,
+    TN_CMD_CHAT,
+    TN_CMD_RUN,
+    TN_CMD_INSPECT,
+    TN_CMD_TOKENIZE,
+    TN_CMD_LOGITS,
+    TN_CMD_PERPLEXITY,
     TN_CMD_COUNT
 } tn_command;
 
@@ -52,19 +57,25 @@ typedef struct tn_settings {
 } tn_settings;
 
 typedef enum tn_opt_kind {
-    TN_OPT_FLAG, TN_OPT_TEXT, TN_OPT_INT, TN_OPT_FLOAT, TN_OPT_SEED, TN_OPT_CHOICE, TN_OPT_STOP,
+    TN_OPT_FLAG,
+    TN_OPT_TEXT,
+    TN_OPT_INT,
+    TN_OPT_FLOAT,
+    TN_OPT_SEED,
+    TN_OPT_CHOICE,
+    TN_OPT_STOP,
     TN_OPT_BIAS
 } tn_opt_kind;
 
 typedef struct tn_option {
-    char letter;        /* 0 = none */
-    const char *name;   /* without dashes */
-    const char *arg;    /* name of the value; choices are "a|b|c"; NULL for flags */
+    char letter;      /* 0 = none */
+    const char *name; /* without dashes */
+    const char *arg;  /* name of the value; choices are "a|b|c"; NULL for flags */
     tn_opt_kind kind;
-    size_t field;       /* offset in tn_settings */
-    double min, max;    /* of numbers */
-    unsigned commands;  /* bit per tn_command; 0 = before a command; hidden: no help */
-    const char *help;   /* NULL = hidden */
+    size_t field;      /* offset in tn_settings */
+    double min, max;   /* of numbers */
+    unsigned commands; /* bit per tn_command; 0 = before a command; hidden: no help */
+    const char *help;  /* NULL = hidden */
 } tn_option;
 
 typedef struct tn_command_info {
@@ -75,7 +86,8 @@ extern const tn_option tn_options[];
 extern const size_t tn_n_options;
 extern const tn_command_info tn_commands[TN_CMD_COUNT];
 
-/* Reads the command line. Returns TN_EXIT_OK, or TN_EXIT_USAGE after saying on stderr what is wrong. */
+/* Reads the command line. Returns TN_EXIT_OK, or TN_EXIT_USAGE after saying on stderr what is
+ * wrong. */
 int tn_options_read(tn_settings *s, int argc, char **argv);
 
 /* Whether the option shapes the choice of tokens, and so may be changed between two answers. */

@@ -1,9 +1,9 @@
 /* tenon perplexity: how well a model predicts a text, and how far it is from its exact weights.
  *
- * As the field computes it: the text is cut into chunks of n_ctx tokens, each evaluated from an empty
- * context with its first token replaced by bos where the vocabulary wants one; tokens of the second
- * half are predicted, n_ctx/2 - 1 a chunk. The mean negative log-likelihood m over all predictions
- * gives exp(m), its standard error sqrt((mean of squares - m^2) / (n - 1)). */
+ * As the field computes it: the text is cut into chunks of n_ctx tokens, each evaluated from an
+ * empty context with its first token replaced by bos where the vocabulary wants one; tokens of the
+ * second half are predicted, n_ctx/2 - 1 a chunk. The mean negative log-likelihood m over all
+ * predictions gives exp(m), its standard error sqrt((mean of squares - m^2) / (n - 1)). */
 #include "prompt.h"
 #include "session.h"
 
@@ -55,9 +55,11 @@ typedef struct measure {
 static double log_sum(const float *row, int32_t n)
 {
     float top = row[0];
-    for (int32_t i = 1; i < n; i++) top = row[i] > top ? row[i] : top;
+    for (int32_t i = 1; i < n; i++)
+        top = row[i] > top ? row[i] : top;
     double sum = 0;
-    for (int32_t i = 0; i < n; i++) sum += exp((double)row[i] - top);
+    for (int32_t i = 0; i < n; i++)
+        sum += exp((double)row[i] - top);
     return top + log(sum);
 }
 
@@ -67,7 +69,8 @@ static bool scored(const measure *m, int32_t position)
     return position >= m->n_ctx / 2 && position < m->n_ctx - 1;
 }
 
-static void compare(measure *m, const float *row, const float *exact, int32_t token, double log_total)
+static void compare(measure *m, const float *row, const float *exact, int32_t token,
+                    double log_total)
 {
     const double exact_total = log_sum(exact, m->n_vocab);
     double kl = 0;
@@ -127,9 +130,9 @@ static tn_status score_chunk(measure *m, int32_t number, tn_error *err)
     const int32_t first_id = ids[0];
     if (m->bos) ids[0] = tn_token_bos(m->s->model);
     m->base = 0;
-    tn_status status = m->exact ? compare_chunk(m, ids, err)
-                                : tn_context_eval_all(m->s->ctx, ids, m->n_ctx, m->n_ctx / 2,
-                                                      score_rows, m, err);
+    tn_status status =
+        m->exact ? compare_chunk(m, ids, err)
+                 : tn_context_eval_all(m->s->ctx, ids, m->n_ctx, m->n_ctx / 2, score_rows, m, err);
     ids[0] = first_id;
     return status ? status : tn_context_rewind(m->s->ctx, 0, err);
 }
@@ -160,7 +163,8 @@ static void print_text(const measure *m)
         const double exact = exp(mean(&m->exact_nll));
         tn_outf("perplexity of the exact weights: %.4f +/- %.5f\n", exact,
                 exact * deviation(&m->exact_nll));
-        tn_outf("log of the ratio: %.6f +/- %.6f\n", mean(&m->difference), deviation(&m->difference));
+        tn_outf("log of the ratio: %.6f +/- %.6f\n", mean(&m->difference),
+                deviation(&m->difference));
         tn_outf("KL divergence to the exact weights: %.6f +/- %.6f\n", mean(&m->kl),
                 deviation(&m->kl));
     }
@@ -175,11 +179,11 @@ static void print_json(const measure *m, json_t *running)
                           ppl * deviation(&m->nll), "ctx", (int)m->n_ctx, "predictions",
                           (json_int_t)m->nll.n, "running", running);
     if (m->exact)
-        json_object_update_new(j, json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "exact_perplexity", exact,
-                                            "exact_stderr", exact * deviation(&m->exact_nll),
+        json_object_update_new(j, json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "exact_perplexity",
+                                            exact, "exact_stderr", exact * deviation(&m->exact_nll),
                                             "log_ratio", mean(&m->difference), "log_ratio_stderr",
-                                            deviation(&m->difference), "kl", mean(&m->kl), "kl_stderr",
-                                            deviation(&m->kl)));
+                                            deviation(&m->difference), "kl", mean(&m->kl),
+                                            "kl_stderr", deviation(&m->kl)));
     char *text = json_dumps(j, JSON_COMPACT);
     tn_outf("%s\n", text ? text : "");
     free(text);
@@ -193,8 +197,9 @@ static int cut_text(measure *m, const tn_settings *set, const char *text, size_t
     int32_t first[8];
     const int code = tn_session_tokenize(m->s, text, len, TN_TOKENIZE_ADD_SPECIAL, &m->ids, &n);
     if (code) return code;
-    m->bos = tn_tokenize(m->s->model, "a", 1, TN_TOKENIZE_ADD_SPECIAL, first, 8, &probe, NULL, NULL) ==
-                 TN_OK && probe > 0 && first[0] == tn_token_bos(m->s->model);
+    m->bos = tn_tokenize(m->s->model, "a", 1, TN_TOKENIZE_ADD_SPECIAL, first, 8, &probe, NULL,
+                         NULL) == TN_OK &&
+             probe > 0 && first[0] == tn_token_bos(m->s->model);
     if (n / (size_t)m->n_ctx > INT32_MAX) n = (size_t)INT32_MAX * (size_t)m->n_ctx;
     m->n_chunks = (int32_t)(n / (size_t)m->n_ctx);
     if (m->n_chunks > 0) return TN_EXIT_OK;
@@ -208,8 +213,8 @@ static int open_exact(measure *m, const tn_settings *set)
     tn_error err = {0};
     const int code = tn_session_model(m->s, set, &m->exact_model, false, true);
     if (code) return code;
-    const tn_context_options opt = {.struct_size = sizeof opt, .n_ctx = m->n_ctx, .kv = TN_KV_F32,
-                                    .cancel = tn_signal_cancel};
+    const tn_context_options opt = {
+        .struct_size = sizeof opt, .n_ctx = m->n_ctx, .kv = TN_KV_F32, .cancel = tn_signal_cancel};
     const tn_status status = tn_context_new(&m->exact, m->exact_model, &opt, &err);
     if (status) return tn_session_fail(status, &err);
     m->rows = tn_malloc((size_t)slice * (size_t)m->n_vocab * sizeof *m->rows);

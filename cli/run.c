@@ -1,5 +1,5 @@
-/* tenon run: one prompt, one answer. Standard output carries nothing but the model's text, or one JSON
- * event a line. */
+/* tenon run: one prompt, one answer. Standard output carries nothing but the model's text, or one
+ * JSON event a line. */
 #include "generate.h"
 #include "prompt.h"
 #include "session.h"
@@ -33,13 +33,13 @@ static bool print_start(const one_turn *t)
 {
     const tn_sampler_options *o = &t->sampling;
     return print_event(json_pack(
-        "{s:s, s:s, s:s, s:i, s:i, s:I, s:{s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:i}}", "event", "start",
-        "model", t->set->model, "arch", t->s.info.arch, "context", tn_context_capacity(t->s.ctx),
-        "prompt_tokens", (int)t->n, "seed", (json_int_t)o->seed, "sampling", "temp",
-        (double)o->temperature, "top_k", (int)o->top_k, "top_p", (double)o->top_p, "min_p",
-        (double)o->min_p, "repeat_penalty", (double)o->repeat_penalty, "presence_penalty",
-        (double)o->presence_penalty, "frequency_penalty", (double)o->frequency_penalty, "repeat_last_n",
-        (int)o->penalty_last_n));
+        "{s:s, s:s, s:s, s:i, s:i, s:I, s:{s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:i}}", "event",
+        "start", "model", t->set->model, "arch", t->s.info.arch, "context",
+        tn_context_capacity(t->s.ctx), "prompt_tokens", (int)t->n, "seed", (json_int_t)o->seed,
+        "sampling", "temp", (double)o->temperature, "top_k", (int)o->top_k, "top_p",
+        (double)o->top_p, "min_p", (double)o->min_p, "repeat_penalty", (double)o->repeat_penalty,
+        "presence_penalty", (double)o->presence_penalty, "frequency_penalty",
+        (double)o->frequency_penalty, "repeat_last_n", (int)o->penalty_last_n));
 }
 
 static bool emit_text(void *user, const tn_generated *piece)
@@ -53,9 +53,11 @@ static bool emit_event(void *user, const tn_generated *piece)
 {
     (void)user;
     if (piece->id < 0)
-        return print_event(json_pack("{s:s, s:s%}", "event", "text", "text", piece->text, piece->len));
-    return print_event(json_pack("{s:s, s:i, s:s%, s:f}", "event", "token", "id", (int)piece->id, "text",
-                                 piece->text, piece->len, "logprob", (double)piece->logprob));
+        return print_event(
+            json_pack("{s:s, s:s%}", "event", "text", "text", piece->text, piece->len));
+    return print_event(json_pack("{s:s, s:i, s:s%, s:f}", "event", "token", "id", (int)piece->id,
+                                 "text", piece->text, piece->len, "logprob",
+                                 (double)piece->logprob));
 }
 
 static bool print_stop(const one_turn *t, const tn_generation *g, const tn_stats *st)
@@ -63,10 +65,10 @@ static bool print_stop(const one_turn *t, const tn_generation *g, const tn_stats
     return print_event(json_pack(
         "{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f}", "event", "stop", "reason",
         tn_stop_name(g->reason), "prompt_tokens", (int)t->n, "generated_tokens", (int)g->n_tokens,
-        "context_used", (int)tn_context_length(t->s.ctx), "load_seconds", st->load_s, "prompt_seconds",
-        st->prefill_s, "generation_seconds", st->decode_s, "prompt_tokens_per_second",
-        tn_rate(st->prefill_tokens, st->prefill_s), "generated_tokens_per_second",
-        tn_rate(st->decode_tokens, st->decode_s)));
+        "context_used", (int)tn_context_length(t->s.ctx), "load_seconds", st->load_s,
+        "prompt_seconds", st->prefill_s, "generation_seconds", st->decode_s,
+        "prompt_tokens_per_second", tn_rate(st->prefill_tokens, st->prefill_s),
+        "generated_tokens_per_second", tn_rate(st->decode_tokens, st->decode_s)));
 }
 
 static int chat_ids(one_turn *t, const char *prompt)
@@ -80,8 +82,8 @@ static int chat_ids(one_turn *t, const char *prompt)
     do {
         cap = t->n;
         t->ids = tn_realloc(t->ids, cap * sizeof *t->ids);
-        status = tn_chat_tokens(t->s.model, t->set->format, from, count, true, cap ? t->ids : NULL, cap,
-                                &t->n, &err);
+        status = tn_chat_tokens(t->s.model, t->set->format, from, count, true, cap ? t->ids : NULL,
+                                cap, &t->n, &err);
     } while (status == TN_EFULL && t->n > cap);
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
 }
@@ -109,7 +111,8 @@ static int prepare(one_turn *t, const char *prompt, size_t len)
     } else {
         const unsigned special = t->set->parse_special ? TN_TOKENIZE_PARSE_SPECIAL : 0;
         if (t->set->system) tn_say("warning: --system is ignored: the text is continued as it is");
-        code = tn_session_tokenize(&t->s, prompt, len, TN_TOKENIZE_ADD_SPECIAL | special, &t->ids, &t->n);
+        code = tn_session_tokenize(&t->s, prompt, len, TN_TOKENIZE_ADD_SPECIAL | special, &t->ids,
+                                   &t->n);
     }
     if (code || t->n) return code;
     tn_say("the prompt has no tokens");
@@ -133,8 +136,10 @@ static int finish(one_turn *t, const tn_generation *g)
 {
     tn_stats st = {.struct_size = sizeof st};
     tn_context_stats(t->s.ctx, &st, NULL);
-    if (t->set->json) print_stop(t, g, &st);
-    else if (tn_out_is_terminal() && t->last != '\n') tn_out("\n", 1);
+    if (t->set->json)
+        print_stop(t, g, &st);
+    else if (tn_out_is_terminal() && t->last != '\n')
+        tn_out("\n", 1);
     const int code = tn_out_finish();
     if (code) return code;
     if (!t->set->json) tn_generation_report(g);
@@ -154,9 +159,13 @@ static int answer(one_turn *t)
     tn_progress_clear(&t->s.evaluating);
     if (status) return tn_session_fail(status, &err);
     t->s.evaluating.label = NULL;
-    tn_generation g = {.model = t->s.model, .ctx = t->s.ctx, .sampler = t->sampler, .set = t->set,
+    tn_generation g = {.model = t->s.model,
+                       .ctx = t->s.ctx,
+                       .sampler = t->sampler,
+                       .set = t->set,
                        .detokenize = t->chat ? 0 : TN_DETOKENIZE_KEEP_SPACE,
-                       .emit = t->set->json ? emit_event : emit_text, .user = t};
+                       .emit = t->set->json ? emit_event : emit_text,
+                       .user = t};
     status = tn_generate(&g, &err);
     return status ? tn_session_fail(status, &err) : finish(t, &g);
 }
@@ -170,8 +179,9 @@ int tn_cmd_run(const tn_settings *set)
     if (!code) code = tn_session_open(&t.s, set, false);
     if (!code) code = prepare(&t, prompt, len);
     if (!code && t.n > INT32_MAX) code = TN_EXIT_USAGE;
-    if (!code) code = tn_session_context(&t.s, set, set->ctx > 0 ? set->ctx : 0,
-                                         tn_settings_kv(set, set->exact ? TN_KV_F32 : TN_KV_F16));
+    if (!code)
+        code = tn_session_context(&t.s, set, set->ctx > 0 ? set->ctx : 0,
+                                  tn_settings_kv(set, set->exact ? TN_KV_F32 : TN_KV_F16));
     if (!code) code = make_sampler(&t);
     if (!code) code = answer(&t);
     tn_sampler_free(t.sampler);

@@ -42,8 +42,13 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
     tn_error err = {0};
     s->loading = (tn_progress){.label = exact ? "loading exact weights" : "loading"};
     const tn_model_options opt = {
-        .struct_size = sizeof opt, .load = (tn_load_mode)set->load, .vocab_only = vocab_only,
-        .exact = exact, .progress = tn_progress_draw, .cancel = tn_signal_cancel, .user = &s->loading,
+        .struct_size = sizeof opt,
+        .load = (tn_load_mode)set->load,
+        .vocab_only = vocab_only,
+        .exact = exact,
+        .progress = tn_progress_draw,
+        .cancel = tn_signal_cancel,
+        .user = &s->loading,
     };
     const tn_status status = tn_model_open(model, s->engine, set->model, &opt, &err);
     tn_progress_clear(&s->loading);
@@ -56,8 +61,12 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
     memset(s, 0, sizeof *s);
     const tn_engine_options opt = {
         .struct_size = sizeof opt,
-        .threads = vocab_only ? 1 : set->threads == TN_UNSET ? 0 : set->threads,
-        .isa = set->isa, .log = show_log, .log_user = (void *)(uintptr_t)&set->verbose,
+        .threads = vocab_only                 ? 1
+                   : set->threads == TN_UNSET ? 0
+                                              : set->threads,
+        .isa = set->isa,
+        .log = show_log,
+        .log_user = (void *)(uintptr_t)&set->verbose,
     };
     tn_status status = tn_engine_new(&s->engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);
@@ -77,8 +86,13 @@ int tn_session_context(tn_session *s, const tn_settings *set, int32_t n_ctx, tn_
 {
     tn_error err = {0};
     const tn_context_options opt = {
-        .struct_size = sizeof opt, .n_ctx = n_ctx, .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
-        .kv = kv, .progress = tn_progress_draw, .cancel = tn_signal_cancel, .user = &s->evaluating,
+        .struct_size = sizeof opt,
+        .n_ctx = n_ctx,
+        .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
+        .kv = kv,
+        .progress = tn_progress_draw,
+        .cancel = tn_signal_cancel,
+        .user = &s->evaluating,
     };
     const tn_status status = tn_context_new(&s->ctx, s->model, &opt, &err);
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;

@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- messages ----------------------------------------------------------------------------------- */
+/* ---- messages -----------------------------------------------------------------------------------
+ */
 
 static char *copy(const char *s)
 {
@@ -39,7 +40,8 @@ void tn_talk_add(tn_talk *t, const char *role, const char *content)
 
 void tn_talk_drop_last(tn_talk *t, size_t count)
 {
-    for (; count && t->n > first_turn(t); count--) remove_at(t, t->n - 1);
+    for (; count && t->n > first_turn(t); count--)
+        remove_at(t, t->n - 1);
 }
 
 const char *tn_talk_last_user(const tn_talk *t)
@@ -60,7 +62,8 @@ void tn_talk_clear(tn_talk *t)
     tn_talk_drop_last(t, t->n);
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------- */
+/* ---- tokens -------------------------------------------------------------------------------------
+ */
 
 /* The conversation as ids, freed by the caller. */
 static tn_status format(const tn_talk *t, int32_t **ids, size_t *n, tn_error *err)
@@ -72,7 +75,8 @@ static tn_status format(const tn_talk *t, int32_t **ids, size_t *n, tn_error *er
     do {
         cap = *n;
         if (cap) *ids = tn_realloc(*ids, cap * sizeof **ids);
-        status = tn_chat_tokens(t->s.model, t->set.format, t->messages, t->n, true, *ids, cap, n, err);
+        status =
+            tn_chat_tokens(t->s.model, t->set.format, t->messages, t->n, true, *ids, cap, n, err);
     } while (status == TN_EFULL && *n > cap);
     return status;
 }
@@ -81,7 +85,8 @@ static tn_status format(const tn_talk *t, int32_t **ids, size_t *n, tn_error *er
 static size_t answer_room(const tn_talk *t)
 {
     const size_t quarter = (size_t)tn_context_capacity(t->s.ctx) / 4;
-    return t->set.predict > 0 && (size_t)t->set.predict < quarter ? (size_t)t->set.predict : quarter;
+    return t->set.predict > 0 && (size_t)t->set.predict < quarter ? (size_t)t->set.predict
+                                                                  : quarter;
 }
 
 /* Removes the oldest question with its answer. False if only the last question is left. */
@@ -89,7 +94,8 @@ static bool drop_oldest_turn(tn_talk *t)
 {
     const size_t first = first_turn(t);
     if (first + 1 >= t->n) return false;
-    do remove_at(t, first);
+    do
+        remove_at(t, first);
     while (first + 1 < t->n && strcmp(t->messages[first].role, "user") != 0);
     return true;
 }
@@ -111,8 +117,10 @@ static int fit(tn_talk *t, int32_t **ids, size_t *n)
         if (!t->set.shift || !drop_oldest_turn(t)) {
             if (*n + 1 <= capacity) break;
             free(*ids);
-            tn_say("the conversation needs %zu tokens, the context holds %zu: /undo, /clear, or start with "
-                   "a larger -c%s", *n, capacity, t->set.shift ? "" : " or with --shift");
+            tn_say("the conversation needs %zu tokens, the context holds %zu: /undo, /clear, or "
+                   "start with "
+                   "a larger -c%s",
+                   *n, capacity, t->set.shift ? "" : " or with --shift");
             return TN_EXIT_FULL;
         }
         free(*ids);
@@ -124,7 +132,8 @@ static int fit(tn_talk *t, int32_t **ids, size_t *n)
     return TN_EXIT_OK;
 }
 
-/* ---- answering ---------------------------------------------------------------------------------- */
+/* ---- answering ----------------------------------------------------------------------------------
+ */
 
 typedef struct answer {
     char *text;
@@ -148,7 +157,8 @@ static tn_status feed(tn_talk *t, const int32_t *ids, size_t n, tn_error *err)
     const int32_t *held = tn_context_tokens(t->s.ctx);
     const size_t length = (size_t)tn_context_length(t->s.ctx);
     size_t same = 0;
-    while (same < length && same + 1 < n && held[same] == ids[same]) same++;
+    while (same < length && same + 1 < n && held[same] == ids[same])
+        same++;
     tn_status status = tn_context_rewind(t->s.ctx, (int32_t)same, err);
     if (status) return status;
     tn_context_stats_reset(t->s.ctx);
@@ -181,8 +191,12 @@ static tn_status generate(tn_talk *t, const int32_t *ids, size_t n, tn_generatio
     answer a = {0};
     tn_sampler *sampler = NULL;
     tn_status status = make_sampler(t, &sampler, ids, n, err);
-    *g = (tn_generation){.model = t->s.model, .ctx = t->s.ctx, .sampler = sampler, .set = &t->set,
-                         .emit = show, .user = &a};
+    *g = (tn_generation){.model = t->s.model,
+                         .ctx = t->s.ctx,
+                         .sampler = sampler,
+                         .set = &t->set,
+                         .emit = show,
+                         .user = &a};
     if (!status) status = tn_generate(g, err);
     if (!status) {
         if (!a.len || a.text[a.len - 1] != '\n') tn_out("\n", 1);
@@ -208,7 +222,8 @@ int tn_talk_answer(tn_talk *t)
     if (!status) status = generate(t, ids, n, &g, &err);
     free(ids);
     if (status) tn_talk_drop_last(t, 1);
-    if (status == TN_ECANCELED) tn_note("stop: interrupted before the answer; the message is forgotten");
+    if (status == TN_ECANCELED)
+        tn_note("stop: interrupted before the answer; the message is forgotten");
     if (status) return status == TN_ECANCELED ? TN_EXIT_OK : tn_session_fail(status, &err);
     code = tn_out_finish();
     if (code) return code;
@@ -218,7 +233,8 @@ int tn_talk_answer(tn_talk *t)
     return t->interactive ? TN_EXIT_OK : TN_EXIT_FULL;
 }
 
-/* ---- opening ------------------------------------------------------------------------------------ */
+/* ---- opening ------------------------------------------------------------------------------------
+ */
 
 /* Fails early where the model's chat format is not known. */
 static int check_format(const tn_talk *t)
@@ -226,7 +242,8 @@ static int check_format(const tn_talk *t)
     static const tn_message probe = {"user", "?"};
     tn_error err = {0};
     size_t n;
-    const tn_status status = tn_chat_tokens(t->s.model, t->set.format, &probe, 1, true, NULL, 0, &n, &err);
+    const tn_status status =
+        tn_chat_tokens(t->s.model, t->set.format, &probe, 1, true, NULL, 0, &n, &err);
     return status == TN_OK || status == TN_EFULL ? TN_EXIT_OK : tn_session_fail(status, &err);
 }
 
@@ -237,15 +254,17 @@ int tn_talk_open(tn_talk *t, const tn_settings *set)
     if (!t->set.has_seed) t->set.seed = tn_random_seed();
     int code = tn_session_open(&t->s, set, false);
     if (!code) code = check_format(t);
-    if (!code) code = tn_session_context(&t->s, set, set->ctx > 0 ? set->ctx : 0,
-                                         tn_settings_kv(set, set->exact ? TN_KV_F32 : TN_KV_F16));
+    if (!code)
+        code = tn_session_context(&t->s, set, set->ctx > 0 ? set->ctx : 0,
+                                  tn_settings_kv(set, set->exact ? TN_KV_F32 : TN_KV_F16));
     if (!code) tn_talk_set_system(t, set->system);
     return code;
 }
 
 void tn_talk_close(tn_talk *t)
 {
-    while (t->n) remove_at(t, t->n - 1);
+    while (t->n)
+        remove_at(t, t->n - 1);
     free(t->messages);
     tn_session_close(&t->s);
 }

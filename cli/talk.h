@@ -7,7 +7,7 @@
 
 typedef struct tn_talk {
     tn_session s;
-    tn_settings set; /* of its own: /params changes it */
+    tn_settings set;      /* of its own: /params changes it */
     tn_message *messages; /* contents and roles owned here */
     size_t n, cap;
     uint64_t n_answers; /* generated so far; the seed of an answer is the first seed plus this */

@@ -61,13 +61,18 @@ bool tn_err_is_terminal(void)
     return isatty(STDERR_FILENO);
 }
 
-/* ---- visible text ------------------------------------------------------------------------------- */
+/* ---- visible text -------------------------------------------------------------------------------
+ */
 
 /* Length of the UTF-8 character at s and its code point; 0 if broken. */
 static size_t decode(const unsigned char *s, size_t left, uint32_t *c)
 {
-    const size_t n = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3
-                   : s[0] < 0xF5 ? 4 : 0;
+    const size_t n = s[0] < 0x80   ? 1
+                     : s[0] < 0xC2 ? 0
+                     : s[0] < 0xE0 ? 2
+                     : s[0] < 0xF0 ? 3
+                     : s[0] < 0xF5 ? 4
+                                   : 0;
     if (n == 0 || n > left) return 0;
     *c = n == 1 ? s[0] : s[0] & (0x7Fu >> n);
     for (size_t i = 1; i < n; i++) {
@@ -199,7 +204,8 @@ void tn_note(const char *fmt, ...)
     free(text);
 }
 
-/* ---- progress ----------------------------------------------------------------------------------- */
+/* ---- progress -----------------------------------------------------------------------------------
+ */
 
 enum { bar_width = 30 };
 static const double redraw_s = 0.1;
@@ -239,7 +245,8 @@ double tn_clock(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- files and memory --------------------------------------------------------------------------- */
+/* ---- files and memory ---------------------------------------------------------------------------
+ */
 
 static int fail_read(const char *path, int code)
 {

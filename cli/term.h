@@ -16,8 +16,8 @@ void tn_signal_clear(void);
 /* tn_cancel_fn that answers tn_signal_pending(). */
 bool tn_signal_cancel(void *user);
 
-/* Writes to standard output: as it is into a pipe or file, with control characters made visible on a
- * terminal. False once anything could not be written. */
+/* Writes to standard output: as it is into a pipe or file, with control characters made visible on
+ * a terminal. False once anything could not be written. */
 bool tn_out(const char *text, size_t len);
 bool tn_outf(const char *fmt, ...) TN_PRINTF(1, 2);
 bool tn_out_flush(void);

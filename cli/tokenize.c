@@ -36,7 +36,8 @@ static int json_line(const tn_session *s, const tn_settings *set, const char *li
     json_error_t why;
     json_t *j = json_loadb(line, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
     if (!json_is_string(j)) {
-        tn_say("line %zu of the input is not a JSON string%s%s", number, j ? "" : ": ", j ? "" : why.text);
+        tn_say("line %zu of the input is not a JSON string%s%s", number, j ? "" : ": ",
+               j ? "" : why.text);
         json_decref(j);
         return TN_EXIT_MODEL;
     }

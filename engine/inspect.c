@@ -55,8 +55,11 @@ tn_status tn_inspect_get_info(const tn_inspect *in, tn_inspect_info *info, tn_er
         return tn_fail(err, TN_EARG, -1, "tn_inspect_info: set struct_size to sizeof the struct");
     const tn_gguf *g = in->gguf;
     tn_inspect_info full = {
-        .struct_size = info->struct_size, .version = tn_gguf_version(g), .n_parts = tn_gguf_parts(g),
-        .alignment = tn_gguf_alignment(g), .n_keys = tn_gguf_n_keys(g),
+        .struct_size = info->struct_size,
+        .version = tn_gguf_version(g),
+        .n_parts = tn_gguf_parts(g),
+        .alignment = tn_gguf_alignment(g),
+        .n_keys = tn_gguf_n_keys(g),
         .n_tensors = tn_gguf_n_tensors(g),
     };
     for (uint32_t i = 0; i < full.n_parts; i++) {
@@ -77,8 +80,12 @@ tn_status tn_inspect_get_key(const tn_inspect *in, uint64_t i, tn_inspect_key *k
     if (i >= tn_gguf_n_keys(in->gguf))
         return tn_fail(err, TN_EARG, -1, "there is no metadata entry %llu", (unsigned long long)i);
     const tn_gguf_key *k = tn_gguf_key_at(in->gguf, i);
-    *key = (tn_inspect_key){k->name.data, k->name.len, tn_inspect_kind_name(k->kind),
-                            tn_inspect_kind_name(k->element), k->n, (uint64_t)k->offset};
+    *key = (tn_inspect_key){k->name.data,
+                            k->name.len,
+                            tn_inspect_kind_name(k->kind),
+                            tn_inspect_kind_name(k->element),
+                            k->n,
+                            (uint64_t)k->offset};
     return TN_OK;
 }
 
@@ -88,9 +95,13 @@ tn_status tn_inspect_get_tensor(const tn_inspect *in, uint64_t i, tn_inspect_ten
     if (i >= tn_gguf_n_tensors(in->gguf))
         return tn_fail(err, TN_EARG, -1, "there is no tensor %llu", (unsigned long long)i);
     const tn_gguf_tensor *t = tn_gguf_tensor_at(in->gguf, i);
-    *tensor = (tn_inspect_tensor){.name = t->name.data, .name_len = t->name.len,
-                                  .type = tn_type_get(t->type)->name, .n_dims = t->n_dims,
-                                  .part = t->part, .offset = t->offset, .bytes = t->bytes};
+    *tensor = (tn_inspect_tensor){.name = t->name.data,
+                                  .name_len = t->name.len,
+                                  .type = tn_type_get(t->type)->name,
+                                  .n_dims = t->n_dims,
+                                  .part = t->part,
+                                  .offset = t->offset,
+                                  .bytes = t->bytes};
     memcpy(tensor->shape, t->shape, sizeof tensor->shape);
     return TN_OK;
 }
@@ -118,12 +129,13 @@ size_t tn_inspect_number(const tn_gguf_key *k, uint64_t i, char text[TN_INSPECT_
     if (tn_gguf_value_f64(k, i, &d)) return float_text(d, k->element == TN_GGUF_F32, text);
     /* What is left: an unsigned 64-bit number above the signed range. */
     uint64_t u = 0;
-    for (int byte = 7; byte >= 0; byte--) u = u << 8 | k->data[i * 8 + (uint64_t)byte];
+    for (int byte = 7; byte >= 0; byte--)
+        u = u << 8 | k->data[i * 8 + (uint64_t)byte];
     return (size_t)snprintf(text, TN_INSPECT_NUMBER_CHARS, "%llu", (unsigned long long)u);
 }
 
-tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t element, char *text, size_t cap,
-                           size_t *n, tn_error *err)
+tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t element, char *text,
+                           size_t cap, size_t *n, tn_error *err)
 {
     *n = 0;
     const tn_gguf_key *k = i < tn_gguf_n_keys(in->gguf) ? tn_gguf_key_at(in->gguf, i) : NULL;

@@ -51,7 +51,8 @@ static json_t *values(const tn_allocator *a, const tn_gguf_key *k)
         while (ok && tn_gguf_str_walk(k, &pos, &s))
             ok = json_array_append_new(list, any_string(a, s)) == 0;
     else
-        for (uint64_t i = 0; ok && i < k->n; i++) ok = json_array_append_new(list, number(k, i)) == 0;
+        for (uint64_t i = 0; ok && i < k->n; i++)
+            ok = json_array_append_new(list, number(k, i)) == 0;
     if (ok) return list;
     json_decref(list);
     return NULL;
@@ -62,7 +63,8 @@ static json_t *entry(const tn_allocator *a, const tn_gguf_key *k)
     const char *kind = tn_inspect_kind_name(k->kind);
     if (k->kind == TN_GGUF_ARRAY)
         return json_pack("{s:s, s:s, s:I, s:o}", "kind", kind, "element",
-                         tn_inspect_kind_name(k->element), "n", (json_int_t)k->n, "values", values(a, k));
+                         tn_inspect_kind_name(k->element), "n", (json_int_t)k->n, "values",
+                         values(a, k));
     tn_str s;
     json_t *value = tn_gguf_value_str(k, 0, &s) ? any_string(a, s) : number(k, 0);
     return json_pack("{s:s, s:o}", "kind", kind, "value", value);
@@ -111,8 +113,8 @@ static json_t *document(const tn_inspect *in)
 {
     tn_inspect_info f = {.struct_size = sizeof f};
     if (tn_inspect_get_info(in, &f, NULL) != TN_OK) return NULL;
-    return json_pack("{s:i, s:I, s:i, s:I, s:I, s:I, s:o, s:o}", "version", (int)f.version, "alignment",
-                     (json_int_t)f.alignment, "parts", (int)f.n_parts, "file_bytes",
+    return json_pack("{s:i, s:I, s:i, s:I, s:I, s:I, s:o, s:o}", "version", (int)f.version,
+                     "alignment", (json_int_t)f.alignment, "parts", (int)f.n_parts, "file_bytes",
                      (json_int_t)f.file_bytes, "n_params", (json_int_t)f.n_params, "tensor_bytes",
                      (json_int_t)f.tensor_bytes, "metadata", metadata(&in->a, in->gguf), "tensors",
                      tensors(in->gguf));

@@ -1,4 +1,5 @@
-"""What the tests of the command line share: cases, processes behind pipes and terminals, bent models."""
+"""What the tests of the command line share: cases, processes behind pipes and terminals, models."""
+
 import errno
 import json
 import os
@@ -14,6 +15,11 @@ import time
 import traceback
 
 TIMEOUT = 60  # seconds until a hanging program counts as failed
+
+
+# The model is random and small: it never ends by itself once its end token is banned.
+ENDLESS = ("--logit-bias", "2=-inf", "--seed", "1")
+TALK = ("--template", "chatml")
 
 
 class Skip(Exception):
@@ -47,7 +53,9 @@ class Tenon:
         self.dir = tempfile.mkdtemp(prefix="tenon-cli-")
 
     def env(self, **more):
-        keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "XDG_STATE_HOME", "LC_ALL")}
+        keep = {
+            k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "XDG_STATE_HOME", "LC_ALL")
+        }
         keep.update({"HOME": self.dir, "TERM": "xterm", "LANG": "C.UTF-8"})
         keep.update(more)
         return keep
@@ -60,8 +68,14 @@ class Tenon:
 
     def run(self, *args, stdin=b"", env=None, **popen):
         """Behind pipes: (exit code, stdout, stderr) as bytes."""
-        p = subprocess.run([self.path, *args], input=stdin, capture_output=True, timeout=TIMEOUT,
-                           env=env or self.env(), **popen)
+        p = subprocess.run(
+            [self.path, *args],
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT,
+            env=env or self.env(),
+            **popen,
+        )
         return p.returncode, p.stdout, p.stderr
 
     def ok(self, *args, **kw):
@@ -80,9 +94,14 @@ class Tenon:
         return out
 
     def start(self, *args, **popen):
-        return subprocess.Popen([self.path, *args], stdin=popen.pop("stdin", subprocess.PIPE),
-                                stdout=popen.pop("stdout", subprocess.PIPE),
-                                stderr=popen.pop("stderr", subprocess.PIPE), env=self.env(), **popen)
+        return subprocess.Popen(
+            [self.path, *args],
+            stdin=popen.pop("stdin", subprocess.PIPE),
+            stdout=popen.pop("stdout", subprocess.PIPE),
+            stderr=popen.pop("stderr", subprocess.PIPE),
+            env=self.env(),
+            **popen,
+        )
 
     def terminal(self, *args, env=None, stdout=None):
         return Terminal([self.path, *args], env or self.env(), stdout)
@@ -92,7 +111,7 @@ class Tenon:
 
 
 class Terminal:
-    """The program behind a pseudo-terminal of 24 x 80. stdout: a path to redirect standard output to."""
+    """The program behind a pseudo-terminal. stdout: a path to redirect standard output to."""
 
     def __init__(self, argv, env, stdout=None):
         self.seen = b""
@@ -121,7 +140,7 @@ class Terminal:
         return bool(data)
 
     def expect(self, what, since=0):
-        """Waits until bytes appear in what was shown after offset `since`; the offset behind them."""
+        """Waits until `what` is shown after offset `since`; returns the offset behind it."""
         what = what if isinstance(what, bytes) else what.encode()
         end = time.monotonic() + TIMEOUT
         while what not in self.seen[since:]:
@@ -149,6 +168,11 @@ class Terminal:
             os.waitpid(self.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
+
+
+def golden(t):
+    with open(os.path.join(t.data, "arch/llama/golden.json")) as f:
+        return json.load(f)
 
 
 def inspect(t, path):
@@ -186,9 +210,15 @@ def main(argv):
             except Exception as e:  # a case that breaks is a case that fails
                 failed += 1
                 where = traceback.extract_tb(e.__traceback__)
-                lines = [str(f.lineno) for f in where if f.filename.endswith("test_cli.py")]
-                print(f"FAILED {function.__name__} (line {', '.join(lines)}): {type(e).__name__}: {e}",
-                      file=sys.stderr)
+                lines = [
+                    f"{os.path.basename(f.filename)}:{f.lineno}"
+                    for f in where
+                    if not f.filename.endswith("cli_lib.py")
+                ]
+                print(
+                    f"FAILED {function.__name__} ({', '.join(lines)}): {type(e).__name__}: {e}",
+                    file=sys.stderr,
+                )
     finally:
         t.close()
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))

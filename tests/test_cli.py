@@ -3,44 +3,53 @@
 
 usage: test_cli.py TENON DATA_DIR [NAME]
 """
-import array
+
 import json
 import math
 import os
 import re
 import resource
 import signal
-import stat
 import struct
 import subprocess
 import sys
 import time
 
-from cli_lib import Skip, case, check, equal, inspect, main, with_string_key
-
-# The model is random and small: it never ends by itself once its end token is banned.
-ENDLESS = ("--logit-bias", "2=-inf", "--seed", "1")
-TALK = ("--template", "chatml")
-
-
-def golden(t):
-    with open(os.path.join(t.data, "arch/llama/golden.json")) as f:
-        return json.load(f)
-
+import cli_chat  # noqa: F401, its cases register themselves
+import cli_tools  # noqa: F401
+from cli_lib import ENDLESS, TALK, Skip, case, check, equal, inspect, main, with_string_key
 
 # ---- usage, help, version -----------------------------------------------------------------------
 
 
 @case
 def wrong_usage_is_64(t):
-    for args in ((), ("nonsense",), ("run",), ("run", "a", "b"), ("run", "a", "--nope"), ("run", "a", "-Z"),
-                 ("run", "a", "-n"), ("run", "a", "-n", "x"), ("run", "a", "--temp", "nan"),
-                 ("run", "a", "--temp", "-1"), ("run", "a", "--top-p", "2"), ("run", "a", "--kv", "q8"),
-                 ("run", "a", "--logit-bias", "5"), ("run", "a", "--seed", "-1"), ("--temp", "1"),
-                 ("inspect", t.model, "--temp", "1"), ("logits", t.model, "--out", "x"),
-                 ("logits", t.model, "--tokens", "1"), ("logits", t.model, "--tokens", "a", "--out", "x"),
-                 ("perplexity", t.model), ("run", t.model, "-p", ""), ("--generate", "html"),
-                 ("run", t.model, "-p", "x", "--isa", "bogus"), ("run", t.model, "-p", "x", "-t", "-1")):
+    for args in (
+        (),
+        ("nonsense",),
+        ("run",),
+        ("run", "a", "b"),
+        ("run", "a", "--nope"),
+        ("run", "a", "-Z"),
+        ("run", "a", "-n"),
+        ("run", "a", "-n", "x"),
+        ("run", "a", "--temp", "nan"),
+        ("run", "a", "--temp", "-1"),
+        ("run", "a", "--top-p", "2"),
+        ("run", "a", "--kv", "q8"),
+        ("run", "a", "--logit-bias", "5"),
+        ("run", "a", "--seed", "-1"),
+        ("--temp", "1"),
+        ("inspect", t.model, "--temp", "1"),
+        ("logits", t.model, "--out", "x"),
+        ("logits", t.model, "--tokens", "1"),
+        ("logits", t.model, "--tokens", "a", "--out", "x"),
+        ("perplexity", t.model),
+        ("run", t.model, "-p", ""),
+        ("--generate", "html"),
+        ("run", t.model, "-p", "x", "--isa", "bogus"),
+        ("run", t.model, "-p", "x", "-t", "-1"),
+    ):
         equal(t.fails(64, *args), b"", f"stdout of {args}")
 
 
@@ -54,9 +63,25 @@ def messages_name_the_option(t):
 @case
 def help_names_every_option_once(t):
     out = t.ok("run", "--help").decode()
-    for name in ("--prompt", "--predict", "--ctx", "--threads", "--seed", "--temp", "--top-k", "--top-p",
-                 "--min-p", "--repeat-penalty", "--presence-penalty", "--frequency-penalty", "--stop",
-                 "--logit-bias", "--json", "--raw", "--template"):
+    for name in (
+        "--prompt",
+        "--predict",
+        "--ctx",
+        "--threads",
+        "--seed",
+        "--temp",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repeat-penalty",
+        "--presence-penalty",
+        "--frequency-penalty",
+        "--stop",
+        "--logit-bias",
+        "--json",
+        "--raw",
+        "--template",
+    ):
         equal(len(re.findall(rf"(?m)^ .*{name} ", out)), 1, f"lines of {name}")
     check("--jsonl" not in out, "run --help shows an option of tokenize")
     names = set()
@@ -81,8 +106,10 @@ def man_page_and_completions(t):
     bash = t.ok("--generate", "bash")
     check(b"--logit-bias" in bash, "bash completion lacks --logit-bias")
     equal(subprocess.run(["bash", "-n"], input=bash).returncode, 0, "bash -n")
-    script = bash.decode() + ("\nCOMP_WORDS=(tenon run --top); COMP_CWORD=2; _tenon; echo ${COMPREPLY[*]}"
-                              "\nCOMP_WORDS=(tenon t); COMP_CWORD=1; _tenon; echo ${COMPREPLY[*]}")
+    script = bash.decode() + (
+        "\nCOMP_WORDS=(tenon run --top); COMP_CWORD=2; _tenon; echo ${COMPREPLY[*]}"
+        "\nCOMP_WORDS=(tenon t); COMP_CWORD=1; _tenon; echo ${COMPREPLY[*]}"
+    )
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     equal(shown.stdout, "--top-k --top-p\ntokenize\n", "bash completes")
     check(t.ok("--generate", "zsh").startswith(b"#compdef tenon"), "zsh completion")
@@ -94,8 +121,13 @@ def man_page_and_completions(t):
 
 @case
 def missing_file_is_66(t):
-    for command in (("run", "-p", "x"), ("inspect",), ("tokenize", "-p", "x"), ("chat",),
-                    ("logits", "--tokens", "1", "--out", os.path.join(t.dir, "x"))):
+    for command in (
+        ("run", "-p", "x"),
+        ("inspect",),
+        ("tokenize", "-p", "x"),
+        ("chat",),
+        ("logits", "--tokens", "1", "--out", os.path.join(t.dir, "x")),
+    ):
         t.fails(66, command[0], os.path.join(t.dir, "no.gguf"), *command[1:], words=("no.gguf",))
     t.fails(66, "perplexity", t.model, "--file", os.path.join(t.dir, "no.txt"), words=("no.txt",))
     t.fails(66, "logits", t.model, "--tokens", "@" + os.path.join(t.dir, "no.ids"), "--out", "x")
@@ -111,8 +143,14 @@ def directory_is_74(t):
 def broken_file_is_65(t):
     with open(t.model, "rb") as f:
         good = f.read()
-    for name, content in (("empty", b""), ("noise", bytes(range(256)) * 8), ("text", b"hello\n" * 100),
-                          ("cut", good[:5000]), ("short", good[:-1000]), ("version", good[:4] + b"\x09" + good[5:])):
+    for name, content in (
+        ("empty", b""),
+        ("noise", bytes(range(256)) * 8),
+        ("text", b"hello\n" * 100),
+        ("cut", good[:5000]),
+        ("short", good[:-1000]),
+        ("version", good[:4] + b"\x09" + good[5:]),
+    ):
         path = t.file(name + ".gguf", content)
         t.fails(65, "run", path, "-p", "x", words=(name,))
     t.fails(65, "inspect", t.file("cut2.gguf", good[:5000]))
@@ -123,14 +161,16 @@ def unsupported_architecture_is_65(t):
     with open(t.model, "rb") as f:
         good = f.read()
     at = good.index(b"general.architecture") + len(b"general.architecture") + 12
-    path = t.file("arch.gguf", good[:at] + b"lxama" + good[at + 5:])
+    path = t.file("arch.gguf", good[:at] + b"lxama" + good[at + 5 :])
     t.fails(65, "run", path, "-p", "x", words=("lxama",))
     check(b"lxama" in t.ok("inspect", path), "inspect does not show a file tenon cannot run")
 
 
 @case
 def unknown_template_is_65(t):
-    path = t.file("template.gguf", with_string_key(t.model, "tokenizer.chat_template", "{{ nobody knows }}"))
+    path = t.file(
+        "template.gguf", with_string_key(t.model, "tokenizer.chat_template", "{{ nobody knows }}")
+    )
     t.fails(65, "run", path, "-p", "x", words=("--template", "chatml"))
     t.fails(65, "chat", path, words=("--template", "chatml"))
     t.ok("run", path, "-p", "x", "-n", "2", "--raw")
@@ -148,7 +188,7 @@ def nan_logits_are_70(t):
     equal(tensor["type"], "F32", "type of output_norm")
     with open(t.model, "rb") as f:
         data = bytearray(f.read())
-    data[tensor["offset"]:tensor["offset"] + 4] = struct.pack("<f", math.nan)
+    data[tensor["offset"] : tensor["offset"] + 4] = struct.pack("<f", math.nan)
     t.fails(70, "run", t.file("nan.gguf", data), "-p", "x", "-n", "4")
 
 
@@ -156,9 +196,13 @@ def nan_logits_are_70(t):
 def out_of_memory_is_71(t):
     codes = {}
     for mib in (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 512, 4096):
+
         def limit(n=mib):
             resource.setrlimit(resource.RLIMIT_AS, (n << 20, n << 20))
-        code, _, err = t.run("run", t.model, "-p", "x", "-n", "4", "-t", "1", *ENDLESS, preexec_fn=limit)
+
+        code, _, err = t.run(
+            "run", t.model, "-p", "x", "-n", "4", "-t", "1", *ENDLESS, preexec_fn=limit
+        )
         if b"Sanitizer" in err:
             raise Skip("a sanitizer needs more address space than the limits")
         codes[mib] = code
@@ -183,7 +227,11 @@ def stdout_is_only_the_text(t):
         check(mark not in err, f"{mark!r} on a stderr that is no terminal: {err!r}")
     equal(t.ok(*args), out, "a second greedy run")
     equal(t.ok("run", "-m", t.model, *args[2:]), out, "the run with -m")
-    equal(t.ok("run", t.model, *args[4:], stdin=b"Once upon a time\n"), out, "the run with a piped prompt")
+    equal(
+        t.ok("run", t.model, *args[4:], stdin=b"Once upon a time\n"),
+        out,
+        "the run with a piped prompt",
+    )
     path = t.file("prompt.txt", b"Once upon a time\n")
     equal(t.ok("run", t.model, "--file", path, *args[4:]), out, "the run with --file")
 
@@ -191,10 +239,26 @@ def stdout_is_only_the_text(t):
 @case
 def seed_decides_the_text(t):
     def text(seed):
-        return t.ok("run", t.model, "-p", "x", "-n", "24", "--logit-bias", "2=-inf", "--temp", "1", "-s", seed)
+        return t.ok(
+            "run",
+            t.model,
+            "-p",
+            "x",
+            "-n",
+            "24",
+            "--logit-bias",
+            "2=-inf",
+            "--temp",
+            "1",
+            "-s",
+            seed,
+        )
+
     equal(text("7"), text("7"), "text of the same seed")
     check(len({text(s) for s in "1234"}) > 1, "four seeds give one text")
-    code, out, err = t.run("run", t.model, "-p", "x", "-n", "24", "--logit-bias", "2=-inf", "--temp", "1")
+    code, out, err = t.run(
+        "run", t.model, "-p", "x", "-n", "24", "--logit-bias", "2=-inf", "--temp", "1"
+    )
     seed = re.search(rb"seed: (\d+)", err)
     check(code == 0 and seed, f"no seed on stderr: {err!r}")
     equal(text(seed.group(1).decode()), out, "text of the seed that was printed")
@@ -209,7 +273,9 @@ def json_events(t):
     tokens = [e for e in events if e["event"] == "token"]
     equal(len(tokens), 12, "token events")
     for e in tokens:
-        check(isinstance(e["id"], int) and math.isfinite(e["logprob"]) and e["logprob"] <= 0, f"{e}")
+        check(
+            isinstance(e["id"], int) and math.isfinite(e["logprob"]) and e["logprob"] <= 0, f"{e}"
+        )
     equal("".join(e["text"] for e in events[1:-1]).encode(), t.ok(*args), "joined texts")
     stop = events[-1]
     equal((stop["reason"], stop["generated_tokens"]), ("length", 12), "stop event")
@@ -223,15 +289,21 @@ def stop_string_ends_before_itself(t):
     text = t.ok(*args).decode()
     stop = text[5:8]
     code, out, err = t.run(*args, "--stop", stop, "--stop", "never in the text")
-    equal(out.decode(), text[:text.index(stop)], f"text before {stop!r}")
+    equal(out.decode(), text[: text.index(stop)], f"text before {stop!r}")
     check(b"stop: stop-string" in err, f"{err!r}")
     # A text that only begins like a stop string is shown in the end.
-    equal(t.ok(*args, "--stop", text[-3:] + "\x01").decode(), text, "text with a stop string half there")
+    equal(
+        t.ok(*args, "--stop", text[-3:] + "\x01").decode(),
+        text,
+        "text with a stop string half there",
+    )
 
 
 @case
 def logit_bias_forces_a_token(t):
-    events = t.ok("run", t.model, "-p", "x", "-n", "3", "--json", "--temp", "0", "--logit-bias", "300=1000")
+    events = t.ok(
+        "run", t.model, "-p", "x", "-n", "3", "--json", "--temp", "0", "--logit-bias", "300=1000"
+    )
     ids = [json.loads(e).get("id") for e in events.splitlines()]
     equal(ids[1:4], [300, 300, 300], "forced ids")
     code, _, err = t.run("run", t.model, "-p", "x", "--temp", "0", "--logit-bias", "2=1000")
@@ -241,7 +313,9 @@ def logit_bias_forces_a_token(t):
 @case
 def full_context_is_75(t):
     t.fails(75, "run", t.model, "-p", "Once upon a time " * 40, "-c", "64", words=("64",))
-    out = t.fails(75, "run", t.model, "-p", "Once", "-c", "32", *ENDLESS, words=("32", "context-full"))
+    out = t.fails(
+        75, "run", t.model, "-p", "Once", "-c", "32", *ENDLESS, words=("32", "context-full")
+    )
     check(out, "no text before the context was full")
 
 
@@ -249,13 +323,29 @@ def full_context_is_75(t):
 def output_errors_are_74(t):
     args = ("run", t.model, "-p", "x", "-n", "20", *ENDLESS)
     with open("/dev/full", "wb") as full:
-        for more in (args, args + ("--json",), ("inspect", t.model), ("tokenize", t.model, "-p", "x"),
-                     ("--help",), ("--version",), ("--generate", "man")):
+        for more in (
+            args,
+            args + ("--json",),
+            ("inspect", t.model),
+            ("tokenize", t.model, "-p", "x"),
+            ("--help",),
+            ("--version",),
+            ("--generate", "man"),
+        ):
             p = subprocess.run([t.path, *more], stdout=full, stderr=subprocess.PIPE, env=t.env())
             equal(p.returncode, 74, f"exit code of {more[0]} into a full disk")
             check(b"cannot write" in p.stderr, f"{p.stderr!r}")
     t.fails(74, "logits", t.model, "--tokens", "1", "--out", "/dev/full", words=("/dev/full",))
-    t.fails(74, "logits", t.model, "--tokens", "1", "--out", t.dir + "/no/such/folder", words=("cannot write",))
+    t.fails(
+        74,
+        "logits",
+        t.model,
+        "--tokens",
+        "1",
+        "--out",
+        t.dir + "/no/such/folder",
+        words=("cannot write",),
+    )
     reader, writer = os.pipe()
     os.close(reader)
     p = subprocess.run([t.path, *args], stdout=writer, stderr=subprocess.PIPE, env=t.env())
@@ -297,7 +387,9 @@ def run_on_a_terminal(t):
     equal(tty.wait(), 0, "exit code")
     check(b"stop: length" in tty.seen and b"\x1b[2m" in tty.seen, f"shown {tty.seen!r}")
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        tty = t.terminal("run", t.model, "-p", "Once", "-n", "8", "--temp", "0", *ENDLESS, env=t.env(**env))
+        tty = t.terminal(
+            "run", t.model, "-p", "Once", "-n", "8", "--temp", "0", *ENDLESS, env=t.env(**env)
+        )
         equal(tty.wait(), 0, "exit code")
         check(b"\x1b[" not in tty.seen, f"escape sequences with {env}: {tty.seen!r}")
     tty = t.terminal("run", t.model, "-n", "8")
@@ -317,333 +409,14 @@ def control_characters_are_shown_on_a_terminal_only(t):
 
 @case
 def file_content_is_shown_safely(t):
-    path = t.file("escape.gguf", with_string_key(t.model, "general.evil", "a\x1b[31mb\x7f\u009b\u202ec"))
+    path = t.file(
+        "escape.gguf", with_string_key(t.model, "general.evil", "a\x1b[31mb\x7f\u009b\u202ec")
+    )
     tty = t.terminal("inspect", path)
     equal(tty.wait(), 0, "exit code")
     check(b"\x1b" not in tty.seen and "\u009b".encode() not in tty.seen, "raw control characters")
     check("a␛[31mb␡\\u009b\\u202ec".encode() in tty.seen, f"shown {tty.seen[:3000]!r}")
     check(b"a\x1b[31mb" in t.ok("inspect", path), "a pipe gets other bytes than the file holds")
-
-
-# ---- tools --------------------------------------------------------------------------------------
-
-
-@case
-def inspect_shows_the_header(t):
-    j = inspect(t, t.model)
-    equal(j["metadata"]["general.architecture"], {"kind": "string", "value": "llama"}, "architecture")
-    equal(j["metadata"]["llama.block_count"]["value"], 3, "block_count")
-    tokens = j["metadata"]["tokenizer.ggml.tokens"]
-    equal((tokens["kind"], tokens["element"], tokens["n"], len(tokens["values"])),
-          ("array", "string", 384, 384), "tokens")
-    equal(j["n_params"], golden(t)["n_params"], "n_params")
-    embd = next(x for x in j["tensors"] if x["name"] == "token_embd.weight")
-    equal((embd["type"], embd["shape"], embd["bytes"]), ("F16", [64, 384], 49152), "token_embd")
-    text = t.ok("inspect", t.model).decode()
-    for what in ('general.architecture (string) = "llama"', "token_embd.weight", "64 x 384"):
-        check(what in text, f"{what!r} is not in the text")
-    last = max(x["offset"] for x in j["tensors"])
-    with open(t.model, "rb") as f:
-        head = f.read(last)  # the header alone, as of a file still being copied
-    equal(inspect(t, t.file("head.gguf", head[:20000]))["tensors"], j["tensors"], "tensors of a bare header")
-
-
-@case
-def tokenize_gives_the_reference_ids(t):
-    tests = golden(t)["tokenizer_tests"]["tests"]
-    for x in tests:
-        ids = t.ok("tokenize", t.model, "--parse-special", stdin=x["text"].encode())
-        equal([int(i) for i in ids.split()], x["tokens"], f"ids of {x['text']!r}")
-        check(ids.endswith(b"\n") and ids.count(b"\n") == 1, f"not one line: {ids!r}")
-    lines = "".join(json.dumps(x["text"]) + "\n" for x in tests).encode()
-    out = t.ok("tokenize", t.model, "--parse-special", "--jsonl", stdin=lines)
-    equal([json.loads(line) for line in out.splitlines()], [x["tokens"] for x in tests], "ids of --jsonl")
-
-
-@case
-def tokenize_options(t):
-    bos = t.ok("tokenize", t.model, "--add-special", stdin=b"x").split()[0]
-    equal(bos, b"1", "first id with --add-special")
-    plain = t.ok("tokenize", t.model, "-p", "</s>").split()
-    special = t.ok("tokenize", t.model, "-p", "</s>", "--parse-special").split()
-    check(b"2" not in plain and b"2" in special, f"</s> gives {plain} and, parsed, {special}")
-    equal(t.ok("tokenize", t.model, stdin=b""), b"\n", "ids of nothing")
-    equal(t.ok("tokenize", t.model, "--jsonl", stdin=b""), b"", "lines of nothing")
-    equal(t.ok("tokenize", t.model, "--jsonl", stdin=b'""'), b"[]\n", "ids of an empty string")
-    with_nul = json.loads(t.ok("tokenize", t.model, "--jsonl", stdin=b'"a\\u0000b"\n'))
-    equal(with_nul, [int(i) for i in t.ok("tokenize", t.model, stdin=b"a\0b").split()], "ids with a zero byte")
-    t.fails(65, "tokenize", t.model, "--jsonl", stdin=b'"a"\n5\n', words=("line 2",))
-    t.fails(65, "tokenize", t.model, "--jsonl", stdin=b'"a\n', words=("line 1",))
-    _, _, err = t.run("tokenize", t.model, stdin=b"a\xffb\xfe")
-    check(b"2 bytes" in err and b"U+FFFD" in err, f"invalid UTF-8 is not said: {err!r}")
-
-
-@case
-def logits_match_the_reference(t):
-    g = golden(t)
-    sequence = g["sequences"][0]
-    with open(os.path.join(t.data, "arch/llama", sequence["logits_file"]), "rb") as f:
-        want = array.array("f", f.read())
-    path = os.path.join(t.dir, "logits.f32")
-    ids = ",".join(str(i) for i in sequence["tokens"])
-    id_file = t.file("ids.txt", ids.replace(",", "\n").encode())
-    for args, stdin in ((("--tokens", ids), b""), (("--tokens", "@" + id_file), b""),
-                        (("--tokens", "-"), ids.encode()), (("--tokens", ids, "-b", "7"), b""),
-                        (("--tokens", ids, "--exact"), b""), (("--tokens", ids, "--load", "map"), b"")):
-        t.ok("logits", t.model, *args, "--out", path, stdin=stdin)
-        with open(path, "rb") as f:
-            got = array.array("f", f.read())
-        equal(len(got), len(want), f"number of logits with {args}")
-        worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
-        check(worst <= g["tolerance"]["f32_activations"], f"{args}: largest difference {worst}")
-    equal(t.ok("logits", t.model, "--tokens", ids, "--out", "-"), t.ok("logits", t.model, "--tokens", ids, "--out", "-"),
-          "a second run on standard output")
-
-
-@case
-def failed_logits_leave_no_file(t):
-    path = os.path.join(t.dir, "bad.f32")
-    t.fails(64, "logits", t.model, "--tokens", "1,2,99999", "--out", path, words=("99999",))
-    check(not os.path.exists(path), "half a file was left")
-    t.fails(75, "logits", t.model, "--tokens", "1,2,3", "-c", "2", "--out", path)
-
-
-@case
-def perplexity_of_logits(t):
-    """The definition, computed once more here from `tenon logits`."""
-    text = ("Once upon a time there was a king who had three daughters. " * 12).encode()
-    path = t.file("text.txt", text + b"\n")
-    ids = [int(i) for i in t.ok("tokenize", t.model, "--add-special", stdin=text).split()]
-    chunk, nll = 64, []
-    for c in range(len(ids) // chunk):
-        part = [1] + ids[c * chunk + 1:(c + 1) * chunk]
-        raw = t.ok("logits", t.model, "--tokens", ",".join(map(str, part)), "--out", "-")
-        rows = array.array("f", raw)
-        for i in range(chunk // 2, chunk - 1):
-            row = rows[i * 384:(i + 1) * 384]
-            nll.append(math.log(sum(math.exp(x) for x in row)) - row[part[i + 1]])
-    mean = sum(nll) / len(nll)
-    error = math.sqrt((sum(x * x for x in nll) / len(nll) - mean * mean) / (len(nll) - 1))
-    out = t.ok("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32").decode()
-    last = re.fullmatch(r"perplexity: ([\d.]+) \+/- ([\d.]+)", out.splitlines()[-1])
-    check(last, f"last line of {out!r}")
-    got, got_error = float(last.group(1)), float(last.group(2))
-    check(abs(got - math.exp(mean)) <= 1e-3 * got, f"perplexity {got}, want {math.exp(mean)}")
-    check(abs(got_error - math.exp(mean) * error) <= 1e-2 * got_error, f"standard error {got_error}")
-    equal(len(out.splitlines()) - 1, len(ids) // chunk, "lines of chunks")
-    j = json.loads(t.ok("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--kl", "--json"))
-    check(abs(j["perplexity"] - got) < 1e-3 and 0 <= abs(j["kl"]) < 1e-4, f"{j}")
-    t.fails(64, "perplexity", t.model, "--file", path, "--ctx", "100000", words=("--ctx",))
-
-
-# ---- chat ---------------------------------------------------------------------------------------
-
-
-def chat(t, *args, **kw):
-    tty = t.terminal("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, *args, **kw)
-    tty.expect("> ")
-    return tty
-
-
-@case
-def chat_in_a_pipe(t):
-    args = ("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS)
-    code, out, err = t.run(*args, stdin=b"Hello\n")
-    equal(code, 0, "exit code")
-    check(out.endswith(b"\n") and b"stop:" not in out and b"> " not in err, f"{out!r} {err!r}")
-    first = t.ok(*args, stdin=b"Hello\n/exit\nnever\n")
-    equal(first, out, "the answer before /exit")
-    equal(t.ok(*args, "-p", "Hello"), out, "the answer to -p")
-    joined = t.ok(*args, stdin=b"one\\\ntwo\n")
-    path = t.file("message.txt", b"one\ntwo")
-    equal(t.ok(*args, stdin=f"/file {path}\n".encode()), joined, "the answer to the same message in a file")
-    two = t.ok(*args, stdin=b"Hello\nAgain\n/undo\nAgain\n").decode()
-    equal(two, first.decode() + two[len(first):], "first answer")
-    again = two[len(first):]
-    equal(again[:len(again) // 2], again[len(again) // 2:], "the answer after /undo")
-    equal(t.ok(*args, stdin=b"Hello\n/retry\n"), out + out, "greedy /retry")
-    equal(t.ok(*args, stdin=b"Nonsense\n/edit Hello\n")[-len(out):], out, "the answer to /edit TEXT")
-    equal(t.ok(*args, stdin=b"Nonsense\n/clear\nHello\n")[-len(out):], out, "the answer after /clear")
-    system = t.ok(*args, stdin=b"/system Be brief.\nHello\n")
-    equal(t.ok(*args, "--system", "Be brief.", stdin=b"Hello\n"), system, "the answer with --system")
-
-
-@case
-def chat_commands_speak_on_stderr(t):
-    args = ("chat", t.model, *TALK, "-n", "6", *ENDLESS)
-    code, out, err = t.run(*args, stdin=b"/help\n/params temp=0.25 nonsense=1\n/stats\n/nope\n/undo\n")
-    equal((code, out), (0, b""), "exit code and stdout")
-    for word in (b"/retry", b"temp 0.25", b"'nonsense'", b"memory:", b"/nope", b"no message"):
-        check(word in err, f"{word!r} is not in {err!r}")
-
-
-@case
-def full_chat(t):
-    args = ("chat", t.model, *TALK, "-n", "8", "--temp", "0", "-c", "160", *ENDLESS)
-    talk = b"".join(b"Tell me about number %d please\n" % i for i in range(12))
-    code, out, err = t.run(*args, stdin=talk)
-    equal(code, 75, "exit code of a script that does not fit")
-    check(b"160" in err and b"--shift" in err, f"{err!r}")
-    code, out, err = t.run(*args, "--shift", stdin=talk)
-    equal(code, 0, "exit code with --shift")
-    check(b"dropped" in err and b"oldest turn" in err, f"{err!r}")
-    equal(err.count(b"stop: length"), 12, "answers")
-
-
-@case
-def chat_on_a_terminal(t):
-    tty = chat(t)
-    tty.send("Hello\r")
-    at = tty.expect("stop: length")
-    tty.expect("> ", at)
-    tty.send("/nope\r")
-    tty.expect("> ", tty.expect("no command /nope", at))
-    tty.send(b"\x04")
-    equal(tty.wait(), 0, "exit code after Ctrl-D")
-    tty = chat(t)
-    tty.send("/exit\r")
-    equal(tty.wait(), 0, "exit code after /exit")
-
-
-@case
-def history_is_kept_private(t):
-    state = os.path.join(t.dir, "state")
-    env = t.env(XDG_STATE_HOME=state)
-    tty = chat(t, env=env)
-    if b"\x1b[?2004h" not in tty.seen:
-        tty.kill()
-        raise Skip("built without libedit")
-    tty.send("remember me\r")
-    tty.expect("> ", tty.expect("stop: length"))
-    tty.send(b"\x04")
-    equal(tty.wait(), 0, "exit code")
-    path = os.path.join(state, "tenon/history")
-    equal(stat.S_IMODE(os.stat(path).st_mode), 0o600, "mode of the history file")
-    equal(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700, "mode of its folder")
-    equal(os.listdir(os.path.dirname(path)), ["history"], "files beside it")
-    tty = chat(t, env=env)
-    tty.send(b"\x1b[A")
-    tty.expect("remember me")
-    tty.send("\r")
-    tty.expect("> ", tty.expect("stop: length"))
-    tty.send(b"\x04")
-    tty.wait()
-    other = t.env(XDG_STATE_HOME=os.path.join(t.dir, "other"))
-    tty = chat(t, "--no-history", env=other)
-    tty.send("secret\r")
-    tty.expect("> ", tty.expect("stop: length"))
-    tty.send(b"\x04")
-    tty.wait()
-    check(not os.path.exists(os.path.join(t.dir, "other")), "--no-history wrote a file")
-
-
-def line_editing(tty):
-    if b"\x1b[?2004h" not in tty.seen:
-        tty.kill()
-        raise Skip("built without libedit")
-    return tty
-
-
-@case
-def paste_is_one_message(t):
-    for lines in (3, 40):  # short ones are shown, long ones folded
-        text = "\n".join(f"line {i} of a paste" for i in range(lines))
-        tty = line_editing(chat(t, "-c", "4096"))
-        tty.send(b"\x1b[200~" + text.replace("\n", "\r").encode() + b"\x1b[201~")
-        tty.expect("40 lines" if lines == 40 else "line 2 of a paste")
-        check(b"stop:" not in tty.seen, "a pasted line was sent by itself")
-        tty.send("\r")
-        tty.expect("> ", tty.expect("stop: length"))
-        prompt = re.search(rb"prompt (\d+) tokens", tty.seen)
-        tty.send(b"\x04")
-        equal(tty.wait(), 0, "exit code")
-        path = t.file("paste.txt", text.encode())
-        _, _, err = t.run("chat", t.model, *TALK, "-n", "6", "--temp", "0", "-c", "4096", *ENDLESS,
-                          stdin=f"/file {path}\n".encode())
-        want = re.search(rb"prompt (\d+) tokens", err)
-        equal(prompt.group(1), want.group(1), "tokens of the pasted message")
-
-
-@case
-def new_lines_in_a_message(t):
-    _, _, err = t.run("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, stdin=b"one\\\ntwo\n")
-    want = re.search(rb"prompt (\d+) tokens", err).group(1)
-    for keys in (b"one\\\rtwo\r", b"one\x1b\rtwo\r"):
-        tty = line_editing(chat(t))
-        tty.send(keys)
-        tty.expect("> ", tty.expect("stop: length"))
-        equal(re.search(rb"prompt (\d+) tokens", tty.seen).group(1), want, f"tokens after {keys!r}")
-        tty.send(b"\x04")
-        equal(tty.wait(), 0, "exit code")
-
-
-@case
-def edit_brings_the_message_back(t):
-    tty = line_editing(chat(t))
-    tty.send("first words\r")
-    at = tty.expect("> ", tty.expect("stop: length"))
-    tty.send("/edit\r")
-    at = tty.expect("first words", at)
-    tty.send(" and more\r")
-    tty.expect("> ", tty.expect("stop: length", at))
-    tty.send(b"\x04")
-    equal(tty.wait(), 0, "exit code")
-
-
-@case
-def interrupting_a_chat(t):
-    def slow():
-        tty = t.terminal("chat", t.model, *TALK, "-c", "2000000", *ENDLESS)
-        tty.expect("> ")
-        tty.send("Hello\r")
-        return tty, tty.expect("\n", tty.expect("Hello")) + 20
-
-    tty, at = slow()
-    while len(tty.seen) < at + 200:  # the answer flows
-        tty._read(0.1)
-    tty.send(b"\x03")
-    at = tty.expect("stop: interrupted", at)
-    at = tty.expect("> ", at)
-    tty.send("typed")
-    at = tty.expect("typed", at)
-    tty.send(b"\x03")  # clears the line only
-    at = tty.expect("> ", at)
-    tty.send("/stats\r")
-    at = tty.expect("> ", tty.expect("messages", at))
-    tty.send(b"\x03")
-    at = tty.expect("again", at)
-    tty.expect("> ", at)
-    tty.send(b"\x03")
-    equal(tty.wait(), 130, "exit code")
-    tty, at = slow()
-    while len(tty.seen) < at + 200:
-        tty._read(0.1)
-    tty.send(b"\x03")
-    tty.expect("> ", tty.expect("stop: interrupted", at))
-    tty.send(b"\x03")  # the second in a row, on an empty line
-    equal(tty.wait(), 130, "exit code")
-
-
-@case
-def terminating_a_chat(t):
-    tty = chat(t)
-    os.kill(tty.pid, signal.SIGTERM)
-    equal(tty.wait(), 143, "exit code")
-    check(tty.seen.count(b"\x1b[?2004h") == tty.seen.count(b"\x1b[?2004l"), "bracketed paste was left on")
-
-
-@case
-def chat_with_stdout_in_a_file(t):
-    path = os.path.join(t.dir, "answers.txt")
-    tty = chat(t, stdout=path)
-    tty.send("Hello\r")
-    tty.expect("> ", tty.expect("stop: length"))
-    tty.send(b"\x04")
-    equal(tty.wait(), 0, "exit code")
-    with open(path, "rb") as f:
-        got = f.read()
-    want = t.ok("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, stdin=b"Hello\n")
-    equal(got, want, "what the file holds")
 
 
 if __name__ == "__main__":

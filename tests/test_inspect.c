@@ -146,7 +146,8 @@ TEST(every_allocation_may_fail)
     for (; s != TN_OK && k < 100000; k++) {
         live = 0;
         s = attempt(k);
-        CHECK_MSG(s == TN_OK || s == TN_ENOMEM, "allocation %ld failing gives status %d", k, (int)s);
+        CHECK_MSG(s == TN_OK || s == TN_ENOMEM, "allocation %ld failing gives status %d", k,
+                  (int)s);
         CHECK_MSG(live == 0, "allocation %ld failing leaks %ld blocks", k, live);
         if (tn_failures) break;
     }

@@ -1,0 +1,244 @@
+"""Chat: in a pipe, on a terminal, its commands and its keys."""
+
+import os
+import re
+import signal
+import stat
+
+from cli_lib import ENDLESS, TALK, Skip, case, check, equal
+
+
+def chat(t, *args, **kw):
+    tty = t.terminal("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, *args, **kw)
+    tty.expect("> ")
+    return tty
+
+
+@case
+def chat_in_a_pipe(t):
+    args = ("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS)
+    code, out, err = t.run(*args, stdin=b"Hello\n")
+    equal(code, 0, "exit code")
+    check(out.endswith(b"\n") and b"stop:" not in out and b"> " not in err, f"{out!r} {err!r}")
+    first = t.ok(*args, stdin=b"Hello\n/exit\nnever\n")
+    equal(first, out, "the answer before /exit")
+    equal(t.ok(*args, "-p", "Hello"), out, "the answer to -p")
+    joined = t.ok(*args, stdin=b"one\\\ntwo\n")
+    path = t.file("message.txt", b"one\ntwo")
+    equal(
+        t.ok(*args, stdin=f"/file {path}\n".encode()),
+        joined,
+        "the answer to the same message in a file",
+    )
+    two = t.ok(*args, stdin=b"Hello\nAgain\n/undo\nAgain\n").decode()
+    equal(two, first.decode() + two[len(first) :], "first answer")
+    again = two[len(first) :]
+    equal(again[: len(again) // 2], again[len(again) // 2 :], "the answer after /undo")
+    equal(t.ok(*args, stdin=b"Hello\n/retry\n"), out + out, "greedy /retry")
+    equal(
+        t.ok(*args, stdin=b"Nonsense\n/edit Hello\n")[-len(out) :], out, "the answer to /edit TEXT"
+    )
+    equal(
+        t.ok(*args, stdin=b"Nonsense\n/clear\nHello\n")[-len(out) :], out, "the answer after /clear"
+    )
+    system = t.ok(*args, stdin=b"/system Be brief.\nHello\n")
+    equal(
+        t.ok(*args, "--system", "Be brief.", stdin=b"Hello\n"), system, "the answer with --system"
+    )
+
+
+@case
+def chat_commands_speak_on_stderr(t):
+    args = ("chat", t.model, *TALK, "-n", "6", *ENDLESS)
+    code, out, err = t.run(
+        *args, stdin=b"/help\n/params temp=0.25 nonsense=1\n/stats\n/nope\n/undo\n"
+    )
+    equal((code, out), (0, b""), "exit code and stdout")
+    for word in (b"/retry", b"temp 0.25", b"'nonsense'", b"memory:", b"/nope", b"no message"):
+        check(word in err, f"{word!r} is not in {err!r}")
+
+
+@case
+def full_chat(t):
+    args = ("chat", t.model, *TALK, "-n", "8", "--temp", "0", "-c", "160", *ENDLESS)
+    talk = b"".join(b"Tell me about number %d please\n" % i for i in range(12))
+    code, out, err = t.run(*args, stdin=talk)
+    equal(code, 75, "exit code of a script that does not fit")
+    check(b"160" in err and b"--shift" in err, f"{err!r}")
+    code, out, err = t.run(*args, "--shift", stdin=talk)
+    equal(code, 0, "exit code with --shift")
+    check(b"dropped" in err and b"oldest turn" in err, f"{err!r}")
+    equal(err.count(b"stop: length"), 12, "answers")
+
+
+@case
+def chat_on_a_terminal(t):
+    tty = chat(t)
+    tty.send("Hello\r")
+    at = tty.expect("stop: length")
+    tty.expect("> ", at)
+    tty.send("/nope\r")
+    tty.expect("> ", tty.expect("no command /nope", at))
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code after Ctrl-D")
+    tty = chat(t)
+    tty.send("/exit\r")
+    equal(tty.wait(), 0, "exit code after /exit")
+
+
+@case
+def history_is_kept_private(t):
+    state = os.path.join(t.dir, "state")
+    env = t.env(XDG_STATE_HOME=state)
+    tty = chat(t, env=env)
+    if b"\x1b[?2004h" not in tty.seen:
+        tty.kill()
+        raise Skip("built without libedit")
+    tty.send("remember me\r")
+    tty.expect("> ", tty.expect("stop: length"))
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
+    path = os.path.join(state, "tenon/history")
+    equal(stat.S_IMODE(os.stat(path).st_mode), 0o600, "mode of the history file")
+    equal(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700, "mode of its folder")
+    equal(os.listdir(os.path.dirname(path)), ["history"], "files beside it")
+    tty = chat(t, env=env)
+    tty.send(b"\x1b[A")
+    tty.expect("remember me")
+    tty.send("\r")
+    tty.expect("> ", tty.expect("stop: length"))
+    tty.send(b"\x04")
+    tty.wait()
+    other = t.env(XDG_STATE_HOME=os.path.join(t.dir, "other"))
+    tty = chat(t, "--no-history", env=other)
+    tty.send("secret\r")
+    tty.expect("> ", tty.expect("stop: length"))
+    tty.send(b"\x04")
+    tty.wait()
+    check(not os.path.exists(os.path.join(t.dir, "other")), "--no-history wrote a file")
+
+
+def line_editing(tty):
+    if b"\x1b[?2004h" not in tty.seen:
+        tty.kill()
+        raise Skip("built without libedit")
+    return tty
+
+
+@case
+def paste_is_one_message(t):
+    for lines in (3, 40):  # short ones are shown, long ones folded
+        text = "\n".join(f"line {i} of a paste" for i in range(lines))
+        tty = line_editing(chat(t, "-c", "4096"))
+        tty.send(b"\x1b[200~" + text.replace("\n", "\r").encode() + b"\x1b[201~")
+        tty.expect("40 lines" if lines == 40 else "line 2 of a paste")
+        check(b"stop:" not in tty.seen, "a pasted line was sent by itself")
+        tty.send("\r")
+        tty.expect("> ", tty.expect("stop: length"))
+        prompt = re.search(rb"prompt (\d+) tokens", tty.seen)
+        tty.send(b"\x04")
+        equal(tty.wait(), 0, "exit code")
+        path = t.file("paste.txt", text.encode())
+        _, _, err = t.run(
+            "chat",
+            t.model,
+            *TALK,
+            "-n",
+            "6",
+            "--temp",
+            "0",
+            "-c",
+            "4096",
+            *ENDLESS,
+            stdin=f"/file {path}\n".encode(),
+        )
+        want = re.search(rb"prompt (\d+) tokens", err)
+        equal(prompt.group(1), want.group(1), "tokens of the pasted message")
+
+
+@case
+def new_lines_in_a_message(t):
+    _, _, err = t.run(
+        "chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, stdin=b"one\\\ntwo\n"
+    )
+    want = re.search(rb"prompt (\d+) tokens", err).group(1)
+    for keys in (b"one\\\rtwo\r", b"one\x1b\rtwo\r"):
+        tty = line_editing(chat(t))
+        tty.send(keys)
+        tty.expect("> ", tty.expect("stop: length"))
+        equal(re.search(rb"prompt (\d+) tokens", tty.seen).group(1), want, f"tokens after {keys!r}")
+        tty.send(b"\x04")
+        equal(tty.wait(), 0, "exit code")
+
+
+@case
+def edit_brings_the_message_back(t):
+    tty = line_editing(chat(t))
+    tty.send("first words\r")
+    at = tty.expect("> ", tty.expect("stop: length"))
+    tty.send("/edit\r")
+    at = tty.expect("first words", at)
+    tty.send(" and more\r")
+    tty.expect("> ", tty.expect("stop: length", at))
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
+
+
+@case
+def interrupting_a_chat(t):
+    def slow():
+        tty = t.terminal("chat", t.model, *TALK, "-c", "2000000", *ENDLESS)
+        tty.expect("> ")
+        tty.send("Hello\r")
+        return tty, tty.expect("\n", tty.expect("Hello")) + 20
+
+    tty, at = slow()
+    while len(tty.seen) < at + 200:  # the answer flows
+        tty._read(0.1)
+    tty.send(b"\x03")
+    at = tty.expect("stop: interrupted", at)
+    at = tty.expect("> ", at)
+    if b"\x1b[?2004h" in tty.seen:  # without libedit nobody but the kernel knows what is typed
+        tty.send("typed")
+        at = tty.expect("typed", at)
+        tty.send(b"\x03")  # clears the line only
+        at = tty.expect("> ", at)
+    tty.send("/stats\r")
+    at = tty.expect("> ", tty.expect("messages", at))
+    tty.send(b"\x03")
+    at = tty.expect("again", at)
+    tty.expect("> ", at)
+    tty.send(b"\x03")
+    equal(tty.wait(), 130, "exit code")
+    tty, at = slow()
+    while len(tty.seen) < at + 200:
+        tty._read(0.1)
+    tty.send(b"\x03")
+    tty.expect("> ", tty.expect("stop: interrupted", at))
+    tty.send(b"\x03")  # the second in a row, on an empty line
+    equal(tty.wait(), 130, "exit code")
+
+
+@case
+def terminating_a_chat(t):
+    tty = chat(t)
+    os.kill(tty.pid, signal.SIGTERM)
+    equal(tty.wait(), 143, "exit code")
+    check(
+        tty.seen.count(b"\x1b[?2004h") == tty.seen.count(b"\x1b[?2004l"),
+        "bracketed paste was left on",
+    )
+
+
+@case
+def chat_with_stdout_in_a_file(t):
+    path = os.path.join(t.dir, "answers.txt")
+    tty = chat(t, stdout=path)
+    tty.send("Hello\r")
+    tty.expect("> ", tty.expect("stop: length"))
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
+    with open(path, "rb") as f:
+        got = f.read()
+    want = t.ok("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, stdin=b"Hello\n")
+    equal(got, want, "what the file holds")

@@ -1,0 +1,146 @@
+"""The tools: inspect, tokenize, logits, perplexity."""
+
+import array
+import json
+import math
+import os
+import re
+
+from cli_lib import case, check, equal, golden, inspect
+
+
+@case
+def inspect_shows_the_header(t):
+    j = inspect(t, t.model)
+    equal(
+        j["metadata"]["general.architecture"], {"kind": "string", "value": "llama"}, "architecture"
+    )
+    equal(j["metadata"]["llama.block_count"]["value"], 3, "block_count")
+    tokens = j["metadata"]["tokenizer.ggml.tokens"]
+    equal(
+        (tokens["kind"], tokens["element"], tokens["n"], len(tokens["values"])),
+        ("array", "string", 384, 384),
+        "tokens",
+    )
+    equal(j["n_params"], golden(t)["n_params"], "n_params")
+    embd = next(x for x in j["tensors"] if x["name"] == "token_embd.weight")
+    equal((embd["type"], embd["shape"], embd["bytes"]), ("F16", [64, 384], 49152), "token_embd")
+    text = t.ok("inspect", t.model).decode()
+    for what in ('general.architecture (string) = "llama"', "token_embd.weight", "64 x 384"):
+        check(what in text, f"{what!r} is not in the text")
+    last = max(x["offset"] for x in j["tensors"])
+    with open(t.model, "rb") as f:
+        head = f.read(last)  # the header alone, as of a file still being copied
+    equal(
+        inspect(t, t.file("head.gguf", head[:20000]))["tensors"],
+        j["tensors"],
+        "tensors of a bare header",
+    )
+
+
+@case
+def tokenize_gives_the_reference_ids(t):
+    tests = golden(t)["tokenizer_tests"]["tests"]
+    for x in tests:
+        ids = t.ok("tokenize", t.model, "--parse-special", stdin=x["text"].encode())
+        equal([int(i) for i in ids.split()], x["tokens"], f"ids of {x['text']!r}")
+        check(ids.endswith(b"\n") and ids.count(b"\n") == 1, f"not one line: {ids!r}")
+    lines = "".join(json.dumps(x["text"]) + "\n" for x in tests).encode()
+    out = t.ok("tokenize", t.model, "--parse-special", "--jsonl", stdin=lines)
+    equal(
+        [json.loads(line) for line in out.splitlines()],
+        [x["tokens"] for x in tests],
+        "ids of --jsonl",
+    )
+
+
+@case
+def tokenize_options(t):
+    bos = t.ok("tokenize", t.model, "--add-special", stdin=b"x").split()[0]
+    equal(bos, b"1", "first id with --add-special")
+    plain = t.ok("tokenize", t.model, "-p", "</s>").split()
+    special = t.ok("tokenize", t.model, "-p", "</s>", "--parse-special").split()
+    check(b"2" not in plain and b"2" in special, f"</s> gives {plain} and, parsed, {special}")
+    equal(t.ok("tokenize", t.model, stdin=b""), b"\n", "ids of nothing")
+    equal(t.ok("tokenize", t.model, "--jsonl", stdin=b""), b"", "lines of nothing")
+    equal(t.ok("tokenize", t.model, "--jsonl", stdin=b'""'), b"[]\n", "ids of an empty string")
+    with_nul = json.loads(t.ok("tokenize", t.model, "--jsonl", stdin=b'"a\\u0000b"\n'))
+    equal(
+        with_nul,
+        [int(i) for i in t.ok("tokenize", t.model, stdin=b"a\0b").split()],
+        "ids with a zero byte",
+    )
+    t.fails(65, "tokenize", t.model, "--jsonl", stdin=b'"a"\n5\n', words=("line 2",))
+    t.fails(65, "tokenize", t.model, "--jsonl", stdin=b'"a\n', words=("line 1",))
+    _, _, err = t.run("tokenize", t.model, stdin=b"a\xffb\xfe")
+    check(b"2 bytes" in err and b"U+FFFD" in err, f"invalid UTF-8 is not said: {err!r}")
+
+
+@case
+def logits_match_the_reference(t):
+    g = golden(t)
+    sequence = g["sequences"][0]
+    with open(os.path.join(t.data, "arch/llama", sequence["logits_file"]), "rb") as f:
+        want = array.array("f", f.read())
+    path = os.path.join(t.dir, "logits.f32")
+    ids = ",".join(str(i) for i in sequence["tokens"])
+    id_file = t.file("ids.txt", ids.replace(",", "\n").encode())
+    for args, stdin in (
+        (("--tokens", ids), b""),
+        (("--tokens", "@" + id_file), b""),
+        (("--tokens", "-"), ids.encode()),
+        (("--tokens", ids, "-b", "7"), b""),
+        (("--tokens", ids, "--exact"), b""),
+        (("--tokens", ids, "--load", "map"), b""),
+    ):
+        t.ok("logits", t.model, *args, "--out", path, stdin=stdin)
+        with open(path, "rb") as f:
+            got = array.array("f", f.read())
+        equal(len(got), len(want), f"number of logits with {args}")
+        worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
+        check(worst <= g["tolerance"]["f32_activations"], f"{args}: largest difference {worst}")
+    equal(
+        t.ok("logits", t.model, "--tokens", ids, "--out", "-"),
+        t.ok("logits", t.model, "--tokens", ids, "--out", "-"),
+        "a second run on standard output",
+    )
+
+
+@case
+def failed_logits_leave_no_file(t):
+    path = os.path.join(t.dir, "bad.f32")
+    t.fails(64, "logits", t.model, "--tokens", "1,2,99999", "--out", path, words=("99999",))
+    check(not os.path.exists(path), "half a file was left")
+    t.fails(75, "logits", t.model, "--tokens", "1,2,3", "-c", "2", "--out", path)
+
+
+@case
+def perplexity_of_logits(t):
+    """The definition, computed once more here from `tenon logits`."""
+    text = ("Once upon a time there was a king who had three daughters. " * 12).encode()
+    path = t.file("text.txt", text + b"\n")
+    ids = [int(i) for i in t.ok("tokenize", t.model, "--add-special", stdin=text).split()]
+    chunk, nll = 64, []
+    for c in range(len(ids) // chunk):
+        part = [1] + ids[c * chunk + 1 : (c + 1) * chunk]
+        raw = t.ok("logits", t.model, "--tokens", ",".join(map(str, part)), "--out", "-")
+        rows = array.array("f", raw)
+        for i in range(chunk // 2, chunk - 1):
+            row = rows[i * 384 : (i + 1) * 384]
+            nll.append(math.log(sum(math.exp(x) for x in row)) - row[part[i + 1]])
+    mean = sum(nll) / len(nll)
+    error = math.sqrt((sum(x * x for x in nll) / len(nll) - mean * mean) / (len(nll) - 1))
+    out = t.ok("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32").decode()
+    last = re.fullmatch(r"perplexity: ([\d.]+) \+/- ([\d.]+)", out.splitlines()[-1])
+    check(last, f"last line of {out!r}")
+    got, got_error = float(last.group(1)), float(last.group(2))
+    check(abs(got - math.exp(mean)) <= 1e-3 * got, f"perplexity {got}, want {math.exp(mean)}")
+    check(
+        abs(got_error - math.exp(mean) * error) <= 1e-2 * got_error, f"standard error {got_error}"
+    )
+    equal(len(out.splitlines()) - 1, len(ids) // chunk, "lines of chunks")
+    j = json.loads(
+        t.ok("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--kl", "--json")
+    )
+    check(abs(j["perplexity"] - got) < 1e-3 and 0 <= abs(j["kl"]) < 1e-4, f"{j}")
+    t.fails(64, "perplexity", t.model, "--file", path, "--ctx", "100000", words=("--ctx",))
