@@ -253,8 +253,8 @@ static void *worker_main(void *arg)
     tn_pool *p = w->pool;
     for (uint64_t seen = 0;;) {
         wait_opened(p, seen, &w->spin_ns);
-        if (atomic_load(&p->stop)) return NULL;
         seen = atomic_load(&p->state) / GENERATION;
+        if (atomic_load(&p->stop)) return NULL; /* after: whoever saw the last generation sees this */
         if (!enter(p, seen)) continue;
         run_shares(p, w->index);
         bool late = was_late(w);
