@@ -265,6 +265,23 @@ def seed_decides_the_text(t):
 
 
 @case
+def sampling_options_arrive(t):
+    args = ("run", t.model, "-p", "Once upon a time", "-n", "16", *ENDLESS)
+    greedy = t.ok(*args, "--temp", "0")
+    for one in (("--top-k", "1"), ("--top-p", "0"), ("--min-p", "1")):
+        equal(t.ok(*args, "--temp", "5", *one), greedy, f"text with {one}, which leave one token")
+    check(t.ok(*args, "--temp", "5", "--top-k", "0") != greedy, "a temperature of 5 changes nothing")
+    for more in (
+        ("--repeat-penalty", "1000"),
+        ("--presence-penalty", "1000"),
+        ("--frequency-penalty", "1000"),
+    ):
+        events = t.ok(*args, "--temp", "0", "--json", "--repeat-last-n", "-1", *more).splitlines()
+        ids = [json.loads(e)["id"] for e in events[1:-1] if b'"id"' in e]
+        equal(len(set(ids)), len(ids), f"different ids with {more}")
+
+
+@case
 def json_events(t):
     args = ("run", t.model, "-p", "Once upon a time", "-n", "12", "--temp", "0", *ENDLESS)
     lines = t.ok(*args, "--json").splitlines()
