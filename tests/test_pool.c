@@ -175,10 +175,14 @@ TEST(several_pools_at_once)
 TEST(stopping_at_any_moment)
 {
     int64_t v[16] = {0};
-    for (int r = 0; r < 3000; r++) {
+    for (int r = 0; r < 12000; r++) {
         tn_pool *p = NULL;
         REQUIRE(tn_pool_new(&p, 2 + r % 2, &tn_default_allocator, NULL) == TN_OK);
-        for (int i = 0; i < r % 50; i++) tn_pool_run(p, sum_range, v, 16, 1);
+        for (volatile int i = 0; i < r % 4 * 20000; i++) {
+        }
+        for (int i = 0; i < 1 + r % 3; i++) tn_pool_run(p, sum_range, v, 2, 1);
+        for (volatile int i = 0; i < r % 128; i++) {
+        }
         tn_pool_free(p);
     }
 }
