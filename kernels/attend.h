@@ -5,7 +5,8 @@
 #include "kernels.h"
 
 /* Keys [*lo, *hi) that query token t sees, cut to chunk c. May be empty (*lo >= *hi). */
-static inline void tn_attend_range(const tn_attend *a, int64_t t, int64_t c, int64_t *lo, int64_t *hi)
+static inline void tn_attend_range(const tn_attend *a, int64_t t, int64_t c, int64_t *lo,
+                                   int64_t *hi)
 {
     int64_t p = a->pos0 + t;
     *hi = p + 1;

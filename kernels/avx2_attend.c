@@ -1,12 +1,13 @@
-/* AVX2 attention. All query heads of a KV head are computed together, so that each K and V row is read
- * once for the group. A query row is one head of one token; row r of an item is token t0 + r / group.
+/* AVX2 attention. All query heads of a KV head are computed together, so that each K and V row is
+ * read once for the group. A query row is one head of one token; row r of an item belongs to token
+ * t0 + r / group.
  *
  * One token (decode): dot products straight from the cache, several heads for each load.
  * Several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K transposed to
  * panels [dim][16 keys], and both products run as small matrix products of 6 rows x 16 columns.
  *
  * Both keep per row the running max m, sum l and weighted V o of the online softmax:
- *     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m - m') + sum e^(s - m') v */
+ *     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m-m') + sum v e^(s-m') */
 #include "attend.h"
 
 #include "avx2_math.h"
@@ -38,10 +39,10 @@ static const char *kv_row(const tn_kv_view *kv, void *const *pages, int32_t dim,
            row * (size_t)dim * (kv->type == TN_TYPE_F16 ? 2 : 4);
 }
 
-/* ---- online softmax ---------------------------------------------------------------------------- */
+/* ---- online softmax -------------------------------------------------------------------------- */
 
-/* Scores s[skip .. n) of a row become weights, the others, up to n rounded up to 8, zero. Returns the
- * factor on what was summed before. */
+/* Scores s[skip .. n) of a row become weights, the others, up to n rounded up to 8, zero. Returns
+ * the factor on what was summed before. */
 static float softmax_tile(float *s, int64_t skip, int64_t n, float softcap, float *max, float *sum)
 {
     const __m256 none = _mm256_set1_ps(-INFINITY);
@@ -90,28 +91,31 @@ static void store_row(const tn_attend *a, int64_t t, int32_t h, int64_t c, float
         _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_load_ps(o + i), f));
 }
 
-/* ---- one token --------------------------------------------------------------------------------- */
+/* ---- one token ------------------------------------------------------------------------------- */
 
 /* Lane i: the sum of a[i]. */
 INLINE __m256 sum_each(const __m256 *a)
 {
     __m256 t0 = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
     __m256 t1 = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(t0, t1, 0x20), _mm256_permute2f128_ps(t0, t1, 0x31));
+    return _mm256_add_ps(_mm256_permute2f128_ps(t0, t1, 0x20),
+                         _mm256_permute2f128_ps(t0, t1, 0x31));
 }
 
-/* s[h * TILE + key] for `keys` keys from j on and 8 / keys heads; keys beyond the last repeat it. */
-INLINE void dots(const char *k, size_t row_bytes, int64_t j, int64_t last, const float *q, int32_t dim,
-                 float *s, bool f16, const int keys)
+/* s[h * TILE + key] for `keys` keys from j on and 8 / keys heads; keys after the last repeat it. */
+INLINE void dots(const char *k, size_t row_bytes, int64_t j, int64_t last, const float *q,
+                 int32_t dim, float *s, bool f16, const int keys)
 {
     const int heads = 8 / keys;
     const char *key[8];
     __m256 acc[8];
-    UNROLL for (int i = 0; i < keys; i++) key[i] = k + (size_t)(j + i < last ? j + i : last) * row_bytes;
+    UNROLL for (int i = 0; i < keys; i++)
+        key[i] = k + (size_t)(j + i < last ? j + i : last) * row_bytes;
     UNROLL for (int i = 0; i < 8; i++) acc[i] = _mm256_setzero_ps();
     for (int32_t d = 0; d < dim; d += 8) {
         __m256 x[8];
-        UNROLL for (int i = 0; i < heads; i++) x[i] = _mm256_load_ps(q + (size_t)i * (size_t)dim + d);
+        UNROLL for (int i = 0; i < heads; i++)
+            x[i] = _mm256_load_ps(q + (size_t)i * (size_t)dim + d);
         UNROLL for (int i = 0; i < keys; i++) {
             __m256 y = load8(key[i] + (size_t)d * (f16 ? 2 : 4), f16);
             UNROLL for (int h = 0; h < heads; h++)
@@ -133,7 +137,7 @@ INLINE void dots(const char *k, size_t row_bytes, int64_t j, int64_t last, const
     }
 }
 
-/* o[h] = o[h] * fade[h] + sum over keys of s[h * TILE + key] * V row, `vecs` * 8 columns, `heads` heads. */
+/* o[h] = o[h] * fade[h] + sum over keys of s[h * TILE + key] * V row, 8 * vecs columns. */
 INLINE void weigh(const char *v, size_t row_bytes, int64_t n, const float *s, const float *fade,
                   float *o, int32_t dim, bool f16, const int heads, const int vecs)
 {
@@ -165,7 +169,8 @@ typedef struct decode {
 /* Scores of n <= TILE keys, and V on its way to the cache meanwhile. */
 INLINE void decode_scores(const decode *z, const char *k, const char *v, int64_t n, bool f16)
 {
-    const size_t size = f16 ? 2 : 4, k_bytes = (size_t)z->dim_k * size, v_bytes = (size_t)z->dim_v * size;
+    const size_t size = f16 ? 2 : 4, k_bytes = (size_t)z->dim_k * size,
+                 v_bytes = (size_t)z->dim_v * size;
     for (int64_t j = 0; j < n; j += 8) {
         const size_t end = (size_t)(j + 8 < n ? j + 8 : n) * v_bytes;
         for (size_t at = (size_t)j * v_bytes; at < end; at += 64) _mm_prefetch(v + at, _MM_HINT_T0);
@@ -183,8 +188,8 @@ INLINE void decode_scores(const decode *z, const char *k, const char *v, int64_t
     }
 }
 
-INLINE void weigh_heads(const decode *z, const char *v, int64_t n, int32_t h, bool f16, const int heads,
-                        const int vecs)
+INLINE void weigh_heads(const decode *z, const char *v, int64_t n, int32_t h, bool f16,
+                        const int heads, const int vecs)
 {
     const size_t size = f16 ? 2 : 4, bytes = (size_t)z->dim_v * size;
     const float *s = z->s + h * TILE, *fade = z->fade + h;
@@ -207,7 +212,8 @@ INLINE void decode_weigh(const decode *z, const char *v, int64_t n, bool f16)
     if (h < z->group) weigh_heads(z, v, n, h, f16, 1, 8);
 }
 
-static void decode_tile(const tn_attend *a, const decode *z, int32_t kv_head, int64_t pos, int64_t n)
+static void decode_tile(const tn_attend *a, const decode *z, int32_t kv_head, int64_t pos,
+                        int64_t n)
 {
     const char *k = kv_row(&a->kv, a->kv.k, z->dim_k, kv_head, pos);
     const char *v = kv_row(&a->kv, a->kv.v, z->dim_v, kv_head, pos);
@@ -251,7 +257,7 @@ static void attend_one(const tn_attend *a, int32_t kv_head, int64_t t, int32_t h
         store_row(a, t, h0 + h, c, z.max[h], z.sum[h], z.o + (int64_t)h * z.dim_v);
 }
 
-/* ---- several tokens ---------------------------------------------------------------------------- */
+/* ---- several tokens -------------------------------------------------------------------------- */
 
 /* A slice of an item's rows, in scratch. */
 typedef struct slice {
@@ -300,8 +306,8 @@ static inline void transpose8(__m256 *r)
     }
 }
 
-/* Keys [pos, pos + 16) of one page to a panel. Keys outside [lo, hi) repeat a neighbour: their scores
- * are masked later, and what lies in their place in the page is never read. */
+/* Keys [pos, pos + 16) of one page to a panel. Keys outside [lo, hi) repeat a neighbour: their
+ * scores are masked later, and what lies in their place in the page is never read. */
 INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, float *panel, bool f16)
 {
     const tn_kv_view *kv = &z->a->kv;
@@ -452,8 +458,9 @@ static void slice_run(slice *z)
     for (int64_t pos = lo & ~(int64_t)(PANEL - 1); pos < hi; pos += TILE)
         slice_tile(z, pos, hi - pos < TILE ? hi - pos : TILE, lo, hi);
     for (int64_t r = 0; r < z->n_rows; r++)
-        store_row(z->a, row_token(z, r), z->kv_head * z->group + (int32_t)((z->row0 + r) % z->group),
-                  z->c, z->max[r], z->sum[r], z->o + r * z->dim_v);
+        store_row(z->a, row_token(z, r),
+                  z->kv_head * z->group + (int32_t)((z->row0 + r) % z->group), z->c, z->max[r],
+                  z->sum[r], z->o + r * z->dim_v);
 }
 
 /* As many rows at a time as scratch holds. */
@@ -482,7 +489,7 @@ static void attend_many(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t
     }
 }
 
-/* ---- the slots --------------------------------------------------------------------------------- */
+/* ---- the slots ------------------------------------------------------------------------------- */
 
 enum { MAX_DIM = 1024, MAX_ONE = 16 };
 
@@ -503,8 +510,8 @@ static void attend_avx2(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t
     } else if (t1 - t0 == 1) {
         const int32_t group = a->n_head / a->kv.n_head_kv;
         for (int32_t h = 0; h < group; h += MAX_ONE)
-            attend_one(a, kv_head, t0, kv_head * group + h, group - h < MAX_ONE ? group - h : MAX_ONE,
-                       c, scratch);
+            attend_one(a, kv_head, t0, kv_head * group + h,
+                       group - h < MAX_ONE ? group - h : MAX_ONE, c, scratch);
     }
 }
 

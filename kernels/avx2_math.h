@@ -5,7 +5,8 @@
 #include <immintrin.h>
 
 /* exp(x) for x <= 88.3 within 2 ulp; below -87.33 exactly 0 (also for -inf); NaN stays NaN.
- * x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor polynomial of degree 7, 2^n by the exponent. */
+ * x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor polynomial of degree 7, 2^n by the
+ * exponent. */
 static inline __m256 exp8(__m256 x)
 {
     const __m256 lowest = _mm256_set1_ps(-87.33f), zero = _mm256_setzero_ps();
@@ -21,7 +22,8 @@ static inline __m256 exp8(__m256 x)
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
     p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1)));
-    __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256i e =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_blendv_ps(zero, _mm256_mul_ps(p, _mm256_castsi256_ps(e)), seen);
 }
 

@@ -1,5 +1,5 @@
-/* AVX2 forms of the small operations. Quantisation and conversion agree with scalar_ops.c bit for bit,
- * the others up to rounding. */
+/* AVX2 forms of the small operations. Quantisation and conversion agree with scalar_ops.c bit for
+ * bit, the others up to rounding. */
 #include "kernels.h"
 
 #include "avx2_math.h"
@@ -36,13 +36,14 @@ static int32_t rope_norm_head(float *x, int32_t half, const float *cs)
     return i;
 }
 
-static void rope_avx2(float *x, int32_t n_heads, int32_t head_dim, int32_t n_rot, tn_rope_style style,
-                      const float *cs)
+static void rope_avx2(float *x, int32_t n_heads, int32_t head_dim, int32_t n_rot,
+                      tn_rope_style style, const float *cs)
 {
     if (style == TN_ROPE_NONE) return;
     const int32_t half = n_rot / 2, step = style == TN_ROPE_NORM ? 1 : half;
     for (int32_t h = 0; h < n_heads; h++, x += head_dim) {
-        int32_t i = style == TN_ROPE_NORM ? rope_norm_head(x, half, cs) : rope_neox_head(x, half, cs);
+        int32_t i =
+            style == TN_ROPE_NORM ? rope_norm_head(x, half, cs) : rope_neox_head(x, half, cs);
         for (; i < half; i++) {
             float *a = style == TN_ROPE_NORM ? x + 2 * i : x + i;
             float c = cs[2 * i], s = cs[2 * i + 1], xa = a[0], xb = a[step];
@@ -103,7 +104,7 @@ static void glu_avx2(float *gate, const float *up, int64_t n, tn_activation act)
     _mm256_maskstore_ps(gate + i, m, _mm256_mul_ps(g, _mm256_maskload_ps(up + i, m)));
 }
 
-/* ---- quantisation ------------------------------------------------------------------------------ */
+/* ---- quantisation ---------------------------------------------------------------------------- */
 
 /* Rounds 16 values with one step; the sum of the four results is the sum of all. */
 static inline __m128i quantize_half(int8_t *q, __m256 a, __m256 b, __m256 step)
@@ -137,7 +138,8 @@ static inline void quantize_block(tn_q8 *y, const float *x)
     __m128i top = _mm_unpacklo_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
     __m128 h = _mm_div_ps(_mm_castsi128_ps(top), _mm_set1_ps(127));
     __m128 d = _mm_div_ps(_mm_max_ps(h, _mm_shuffle_ps(h, h, 0xb1)), _mm_set1_ps(127));
-    const bool finite = _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 1))) < 0x7f800000;
+    const bool finite =
+        _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 1))) < 0x7f800000;
     if (!finite || _mm_cvtss_f32(d) < FLT_MIN) {
         const float s = finite ? 0 : NAN;
         *y = (tn_q8){.d = s, .m = {1, 1}, .s = {s, s}};
@@ -162,7 +164,7 @@ static void quantize_avx2(tn_q8 *q, const float *x, int64_t n)
     for (int64_t i = 0; i < n / 32; i++) quantize_block(&q[i], x + 32 * i);
 }
 
-/* ---- vectors ----------------------------------------------------------------------------------- */
+/* ---- vectors --------------------------------------------------------------------------------- */
 
 static void add_avx2(float *y, const float *x, int64_t n)
 {
@@ -177,12 +179,13 @@ static void axpy_avx2(float *y, const float *x, float a, int64_t n)
     const __m256 va = _mm256_set1_ps(a);
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(va, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+        _mm256_storeu_ps(y + i,
+                         _mm256_fmadd_ps(va, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
     for (; i < n; i++) y[i] += a * x[i];
 }
 
-/* max_ps returns its second operand if one is NaN: with the score second, a later score hides a NaN,
- * but exp of that score keeps it, and the sum carries it to all. */
+/* max_ps returns its second operand if one is NaN: with the score second, a later score hides a
+ * NaN, but exp of that score keeps it, and the sum carries it to all. */
 static float softmax_max(const float *x, int64_t n)
 {
     __m256 m = _mm256_set1_ps(-INFINITY);

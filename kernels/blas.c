@@ -59,11 +59,11 @@ static bool symbol(void *lib, const char *name, void *fn)
 
 bool tn_blas_core_is_old(const char *core)
 {
-    static const char *const old[] = {"Unknown",  "Katmai",      "Coppermine",   "Northwood", "Prescott",
-                                      "Banias",   "Atom",        "Core2",        "Penryn",    "Dunnington",
-                                      "Nehalem",  "Sandybridge", "Athlon",       "Opteron",   "Opteron_SSE3",
-                                      "Opteron(SSE3)", "Barcelona", "Bobcat",    "Bulldozer", "Piledriver",
-                                      "Steamroller", "Nano"};
+    static const char *const old[] = {
+        "Unknown",   "Katmai",     "Coppermine",   "Northwood",     "Prescott",  "Banias",
+        "Atom",      "Core2",      "Penryn",       "Dunnington",    "Nehalem",   "Sandybridge",
+        "Athlon",    "Opteron",    "Opteron_SSE3", "Opteron(SSE3)", "Barcelona", "Bobcat",
+        "Bulldozer", "Piledriver", "Steamroller",  "Nano"};
     for (size_t i = 0; i < sizeof old / sizeof *old; i++)
         if (strcasecmp(core, old[i]) == 0) return true;
     return false;
@@ -89,14 +89,14 @@ static const char *refuse(void *lib, entries *e)
         return "the OpenBLAS found lacks functions that tenon needs; install the package "
                "libopenblas0-pthread";
     if (e->get_parallel() == 0)
-        return "the OpenBLAS found is the serial build, which computes wrongly when called from several "
-               "threads; install the package libopenblas0-pthread";
+        return "the OpenBLAS found is the serial build, which computes wrongly when called from "
+               "several threads; install the package libopenblas0-pthread";
     if (strstr(e->get_config(), "USE64BITINT"))
         return "the OpenBLAS found uses 64-bit integers in its interface; install the package "
                "libopenblas0-pthread";
     if (cpu_has_avx2() && tn_blas_core_is_old(e->get_core()))
-        return "OpenBLAS chose kernels for a processor without AVX2, several times slower than this one "
-               "allows; set OPENBLAS_CORETYPE=Haswell (or SkylakeX) in the environment";
+        return "OpenBLAS chose kernels for a processor without AVX2, several times slower than "
+               "this one allows; set OPENBLAS_CORETYPE=Haswell (or SkylakeX) in the environment";
     return NULL;
 }
 
@@ -136,8 +136,8 @@ const char *tn_blas_describe(const tn_blas *b)
     return b->text;
 }
 
-/* OpenBLAS counts in int: rows and tokens go in parts that fit. cols and the strides are dimensions of
- * a model and fit by its validation. */
+/* OpenBLAS counts in int: rows and tokens go in parts that fit. cols and the strides are dimensions
+ * of a model and fit by its validation. */
 void tn_blas_matmul(const tn_blas *b, const float *w, int64_t rows, int64_t cols, const float *x,
                     int64_t x_stride, int64_t n, float *y, int64_t y_stride)
 {
@@ -146,5 +146,6 @@ void tn_blas_matmul(const tn_blas *b, const float *w, int64_t rows, int64_t cols
         for (int64_t r = 0; r < rows; r += part)
             b->sgemm(ROW_MAJOR, NO_TRANS, TRANS, (int)(n - t < part ? n - t : part),
                      (int)(rows - r < part ? rows - r : part), (int)cols, 1, x + t * x_stride,
-                     (int)x_stride, w + r * cols, (int)cols, 0, y + t * y_stride + r, (int)y_stride);
+                     (int)x_stride, w + r * cols, (int)cols, 0, y + t * y_stride + r,
+                     (int)y_stride);
 }

@@ -2,10 +2,11 @@
  * thread takes half of what is left of its own share at a time, and helps the others grain by grain
  * when its own is empty: a slow or pre-empted thread costs its current piece, not a phase.
  *
- * `state` holds generation | CLOSED | number of workers inside. A worker may enter only while the loop
- * is open, and run() returns only when the loop is closed and empty, so that a worker that wakes too
- * late finds nothing, and costs nothing. A worker that made the others wait because another process
- * took its core takes a leave: beside a busy process n - 1 undisturbed threads beat n disturbed ones. */
+ * `state` holds generation | CLOSED | number of workers inside. A worker may enter only while the
+ * loop is open, and run() returns only when the loop is closed and empty, so that a worker that
+ * wakes too late finds nothing, and costs nothing. A worker that made the others wait because
+ * another process took its core takes a leave: beside a busy process n - 1 undisturbed threads beat
+ * n disturbed ones. */
 #include "pool.h"
 
 #include <errno.h>
@@ -17,7 +18,7 @@
 
 enum {
     MAX_THREADS = 4096,
-    SPIN_MAX_NS = 50000,   /* longer than the gaps between phases, shorter than a wake-up is worth */
+    SPIN_MAX_NS = 50000, /* longer than the gaps between phases, shorter than a wake-up is worth */
     SPIN_MIN_NS = 1000,
     DISTURBED_NS = 100000, /* a pause this long means that another process had our core */
     PAUSES = 16,           /* between two looks at the clock */
@@ -79,7 +80,7 @@ static inline void pause_cpu(void)
 #endif
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 /* True when the worker that has seen generation `seen` must look again, or, for the caller (seen is
  * UINT64_MAX), when nobody is inside. */
@@ -89,8 +90,8 @@ static bool ready(tn_pool *p, uint64_t seen)
     return seen == UINT64_MAX ? (s & INSIDE) == 0 : s / GENERATION != seen;
 }
 
-/* Spins for *spin_ns, then yields. False: still not ready, time to sleep. *spin_ns shrinks at once when
- * another process was seen on this core, and grows again slowly. */
+/* Spins for *spin_ns, then yields. False: still not ready, time to sleep. *spin_ns shrinks at once
+ * when another process was seen on this core, and grows again slowly. */
 static bool spin(tn_pool *p, uint64_t seen, int64_t *spin_ns)
 {
     if (ready(p, seen)) return true;
@@ -121,7 +122,8 @@ static void wait_opened(tn_pool *p, uint64_t seen, int64_t *spin_ns)
 {
     if (spin(p, seen, spin_ns)) return;
     pthread_mutex_lock(&p->mutex);
-    atomic_fetch_add(&p->sleepers, 1); /* before looking again: open_loop() looks after changing state */
+    /* Before looking again: next_generation() looks at sleepers after changing state. */
+    atomic_fetch_add(&p->sleepers, 1);
     while (!ready(p, seen)) pthread_cond_wait(&p->opened, &p->mutex);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->mutex);
@@ -137,7 +139,7 @@ static void wait_emptied(tn_pool *p)
     pthread_mutex_unlock(&p->mutex);
 }
 
-/* ---- one loop ---------------------------------------------------------------------------------- */
+/* ---- one loop -------------------------------------------------------------------------------- */
 
 /* Runs up to `want` units of a share (0: half of what is left). False when the share is empty. */
 static bool run_piece(tn_pool *p, share *s, int64_t want, int self)
@@ -245,7 +247,7 @@ void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t 
     wait_emptied(p);
 }
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static void *worker_main(void *arg)
 {
@@ -254,7 +256,8 @@ static void *worker_main(void *arg)
     for (uint64_t seen = 0;;) {
         wait_opened(p, seen, &w->spin_ns);
         seen = atomic_load(&p->state) / GENERATION;
-        if (atomic_load(&p->stop)) return NULL; /* after: whoever saw the last generation sees this */
+        /* In this order: whoever has seen the last generation sees stop. */
+        if (atomic_load(&p->stop)) return NULL;
         if (!enter(p, seen)) continue;
         run_shares(p, w->index);
         bool late = was_late(w);
@@ -274,7 +277,8 @@ static tn_status start_threads(tn_pool *p, tn_error *err)
         if (rc)
             return tn_fail(err, TN_EINTERNAL, -1,
                            "could not start thread %d of %d (%s); ask for fewer threads", i + 1,
-                           p->n_threads, rc == EAGAIN ? "the system's limit is reached" : "refused");
+                           p->n_threads,
+                           rc == EAGAIN ? "the system's limit is reached" : "refused");
     }
     return TN_OK;
 }
@@ -285,7 +289,8 @@ tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_allocator *a, tn_er
     if (n_threads < 1 || n_threads > MAX_THREADS)
         return tn_fail(err, TN_EARG, -1, "a pool of %d threads was asked for; possible are 1 to %d",
                        n_threads, (int)MAX_THREADS);
-    const size_t n = (size_t)n_threads, bytes = sizeof(tn_pool) + n * (sizeof(share) + sizeof(worker));
+    const size_t n = (size_t)n_threads,
+                 bytes = sizeof(tn_pool) + n * (sizeof(share) + sizeof(worker));
     char *mem = tn_alloc(a, bytes + 128, 1);
     if (!mem) return tn_fail_nomem(err, bytes, "the thread pool");
     tn_pool *p = (tn_pool *)(((uintptr_t)mem + 127) & ~(uintptr_t)127);

@@ -1,20 +1,21 @@
-/* The definition of every operation that is not a matrix product. Obvious, never tuned: the reference
- * for all other levels. */
+/* The definition of every operation that is not a matrix product. Obvious, never tuned: the
+ * reference for all other levels. */
 #include "attend.h"
 #include "f16.h"
 
 #include <float.h>
 #include <math.h>
 
-/* ---- attention --------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* Element i of row `pos` of KV head `head` in a paged K or V cache with rows of `dim` elements. */
 static float kv_element(const tn_kv_view *kv, void *const *pages, int32_t dim, int32_t head,
                         int64_t pos, int32_t i)
 {
     const void *page = pages[pos / kv->page_size];
-    size_t at = ((size_t)head * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim +
-                (size_t)i;
+    size_t at =
+        ((size_t)head * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim +
+        (size_t)i;
     return kv->type == TN_TYPE_F16 ? tn_f16_to_f32(((const uint16_t *)page)[at])
                                    : ((const float *)page)[at];
 }
@@ -92,7 +93,7 @@ void tn_attend_join_scalar(const tn_attend *a, int64_t t, int32_t h)
     for (int32_t i = 0; i < dim; i++) out[i] /= sum;
 }
 
-/* ---- the rest ---------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 static void rope_scalar(float *x, int32_t n_heads, int32_t head_dim, int32_t n_rot,
                         tn_rope_style style, const float *cs)
@@ -130,8 +131,8 @@ static void glu_scalar(float *gate, const float *up, int64_t n, tn_activation ac
 }
 
 /* One block. A half's own scale would be h[i] = max|x| / 127. The common d is the larger of them
- * / 127, m[i] = h[i] / d rounded up, so that nothing clips. Where d would be subnormal, that is below
- * 2e-34, the block counts as zeros; where x is not finite, d and s are NaN and q is 0. */
+ * / 127, m[i] = h[i] / d rounded up, so that nothing clips. Where d would be subnormal, that is
+ * below 2e-34, the block counts as zeros; where x is not finite, d and s are NaN and q is 0. */
 static void quantize_block(tn_q8 *y, const float *x)
 {
     float amax[2] = {0, 0};

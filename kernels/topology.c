@@ -28,7 +28,7 @@ static bool has(const uint64_t *mask, size_t n_words, unsigned long cpu)
     return cpu / 64 < n_words && (mask[cpu / 64] >> (cpu % 64) & 1);
 }
 
-/* ---- cores ------------------------------------------------------------------------------------- */
+/* ---- cores ----------------------------------------------------------------------------------- */
 
 /* Adds a list such as "0-3,8" to mask. False if it is not one. */
 static bool parse_list(const char *s, uint64_t *mask, size_t n_words)
@@ -45,12 +45,15 @@ static bool parse_list(const char *s, uint64_t *mask, size_t n_words)
 }
 
 /* Whether `cpu` is the first of its hardware threads among those allowed. */
-static bool is_first_sibling(const char *root, unsigned long cpu, const uint64_t *mask, size_t n_words)
+static bool is_first_sibling(const char *root, unsigned long cpu, const uint64_t *mask,
+                             size_t n_words)
 {
     char path[128], text[TEXT_BYTES];
     uint64_t list[MASK_WORDS] = {0};
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%lu/topology/thread_siblings_list", cpu);
-    if (!read_text(root, path, text, sizeof text) || !parse_list(text, list, MASK_WORDS)) return true;
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%lu/topology/thread_siblings_list",
+             cpu);
+    if (!read_text(root, path, text, sizeof text) || !parse_list(text, list, MASK_WORDS))
+        return true;
     for (unsigned long c = 0; c < cpu; c++)
         if (has(list, MASK_WORDS, c) && has(mask, n_words, c)) return false;
     return true;
@@ -68,7 +71,7 @@ static void keep_performance_cores(const char *root, uint64_t *mask, size_t n_wo
     for (size_t i = 0; any && i < n_words; i++) mask[i] &= fast[i];
 }
 
-/* ---- control groups ---------------------------------------------------------------------------- */
+/* ---- control groups -------------------------------------------------------------------------- */
 
 /* Lowers *limit to quota / period, in whole processors. */
 static void apply_quota(long long quota, long long period, int *limit)
@@ -122,7 +125,8 @@ static void apply_cgroups(const char *root, int *limit)
     char text[TEXT_BYTES], mount[256], *save = NULL;
     if (!read_text(root, "/proc/self/cgroup", text, sizeof text)) return;
     for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        char *controllers = strchr(line, ':'),
+             *group = controllers ? strchr(controllers + 1, ':') : NULL;
         if (!group) continue;
         *group++ = 0;
         controllers++;

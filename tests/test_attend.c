@@ -80,7 +80,8 @@ static void reference(const shape *s, const fixture *f, int64_t t, int32_t h)
     }
     for (int64_t j = lo; j <= p; j++) sum += w[j] = exp(w[j] - max);
     for (int32_t i = 0; i < s->dim_v; i++) {
-        const size_t at = ((size_t)t * (size_t)s->n_head + (size_t)h) * (size_t)s->dim_v + (size_t)i;
+        const size_t at =
+            ((size_t)t * (size_t)s->n_head + (size_t)h) * (size_t)s->dim_v + (size_t)i;
         f->want[at] = f->scale[at] = 0;
         for (int64_t j = lo; j <= p; j++) {
             const double x = w[j] / sum * (double)f->kv[1][(kv * f->len + j) * s->dim_v + i];
@@ -104,7 +105,8 @@ static void make(fixture *f, const shape *s, float sharp, bool with_reference)
     }
     f->n_pages = (f->len + s->page - 1) / s->page;
     tn_attend *a = &f->a;
-    a->kv = (tn_kv_view){s->type, s->page, s->n_head_kv, s->dim_k, s->dim_v, f->pages[0], f->pages[1]};
+    a->kv =
+        (tn_kv_view){s->type, s->page, s->n_head_kv, s->dim_k, s->dim_v, f->pages[0], f->pages[1]};
     a->q_stride = (int64_t)s->n_head * s->dim_k + 3;
     a->out_stride = (int64_t)s->n_head * s->dim_v + 5;
     a->n = s->n;
@@ -172,8 +174,8 @@ static bool compare(const shape *s, const fixture *f, const char *level)
             const double tol = 4e-6 * (s->dim_k > 128 ? s->dim_k / 128.0 : 1) *
                                (double)f->sharp;
             if (!(fabs(got - f->want[at]) <= tol * f->scale[at] + 1e-9)) {
-                FAIL("%s token %lld element %lld: %.9g, want %.9g", level, (long long)t, (long long)i,
-                     got, f->want[at]);
+                FAIL("%s token %lld element %lld: %.9g, want %.9g", level, (long long)t,
+                     (long long)i, got, f->want[at]);
                 return false;
             }
         }
@@ -187,17 +189,20 @@ static void check_sharp(const shape *s, float sharp)
     unsigned char *guard = (unsigned char *)scratch + TN_SCRATCH_BYTES;
     make(&f, s, sharp, true);
     for (int level = 0; level < (__builtin_cpu_supports("avx2") ? 2 : 1); level++)
-        for (int64_t tile = TN_ATTEND_TILE; tile > 0; tile = tile == TN_ATTEND_TILE ? 5 : tile == 5 ? 1 : 0) {
+        for (int i_tile = 0; i_tile < 3; i_tile++) {
+            static const int64_t tiles[] = {TN_ATTEND_TILE, 5, 1};
+            const int64_t tile = tiles[i_tile];
             const tn_kernels k = table(level);
             memset(scratch, 0xff, TN_SCRATCH_BYTES + 64);
             for (size_t i = 0; i < f.n_out + 16; i++) f.out[i] = CANARY;
             for (size_t i = 0; i < f.n_partial + 16; i++) f.partial[i] = CANARY;
             run(&k, &f.a, tile, scratch);
             if (!compare(s, &f, level ? "avx2" : "scalar"))
-                FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld chunk %lld "
-                     "tile %lld", s->type, s->page, s->n_head, s->n_head_kv, s->dim_k, s->dim_v,
-                     s->window, (double)s->softcap, (long long)s->n, (long long)s->pos0,
-                     (long long)s->chunk, (long long)tile);
+                FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld "
+                     "chunk %lld tile %lld",
+                     s->type, s->page, s->n_head, s->n_head_kv, s->dim_k, s->dim_v, s->window,
+                     (double)s->softcap, (long long)s->n, (long long)s->pos0, (long long)s->chunk,
+                     (long long)tile);
             for (int i = 0; i < 64; i++) CHECK(guard[i] == 0xff);
         }
     drop(&f);
@@ -270,8 +275,8 @@ TEST(chunks)
     static const int64_t chunks[] = {1, 7, 16, 64, 100, 256, 5000};
     for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++)
         for (int64_t n = 1; n <= 33; n += 16)
-            check(&(shape){i % 2 ? TN_TYPE_F16 : TN_TYPE_F32, i % 2 ? 256 : 16, 8, 2, 24, 24, 0, 0, n,
-                           i % 3 ? 301 : 0, chunks[i]});
+            check(&(shape){i % 2 ? TN_TYPE_F16 : TN_TYPE_F32, i % 2 ? 256 : 16, 8, 2, 24, 24, 0, 0,
+                           n, i % 3 ? 301 : 0, chunks[i]});
 }
 
 /* More rows than scratch holds at once. */
@@ -312,7 +317,7 @@ TEST(infinities_and_nan)
             }
 }
 
-/* ---- timing ------------------------------------------------------------------------------------ */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 static double now(void)
 {
@@ -342,8 +347,8 @@ static void bench(const shape *s)
                              (s->type == TN_TYPE_F16 ? 2 : 4);
         printf("%-6s %s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
                level ? "avx2" : "scalar", s->type == TN_TYPE_F16 ? "f16" : "f32", (long long)s->n,
-               (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3, bytes / best / 1e9,
-               flops / best / 1e9);
+               (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3,
+               bytes / best / 1e9, flops / best / 1e9);
     }
     drop(&f);
     free(scratch);

@@ -58,7 +58,8 @@ TEST(against_double_precision)
             for (int64_t r = 0; r < p.y_stride; r++) {
                 double want = (double)CANARY, sum = 0;
                 for (int64_t c = 0; r < p.rows && c < p.cols; c++) {
-                    const double term = (double)p.w[r * p.cols + c] * (double)p.x[t * p.x_stride + c];
+                    const double term =
+                        (double)p.w[r * p.cols + c] * (double)p.x[t * p.x_stride + c];
                     want = c ? want + term : term;
                     sum += fabs(term);
                 }

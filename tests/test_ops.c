@@ -1,5 +1,6 @@
-/* The small operations: scalar against double precision, AVX2 against scalar (quantisation and float16
- * bit for bit), odd sizes, extreme values, canaries. `test_ops --bench` times them instead. */
+/* The small operations: scalar against double precision, AVX2 against scalar (quantisation and
+ * float16 bit for bit), odd sizes, extreme values, canaries. `test_ops --bench` times them instead.
+ */
 #include "harness.h"
 
 #include "../kernels/f16.h"
@@ -32,7 +33,8 @@ static void guard(float *x, int64_t n)
 static void check_guard(const float *x, int64_t n)
 {
     for (int i = 0; i < PAD; i++)
-        CHECK_MSG(x[i] == CANARY && x[PAD + n + i] == CANARY, "canary overwritten, n %lld", (long long)n);
+        CHECK_MSG(x[i] == CANARY && x[PAD + n + i] == CANARY, "canary overwritten, n %lld",
+                  (long long)n);
 }
 
 /* Kind 0: uniform in [-8, 8); 1: magnitudes from 1e-20 to 1e15; 2: mostly zero; 3: tiny. */
@@ -46,22 +48,38 @@ static void fill(float *x, int64_t n, int kind, uint64_t *seed)
 }
 
 static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 1023, 1024};
-#define FOR_SIZES(n) for (size_t i_ = 0, n = 0; i_ < sizeof sizes / sizeof *sizes && (n = (size_t)sizes[i_], 1); i_++)
+#define FOR_SIZES(n)                                                                               \
+    for (size_t i_ = 0, n = 0; i_ < sizeof sizes / sizeof *sizes && (n = (size_t)sizes[i_], 1);    \
+         i_++)
 
-/* ---- float16 ----------------------------------------------------------------------------------- */
+/* ---- float16 --------------------------------------------------------------------------------- */
 
 TEST(f16_and_bf16_values)
 {
     static const struct {
         float f;
         uint16_t h;
-    } known[] = {{0, 0}, {-0.0f, 0x8000}, {1, 0x3c00}, {-2, 0xc000}, {65504, 0x7bff}, {65519.99f, 0x7bff},
-                 {65520, 0x7c00}, {1e30f, 0x7c00}, {-INFINITY, 0xfc00}, {0x1p-24f, 1}, {0x1p-25f, 0},
-                 {0x1.8p-24f, 2}, {0x1.000002p-25f, 1}, {0x1p-14f, 0x400}, {1 + 0x1p-11f, 0x3c00},
-                 {1 + 0x3p-11f, 0x3c02}, {0x1.ff8p-15f, 0x3ff}, {0x1.ffcp-15f, 0x400}};
+    } known[] = {{0, 0},
+                 {-0.0f, 0x8000},
+                 {1, 0x3c00},
+                 {-2, 0xc000},
+                 {65504, 0x7bff},
+                 {65519.99f, 0x7bff},
+                 {65520, 0x7c00},
+                 {1e30f, 0x7c00},
+                 {-INFINITY, 0xfc00},
+                 {0x1p-24f, 1},
+                 {0x1p-25f, 0},
+                 {0x1.8p-24f, 2},
+                 {0x1.000002p-25f, 1},
+                 {0x1p-14f, 0x400},
+                 {1 + 0x1p-11f, 0x3c00},
+                 {1 + 0x3p-11f, 0x3c02},
+                 {0x1.ff8p-15f, 0x3ff},
+                 {0x1.ffcp-15f, 0x400}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        CHECK_MSG(tn_f32_to_f16(known[i].f) == known[i].h, "%a is %04x, want %04x", (double)known[i].f,
-                  tn_f32_to_f16(known[i].f), known[i].h);
+        CHECK_MSG(tn_f32_to_f16(known[i].f) == known[i].h, "%a is %04x, want %04x",
+                  (double)known[i].f, tn_f32_to_f16(known[i].f), known[i].h);
     for (uint32_t h = 0; h < 65536; h++) {
         const float f = tn_f16_to_f32((uint16_t)h);
         if (isnan(f)) CHECK((h & 0x7c00) == 0x7c00 && (tn_f32_to_f16(f) & 0x7e00) == 0x7e00);
@@ -96,7 +114,7 @@ TEST(to_f16_levels_agree)
     }
 }
 
-/* ---- quantisation ------------------------------------------------------------------------------ */
+/* ---- quantisation ---------------------------------------------------------------------------- */
 
 static void check_block(const tn_q8 *q, const float *x)
 {
@@ -146,7 +164,8 @@ static void quantize_both(tn_q8 out[2][8], const float *x)
         k.quantize(out[l], x, 7 * 32);
         CHECK_INT(out[l][7].q[0], 0x5a);
         for (int b = 0; b < 7; b++)
-            CHECK_MSG(same_block(&out[l][b], &out[0][b]), "AVX2 differs from scalar in block %d", b);
+            CHECK_MSG(same_block(&out[l][b], &out[0][b]), "AVX2 differs from scalar in block %d",
+                      b);
     }
 }
 
@@ -206,7 +225,7 @@ TEST(quantize_not_finite)
         }
 }
 
-/* ---- float operations -------------------------------------------------------------------------- */
+/* ---- float operations ------------------------------------------------------------------------ */
 
 TEST(rms_norm)
 {
@@ -246,8 +265,9 @@ static double activation(double x, tn_activation act)
 
 TEST(glu)
 {
-    static const float extreme[] = {0, -0.0f, 88, -88, -87.5f, 100, -100, 1e4f, -1e4f, 1e30f, -1e30f,
-                                    FLT_MAX, -FLT_MAX, 1e-40f, -1e-30f, -10, -9.5f, 1e-5f};
+    static const float extreme[] = {0,        -0.0f,  88,      -88,   -87.5f, 100,
+                                    -100,     1e4f,   -1e4f,   1e30f, -1e30f, FLT_MAX,
+                                    -FLT_MAX, 1e-40f, -1e-30f, -10,   -9.5f,  1e-5f};
     uint64_t seed = 2;
     float g[MAX_N], up[MAX_N], y[MAX_N + 2 * PAD];
     for (int l = 0; l < n_levels(); l++)
@@ -263,9 +283,11 @@ TEST(glu)
             check_guard(y, (int64_t)n);
             for (size_t i = 0; i < n; i++) {
                 /* The scalar definition's 1 + tanh loses what is below 1e-16 |x|. */
-                const double a = activation((double)g[i], (tn_activation)act), want = a * (double)up[i];
+                const double a = activation((double)g[i], (tn_activation)act),
+                             want = a * (double)up[i];
                 const double x = fabs((double)g[i] * (double)up[i]);
-                const double rel = act == TN_ACT_GELU && g[i] < 0 ? 1e-6 * (1 + (double)g[i] * g[i]) : 1e-6;
+                const double rel =
+                    act == TN_ACT_GELU && g[i] < 0 ? 1e-6 * (1 + (double)g[i] * g[i]) : 1e-6;
                 CHECK_MSG(fabs((double)y[PAD + i] - want) <= rel * fabs(want) + 2e-16 * x + 1e-36,
                           "level %d act %d: %.9g of %.9g, want %.9g", l, act, (double)y[PAD + i],
                           (double)g[i], want);
@@ -299,7 +321,8 @@ TEST(softmax)
             for (size_t i = 0; i < n; i++) {
                 /* x - max rounds; the error of the difference multiplies the result. */
                 const double want = exp((double)x[i] - max) / sum, gap = max - (double)x[i];
-                CHECK_NEAR((double)y[PAD + i], want, want * (5e-7 + (gap < 200 ? gap : 0) * 1e-7) + 2e-38);
+                CHECK_NEAR((double)y[PAD + i], want,
+                           want * (5e-7 + (gap < 200 ? gap : 0) * 1e-7) + 2e-38);
                 total += (double)y[PAD + i];
             }
             CHECK_NEAR(total, 1, 1e-5);
@@ -320,8 +343,8 @@ TEST(softmax)
 
 TEST(rope)
 {
-    static const int32_t dims[][2] = {{2, 2}, {8, 8}, {16, 10}, {64, 64}, {80, 20}, {80, 80}, {96, 38},
-                                      {128, 128}, {256, 64}};
+    static const int32_t dims[][2] = {{2, 2},   {8, 8},   {16, 10},   {64, 64}, {80, 20},
+                                      {80, 80}, {96, 38}, {128, 128}, {256, 64}};
     uint64_t seed = 4;
     float x[MAX_N], y[MAX_N + 2 * PAD], cs[256];
     for (int l = 0; l < n_levels(); l++)
@@ -344,7 +367,8 @@ TEST(rope)
                             const int32_t pair = norm ? e / 2 : e % (n_rot / 2);
                             const bool second = norm ? e % 2 : e >= n_rot / 2;
                             const double a = (double)x[base + (norm ? 2 * pair : pair)];
-                            const double b = (double)x[base + (norm ? 2 * pair + 1 : pair + n_rot / 2)];
+                            const double b =
+                                (double)x[base + (norm ? 2 * pair + 1 : pair + n_rot / 2)];
                             const double c = (double)cs[2 * pair], s = (double)cs[2 * pair + 1];
                             want = second ? a * s + b * c : a * c - b * s;
                             tol = 2e-7 * (fabs(a) + fabs(b)) * (fabs(c) + fabs(s));
@@ -377,7 +401,7 @@ TEST(add_and_axpy)
         }
 }
 
-/* ---- timing ------------------------------------------------------------------------------------ */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 static double now(void)
 {

@@ -48,7 +48,8 @@ static void run_and_check(tn_pool *p, job *j)
     for (int64_t i = 0; i < MAX_ITEMS; i++)
         if (atomic_load(&j->seen[i]) != (i < j->n_items)) {
             FAIL("item %lld of %lld ran %d times (%d threads, grain %lld)", (long long)i,
-                 (long long)j->n_items, atomic_load(&j->seen[i]), j->n_threads, (long long)j->grain);
+                 (long long)j->n_items, atomic_load(&j->seen[i]), j->n_threads,
+                 (long long)j->grain);
             break;
         }
     CHECK_INT(j->bad_ranges, 0);
@@ -207,7 +208,7 @@ TEST(bad_arguments_and_no_memory)
     tn_pool_free(NULL);
 }
 
-/* ---- topology ---------------------------------------------------------------------------------- */
+/* ---- topology -------------------------------------------------------------------------------- */
 
 static char root[64];
 
@@ -229,7 +230,7 @@ static void put(const char *path, const char *text)
 
 static void make_root(void)
 {
-    strcpy(root, "/tmp/tn_pool_XXXXXX");
+    snprintf(root, sizeof root, "%s/tn_pool_XXXXXX", P_tmpdir);
     if (!mkdtemp(root)) root[0] = 0;
 }
 
