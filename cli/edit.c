@@ -33,7 +33,7 @@ struct tn_edit {
     char *history_path; /* NULL: no file */
     wchar_t *prompt, *preset;
     bool preset_due, brackets, have_cooked;
-    struct termios cooked; /* the terminal as it was */
+    struct termios cooked, editing; /* the terminal as it was, and as libedit wants it */
     bool interrupted, was_empty;
     paste *pastes;
     size_t n_pastes, cap_pastes;
@@ -69,6 +69,21 @@ static tn_edit *self(EditLine *el)
     return e;
 }
 
+static void set_brackets(const tn_edit *e, bool on)
+{
+    if (!e->brackets) return;
+    fputs(on ? "\033[?2004h" : "\033[?2004l", stderr);
+    fflush(stderr);
+}
+
+/* After Ctrl-Z and fg the shell has left the terminal as it likes it. */
+static void take_terminal_back(tn_edit *e)
+{
+    tcsetattr(STDIN_FILENO, TCSADRAIN, &e->editing);
+    set_brackets(e, true);
+    el_wset(e->el, EL_REFRESH);
+}
+
 /* libedit's source of characters: returns at once when a signal comes. */
 static int next_char(EditLine *el, wchar_t *c)
 {
@@ -79,8 +94,14 @@ static int next_char(EditLine *el, wchar_t *c)
         return 1;
     }
     mbstate_t state = {0};
+    tcgetattr(STDIN_FILENO, &e->editing);
     for (;;) {
         char byte;
+        tn_input_wait(STDIN_FILENO);
+        if (tn_signal_continued()) {
+            take_terminal_back(e);
+            continue;
+        }
         const ssize_t n = tn_signal_pending() ? -1 : read(STDIN_FILENO, &byte, 1);
         if (tn_signal_pending()) {
             const LineInfoW *line = el_wline(el);
@@ -88,7 +109,6 @@ static int next_char(EditLine *el, wchar_t *c)
             e->was_empty = line->lastchar == line->buffer;
             return -1;
         }
-        if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return (int)n;
         const size_t used = mbrtowc(c, &byte, 1, &state);
         if (used == (size_t)-2) continue;
@@ -331,13 +351,6 @@ static void set_terminal(const tn_edit *e, bool editing)
     struct termios mode = e->cooked;
     if (editing) mode.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
     if (e->have_cooked) tcsetattr(STDIN_FILENO, TCSADRAIN, &mode);
-}
-
-static void set_brackets(const tn_edit *e, bool on)
-{
-    if (!e->brackets) return;
-    fputs(on ? "\033[?2004h" : "\033[?2004l", stderr);
-    fflush(stderr);
 }
 
 tn_line_result tn_edit_read(tn_edit *e, const char *prompt, const char *preset, char **text)

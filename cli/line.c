@@ -60,7 +60,7 @@ static void append(buffer *b, const char *s, size_t n)
     b->data[b->len] = 0;
 }
 
-/* One line without its newline, by read(2): unlike stdio it returns when a signal comes. */
+/* One line without its newline, by read(2): unlike stdio it can wait for a signal as well. */
 static tn_line_result read_plain(tn_line *l, buffer *b)
 {
     for (;;) {
@@ -68,11 +68,13 @@ static tn_line_result read_plain(tn_line *l, buffer *b)
         append(b, start, end ? (size_t)(end - start) : l->to - l->from);
         l->from = end ? (size_t)(end - l->input) + 1 : l->to;
         if (end) return TN_LINE_TEXT;
-        const ssize_t n = read(STDIN_FILENO, l->input, sizeof l->input);
+        tn_input_wait(STDIN_FILENO);
+        tn_signal_continued(); /* nothing to restore in plain mode */
+        const ssize_t n = tn_signal_pending() ? -1 : read(STDIN_FILENO, l->input, sizeof l->input);
         l->from = 0;
         l->to = n > 0 ? (size_t)n : 0;
         if (n == 0) return b->len ? TN_LINE_TEXT : TN_LINE_END;
-        if (n > 0 || (errno == EINTR && !tn_signal_pending())) continue;
+        if (n > 0) continue;
         if (tn_signal_pending()) return b->len ? TN_LINE_CLEARED : TN_LINE_INTERRUPTED;
         tn_say("cannot read standard input: %s", strerror(errno));
         return TN_LINE_FAILED;

@@ -17,23 +17,20 @@
 
 const tn_command_info tn_commands[TN_CMD_COUNT] = {
     {"chat", "MODEL", "talk with a model",
-     "Reads messages from the terminal, or one a line from a pipe, and streams the answers. /help "
-     "lists "
-     "the commands of a conversation. Ctrl-C stops an answer; a second one on an empty line "
-     "leaves."},
+     "Reads messages from the terminal, or one a line from a pipe, and streams the answers. "
+     "/help lists the commands of a conversation. Ctrl-C stops an answer; a second one on an "
+     "empty line leaves."},
     {"run", "MODEL", "answer one prompt and exit",
      "The prompt comes from -p, --file or standard input. It is a user's message where the model "
-     "has a "
-     "chat template, otherwise (and with --raw) a text to continue. Standard output carries only "
-     "the "
-     "model's text."},
+     "has a chat template, otherwise (and with --raw) a text to continue. Standard output carries "
+     "only the model's text; with --json one event a line: start, token (id, text, logprob), text "
+     "(what a stop string held back), stop (reason, counts, seconds)."},
     {"inspect", "FILE", "show metadata and tensors of a GGUF file",
      "Reads only the header, so it is quick on any size of file and also shows files tenon cannot "
      "run."},
     {"tokenize", "MODEL", "turn text into token ids",
      "Reads standard input (or -p, --file) and prints the ids of the whole text on one line. With "
-     "--jsonl "
-     "each input line is a JSON string and each output line a JSON array of ids."},
+     "--jsonl each input line is a JSON string and each output line a JSON array of ids."},
     {"logits", "MODEL", "write raw logits for given tokens",
      "Writes float32, little-endian, one row of the whole vocabulary per token, to --out."},
     {"perplexity", "MODEL", "measure how well a model predicts a text",

@@ -59,7 +59,7 @@ static double log_sum(const float *row, int32_t n)
         top = row[i] > top ? row[i] : top;
     double sum = 0;
     for (int32_t i = 0; i < n; i++)
-        sum += exp((double)row[i] - top);
+        sum += expf(row[i] - top);
     return top + log(sum);
 }
 
@@ -76,7 +76,7 @@ static void compare(measure *m, const float *row, const float *exact, int32_t to
     double kl = 0;
     for (int32_t i = 0; i < m->n_vocab; i++) {
         const double p = exact[i] - exact_total;
-        kl += exp(p) * (p - (row[i] - log_total));
+        kl += expf((float)p) * (p - (row[i] - log_total));
     }
     const double nll = log_total - row[token], exact_nll = exact_total - exact[token];
     add(&m->kl, kl);

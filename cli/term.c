@@ -4,32 +4,57 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t pending, n_signals;
+static volatile sig_atomic_t pending, n_signals, continued;
+static int wake = -1; /* eventfd a handler writes to, so that tn_input_wait() returns */
 static int out_errno; /* first failure of standard output */
-static bool out_reported;
+static bool out_reported, out_terminal, err_terminal;
+
+static void wake_up(void)
+{
+    const int code = errno;
+    const uint64_t one = 1;
+    if (write(wake, &one, sizeof one) < 0) errno = code; /* full: it is readable already */
+    errno = code;
+}
 
 /* A program that no longer listens can still be stopped: the third signal ends it at once. */
 static void on_signal(int number)
 {
     pending = number;
+    wake_up();
     if (++n_signals >= 3) _exit(TN_EXIT_SIGNAL + number);
+}
+
+static void on_continue(int number)
+{
+    (void)number;
+    continued = 1;
+    wake_up();
 }
 
 void tn_term_init(void)
 {
-    struct sigaction a = {.sa_handler = on_signal}; /* no SA_RESTART: blocked reads return */
+    out_terminal = isatty(STDOUT_FILENO);
+    err_terminal = isatty(STDERR_FILENO);
+    wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    /* Writes go on after a signal; reads wait in tn_input_wait(), which a signal on any thread
+     * ends. */
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
+    a.sa_handler = on_continue;
+    sigaction(SIGCONT, &a, NULL);
     a.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &a, NULL);
 }
@@ -45,6 +70,26 @@ void tn_signal_clear(void)
     n_signals = 0;
 }
 
+void tn_input_wait(int fd)
+{
+    struct pollfd both[2] = {{.fd = fd, .events = POLLIN}, {.fd = wake, .events = POLLIN}};
+    while (!pending && !continued) {
+        uint64_t count;
+        const int n = poll(both, 2, -1);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 || both[0].revents) return;
+        /* A wake-up may be left from a signal that has been dealt with. */
+        if (both[1].revents && read(wake, &count, sizeof count) < 0 && errno != EAGAIN) return;
+    }
+}
+
+bool tn_signal_continued(void)
+{
+    const bool was = continued;
+    continued = 0;
+    return was;
+}
+
 bool tn_signal_cancel(void *user)
 {
     (void)user;
@@ -53,12 +98,12 @@ bool tn_signal_cancel(void *user)
 
 bool tn_out_is_terminal(void)
 {
-    return isatty(STDOUT_FILENO);
+    return out_terminal;
 }
 
 bool tn_err_is_terminal(void)
 {
-    return isatty(STDERR_FILENO);
+    return err_terminal;
 }
 
 /* ---- visible text -------------------------------------------------------------------------------
@@ -260,10 +305,11 @@ static int read_all(int fd, const char *path, char **text, size_t *len)
     char *buf = tn_malloc(cap);
     for (;;) {
         if (n + 1 == cap) buf = tn_realloc(buf, cap *= 2);
-        const ssize_t got = read(fd, buf + n, cap - 1 - n);
+        tn_input_wait(fd);
+        const ssize_t got = tn_signal_pending() ? -1 : read(fd, buf + n, cap - 1 - n);
         if (got > 0) n += (size_t)got;
         if (got == 0) break;
-        if (got > 0 || (errno == EINTR && !tn_signal_pending())) continue;
+        if (got > 0) continue;
         const int code = errno;
         free(buf);
         return tn_signal_pending() ? TN_EXIT_SIGNAL + tn_signal_pending() : fail_read(path, code);

@@ -13,6 +13,11 @@ void tn_term_init(void);
 /* The signal that asked to stop since the last clear, or 0. */
 int tn_signal_pending(void);
 void tn_signal_clear(void);
+/* Waits until fd has something to read, or a signal came (any thread may have received it): look at
+ * tn_signal_pending() and tn_signal_continued() before reading. */
+void tn_input_wait(int fd);
+/* Whether the program was stopped and continued (Ctrl-Z, fg) since the last call. */
+bool tn_signal_continued(void);
 /* tn_cancel_fn that answers tn_signal_pending(). */
 bool tn_signal_cancel(void *user);
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import termios
 
 from cli_lib import ENDLESS, TALK, Skip, case, check, equal
 
@@ -228,6 +229,23 @@ def terminating_a_chat(t):
         tty.seen.count(b"\x1b[?2004h") == tty.seen.count(b"\x1b[?2004l"),
         "bracketed paste was left on",
     )
+
+
+@case
+def stopping_and_continuing_a_chat(t):
+    tty = line_editing(chat(t))
+    mode = termios.tcgetattr(tty.fd)
+    while mode[3] & termios.ICANON:
+        mode = termios.tcgetattr(tty.fd)
+    os.kill(tty.pid, signal.SIGSTOP)
+    os.waitpid(tty.pid, os.WUNTRACED)
+    mode[3] |= termios.ICANON | termios.ECHO  # as a shell would
+    termios.tcsetattr(tty.fd, termios.TCSANOW, mode)
+    os.kill(tty.pid, signal.SIGCONT)
+    tty.expect("\x1b[?2004h", len(tty.seen))
+    check(not termios.tcgetattr(tty.fd)[3] & termios.ICANON, "the terminal is still in line mode")
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
 
 
 @case

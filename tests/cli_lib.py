@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 
-TIMEOUT = 60  # seconds until a hanging program counts as failed
+TIMEOUT = 30  # seconds until a hanging program counts as failed
 
 
 # The model is random and small: it never ends by itself once its end token is banned.
