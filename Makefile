@@ -1,50 +1,239 @@
-# tenon: `make help` lists the targets.
-CC      ?= cc
-CONFIG  ?= release
-BUILD   := build/$(CONFIG)
-COMMIT  := $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
+# `make help` lists the targets. Objects go to build/<config>/, so that switching needs no clean.
+#
+#   CONFIG=release|asan|tsan   what to build; the programs of release stand at the top of the tree
+#   CFLAGS, EXTRA_CFLAGS       optimisation, and what to add to it (EXTRA_CFLAGS=-Werror)
+#   PREFIX, DESTDIR            where `make install` puts things
 
-WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-sign-compare
+CC      ?= cc
+CLANG   ?= clang
+CONFIG  ?= release
+BUILD   ?= build/$(CONFIG)
+PREFIX  ?= /usr/local
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON  ?= python3
+COMMIT  := $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
+VERSION := $(shell sed -n 's/^.define TN_VERSION_[MP][A-Z]* //p' engine/tenon.h | paste -sd .)
+SOMAJOR := $(firstword $(subst ., ,$(VERSION)))
+
+# ---- flags ---------------------------------------------------------------------------------------
+
+PKGS := libpcre2-8 libutf8proc jansson
+
+flags.release := -O2 -g
+flags.asan    := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+flags.tsan    := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+flags.fuzz    := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link \
+                 -fno-sanitize-recover=all
+$(if $(flags.$(CONFIG)),,$(error CONFIG=$(CONFIG): use release, asan or tsan))
+
+CFLAGS ?= $(flags.release)
+WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-sign-compare
 # -ffp-contract=off: scalar.c defines results, so no compiler may fuse what it did not write.
-CFLAGS  := -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno $(WARN) $(EXTRA_CFLAGS)
-LDLIBS  := -lm -lpthread -ldl $(EXTRA_LDFLAGS)
-PKGS    := libpcre2-8 libutf8proc jansson
-CFLAGS  += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+TN_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
+             $(WARN) $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) \
+             $(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(EXTRA_CFLAGS)
+LDLIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl $(EXTRA_LDFLAGS)
 EDIT_CFLAGS := $(shell pkg-config --cflags libedit 2>/dev/null)
 EDIT_LIBS   := $(shell pkg-config --libs libedit 2>/dev/null)
 
-LIB_SRC := $(wildcard gguf/*.c kernels/*.c engine/*.c)
-LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
-CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cli/*.c))
-BENCH_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard bench/*.c))
-TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+# ---- files ---------------------------------------------------------------------------------------
 
-all: tenon
+X86 := $(filter x86_64% i%86%,$(shell $(CC) -dumpmachine 2>/dev/null))
+LIB_SRC  := $(wildcard gguf/*.c kernels/*.c engine/*.c)
+LIB_SRC  := $(if $(X86),$(LIB_SRC),$(filter-out kernels/avx%,$(LIB_SRC)))
+objects   = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJ  := $(call objects,$(LIB_SRC))
+CLI_OBJ  := $(call objects,$(wildcard cli/*.c))
+BENCH_OBJ := $(call objects,$(wildcard bench/*.c))
+program   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard $(1)))
+TESTS    := $(call program,tests/test_*.c)
+MODELTESTS := $(call program,tests/modeltest_*.c)
+# What runs threads; the rest has nothing for the thread sanitizer to see.
+THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward))
+BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
+STATIC   := $(BUILD)/libtenon.a
+SHARED   := $(BUILD)/libtenon.so.$(VERSION)
+HEADERS  := engine/tenon.h gguf/gguf.h gguf/status.h
 
-$(BUILD)/kernels/avx2_%.o: CFLAGS += -mavx2 -mfma -mf16c -mbmi2
-$(BUILD)/cli/%.o: CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
-$(BUILD)/engine/version.o: CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
+# ---- building ------------------------------------------------------------------------------------
+
+all: check-deps ## library and programs
+	@$(MAKE) --no-print-directory lib tenon tenon-bench
+
+lib: $(STATIC) $(SHARED) ## libtenon.a and libtenon.so
+tenon: ## the chat program
+tenon-bench: ## the benchmark
+tests: $(TESTS) ## the test programs, without running them
+
+$(BUILD)/kernels/avx2_%.o:    TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2
+$(BUILD)/kernels/avxvnni_%.o: TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavxvnni
+$(BUILD)/kernels/avx512_%.o:  TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw \
+                                           -mavx512vl -mavx512dq -mavx512vnni
+$(BUILD)/cli/%.o:             TN_CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
+$(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
+$(BUILD)/engine/version.o:    $(BUILD)/commit
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(CC) $(TN_CFLAGS) -MMD -MP -c $< -o $@
 
-$(BUILD)/libtenon.a: $(LIB_OBJ)
+# Changes when the commit does, so that --version tells the truth.
+$(BUILD)/commit: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' >$@
+
+$(STATIC): $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(AR) rcs $@ $^
 
-tenon: $(CLI_OBJ) $(BUILD)/libtenon.a
-	$(CC) $(CFLAGS) $^ -o $@ $(LDLIBS) $(EDIT_LIBS)
+$(SHARED): $(LIB_OBJ)
+	$(CC) $(TN_CFLAGS) -shared -Wl,-soname,libtenon.so.$(SOMAJOR) $^ -o $@ $(LDLIBS)
+	ln -sf $(@F) $(BUILD)/libtenon.so.$(SOMAJOR)
+	ln -sf $(@F) $(BUILD)/libtenon.so
 
-$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/libtenon.a
-	$(CC) $(CFLAGS) $^ -o $@ $(LDLIBS)
+$(BIN)tenon: $(CLI_OBJ) $(STATIC)
+	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS) $(EDIT_LIBS)
 
-tests: $(TESTS)
+$(BIN)tenon-bench: $(BENCH_OBJ) $(STATIC)
+	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
 
-clean:
+$(BUILD)/tests/test_% $(BUILD)/tests/modeltest_%: TN_CFLAGS += -Itests
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(STATIC)
+	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
+
+# ---- using ---------------------------------------------------------------------------------------
+
+# Everything but the chat itself writes to stderr and leaves stdin alone, so that a question can
+# come through a pipe: echo "What is a tenon?" | make -s chat
+SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+MODEL ?= smollm2-135m
+
+chat: ## talk to MODEL=id or file (installs, builds and fetches what is missing); ARGS='...'
+	@sh deps.sh build models </dev/null >&2
+	@$(SUBMAKE) tenon </dev/null >&2
+	@model=$$($(PYTHON) python/fetch_models.py --path $(MODEL) </dev/null) || exit 1; \
+	./tenon chat "$$model" $(ARGS); s=$$?; [ $$s -eq 130 ] || exit $$s
+
+models: ## fetch models: ID='a b' or, without it, those that the tests need; LIST=1 shows all
+	@sh deps.sh models </dev/null
+	@$(PYTHON) python/fetch_models.py $(if $(LIST),--list,$(if $(ID),$(ID),smollm2-135m gemma3-270m))
+
+bench: tenon-bench ## measure MODEL=id or file; ARGS='...'
+	@./tenon-bench -m "$$($(PYTHON) python/fetch_models.py --path $(MODEL))" $(ARGS)
+
+# ---- testing -------------------------------------------------------------------------------------
+
+test: ## all tests that need no network, no GPU and no model from outside
+	@sh deps.sh build test </dev/null
+	@$(SUBMAKE) run-tests
+
+run-tests: $(TESTS) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
+	@sh tests/run.sh $(BIN)tenon $(TESTS) \
+	    $(if $(filter release,$(CONFIG)),$(wildcard tests/test_*.py),tests/test_cli.py)
+
+test-models: ## tests on the real models, which are fetched first
+	@sh deps.sh build models test </dev/null
+	@$(PYTHON) python/fetch_models.py smollm2-135m gemma3-270m
+	@$(SUBMAKE) run-test-models
+
+run-test-models: $(MODELTESTS) $(BIN)tenon $(BIN)tenon-bench
+	@sh tests/run.sh $(BIN)tenon $(MODELTESTS) $(wildcard tests/modeltest_*.py)
+
+asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(SUBMAKE) CONFIG=asan BUILD=build/asan run-tests
+
+tsan: ## the tests of what runs threads under ThreadSanitizer
+	@$(SUBMAKE) CONFIG=tsan BUILD=build/tsan run-threaded
+
+run-threaded: $(THREADED)
+	@sh tests/run.sh $(BIN)tenon $(THREADED)
+
+FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))
+SECONDS ?= 60
+
+fuzz: ## the libFuzzer targets (with clang), in build/fuzz/tests/
+	@$(SUBMAKE) CONFIG=fuzz BUILD=build/fuzz CC=$(CLANG) $(FUZZERS:%=build/fuzz/tests/%)
+
+fuzz-run: fuzz ## run every fuzz target for SECONDS=60
+	@sh tests/fuzz.sh build/fuzz/tests $(SECONDS) $(FUZZERS)
+
+build/fuzz/tests/fuzz_%: build/fuzz/tests/fuzz_%.o build/fuzz/libtenon.a
+	$(CC) $(TN_CFLAGS) -fsanitize=fuzzer $^ -o $@ $(LDLIBS)
+
+check-includes: ## who may include whom; headers that stand alone; forbidden calls
+	@sh tests/check_includes.sh
+
+lint: ## clang-tidy and cppcheck with the checks of .clang-tidy
+	@sh tests/lint.sh '$(TN_CFLAGS)' $(LIB_SRC) $(wildcard cli/*.c bench/*.c)
+
+format: ## clang-format what was changed since the last commit
+	@git diff --name-only --diff-filter=d HEAD -- '*.c' '*.h' | xargs -r clang-format -i
+
+# ---- installing ----------------------------------------------------------------------------------
+
+INSTALLED = bin/tenon bin/tenon-bench lib/libtenon.a lib/libtenon.so.$(VERSION) \
+    lib/libtenon.so.$(SOMAJOR) lib/libtenon.so lib/pkgconfig/tenon.pc \
+    $(addprefix include/tenon/,$(notdir $(HEADERS))) \
+    share/man/man1/tenon.1 share/man/man1/tenon-bench.1 \
+    share/bash-completion/completions/tenon share/zsh/site-functions/_tenon \
+    share/fish/vendor_completions.d/tenon.fish
+
+define PC_FILE
+prefix=$(PREFIX)
+libdir=$${prefix}/lib
+includedir=$${prefix}/include
+
+Name: tenon
+Description: GGUF language model inference
+Version: $(VERSION)
+Requires.private: $(PKGS)
+Libs: -L$${libdir} -ltenon
+Libs.private: -lm -lpthread -ldl
+Cflags: -I$${includedir}
+endef
+export PC_FILE
+
+install: all ## programs, library, headers, pkg-config file, man pages, completions to PREFIX
+	@for f in $(INSTALLED); do install -d "$(DESTDIR)$(PREFIX)/$$(dirname $$f)"; done
+	install -m 755 tenon tenon-bench '$(DESTDIR)$(PREFIX)/bin'
+	install -m 644 $(STATIC) '$(DESTDIR)$(PREFIX)/lib'
+	install -m 755 $(SHARED) '$(DESTDIR)$(PREFIX)/lib'
+	cp -dP $(BUILD)/libtenon.so.$(SOMAJOR) $(BUILD)/libtenon.so '$(DESTDIR)$(PREFIX)/lib'
+	@for f in $(HEADERS); do \
+	    sed 's|"../gguf/|"|' $$f >"$(DESTDIR)$(PREFIX)/include/tenon/$${f##*/}"; done
+	@printf '%s\n' "$$PC_FILE" >'$(DESTDIR)$(PREFIX)/lib/pkgconfig/tenon.pc'
+	./tenon --generate man >'$(DESTDIR)$(PREFIX)/share/man/man1/tenon.1'
+	install -m 644 bench/tenon-bench.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
+	./tenon --generate bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/tenon'
+	./tenon --generate zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tenon'
+	./tenon --generate fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tenon.fish'
+	@[ -n '$(DESTDIR)' ] || ldconfig 2>/dev/null || :
+
+uninstall: ## remove what install put under PREFIX
+	rm -f $(INSTALLED:%='$(DESTDIR)$(PREFIX)/%')
+	@rmdir '$(DESTDIR)$(PREFIX)/include/tenon' 2>/dev/null || :
+
+# ---- housekeeping --------------------------------------------------------------------------------
+
+deps: ## install the Debian packages to build, fetch models and test
+	@sh deps.sh build models test
+
+deps-ci: ## install clang, clang-tidy and cppcheck as well
+	@sh deps.sh build models test ci
+
+check-deps:
+	@sh deps.sh --check build
+
+clean: ## remove everything built (models/ stays)
 	rm -rf build tenon tenon-bench
 
-.PHONY: all tests clean
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+	    while IFS='|' read -r t d; do printf '  make %-16s %s\n' "$$t" "$$d"; done
+
+FORCE:
+.PHONY: all lib tests chat models bench test run-tests test-models run-test-models asan tsan \
+    run-threaded fuzz fuzz-run check-includes lint format install uninstall deps deps-ci check-deps \
+    clean help FORCE
 .SECONDARY:
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(wildcard $(BUILD)/*/*.d)
