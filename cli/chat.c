@@ -22,8 +22,9 @@ static const char *skip_space(const char *s)
 static void answer(chat *c)
 {
     c->code = tn_talk_answer(&c->t);
-    /* A person can shorten the conversation or try again; a script cannot. */
-    if (c->code == TN_EXIT_FULL && c->t.interactive) c->code = TN_EXIT_OK;
+    /* A person can shorten the conversation or take the system message back; a script cannot. */
+    const bool refused = c->code == TN_EXIT_FULL || c->code == TN_EXIT_USAGE;
+    if (refused && c->t.interactive) c->code = TN_EXIT_OK;
     if (c->code) c->leave = true;
 }
 
