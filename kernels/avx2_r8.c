@@ -1,0 +1,183 @@
+/* Products with 8-row interleaved weights, AVX2. One token: several row groups in step, so that the
+ * loads of several streams and the sums of several rows overlap. More tokens: a step is unpacked once
+ * and used for a tile of tokens, whose activations lie packed in scratch in the order of use.
+ * Both reduce a row in the same order with the same operations: results do not depend on n. */
+#include "avx2_r8.h"
+
+enum {
+    TILE = 64,                /* most tokens of a tile */
+    PANEL_BYTES = 192 << 10,  /* of a tile's activations: they stay in L2 */
+    AHEAD = 2048 /* bytes between reading weights and asking memory for later ones */
+};
+
+INLINE void prefetch(const uint8_t *p, int bytes)
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
+}
+
+/* Activations of n tokens as [block][token], q in the order of the quant vectors: dword j holds
+ * columns 2j, 2j + 1, 16 + 2j, 17 + 2j. Where a step has one minimum, s[0] becomes the whole sum. */
+INLINE void pack_acts(uint32_t type, tn_q8 *out, const tn_q8 *x, int64_t n, int64_t blocks)
+{
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t t = 0; t < n; t++) {
+            const tn_q8 *a = x + t * blocks + b;
+            tn_q8 *o = out + b * n + t;
+            __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
+            __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
+            _mm_storeu_si128((__m128i *)(void *)o->q, _mm_unpacklo_epi16(low, high));
+            _mm_storeu_si128((__m128i *)(void *)(o->q + 16), _mm_unpackhi_epi16(low, high));
+            memcpy(&o->d, &a->d, sizeof *o - sizeof o->q);
+            if (!scaled_by_16(type)) o->s[0] = a->s[0] + a->s[1];
+        }
+}
+
+/* Stores the rows of group g that lie before row1. */
+INLINE void store_rows(float *y, int64_t g, int64_t row1, __m256 v)
+{
+    int64_t left = row1 - 8 * g;
+    float tmp[8];
+    if (left >= 8) {
+        _mm256_storeu_ps(y + 8 * g, v);
+        return;
+    }
+    _mm256_storeu_ps(tmp, v);
+    memcpy(y + 8 * g, tmp, (size_t)left * sizeof *tmp);
+}
+
+/* n_groups (a constant) groups times one token; w is the first of them. */
+INLINE void groups_one(uint32_t type, int n_groups, const uint8_t *w, size_t group_bytes,
+                       const tn_q8 *a, int64_t units, __m256 *acc)
+{
+    const tn_r8_shape s = tn_r8_shape_of(type);
+    const int steps = s.cols / 32, step_bytes = 32 * s.bits;
+    r8_head h[4];
+    for (int k = 0; k < n_groups; k++) acc[k] = _mm256_setzero_ps();
+    for (int64_t u = 0; u < units; u++, w += tn_r8_unit_bytes(s)) {
+#pragma GCC unroll 4
+        for (int k = 0; k < n_groups; k++) {
+            prefetch(w + (size_t)k * group_bytes, s.head);
+            read_head(type, w + (size_t)k * group_bytes, h + k);
+        }
+#pragma GCC unroll 1
+        for (int j = 0; j < steps; j++, a++) {
+            const uint8_t *q = w + s.head + step_bytes * j;
+#pragma GCC unroll 4
+            for (int k = 0; k < n_groups; k++) {
+                vec v[8];
+                prefetch(q + (size_t)k * group_bytes, step_bytes);
+                read_quants(s.bits, q + (size_t)k * group_bytes, v);
+                acc[k] = step_product(type, v, h + k, j, a, acc[k]);
+            }
+        }
+    }
+}
+
+/* One group times n tokens of the packed activations a. */
+INLINE void group_tile(uint32_t type, const uint8_t *w, const tn_q8 *a, int64_t n, int64_t units,
+                       __m256 *acc)
+{
+    const tn_r8_shape s = tn_r8_shape_of(type);
+    const int steps = s.cols / 32, step_bytes = 32 * s.bits;
+    r8_head h;
+    for (int64_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (int64_t u = 0; u < units; u++, w += tn_r8_unit_bytes(s)) {
+        prefetch(w, s.head);
+        read_head(type, w, &h);
+#pragma GCC unroll 1
+        for (int j = 0; j < steps; j++, a += n) {
+            vec v[8];
+            prefetch(w + s.head + step_bytes * j, step_bytes);
+            read_quants(s.bits, w + s.head + step_bytes * j, v);
+            for (int64_t t = 0; t < n; t++)
+                acc[t] = step_product(type, v, &h, j, a + t, acc[t]);
+        }
+    }
+}
+
+INLINE void matmul_one(uint32_t type, const tn_weight *w, const tn_q8 *a, float *y, int64_t row0,
+                       int64_t row1)
+{
+    const size_t group_bytes = 8 * w->row_bytes;
+    const uint8_t *data = w->data;
+    int64_t units = w->cols / tn_r8_shape_of(type).cols, g = row0 / 8, end = (row1 + 7) / 8;
+    __m256 acc[4];
+    for (; g + 2 <= end; g += 2) {
+        groups_one(type, 2, data + (size_t)g * group_bytes, group_bytes, a, units, acc);
+        for (int k = 0; k < 2; k++) store_rows(y, g + k, row1, acc[k]);
+    }
+    for (; g < end; g++) {
+        groups_one(type, 1, data + (size_t)g * group_bytes, group_bytes, a, units, acc);
+        store_rows(y, g, row1, acc[0]);
+    }
+}
+
+/* Tokens of a tile, as even as possible. */
+static int64_t tile_tokens(int64_t n, int64_t blocks)
+{
+    int64_t most = PANEL_BYTES / (blocks * (int64_t)sizeof(tn_q8));
+    most = most > TILE ? TILE : most < 4 ? 4 : most;
+    if (most > TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(tn_q8)))
+        most = TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(tn_q8));
+    int64_t tiles = (n + most - 1) / most;
+    return (n + tiles - 1) / tiles;
+}
+
+INLINE void matmul(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+                   int64_t row0, int64_t row1, void *scratch)
+{
+    int64_t blocks = w->cols / 32, units = w->cols / tn_r8_shape_of(type).cols;
+    if (blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(tn_q8)) {
+        tn_r8_matmul(w, x, y, y_stride, row0, row1, scratch);
+        return;
+    }
+    tn_q8 *panel = scratch;
+    int64_t tile = tile_tokens(x->n, blocks);
+    for (int64_t t0 = 0; t0 < x->n; t0 += tile) {
+        int64_t n = x->n - t0 < tile ? x->n - t0 : tile;
+        pack_acts(type, panel, x->q + t0 * blocks, n, blocks);
+        if (n == 1) {
+            matmul_one(type, w, panel, y + t0 * y_stride, row0, row1);
+            continue;
+        }
+        for (int64_t g = row0 / 8; 8 * g < row1; g++) {
+            __m256 acc[TILE];
+            group_tile(type, (const uint8_t *)w->data + (size_t)g * 8 * w->row_bytes, panel, n,
+                       units, acc);
+            for (int64_t t = 0; t < n; t++) store_rows(y + (t0 + t) * y_stride, g, row1, acc[t]);
+        }
+    }
+}
+
+#define MATMUL(name, type)                                                                         \
+    static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
+                              int64_t row0, int64_t row1, void *scratch)                           \
+    {                                                                                              \
+        matmul(type, w, x, y, y_stride, row0, row1, scratch);                                      \
+    }
+MATMUL(q4_0, TN_TYPE_Q4_0)
+MATMUL(q4_1, TN_TYPE_Q4_1)
+MATMUL(q5_0, TN_TYPE_Q5_0)
+MATMUL(q5_1, TN_TYPE_Q5_1)
+MATMUL(q8_0, TN_TYPE_Q8_0)
+MATMUL(q2_k, TN_TYPE_Q2_K)
+MATMUL(q3_k, TN_TYPE_Q3_K)
+MATMUL(q4_k, TN_TYPE_Q4_K)
+MATMUL(q5_k, TN_TYPE_Q5_K)
+MATMUL(q6_k, TN_TYPE_Q6_K)
+
+void tn_kernels_avx2_r8(tn_kernels *k)
+{
+    tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
+    f[TN_TYPE_Q4_0] = matmul_q4_0;
+    f[TN_TYPE_Q4_1] = matmul_q4_1;
+    f[TN_TYPE_Q5_0] = matmul_q5_0;
+    f[TN_TYPE_Q5_1] = matmul_q5_1;
+    f[TN_TYPE_Q8_0] = matmul_q8_0;
+    f[TN_TYPE_Q2_K] = matmul_q2_k;
+    f[TN_TYPE_Q3_K] = matmul_q3_k;
+    f[TN_TYPE_Q4_K] = matmul_q4_k;
+    f[TN_TYPE_Q5_K] = matmul_q5_k;
+    f[TN_TYPE_Q6_K] = matmul_q6_k;
+}

@@ -1,0 +1,216 @@
+/* File rows -> groups of 8 interleaved rows. Plain C on 64-bit words: eight quants at a time. */
+#include "repack.h"
+
+#include "../gguf/blocks.h"
+
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(byte) (0x0101010101010101u * (byte))
+
+INLINE uint64_t load64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* `width` bits at `shift` of each byte, moved to bit 0. */
+INLINE uint64_t field(uint64_t v, int shift, int width)
+{
+    return v >> shift & EACH((1u << width) - 1);
+}
+
+/* Bit i of b as byte i, 0 or 1. */
+INLINE uint64_t spread(uint8_t b)
+{
+    uint64_t v = EACH(b) & 0x8040201008040201u; /* bit i of byte i */
+    return (v + EACH(0x7f)) >> 7 & EACH(1);
+}
+
+/* Nibbles as in Q4_0, and the fifth bits where qh is given. */
+INLINE void small_quants(const uint8_t *qs, const uint8_t *qh, uint64_t c[4])
+{
+    for (int i = 0; i < 2; i++) {
+        uint64_t v = load64(qs + 8 * i);
+        c[i] = field(v, 0, 4);
+        c[i + 2] = field(v, 4, 4);
+    }
+    for (int i = 0; qh && i < 4; i++) c[i] |= spread(qh[i]) << 4;
+}
+
+/* Quants of columns 32 * step .. + 31 of a file block, 8 in each word. */
+INLINE void quants(uint32_t type, const uint8_t *b, int step, uint64_t c[4])
+{
+    int n = step / 4, j = step % 4;
+    switch (type) {
+    case TN_TYPE_Q4_0: small_quants(b + 2, NULL, c); return;
+    case TN_TYPE_Q4_1: small_quants(b + 4, NULL, c); return;
+    case TN_TYPE_Q5_0: small_quants(b + 6, b + 2, c); return;
+    case TN_TYPE_Q5_1: small_quants(b + 8, b + 4, c); return;
+    case TN_TYPE_Q8_0: memcpy(c, b + 2, 32); return;
+    default: break;
+    }
+    for (int i = 0; i < 4; i++) {
+        int l = 8 * i;
+        switch (type) {
+        case TN_TYPE_Q2_K:
+            c[i] = field(load64(b + offsetof(tn_block_q2_k, qs) + 32 * n + l), 2 * j, 2);
+            break;
+        case TN_TYPE_Q3_K:
+            c[i] = field(load64(b + offsetof(tn_block_q3_k, qs) + 32 * n + l), 2 * j, 2) |
+                   field(load64(b + offsetof(tn_block_q3_k, hmask) + l), step, 1) << 2;
+            break;
+        case TN_TYPE_Q4_K:
+            c[i] = field(load64(b + offsetof(tn_block_q4_k, qs) + 32 * (step / 2) + l),
+                         4 * (step % 2), 4);
+            break;
+        case TN_TYPE_Q5_K:
+            c[i] = field(load64(b + offsetof(tn_block_q5_k, qs) + 32 * (step / 2) + l),
+                         4 * (step % 2), 4) |
+                   field(load64(b + offsetof(tn_block_q5_k, qh) + l), step, 1) << 4;
+            break;
+        default: /* Q6_K */
+            c[i] = field(load64(b + offsetof(tn_block_q6_k, ql) + 64 * n + 32 * (j % 2) + l),
+                         4 * (j / 2), 4) |
+                   field(load64(b + offsetof(tn_block_q6_k, qh) + 32 * n + l), 2 * j, 2) << 4;
+            break;
+        }
+    }
+}
+
+/* The row's dword of quant vectors 4 * half + 0..3, from two words of the block. */
+INLINE void dwords(uint32_t v[4], uint64_t low, uint64_t high)
+{
+    for (int i = 0; i < 4; i++)
+        v[i] = (uint32_t)(low >> 16 * i & 0xffff) | (uint32_t)(high >> 16 * i & 0xffff) << 16;
+}
+
+/* `width` bits at `shift` of each byte of v, moved to bit `to`. */
+INLINE uint32_t bits(uint32_t v, int shift, int width, int to)
+{
+    return (v >> shift & 0x01010101u * ((1u << width) - 1)) << to;
+}
+
+/* Writes a row's dwords of one step; dst is the row's place in the first vector. */
+INLINE void place(int width, uint8_t *dst, const uint64_t c[4])
+{
+    uint32_t v[8], a[8];
+    if (width == 4) { /* packing before splitting saves half of the work */
+        dwords(a, c[0] | c[1] << 4, c[2] | c[3] << 4);
+    } else {
+        dwords(v, c[0], c[2]);
+        dwords(v + 4, c[1], c[3]);
+    }
+    switch (width) {
+    case 2:
+        for (int i = 0; i < 2; i++)
+            a[i] = v[4 * i] | v[4 * i + 1] << 2 | v[4 * i + 2] << 4 | v[4 * i + 3] << 6;
+        break;
+    case 3:
+        a[0] = v[0] | v[1] << 3 | bits(v[6], 0, 2, 6);
+        a[1] = v[2] | v[3] << 3 | bits(v[7], 2, 1, 6) | bits(v[6], 2, 1, 7);
+        a[2] = v[4] | v[5] << 3 | bits(v[7], 0, 2, 6);
+        break;
+    case 5:
+        a[0] = v[0] | bits(v[5], 0, 3, 5);
+        a[1] = v[1] | bits(v[7], 3, 1, 5) | bits(v[5], 3, 2, 6);
+        a[2] = v[2] | bits(v[6], 0, 3, 5);
+        a[3] = v[3] | bits(v[7], 4, 1, 5) | bits(v[6], 3, 2, 6);
+        a[4] = v[4] | bits(v[7], 0, 3, 5);
+        break;
+    case 6:
+        for (int k = 0; k < 2; k++)
+            for (int i = 0; i < 3; i++)
+                a[3 * k + i] = v[4 * k + i] | bits(v[4 * k + 3], 4 - 2 * i, 2, 6);
+        break;
+    case 8: memcpy(a, v, sizeof v); break;
+    default: break;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < width; i++) memcpy(dst + 32 * i, a + i, 4);
+}
+
+/* Where d, the second scale (-1: none) and the scale bytes lie in a file block. */
+typedef struct head_map {
+    int d, m, scales;
+} head_map;
+
+INLINE head_map head_of(uint32_t type)
+{
+    switch (type) {
+    case TN_TYPE_Q2_K:
+        return (head_map){offsetof(tn_block_q2_k, d), offsetof(tn_block_q2_k, dmin),
+                          offsetof(tn_block_q2_k, scales)};
+    case TN_TYPE_Q3_K:
+        return (head_map){offsetof(tn_block_q3_k, d), -1, offsetof(tn_block_q3_k, scales)};
+    case TN_TYPE_Q4_K:
+    case TN_TYPE_Q5_K: return (head_map){0, 2, offsetof(tn_block_q4_k, scales)};
+    case TN_TYPE_Q6_K:
+        return (head_map){offsetof(tn_block_q6_k, d), -1, offsetof(tn_block_q6_k, scales)};
+    case TN_TYPE_Q4_1:
+    case TN_TYPE_Q5_1: return (head_map){0, 2, -1};
+    default: return (head_map){0, -1, -1};
+    }
+}
+
+/* One block of row r into its unit. */
+INLINE void put_block(uint32_t type, uint8_t *unit, const uint8_t *b, int64_t r)
+{
+    tn_r8_shape s = tn_r8_shape_of(type);
+    head_map h = head_of(type);
+    memcpy(unit + 2 * r, b + h.d, 2);
+    if (h.m >= 0) memcpy(unit + 16 + 2 * r, b + h.m, 2);
+    for (int k = 0; h.scales >= 0 && k < (s.head - s.scales) / 32; k++)
+        memcpy(unit + s.scales + 32 * k + 4 * r, b + h.scales + 4 * k, 4);
+#pragma GCC unroll 8
+    for (int j = 0; j < s.cols / 32; j++) {
+        uint64_t c[4];
+        quants(type, b, j, c);
+        place(s.bits, unit + s.head + 32 * s.bits * j + 4 * r, c);
+    }
+}
+
+INLINE void repack(uint32_t type, void *dst, const void *src, int64_t n_rows, int64_t cols)
+{
+    tn_r8_shape s = tn_r8_shape_of(type);
+    int64_t unit = tn_r8_unit_bytes(s), block = unit / 8, n = cols / s.cols;
+    if (n_rows < 8) memset(dst, 0, (size_t)(unit * n));
+    for (int64_t u = 0; u < n; u++)
+        for (int64_t r = 0; r < n_rows; r++)
+            put_block(type, (uint8_t *)dst + unit * u,
+                      (const uint8_t *)src + (r * n + u) * block, r);
+}
+
+#define REPACK(name, type)                                                                         \
+    static void repack_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)            \
+    {                                                                                              \
+        repack(type, dst, src, n_rows, cols);                                                      \
+    }
+REPACK(q4_0, TN_TYPE_Q4_0)
+REPACK(q4_1, TN_TYPE_Q4_1)
+REPACK(q5_0, TN_TYPE_Q5_0)
+REPACK(q5_1, TN_TYPE_Q5_1)
+REPACK(q8_0, TN_TYPE_Q8_0)
+REPACK(q2_k, TN_TYPE_Q2_K)
+REPACK(q3_k, TN_TYPE_Q3_K)
+REPACK(q4_k, TN_TYPE_Q4_K)
+REPACK(q5_k, TN_TYPE_Q5_K)
+REPACK(q6_k, TN_TYPE_Q6_K)
+
+tn_repack_fn tn_r8_repack(uint32_t type)
+{
+    switch (type) {
+    case TN_TYPE_Q4_0: return repack_q4_0;
+    case TN_TYPE_Q4_1: return repack_q4_1;
+    case TN_TYPE_Q5_0: return repack_q5_0;
+    case TN_TYPE_Q5_1: return repack_q5_1;
+    case TN_TYPE_Q8_0: return repack_q8_0;
+    case TN_TYPE_Q2_K: return repack_q2_k;
+    case TN_TYPE_Q3_K: return repack_q3_k;
+    case TN_TYPE_Q4_K: return repack_q4_k;
+    case TN_TYPE_Q5_K: return repack_q5_k;
+    case TN_TYPE_Q6_K: return repack_q6_k;
+    default: return NULL;
+    }
+}
