@@ -132,6 +132,20 @@ static inline tn_weight make_weight(guarded *mem, uint32_t type, int64_t rows, i
     return w;
 }
 
+/* A copy of w with its offsets and minima zeroed: value = scale * q alone. */
+static inline tn_weight without_offsets(guarded *mem, const tn_weight *w)
+{
+    tn_weight v = *w;
+    int at[2] = {0, -1};
+    if (is_quantised(w->type)) scale_offsets(w->type, at);
+    *mem = guarded_new((size_t)w->rows * w->row_bytes, 1);
+    memcpy(mem->data, w->data, (size_t)w->rows * w->row_bytes);
+    const size_t block = tn_type_get(w->type)->bytes, n = (size_t)w->rows * w->row_bytes / block;
+    for (size_t i = 0; i < n && at[1] >= 0; i++) put_u16(mem->data + i * block + at[1], 0);
+    v.data = mem->data;
+    return v;
+}
+
 /* The same weights as groups of 8 rows, by the kernel table's repack. */
 static inline tn_weight make_r8(guarded *mem, const tn_kernels *k, const tn_weight *rows)
 {

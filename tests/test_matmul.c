@@ -1,0 +1,383 @@
+/* Matrix products of every type, layout and level: scalar against double precision, the rest against
+ * scalar; odd shapes, extreme values, row ranges, canaries and unreadable pages behind every operand.
+ * `test_matmul --bench [MiB of weights]` times the same kernels instead. */
+#include "kernel_cases.h"
+
+#include <time.h>
+
+/* Largest error accepted, relative to the sum of magnitudes of a row's terms. */
+static const double TOLERANCE = 1e-6;
+static const float CANARY = 4711.25f;
+enum { PAD = 5, MAX_N = 17 };
+
+/* ---- levels ------------------------------------------------------------------------------------ */
+
+typedef struct level {
+    const char *name;
+    unsigned isa;
+} level;
+static const level levels[] = {
+    {"scalar", TN_ISA_SCALAR},
+    {"avx2", TN_ISA_AVX2},
+    {"avxvnni", TN_ISA_AVX2 | TN_ISA_AVXVNNI},
+    {"avx512", TN_ISA_AVX2 | TN_ISA_AVX512},
+    {"vnni512", TN_ISA_AVX2 | TN_ISA_AVXVNNI | TN_ISA_AVX512 | TN_ISA_VNNI512},
+};
+enum { N_LEVELS = sizeof levels / sizeof *levels };
+
+static bool have_level(int i)
+{
+    return (levels[i].isa & ~tn_isa_detect()) == 0;
+}
+
+static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8"};
+
+static void *scratch(void)
+{
+    static guarded mem;
+    if (!mem.map) mem = guarded_new(TN_SCRATCH_BYTES, 64);
+    memset(mem.data, 0xff, TN_SCRATCH_BYTES); /* what is read before it is written is NaN */
+    return mem.data;
+}
+
+/* ---- one case ---------------------------------------------------------------------------------- */
+
+typedef struct test_case {
+    tn_weight w;   /* row-major */
+    tn_acts x;     /* MAX_N vectors or fewer */
+    float *want;   /* [n][rows], by scalar */
+    double *sizes; /* [n][rows]: sums of the terms' magnitudes; scale * q and offset count each,
+                    * because the two cancel in the weight but not in the rounding */
+    char text[120];
+} test_case;
+
+/* Scalar against float64: dequantised weights times dequantised activations. */
+static void make_expected(test_case *c)
+{
+    static tn_kernels k;
+    tn_kernels_init(&k, TN_ISA_SCALAR);
+    const int64_t rows = c->w.rows, cols = c->w.cols;
+    guarded mem;
+    const tn_weight scaled = without_offsets(&mem, &c->w);
+    float *row = calloc((size_t)cols, sizeof *row), *part = calloc((size_t)cols, sizeof *part);
+    c->want = calloc((size_t)(c->x.n * rows), sizeof *c->want);
+    c->sizes = calloc((size_t)(c->x.n * rows), sizeof *c->sizes);
+    k.matmul[TN_LAYOUT_ROWS][c->w.type](&c->w, &c->x, c->want, rows, 0, rows, scratch());
+    for (int64_t r = 0; r < rows; r++) {
+        k.dequantize[TN_LAYOUT_ROWS][c->w.type](&c->w, r, row);
+        k.dequantize[TN_LAYOUT_ROWS][c->w.type](&scaled, r, part);
+        for (int64_t t = 0; t < c->x.n; t++) {
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < cols; i++) {
+                const double v = act_value(&c->x, c->w.type, t, i);
+                sum += row[i] * v;
+                size += (fabs(part[i]) + fabs((double)row[i] - part[i])) * fabs(v);
+            }
+            c->sizes[t * rows + r] = size;
+            const double got = c->want[t * rows + r];
+            CHECK_MSG(fabs(got - sum) <= TOLERANCE * size, "%s, scalar, token %d, row %d: %.9g, want %.9g",
+                      c->text, (int)t, (int)r, got, sum);
+        }
+    }
+    free(row);
+    free(part);
+    guarded_free(&mem);
+}
+
+/* y with a canary on every side of every value that may be written. */
+static float *new_output(int64_t n, int64_t stride)
+{
+    const int64_t total = n * stride + PAD;
+    float *y = calloc((size_t)total, sizeof *y);
+    for (int64_t i = 0; i < total; i++) y[i] = CANARY;
+    return y;
+}
+
+static void check_output(const test_case *c, const char *how, const float *y, int64_t stride, int64_t n,
+                         int64_t row0, int64_t row1)
+{
+    for (int64_t i = 0; i < PAD; i++) CHECK_MSG(y[i] == CANARY, "%s, %s: wrote before y", c->text, how);
+    for (int64_t i = 0; i < n * stride; i++) {
+        const int64_t t = i / stride, r = i % stride;
+        const double got = y[PAD + i];
+        if (r < row0 || r >= row1) {
+            CHECK_MSG(got == CANARY, "%s, %s: wrote token %d, row %d outside the range", c->text, how,
+                      (int)t, (int)r);
+            continue;
+        }
+        const double want = c->want[t * c->w.rows + r], size = c->sizes[t * c->w.rows + r];
+        CHECK_MSG(fabs(got - want) <= TOLERANCE * size,
+                  "%s, %s, n %d, token %d, row %d: %.9g, want %.9g, sum of magnitudes %.3g", c->text,
+                  how, (int)n, (int)t, (int)r, got, want, size);
+    }
+}
+
+/* All n, the whole matrix; then in two ranges, which must give the same bits. */
+static void run_case(const test_case *c, const char *how, tn_matmul_fn f, const tn_weight *w)
+{
+    static const int64_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 17};
+    const int64_t stride = w->rows + PAD;
+    const int64_t cut = w->rows / 2 / 8 * 8;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= c->x.n; i++) {
+        tn_acts x = c->x;
+        x.n = counts[i];
+        float *whole = new_output(x.n, stride), *split = new_output(x.n, stride);
+        f(w, &x, whole + PAD, stride, 0, w->rows, scratch());
+        check_output(c, how, whole, stride, x.n, 0, w->rows);
+        if (cut) {
+            f(w, &x, split + PAD, stride, cut, w->rows, scratch());
+            check_output(c, how, split, stride, x.n, cut, w->rows);
+            f(w, &x, split + PAD, stride, 0, cut, scratch());
+            CHECK_MSG(memcmp(whole, split, (size_t)(x.n * stride + PAD) * sizeof *whole) == 0,
+                      "%s, %s, n %d: a split at row %d changes bits", c->text, how, (int)x.n, (int)cut);
+        }
+        free(whole);
+        free(split);
+    }
+}
+
+/* Every level and layout that has a kernel for the case. */
+static void run_all(const test_case *c)
+{
+    for (int l = 0; l < N_LEVELS; l++) {
+        if (!have_level(l)) continue;
+        tn_kernels k;
+        tn_kernels_init(&k, levels[l].isa);
+        for (int layout = 0; layout < TN_LAYOUT_COUNT; layout++) {
+            tn_matmul_fn f = k.matmul[layout][c->w.type];
+            char how[40];
+            guarded mem = {0};
+            if (!f || (l == 0 && layout == TN_LAYOUT_ROWS)) continue;
+            snprintf(how, sizeof how, "%s %s", levels[l].name, layout_names[layout]);
+            tn_weight w = layout == TN_LAYOUT_R8 ? make_r8(&mem, &k, &c->w) : c->w;
+            run_case(c, how, f, &w);
+            if (mem.map) guarded_free(&mem);
+        }
+    }
+}
+
+static void test_shape(uint32_t type, int64_t rows, int64_t cols, int64_t n, weight_fill fill,
+                       act_fill act, uint64_t *seed)
+{
+    guarded mem;
+    const size_t before_end = test_rand(seed) % 2;
+    test_case c = {.w = make_weight(&mem, type, rows, cols, fill, before_end, seed)};
+    test_acts a = make_acts(n, cols, act, seed);
+    c.x = a.x;
+    snprintf(c.text, sizeof c.text, "%s %dx%d, weights %d, activations %d", tn_type_get(type)->name,
+             (int)rows, (int)cols, fill, act);
+    make_expected(&c);
+    run_all(&c);
+    free(c.want);
+    free(c.sizes);
+    free_acts(&a);
+    guarded_free(&mem);
+}
+
+/* ---- the cases --------------------------------------------------------------------------------- */
+
+#define FOR_MATMUL_TYPES(type)                                                                     \
+    for (uint32_t type = 0; type < TN_TYPE_COUNT; type++)                                          \
+        if (tn_type_get(type)->matmul)
+
+/* The smallest width is one block, and 8 and 24 elements where the type allows them. */
+static bool width_fits(uint32_t type, int64_t cols)
+{
+    return cols % tn_type_get(type)->block == 0;
+}
+
+TEST(odd_shapes)
+{
+    static const int64_t rows[] = {1, 7, 8, 9, 31, 33, 100};
+    static const int64_t cols[] = {1, 9, 32, 96, 256, 288, 512, 1120, 1280};
+    uint64_t seed = 3;
+    FOR_MATMUL_TYPES(type)
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+        for (size_t c = 0; c < sizeof cols / sizeof *cols; c++)
+            if (width_fits(type, cols[c]))
+                test_shape(type, rows[r], cols[c], rows[r] > 40 && cols[c] > 512 ? 5 : MAX_N,
+                           FILL_RANDOM, ACT_RANDOM, &seed);
+}
+
+TEST(extreme_values)
+{
+    uint64_t seed = 4;
+    FOR_MATMUL_TYPES(type)
+    for (int fill = 0; fill < FILL_COUNT; fill++)
+        for (int act = 0; act < ACT_COUNT; act++) {
+            test_shape(type, 17, 256, 9, (weight_fill)fill, (act_fill)act, &seed);
+            if (width_fits(type, 32)) test_shape(type, 9, 160, 5, (weight_fill)fill, (act_fill)act, &seed);
+        }
+}
+
+/* Wider than one panel of columns that kernels cut rows into. */
+TEST(wide_rows)
+{
+    uint64_t seed = 5;
+    FOR_MATMUL_TYPES(type)
+    {
+        test_shape(type, 9, 65536 + 256, 5, FILL_RANDOM, ACT_RANDOM, &seed);
+        if (width_fits(type, 32)) test_shape(type, 8, 65536 + 96, 3, FILL_RANDOM, ACT_RANDOM, &seed);
+    }
+}
+
+/* More rows and tokens than one block of either. */
+TEST(many_rows_and_tokens)
+{
+    uint64_t seed = 6;
+    FOR_MATMUL_TYPES(type) test_shape(type, 200, 256, MAX_N, FILL_RANDOM, ACT_RANDOM, &seed);
+}
+
+/* A vector with NaN (a block with d = NaN) gives NaN in every row, and only for that token. */
+TEST(nan_stays_nan)
+{
+    enum { ROWS = 9, COLS = 512, N = 6, BAD = 4 };
+    uint64_t seed = 7;
+    FOR_MATMUL_TYPES(type)
+    for (int l = 0; l < N_LEVELS; l++) {
+        if (!have_level(l)) continue;
+        guarded mem, mem8 = {0};
+        tn_kernels k;
+        tn_kernels_init(&k, levels[l].isa);
+        test_acts a = make_acts(N, COLS, ACT_RANDOM, &seed);
+        ((float *)a.f.data)[BAD * a.x.f_stride + 300] = NAN;
+        ((tn_q8 *)a.q.data)[BAD * (COLS / 32) + 9] = (tn_q8){.d = NAN, .m = {1, 1}, .s = {NAN, NAN}};
+        tn_weight w = make_weight(&mem, type, ROWS, COLS, FILL_RANDOM, 0, &seed);
+        for (int layout = 0; layout < TN_LAYOUT_COUNT; layout++) {
+            float y[N * ROWS];
+            if (!k.matmul[layout][type]) continue;
+            tn_weight v = layout == TN_LAYOUT_R8 ? make_r8(&mem8, &k, &w) : w;
+            k.matmul[layout][type](&v, &a.x, y, ROWS, 0, ROWS, scratch());
+            for (int i = 0; i < N * ROWS; i++)
+                CHECK_MSG(isnan(y[i]) == (i / ROWS == BAD), "%s %s %s, token %d: %g",
+                          tn_type_get(type)->name, levels[l].name, layout_names[layout], i / ROWS, y[i]);
+        }
+        if (mem8.map) guarded_free(&mem8);
+        guarded_free(&mem);
+        free_acts(&a);
+    }
+}
+
+/* Every layout dequantises to the bits of the row-major one, row by row. */
+TEST(layouts_dequantise_alike)
+{
+    enum { ROWS = 13, COLS = 768 };
+    uint64_t seed = 8;
+    tn_kernels k;
+    tn_kernels_init(&k, TN_ISA_SCALAR);
+    FOR_MATMUL_TYPES(type)
+    {
+        if (!k.dequantize[TN_LAYOUT_R8][type]) continue;
+        guarded mem, mem8;
+        tn_weight w = make_weight(&mem, type, ROWS, COLS, FILL_RANDOM, 0, &seed);
+        tn_weight v = make_r8(&mem8, &k, &w);
+        for (int r = 0; r < ROWS; r++) {
+            float want[COLS], got[COLS];
+            k.dequantize[TN_LAYOUT_ROWS][type](&w, r, want);
+            k.dequantize[TN_LAYOUT_R8][type](&v, r, got);
+            CHECK_MSG(memcmp(got, want, sizeof got) == 0, "%s, row %d", tn_type_get(type)->name, r);
+        }
+        guarded_free(&mem8);
+        guarded_free(&mem);
+    }
+}
+
+/* Levels the CPU lacks are left out, and every level fills the same slots as scalar or more. */
+TEST(tables_are_complete)
+{
+    tn_kernels base, k;
+    tn_kernels_init(&base, TN_ISA_SCALAR);
+    CHECK_INT(base.isa, TN_ISA_SCALAR);
+    tn_kernels_init(&k, ~0u);
+    CHECK_INT(k.isa, tn_isa_detect());
+    FOR_MATMUL_TYPES(type)
+    {
+        CHECK(base.matmul[TN_LAYOUT_ROWS][type] && k.matmul[TN_LAYOUT_ROWS][type]);
+        CHECK(!base.repack[type] == !base.matmul[TN_LAYOUT_R8][type]);
+        CHECK(!base.repack[type] == !base.dequantize[TN_LAYOUT_R8][type]);
+    }
+    CHECK(k.attend && k.attend_join && k.rope && k.rms_norm && k.glu && k.quantize && k.add && k.axpy &&
+          k.softmax && k.to_f16);
+    if (tn_isa_detect() & TN_ISA_AVX2)
+        FOR_MATMUL_TYPES(type)
+        CHECK_MSG(base.matmul[0][type] != k.matmul[0][type], "no AVX2 kernel: %s", tn_type_get(type)->name);
+}
+
+/* ---- timing ------------------------------------------------------------------------------------ */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Shortest of several runs over all rows, in row ranges as a thread of the pool gets them. */
+static double time_matmul(tn_matmul_fn f, const tn_weight *w, const tn_acts *x, float *y, int64_t range)
+{
+    void *s = scratch();
+    double best = 1e9, end = now() + 0.4;
+    do {
+        const double start = now();
+        for (int64_t r = 0; r < w->rows; r += range)
+            f(w, x, y, w->rows, r, r + range < w->rows ? r + range : w->rows, s);
+        const double took = now() - start;
+        if (took < best) best = took;
+    } while (now() < end);
+    return best;
+}
+
+static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t type, int layout,
+                         const tn_weight *rows, const tn_acts *x, float *y)
+{
+    tn_matmul_fn f = k->matmul[layout][type];
+    if (!f) return;
+    guarded mem = {0};
+    tn_weight w = layout == TN_LAYOUT_R8 ? make_r8(&mem, k, rows) : *rows;
+    tn_acts one = *x;
+    one.n = 1;
+    const double t1 = time_matmul(f, &w, &one, y, 256);
+    tn_weight part = w;
+    part.rows = w.rows < 1024 ? w.rows : 1024;
+    const double tn = time_matmul(f, &part, x, y, 64);
+    printf("%-5s %-5s %-8s %7.2f GB/s (n = 1) %8.1f GOP/s (n = %d)\n", tn_type_get(type)->name,
+           layout_names[layout], level_name, (double)w.row_bytes * (double)w.rows * 1e-9 / t1,
+           2e-9 * (double)part.rows * (double)part.cols * (double)x->n / tn, (int)x->n);
+    fflush(stdout);
+    if (mem.map) guarded_free(&mem);
+}
+
+/* Weights of `mib` MiB per type: above the last cache level this measures memory, below it the core. */
+static int bench(double mib, const char *only)
+{
+    enum { COLS = 2048, N = 64 };
+    uint64_t seed = 9;
+    test_acts a = make_acts(N, COLS, ACT_RANDOM, &seed);
+    FOR_MATMUL_TYPES(type)
+    {
+        size_t row_bytes;
+        guarded mem;
+        if (only && strcmp(only, tn_type_get(type)->name) != 0) continue;
+        if (!tn_type_row_bytes(type, COLS, &row_bytes)) continue;
+        const int64_t rows = (int64_t)(mib * 1048576 / (double)row_bytes) / 8 * 8 + 8;
+        tn_weight w = make_weight(&mem, type, rows, COLS, FILL_RANDOM, 0, &seed);
+        float *y = calloc((size_t)(N * rows), sizeof *y);
+        for (int l = 1; l < N_LEVELS; l++) {
+            tn_kernels k;
+            tn_kernels_init(&k, levels[l].isa);
+            for (int layout = 0; have_level(l) && layout < TN_LAYOUT_COUNT; layout++)
+                bench_kernel(&k, levels[l].name, type, layout, &w, &a.x, y);
+        }
+        free(y);
+        guarded_free(&mem);
+    }
+    free_acts(&a);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0)
+        return bench(argc > 2 ? atof(argv[2]) : 8, argc > 3 ? argv[3] : NULL);
+    return tn_test_main(argc, argv);
+}
