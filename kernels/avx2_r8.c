@@ -1,36 +1,47 @@
-/* Products with 8-row interleaved weights, AVX2. One token: several row groups in step, so that the
- * loads of several streams and the sums of several rows overlap. More tokens: a step is unpacked once
- * and used for a tile of tokens, whose activations lie packed in scratch in the order of use.
- * Both reduce a row in the same order with the same operations: results do not depend on n. */
+/* Products with 8-row interleaved weights, AVX2. One token: four row groups in step, so that they
+ * share the activations and the memory's own prefetcher sees four streams (software prefetch made
+ * it slower on Zen 3). More tokens: a step is unpacked once and used for a tile of tokens, whose
+ * activations lie packed in scratch in the order of use. Both reduce a row in the same order with
+ * the same operations: results do not depend on n. */
 #include "avx2_r8.h"
 
 enum {
-    TILE = 64,                /* most tokens of a tile */
-    PANEL_BYTES = 192 << 10,  /* of a tile's activations: they stay in L2 */
-    AHEAD = 2048 /* bytes between reading weights and asking memory for later ones */
+    TILE = 64,               /* most tokens of a tile */
+    PANEL_BYTES = 192 << 10, /* of a tile's activations: they stay in L2 */
 };
 
-INLINE void prefetch(const uint8_t *p, int bytes)
+/* The sums of both halves of q as int16 neighbours. */
+INLINE int32_t half_sums(__m256i q)
 {
-#pragma GCC unroll 8
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
+    vec s = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+    s = _mm256_hadd_epi32(s, s);
+    s = _mm256_hadd_epi32(s, s);
+    __m128i low = _mm256_castsi256_si128(s), high = _mm256_extracti128_si256(s, 1);
+    return _mm_cvtsi128_si32(_mm_unpacklo_epi16(low, high));
 }
 
-/* Activations of n tokens as [block][token], q in the order of the quant vectors: dword j holds
- * columns 2j, 2j + 1, 16 + 2j, 17 + 2j. Where a step has one minimum, s[0] becomes the whole sum. */
-INLINE void pack_acts(uint32_t type, tn_q8 *out, const tn_q8 *x, int64_t n, int64_t blocks)
+INLINE void pack_act(uint32_t type, r8_act *o, const tn_q8 *a)
+{
+    __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
+    __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
+    _mm_store_si128((__m128i *)(void *)o->q, _mm_unpacklo_epi16(low, high));
+    _mm_store_si128((__m128i *)(void *)(o->q + 16), _mm_unpackhi_epi16(low, high));
+    o->d = a->d;
+    memcpy(o->m, a->m, sizeof o->m);
+    o->s = a->s[0] + a->s[1];
+    o->c = 0;
+    if (!scaled_by_16(type) && !quant_offset(type)) return;
+    o->c = half_sums(_mm256_set_m128i(high, low));
+    if (!scaled_by_16(type))
+        o->c = quant_offset(type) * ((int16_t)o->c * a->m[0] + (o->c >> 16) * a->m[1]);
+}
+
+/* Activations of n tokens as [block][token]. */
+INLINE void pack_acts(uint32_t type, r8_act *out, const tn_q8 *x, int64_t n, int64_t blocks)
 {
     for (int64_t b = 0; b < blocks; b++)
-        for (int64_t t = 0; t < n; t++) {
-            const tn_q8 *a = x + t * blocks + b;
-            tn_q8 *o = out + b * n + t;
-            __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
-            __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
-            _mm_storeu_si128((__m128i *)(void *)o->q, _mm_unpacklo_epi16(low, high));
-            _mm_storeu_si128((__m128i *)(void *)(o->q + 16), _mm_unpackhi_epi16(low, high));
-            memcpy(&o->d, &a->d, sizeof *o - sizeof o->q);
-            if (!scaled_by_16(type)) o->s[0] = a->s[0] + a->s[1];
-        }
+        for (int64_t t = 0; t < n; t++)
+            pack_act(type, out + b * n + t, x + t * blocks + b);
 }
 
 /* Stores the rows of group g that lie before row1. */
@@ -48,64 +59,63 @@ INLINE void store_rows(float *y, int64_t g, int64_t row1, __m256 v)
 
 /* n_groups (a constant) groups times one token; w is the first of them. */
 INLINE void groups_one(uint32_t type, int n_groups, const uint8_t *w, size_t group_bytes,
-                       const tn_q8 *a, int64_t units, __m256 *acc)
+                       const r8_act *a, int64_t units, __m256 *out)
 {
     const tn_r8_shape s = tn_r8_shape_of(type);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
-    r8_head h[4];
-    for (int k = 0; k < n_groups; k++) acc[k] = _mm256_setzero_ps();
+    r8_head h[R8_GROUPS];
+    __m256 acc[R8_GROUPS];
+    for (int k = 0; k < n_groups; k++)
+        acc[k] = _mm256_setzero_ps();
     for (int64_t u = 0; u < units; u++, w += tn_r8_unit_bytes(s)) {
 #pragma GCC unroll 4
-        for (int k = 0; k < n_groups; k++) {
-            prefetch(w + (size_t)k * group_bytes, s.head);
+        for (int k = 0; steps > 1 && k < n_groups; k++)
             read_head(type, w + (size_t)k * group_bytes, h + k);
-        }
 #pragma GCC unroll 1
         for (int j = 0; j < steps; j++, a++) {
-            const uint8_t *q = w + s.head + step_bytes * j;
+            vec v[R8_GROUPS][8];
 #pragma GCC unroll 4
-            for (int k = 0; k < n_groups; k++) {
-                vec v[8];
-                prefetch(q + (size_t)k * group_bytes, step_bytes);
-                read_quants(s.bits, q + (size_t)k * group_bytes, v);
-                acc[k] = step_product(type, v, h + k, j, a, acc[k]);
-            }
+            for (int k = 0; k < n_groups; k++)
+                read_quants(s.bits, w + (size_t)k * group_bytes + s.head + step_bytes * j, v[k]);
+            step_products(type, n_groups, w, group_bytes, h, j, v, a, acc);
         }
     }
+    for (int k = 0; k < n_groups; k++)
+        out[k] = acc[k];
 }
 
 /* One group times n tokens of the packed activations a. */
-INLINE void group_tile(uint32_t type, const uint8_t *w, const tn_q8 *a, int64_t n, int64_t units,
+INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t n, int64_t units,
                        __m256 *acc)
 {
     const tn_r8_shape s = tn_r8_shape_of(type);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
     r8_head h;
-    for (int64_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (int64_t t = 0; t < n; t++)
+        acc[t] = _mm256_setzero_ps();
     for (int64_t u = 0; u < units; u++, w += tn_r8_unit_bytes(s)) {
-        prefetch(w, s.head);
-        read_head(type, w, &h);
+        if (steps > 1) read_head(type, w, &h);
 #pragma GCC unroll 1
         for (int j = 0; j < steps; j++, a += n) {
-            vec v[8];
-            prefetch(w + s.head + step_bytes * j, step_bytes);
-            read_quants(s.bits, w + s.head + step_bytes * j, v);
+            vec v[1][8];
+            read_quants(s.bits, w + s.head + step_bytes * j, v[0]);
             for (int64_t t = 0; t < n; t++)
-                acc[t] = step_product(type, v, &h, j, a + t, acc[t]);
+                step_products(type, 1, w, 0, &h, j, v, a + t, acc + t);
         }
     }
 }
 
-INLINE void matmul_one(uint32_t type, const tn_weight *w, const tn_q8 *a, float *y, int64_t row0,
+INLINE void matmul_one(uint32_t type, const tn_weight *w, const r8_act *a, float *y, int64_t row0,
                        int64_t row1)
 {
     const size_t group_bytes = 8 * w->row_bytes;
     const uint8_t *data = w->data;
     int64_t units = w->cols / tn_r8_shape_of(type).cols, g = row0 / 8, end = (row1 + 7) / 8;
-    __m256 acc[4];
-    for (; g + 2 <= end; g += 2) {
-        groups_one(type, 2, data + (size_t)g * group_bytes, group_bytes, a, units, acc);
-        for (int k = 0; k < 2; k++) store_rows(y, g + k, row1, acc[k]);
+    __m256 acc[R8_GROUPS];
+    for (; g + R8_GROUPS <= end; g += R8_GROUPS) {
+        groups_one(type, R8_GROUPS, data + (size_t)g * group_bytes, group_bytes, a, units, acc);
+        for (int k = 0; k < R8_GROUPS; k++)
+            store_rows(y, g + k, row1, acc[k]);
     }
     for (; g < end; g++) {
         groups_one(type, 1, data + (size_t)g * group_bytes, group_bytes, a, units, acc);
@@ -116,10 +126,10 @@ INLINE void matmul_one(uint32_t type, const tn_weight *w, const tn_q8 *a, float 
 /* Tokens of a tile, as even as possible. */
 static int64_t tile_tokens(int64_t n, int64_t blocks)
 {
-    int64_t most = PANEL_BYTES / (blocks * (int64_t)sizeof(tn_q8));
+    int64_t most = PANEL_BYTES / (blocks * (int64_t)sizeof(r8_act));
     most = most > TILE ? TILE : most < 4 ? 4 : most;
-    if (most > TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(tn_q8)))
-        most = TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(tn_q8));
+    if (most > TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(r8_act)))
+        most = TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(r8_act));
     int64_t tiles = (n + most - 1) / most;
     return (n + tiles - 1) / tiles;
 }
@@ -128,11 +138,11 @@ INLINE void matmul(uint32_t type, const tn_weight *w, const tn_acts *x, float *y
                    int64_t row0, int64_t row1, void *scratch)
 {
     int64_t blocks = w->cols / 32, units = w->cols / tn_r8_shape_of(type).cols;
-    if (blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(tn_q8)) {
+    if (blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(r8_act)) {
         tn_r8_matmul(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
-    tn_q8 *panel = scratch;
+    r8_act *panel = scratch;
     int64_t tile = tile_tokens(x->n, blocks);
     for (int64_t t0 = 0; t0 < x->n; t0 += tile) {
         int64_t n = x->n - t0 < tile ? x->n - t0 : tile;
@@ -145,7 +155,8 @@ INLINE void matmul(uint32_t type, const tn_weight *w, const tn_acts *x, float *y
             __m256 acc[TILE];
             group_tile(type, (const uint8_t *)w->data + (size_t)g * 8 * w->row_bytes, panel, n,
                        units, acc);
-            for (int64_t t = 0; t < n; t++) store_rows(y + (t0 + t) * y_stride, g, row1, acc[t]);
+            for (int64_t t = 0; t < n; t++)
+                store_rows(y + (t0 + t) * y_stride, g, row1, acc[t]);
         }
     }
 }

@@ -13,13 +13,42 @@
 typedef __m256i vec;
 
 /* What a unit's head says, lane = row. Step j of a type with one scale per 32 columns is worth
- * d[j] * q + m[j]; of a type with one per 16 columns, d[0] * scale * q + m[2 * j + half], where
- * pair[j] holds the two integer scales of a row as neighbouring int16. */
+ * d[j] * (q - offset) + m[j]; of a type with one per 16 columns, d[0] * scale * (q - offset) +
+ * m[0] * min, where pair[j] and min[j] hold the two integer scales and minima of a row as
+ * neighbouring int16. */
 typedef struct r8_head {
-    __m256 d[8], m[16];
-    vec pair[8];
+    __m256 d[8], m[8];
+    vec pair[8], min[8];
 } r8_head;
 
+/* An activation block as the kernels read it: q in the order of the quant vectors, dword j holding
+ * columns 2j, 2j + 1, 16 + 2j, 17 + 2j. */
+typedef struct r8_act {
+    int8_t q[32];
+    float d;
+    int16_t m[2];
+    float s; /* sum of the block */
+    /* Types scaled by 16: the sums of the q of both halves as two int16. Others: what the offset of
+     * the quants adds to an integer sum, offset * (m[0] * first sum + m[1] * second sum). */
+    int32_t c;
+} r8_act;
+
+/* What a type's quants are stored with, to make them unsigned. */
+INLINE int quant_offset(uint32_t type)
+{
+    switch (type) {
+    case TN_TYPE_Q4_0: return 8;
+    case TN_TYPE_Q5_0: return 16;
+    case TN_TYPE_Q3_K: return 4;
+    case TN_TYPE_Q6_K: return 32;
+    default: return 0;
+    }
+}
+INLINE bool has_min(uint32_t type)
+{
+    return type == TN_TYPE_Q4_1 || type == TN_TYPE_Q5_1 || type == TN_TYPE_Q2_K ||
+           type == TN_TYPE_Q4_K || type == TN_TYPE_Q5_K;
+}
 INLINE bool scaled_by_16(uint32_t type)
 {
     return type == TN_TYPE_Q2_K || type == TN_TYPE_Q3_K || type == TN_TYPE_Q6_K;
@@ -50,13 +79,25 @@ INLINE vec or3(vec a, vec b, vec c)
     return _mm256_or_si256(_mm256_or_si256(a, b), c);
 }
 
-/* ---- heads ------------------------------------------------------------------------------------- */
+/* Keeps the compiler from reordering a chain of sums (left alone it computes all products first and
+ * spills them) and from loading a value twice. */
+INLINE vec pinned(vec v)
+{
+    __asm__("" : "+x"(v));
+    return v;
+}
+
+/* ---- heads -------------------------------------------------------------------------------------
+ */
 
 /* Byte k of every dword as a float. */
 INLINE __m256 byte_float(vec v, int k)
 {
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srli_epi32(v, 8 * k), _mm256_set1_epi32(0xff)));
+    const vec at = _mm256_add_epi32(
+        _mm256_setr_epi32((int)0x80808000, (int)0x80808004, (int)0x80808008, (int)0x8080800c,
+                          (int)0x80808000, (int)0x80808004, (int)0x80808008, (int)0x8080800c),
+        _mm256_set1_epi32(k));
+    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v, at));
 }
 
 /* Q4_K, Q5_K: see tn_block_q4_k for the packing. */
@@ -77,30 +118,19 @@ INLINE void head_k32(const uint8_t *u, r8_head *h)
 /* Bytes 2 * k and 2 * k + 1 of every dword as signed int16 neighbours. */
 INLINE vec byte_pair(vec v, int k)
 {
-    vec low = k ? _mm256_and_si256(_mm256_srli_epi32(v, 8), _mm256_set1_epi32(0xff00))
-                : _mm256_slli_epi32(v, 8);
-    vec high = k ? v : _mm256_slli_epi32(v, 16);
-    return _mm256_srai_epi16(_mm256_blend_epi16(low, high, 0xaa), 8);
+    const int n = 0x02000200 * k; /* the high bytes are taken, the low ones become zero */
+    const vec at =
+        _mm256_add_epi32(_mm256_setr_epi32(0x01800080, 0x05800480, 0x09800880, 0x0d800c80,
+                                           0x01800080, 0x05800480, 0x09800880, 0x0d800c80),
+                         _mm256_set1_epi32(n));
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, at), 8);
 }
 
-/* Both int16 of every dword as floats. */
-INLINE void pair_floats(vec pair, __m256 f[2])
-{
-    f[0] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16));
-    f[1] = _mm256_cvtepi32_ps(_mm256_srai_epi32(pair, 16));
-}
-
-/* Scale bytes (signed) and what the minima are multiples of (unit) of a type scaled by 16. */
-INLINE void head_k16(const vec scale[4], const vec min[4], __m256 unit, r8_head *h)
+INLINE void pairs(const vec bytes[4], vec out[8])
 {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; j++) {
-        __m256 f[2];
-        h->pair[j] = byte_pair(scale[j / 2], j % 2);
-        pair_floats(byte_pair(min[j / 2], j % 2), f);
-        h->m[2 * j] = _mm256_mul_ps(unit, f[0]);
-        h->m[2 * j + 1] = _mm256_mul_ps(unit, f[1]);
-    }
+    for (int j = 0; j < 8; j++)
+        out[j] = byte_pair(bytes[j / 2], j % 2);
 }
 
 INLINE void head_q2_k(const uint8_t *u, r8_head *h)
@@ -112,8 +142,10 @@ INLINE void head_q2_k(const uint8_t *u, r8_head *h)
         scale[k] = bits(s, 0, 15);
         min[k] = bits(s, 4, 15);
     }
+    pairs(scale, h->pair);
+    pairs(min, h->min);
     h->d[0] = load_halves(u);
-    head_k16(scale, min, _mm256_sub_ps(_mm256_setzero_ps(), load_halves(u + 16)), h);
+    h->m[0] = _mm256_sub_ps(_mm256_setzero_ps(), load_halves(u + 16));
 }
 
 INLINE void head_q3_k(const uint8_t *u, r8_head *h)
@@ -124,18 +156,20 @@ INLINE void head_q3_k(const uint8_t *u, r8_head *h)
     scale[2] = _mm256_or_si256(bits(s0, 4, 15), bits(s2, 0, 0x30));
     scale[3] = _mm256_or_si256(bits(s1, 4, 15), bits(s2, 2, 0x30));
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; k++) scale[k] = _mm256_sub_epi8(scale[k], _mm256_set1_epi8(32));
+    for (int k = 0; k < 4; k++)
+        scale[k] = _mm256_sub_epi8(scale[k], _mm256_set1_epi8(32));
+    pairs(scale, h->pair);
     h->d[0] = load_halves(u);
-    head_k16(scale, scale, _mm256_mul_ps(h->d[0], _mm256_set1_ps(-4)), h);
 }
 
 INLINE void head_q6_k(const uint8_t *u, r8_head *h)
 {
     vec scale[4];
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; k++) scale[k] = load(u + 16 + 32 * k);
+    for (int k = 0; k < 4; k++)
+        scale[k] = load(u + 16 + 32 * k);
+    pairs(scale, h->pair);
     h->d[0] = load_halves(u);
-    head_k16(scale, scale, _mm256_mul_ps(h->d[0], _mm256_set1_ps(-32)), h);
 }
 
 INLINE void read_head(uint32_t type, const uint8_t *u, r8_head *h)
@@ -149,37 +183,41 @@ INLINE void read_head(uint32_t type, const uint8_t *u, r8_head *h)
     default: break;
     }
     h->d[0] = load_halves(u);
-    if (type == TN_TYPE_Q4_1 || type == TN_TYPE_Q5_1) h->m[0] = load_halves(u + 16);
-    if (type == TN_TYPE_Q4_0) h->m[0] = _mm256_mul_ps(h->d[0], _mm256_set1_ps(-8));
-    if (type == TN_TYPE_Q5_0) h->m[0] = _mm256_mul_ps(h->d[0], _mm256_set1_ps(-16));
+    if (has_min(type)) h->m[0] = load_halves(u + 16);
 }
 
-/* ---- quants ------------------------------------------------------------------------------------ */
+/* ---- quants ------------------------------------------------------------------------------------
+ */
 
 /* The eight quant vectors of a step, unsigned except for Q8_0. */
 INLINE void read_quants(int width, const uint8_t *p, vec v[8])
 {
     vec a[8];
 #pragma GCC unroll 8
-    for (int i = 0; i < width; i++) a[i] = load(p + 32 * i);
+    for (int i = 0; i < width; i++)
+        a[i] = load(p + 32 * i);
     switch (width) {
     case 2:
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) v[j] = bits(a[j / 4], 2 * (j % 4), 3);
+        for (int j = 0; j < 8; j++)
+            v[j] = bits(a[j / 4], 2 * (j % 4), 3);
         break;
     case 3:
 #pragma GCC unroll 8
-        for (int j = 0; j < 6; j++) v[j] = bits(a[j / 2], 3 * (j % 2), 7);
+        for (int j = 0; j < 6; j++)
+            v[j] = bits(a[j / 2], 3 * (j % 2), 7);
         v[6] = _mm256_or_si256(bits(a[0], 6, 3), bits(a[1], 5, 4));
         v[7] = _mm256_or_si256(bits(a[2], 6, 3), bits(a[1], 4, 4));
         break;
     case 4:
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) v[j] = bits(a[j % 4], 4 * (j / 4), 15);
+        for (int j = 0; j < 8; j++)
+            v[j] = bits(a[j % 4], 4 * (j / 4), 15);
         break;
     case 5:
 #pragma GCC unroll 8
-        for (int j = 0; j < 5; j++) v[j] = bits(a[j], 0, 31);
+        for (int j = 0; j < 5; j++)
+            v[j] = bits(a[j], 0, 31);
         v[5] = _mm256_or_si256(bits(a[0], 5, 7), bits(a[1], 3, 0x18));
         v[6] = _mm256_or_si256(bits(a[2], 5, 7), bits(a[3], 3, 0x18));
         v[7] = or3(bits(a[4], 5, 7), bits(a[1], 2, 8), bits(a[3], 1, 16));
@@ -196,73 +234,108 @@ INLINE void read_quants(int width, const uint8_t *p, vec v[8])
         break;
     default:
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) v[j] = a[j];
+        for (int j = 0; j < 8; j++)
+            v[j] = a[j];
         break;
     }
 }
 
-/* ---- products ---------------------------------------------------------------------------------- */
+/* ---- products ----------------------------------------------------------------------------------
+ */
 
-/* Unsigned quant vector times 4 activations a row, as int16: even lanes columns of the first half of
- * the step, odd lanes of the second. */
-INLINE vec mul1(vec v, const int8_t *q)
-{
-    return _mm256_maddubs_epi16(v, broadcast(q));
-}
-/* The same for signed quants; at most 2 * 128 * 127 because |q| <= 127. */
-INLINE vec mul1_signed(vec v, const int8_t *q)
-{
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(broadcast(q), v));
-}
+enum { R8_GROUPS = 4 }; /* most groups multiplied in step */
 
-/* int32 sums of `n` quant vectors times activations times factor, lane = row; n is as many as int16
- * holds: 8 of 4 bits (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of 6 bits (32004), 1 signed
- * one of 8 bits (32512). */
-INLINE vec part_sum(int n, const vec *v, const int8_t *q, vec factor)
+INLINE vec add16(vec a, vec b)
 {
-    vec s = n == 1 ? mul1_signed(v[0], q) : mul1(v[0], q);
-#pragma GCC unroll 8
-    for (int j = 1; j < n; j++) s = _mm256_add_epi16(s, mul1(v[j], q + 4 * j));
-    return _mm256_madd_epi16(s, factor);
+    return pinned(_mm256_add_epi16(a, b));
 }
-
 INLINE vec add32(vec a, vec b)
 {
     return _mm256_add_epi32(a, b);
 }
 
-/* sum over the step of q * activation * factor. int32 holds it for every type but Q6_K (four parts of
- * at most 2 * 32004 * 128 * 127), which is converted in two parts. */
-INLINE __m256 step_sum(int width, const vec v[8], const int8_t *q, vec factor)
+/* Quant vectors times 4 activations a row each, as int16: even lanes are columns of the first half
+ * of the step, odd lanes of the second. Two unsigned vectors are added; signed ones (at most 2 *
+ * 128 * 127 each, because |activation| <= 127) go to int32 at once. */
+INLINE vec mul2(vec v0, vec y0, vec v1, vec y1)
 {
-    if (width <= 4) return _mm256_cvtepi32_ps(part_sum(8, v, q, factor));
-    const int n = width == 8 ? 1 : width == 6 ? 2 : 4;
-    vec s = part_sum(n, v, q, factor), r = part_sum(n, v + 4, q + 16, factor);
-#pragma GCC unroll 4
-    for (int j = n; j < 4; j += n) {
-        s = add32(s, part_sum(n, v + j, q + 4 * j, factor));
-        r = add32(r, part_sum(n, v + 4 + j, q + 16 + 4 * j, factor));
-    }
-    if (width != 6) return _mm256_cvtepi32_ps(add32(s, r));
-    return _mm256_add_ps(_mm256_cvtepi32_ps(s), _mm256_cvtepi32_ps(r));
+    return add16(_mm256_maddubs_epi16(v0, y0), _mm256_maddubs_epi16(v1, y1));
+}
+INLINE vec mul2_signed(vec v0, vec y0, vec v1, vec y1, vec factor)
+{
+    vec p0 = _mm256_maddubs_epi16(_mm256_abs_epi8(v0), _mm256_sign_epi8(y0, v0));
+    vec p1 = _mm256_maddubs_epi16(_mm256_abs_epi8(v1), _mm256_sign_epi8(y1, v1));
+    return pinned(add32(_mm256_madd_epi16(p0, factor), _mm256_madd_epi16(p1, factor)));
 }
 
-/* acc + step j of a unit times one activation block (permuted, see pack_acts). */
-INLINE __m256 step_product(uint32_t type, const vec v[8], const r8_head *h, int j, const tn_q8 *a,
-                           __m256 acc)
+/* sum[k] = sum over the step of q * activation * factor, lane = row, for n groups. One pass over
+ * the activations for all groups; short trees, as the length of the chain decides how many steps
+ * overlap. Partners are unpacked from the same vector where there is one. int16 holds 8 products of
+ * 4-bit quants (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of 6 bits (32004). int32 holds
+ * the sum of a step for every type but Q6_K, whose sums wrap: the offset taken off later brings
+ * them back (32 * 32 * 127 * 128 * 127 < 2^31). */
+INLINE void step_sums(int width, int n, vec v[][8], const int8_t *q, const vec *factor, vec *sum)
 {
-    int width = tn_r8_shape_of(type).bits;
-    vec m = broadcast(a->m);
-    __m256 da = _mm256_broadcast_ss(&a->d);
-    if (scaled_by_16(type)) {
-        __m256 sum = step_sum(width, v, a->q, _mm256_mullo_epi16(h->pair[j], m));
-        acc = _mm256_fmadd_ps(sum, _mm256_mul_ps(h->d[0], da), acc);
-        acc = _mm256_fmadd_ps(h->m[2 * j], _mm256_broadcast_ss(a->s), acc);
-        return _mm256_fmadd_ps(h->m[2 * j + 1], _mm256_broadcast_ss(a->s + 1), acc);
+    vec p[R8_GROUPS][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const int j0 = width == 4 ? i : 2 * i, j1 = width == 4 ? i + 4 : 2 * i + 1;
+        const vec y0 = broadcast(q + 4 * j0), y1 = broadcast(q + 4 * j1);
+#pragma GCC unroll 4
+        for (int k = 0; k < n; k++) {
+            vec f = factor[k];
+            vec t = width == 8 ? mul2_signed(v[k][j0], y0, v[k][j1], y1, f)
+                               : mul2(v[k][j0], y0, v[k][j1], y1);
+            if (width == 6) t = _mm256_madd_epi16(t, f);
+            p[k][i] = t;
+            if (i % 2 == 0) continue;
+            p[k][i] = width < 6 ? add16(p[k][i - 1], t) : pinned(add32(p[k][i - 1], t));
+            if (width == 5) p[k][i] = pinned(_mm256_madd_epi16(p[k][i], f));
+        }
     }
-    acc = _mm256_fmadd_ps(step_sum(width, v, a->q, m), _mm256_mul_ps(h->d[j], da), acc);
-    if (type == TN_TYPE_Q8_0) return acc;
-    return _mm256_fmadd_ps(h->m[j], _mm256_broadcast_ss(a->s), acc);
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++)
+        sum[k] = width < 5 ? _mm256_madd_epi16(add16(p[k][1], p[k][3]), factor[k])
+                           : add32(p[k][1], p[k][3]);
+}
+
+/* Takes off what the offset of the quants added. */
+INLINE vec take_offset(uint32_t type, vec sum, vec factor, const r8_act *a)
+{
+    if (!quant_offset(type)) return sum;
+    vec c = broadcast(&a->c);
+    if (scaled_by_16(type))
+        c = _mm256_slli_epi32(_mm256_madd_epi16(factor, c), type == TN_TYPE_Q6_K ? 5 : 2);
+    return _mm256_sub_epi32(sum, c);
+}
+
+/* acc[k] += step j of a unit of group k times one activation block. unit: the first group's unit;
+ * h: the heads of K types, work space for the others. */
+INLINE void step_products(uint32_t type, int n, const uint8_t *unit, size_t group_bytes, r8_head *h,
+                          int j, vec v[][8], const r8_act *a, __m256 *acc)
+{
+    const tn_r8_shape s = tn_r8_shape_of(type);
+    const bool by_16 = scaled_by_16(type);
+    const vec m = broadcast(a->m);
+    vec factor[R8_GROUPS], sum[R8_GROUPS];
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++)
+        factor[k] = by_16 ? _mm256_mullo_epi16(h[k].pair[j], m) : m;
+    step_sums(s.bits, n, v, a->q, factor, sum);
+    const __m256 d = _mm256_broadcast_ss(&a->d);
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++) {
+        if (s.cols == 32) read_head(type, unit + (size_t)k * group_bytes, h + k);
+        if (has_min(type) && by_16) {
+            vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h[k].min[j], m), broadcast(&a->c));
+            acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h[k].m[0], d), acc[k]);
+        } else if (has_min(type)) {
+            acc[k] = _mm256_fmadd_ps(h[k].m[j], _mm256_broadcast_ss(&a->s), acc[k]);
+        }
+        sum[k] = take_offset(type, sum[k], factor[k], a);
+        acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]),
+                                 _mm256_mul_ps(h[k].d[by_16 ? 0 : j], d), acc[k]);
+    }
 }
 
 #endif

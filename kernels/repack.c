@@ -1,4 +1,5 @@
-/* Reading the R8 layout in plain C: what its bytes mean, dequantisation, and the scalar products. */
+/* Reading the R8 layout in plain C: what its bytes mean, dequantisation, and the scalar products.
+ */
 #include "repack.h"
 
 #include "f16.h"
@@ -29,21 +30,26 @@ static uint32_t bits(uint32_t v, int shift, int width, int to)
 static void unpack(int width, const uint8_t *step, int row, uint32_t v[8])
 {
     uint32_t a[8];
-    for (int i = 0; i < width; i++) a[i] = dword(step + 32 * i, row);
+    for (int i = 0; i < width; i++)
+        a[i] = dword(step + 32 * i, row);
     switch (width) {
     case 2:
-        for (int j = 0; j < 8; j++) v[j] = bits(a[j / 4], 2 * (j % 4), 2, 0);
+        for (int j = 0; j < 8; j++)
+            v[j] = bits(a[j / 4], 2 * (j % 4), 2, 0);
         break;
     case 3:
-        for (int j = 0; j < 6; j++) v[j] = bits(a[j / 2], 3 * (j % 2), 3, 0);
+        for (int j = 0; j < 6; j++)
+            v[j] = bits(a[j / 2], 3 * (j % 2), 3, 0);
         v[6] = bits(a[0], 6, 2, 0) | bits(a[1], 7, 1, 2);
         v[7] = bits(a[2], 6, 2, 0) | bits(a[1], 6, 1, 2);
         break;
     case 4:
-        for (int j = 0; j < 8; j++) v[j] = bits(a[j % 4], 4 * (j / 4), 4, 0);
+        for (int j = 0; j < 8; j++)
+            v[j] = bits(a[j % 4], 4 * (j / 4), 4, 0);
         break;
     case 5:
-        for (int j = 0; j < 5; j++) v[j] = bits(a[j], 0, 5, 0);
+        for (int j = 0; j < 5; j++)
+            v[j] = bits(a[j], 0, 5, 0);
         v[5] = bits(a[0], 5, 3, 0) | bits(a[1], 6, 2, 3);
         v[6] = bits(a[2], 5, 3, 0) | bits(a[3], 6, 2, 3);
         v[7] = bits(a[4], 5, 3, 0) | bits(a[1], 5, 1, 3) | bits(a[3], 5, 1, 4);
@@ -154,7 +160,8 @@ static double dot(const tn_r8_step *s, const tn_q8 *a)
     double sum = 0;
     for (int h = 0; h < 2; h++) {
         int32_t i = 0;
-        for (int c = 16 * h; c < 16 * h + 16; c++) i += s->q[c] * a->q[c];
+        for (int c = 16 * h; c < 16 * h + 16; c++)
+            i += s->q[c] * a->q[c];
         sum += (double)s->d[h] * a->d * (i * a->m[h]) - (double)s->m[h] * a->s[h];
     }
     return sum;

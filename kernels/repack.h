@@ -5,20 +5,18 @@
  * rows have in one block of the file's type (32 columns, 256 for the K types). A unit is a head (8
  * scales of each kind) and one *step* per 32 columns.
  *
- * A step holds the quants as vectors of 32 bytes, dword r of a vector being row r, so that no kernel
- * ever sums across a vector and an activation operand is one broadcast dword. Quant vector j < 8 has
- * in byte e of a row's dword column 16 * (e / 2) + 2 * j + e % 2: the even int16 lanes of a
- * vpmaddubsw are of the first 16 columns and the odd ones of the last 16, so that one vpmaddwd applies
- * the two integer scales of a tn_q8 (whose q the kernels permute in the same way).
+ * A step holds the quants as vectors of 32 bytes, dword r of a vector being row r, so that no
+ * kernel ever sums across a vector and an activation operand is one broadcast dword. Quant vector j
+ * < 8 has in byte e of a row's dword column 16 * (e / 2) + 2 * j + e % 2: the even int16 lanes of a
+ * vpmaddubsw are of the first 16 columns and the odd ones of the last 16, so that one vpmaddwd
+ * applies the two integer scales of a tn_q8 (whose q the kernels permute in the same way).
  *
  * The eight quant vectors V0..V7 are stored in `bits` vectors A0..:
  *   2 bits  Ai = V[4i] | V[4i+1] << 2 | V[4i+2] << 4 | V[4i+3] << 6
- *   3 bits  Ai = V[2i] | V[2i+1] << 3, top bits: A0 = V6 & 3, A1 = V7 >> 2 | V6 >> 2 << 1, A2 = V7 & 3
- *   4 bits  Ai = V[i] | V[i+4] << 4
- *   5 bits  Ai = V[i], top bits: A0 = V5 & 7, A2 = V6 & 7, A4 = V7 & 7, A1 = V7 >> 3 & 1 | V5 >> 3 << 1,
- *           A3 = V7 >> 4 | V6 >> 3 << 1
- *   6 bits  for k = 0, 4: A = V[k], V[k+1], V[k+2], top bits: V[k+3] >> 4, V[k+3] >> 2 & 3, V[k+3] & 3
- *   8 bits  Ai = V[i]
+ *   3 bits  Ai = V[2i] | V[2i+1] << 3, top bits: A0 = V6 & 3, A1 = V7 >> 2 | V6 >> 2 << 1, A2 = V7
+ * & 3 4 bits  Ai = V[i] | V[i+4] << 4 5 bits  Ai = V[i], top bits: A0 = V5 & 7, A2 = V6 & 7, A4 =
+ * V7 & 7, A1 = V7 >> 3 & 1 | V5 >> 3 << 1, A3 = V7 >> 4 | V6 >> 3 << 1 6 bits  for k = 0, 4: A =
+ * V[k], V[k+1], V[k+2], top bits: V[k+3] >> 4, V[k+3] >> 2 & 3, V[k+3] & 3 8 bits  Ai = V[i]
  *
  * Heads: float16 d of the 8 rows; for Q4_1 Q5_1 m, for Q2_K Q4_K Q5_K dmin of the 8 rows; then for
  * the K types the row's scale bytes as in the file, dword k of all rows after dword k - 1. */

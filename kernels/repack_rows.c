@@ -36,7 +36,8 @@ INLINE void small_quants(const uint8_t *qs, const uint8_t *qh, uint64_t c[4])
         c[i] = field(v, 0, 4);
         c[i + 2] = field(v, 4, 4);
     }
-    for (int i = 0; qh && i < 4; i++) c[i] |= spread(qh[i]) << 4;
+    for (int i = 0; qh && i < 4; i++)
+        c[i] |= spread(qh[i]) << 4;
 }
 
 /* Quants of columns 32 * step .. + 31 of a file block, 8 in each word. */
@@ -128,7 +129,8 @@ INLINE void place(int width, uint8_t *dst, const uint64_t c[4])
     default: break;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < width; i++) memcpy(dst + 32 * i, a + i, 4);
+    for (int i = 0; i < width; i++)
+        memcpy(dst + 32 * i, a + i, 4);
 }
 
 /* Where d, the second scale (-1: none) and the scale bytes lie in a file block. */
@@ -178,8 +180,8 @@ INLINE void repack(uint32_t type, void *dst, const void *src, int64_t n_rows, in
     if (n_rows < 8) memset(dst, 0, (size_t)(unit * n));
     for (int64_t u = 0; u < n; u++)
         for (int64_t r = 0; r < n_rows; r++)
-            put_block(type, (uint8_t *)dst + unit * u,
-                      (const uint8_t *)src + (r * n + u) * block, r);
+            put_block(type, (uint8_t *)dst + unit * u, (const uint8_t *)src + (r * n + u) * block,
+                      r);
 }
 
 #define REPACK(name, type)                                                                         \

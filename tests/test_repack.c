@@ -84,8 +84,8 @@ TEST(golden_blocks)
     }
 }
 
-/* A group of fewer than 8 rows is written in full, with zeros for the missing ones: so it equals the
- * group of 8 rows of which the others are zero in the file. */
+/* A group of fewer than 8 rows is written in full, with zeros for the missing ones: so it equals
+ * the group of 8 rows of which the others are zero in the file. */
 TEST(padding_is_zero)
 {
     tn_kernels k;
@@ -109,7 +109,8 @@ TEST(padding_is_zero)
         }
 }
 
-/* ---- products ---------------------------------------------------------------------------------- */
+/* ---- products ----------------------------------------------------------------------------------
+ */
 
 /* Sum of the magnitudes of what a kernel adds for one output: scale part and minimum part. */
 static double magnitude(const tn_weight *w8, const tn_q8 *a, int64_t row)
@@ -150,13 +151,15 @@ static float *multiply(const product *p, tn_matmul_fn f, void *scratch)
 {
     const int64_t n = p->x.n * p->stride;
     float *y = malloc((size_t)(n + 2 * CANARY) * sizeof *y);
-    for (int64_t i = 0; i < n + 2 * CANARY; i++) y[i] = 1.25f;
+    for (int64_t i = 0; i < n + 2 * CANARY; i++)
+        y[i] = 1.25f;
     f(&p->w, &p->x, y + CANARY, p->stride, p->row0, p->row1, scratch);
     for (int64_t i = 0; i < n + 2 * CANARY; i++) {
         int64_t r = (i - CANARY + p->stride) % p->stride;
         bool inside = i >= CANARY && i < n + CANARY && r >= p->row0 && r < p->row1;
-        if (!inside) CHECK_MSG(same(y[i], 1.25f), "%s: wrote outside its rows at %lld",
-                               name_of(p->w.type), (long long)(i - CANARY));
+        if (!inside)
+            CHECK_MSG(same(y[i], 1.25f), "%s: wrote outside its rows at %lld", name_of(p->w.type),
+                      (long long)(i - CANARY));
     }
     return y;
 }
@@ -176,7 +179,8 @@ static void check_product(const tn_kernels *fast, const tn_kernels *slow, const 
         for (int64_t r = p->row0; r < p->row1; r++) {
             double g = got[CANARY + t * p->stride + r], w = want[CANARY + t * p->stride + r];
             double limit = 2e-6 * magnitude(&p->w, one.x.q, r) + 1e-37;
-            CHECK_MSG(fabs(g - w) <= limit, "%s n=%lld rows %lld-%lld: y[%lld][%lld] is %.9g, want %.9g +- %.3g",
+            CHECK_MSG(fabs(g - w) <= limit,
+                      "%s n=%lld rows %lld-%lld: y[%lld][%lld] is %.9g, want %.9g +- %.3g",
                       name_of(type), (long long)p->x.n, (long long)p->row0, (long long)p->row1,
                       (long long)t, (long long)r, g, w, limit);
             CHECK_MSG(same(single[CANARY + r], got[CANARY + t * p->stride + r]),
