@@ -181,6 +181,7 @@ MATMUL(q6_k, TN_TYPE_Q6_K)
 void tn_kernels_avx2_r8(tn_kernels *k)
 {
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
+    tn_r8_repack_avx2(k->repack);
     f[TN_TYPE_Q4_0] = matmul_q4_0;
     f[TN_TYPE_Q4_1] = matmul_q4_1;
     f[TN_TYPE_Q5_0] = matmul_q5_0;

@@ -1,7 +1,5 @@
 /* File rows -> groups of 8 interleaved rows. Plain C on 64-bit words: eight quants at a time. */
-#include "repack.h"
-
-#include "../gguf/blocks.h"
+#include "repack_head.h"
 
 #include <string.h>
 
@@ -133,38 +131,11 @@ INLINE void place(int width, uint8_t *dst, const uint64_t c[4])
         memcpy(dst + 32 * i, a + i, 4);
 }
 
-/* Where d, the second scale (-1: none) and the scale bytes lie in a file block. */
-typedef struct head_map {
-    int d, m, scales;
-} head_map;
-
-INLINE head_map head_of(uint32_t type)
-{
-    switch (type) {
-    case TN_TYPE_Q2_K:
-        return (head_map){offsetof(tn_block_q2_k, d), offsetof(tn_block_q2_k, dmin),
-                          offsetof(tn_block_q2_k, scales)};
-    case TN_TYPE_Q3_K:
-        return (head_map){offsetof(tn_block_q3_k, d), -1, offsetof(tn_block_q3_k, scales)};
-    case TN_TYPE_Q4_K:
-    case TN_TYPE_Q5_K: return (head_map){0, 2, offsetof(tn_block_q4_k, scales)};
-    case TN_TYPE_Q6_K:
-        return (head_map){offsetof(tn_block_q6_k, d), -1, offsetof(tn_block_q6_k, scales)};
-    case TN_TYPE_Q4_1:
-    case TN_TYPE_Q5_1: return (head_map){0, 2, -1};
-    default: return (head_map){0, -1, -1};
-    }
-}
-
 /* One block of row r into its unit. */
 INLINE void put_block(uint32_t type, uint8_t *unit, const uint8_t *b, int64_t r)
 {
     tn_r8_shape s = tn_r8_shape_of(type);
-    head_map h = head_of(type);
-    memcpy(unit + 2 * r, b + h.d, 2);
-    if (h.m >= 0) memcpy(unit + 16 + 2 * r, b + h.m, 2);
-    for (int k = 0; h.scales >= 0 && k < (s.head - s.scales) / 32; k++)
-        memcpy(unit + s.scales + 32 * k + 4 * r, b + h.scales + 4 * k, 4);
+    tn_r8_put_head(type, unit, b, r);
 #pragma GCC unroll 8
     for (int j = 0; j < s.cols / 32; j++) {
         uint64_t c[4];

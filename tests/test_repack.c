@@ -109,6 +109,33 @@ TEST(padding_is_zero)
         }
 }
 
+/* Both kernels, or false where this CPU has no AVX2. */
+static bool levels(tn_kernels *fast, tn_kernels *slow)
+{
+    tn_kernels_init(fast, TN_ISA_AVX2);
+    tn_kernels_init(slow, TN_ISA_SCALAR);
+    return fast->isa & TN_ISA_AVX2;
+}
+
+TEST(avx2_same_bytes)
+{
+    tn_kernels fast, slow;
+    if (!levels(&fast, &slow)) SKIP("no AVX2");
+    uint64_t seed = 8;
+    for (int i = 0; i < N_TYPES; i++)
+        for (int64_t rows = 7; rows <= 17; rows++) {
+            guarded m, a, b;
+            tn_weight w = make_weight(&m, types[i], rows, 768, FILL_RANDOM, 0, &seed);
+            make_r8(&a, &fast, &w);
+            make_r8(&b, &slow, &w);
+            CHECK_MSG(memcmp(a.data, b.data, (size_t)((rows + 7) / 8 * 8) * w.row_bytes) == 0,
+                      "%s: %lld rows", name_of(types[i]), (long long)rows);
+            guarded_free(&m);
+            guarded_free(&a);
+            guarded_free(&b);
+        }
+}
+
 /* ---- products ----------------------------------------------------------------------------------
  */
 
@@ -190,14 +217,6 @@ static void check_product(const tn_kernels *fast, const tn_kernels *slow, const 
     }
     free(want);
     free(got);
-}
-
-/* Both kernels, or false where this CPU has no AVX2. */
-static bool levels(tn_kernels *fast, tn_kernels *slow)
-{
-    tn_kernels_init(fast, TN_ISA_AVX2);
-    tn_kernels_init(slow, TN_ISA_SCALAR);
-    return fast->isa & TN_ISA_AVX2;
 }
 
 static void check_case(uint32_t type, int64_t rows, int64_t cols, int64_t n, weight_fill wf,
