@@ -10,7 +10,7 @@ enum {
     TILE_ROWS = 4,
     TILE_TOK = 3,
     PANEL = 1024,    /* columns */
-    TOKEN_BLOCK = 48 /* tokens whose panel stays in the second cache level; a multiple of TILE_TOK */
+    TOKEN_BLOCK = 72 /* tokens whose panel stays in the second cache level; a multiple of TILE_TOK */
 };
 _Static_assert(sizeof(float) * TILE_ROWS * PANEL <= TN_SCRATCH_BYTES, "scratch");
 
@@ -34,9 +34,9 @@ ALWAYS_INLINE __m256 load_part(uint32_t type, const uint8_t *p, int64_t n)
     return load8(type, whole);
 }
 
-/* out[r][t] = product of row r and token t over n columns. Rows lie w_stride bytes apart. */
+/* out[t][r] = product of row r and token t over n columns. Rows lie w_stride bytes apart. */
 ALWAYS_INLINE void tile(uint32_t type, int n_rows, int n_tok, const uint8_t *w, size_t w_stride,
-                        const float *x, int64_t x_stride, int64_t n, float out[TILE_ROWS][TILE_TOK])
+                        const float *x, int64_t x_stride, int64_t n, float out[TILE_TOK][TILE_ROWS])
 {
     const size_t size = element_bytes(type);
     __m256 sum[TILE_ROWS][TILE_TOK];
@@ -56,26 +56,27 @@ ALWAYS_INLINE void tile(uint32_t type, int n_rows, int n_tok, const uint8_t *w, 
             for (int t = 0; t < n_tok; t++) sum[r][t] = _mm256_fmadd_ps(u, v[t], sum[r][t]);
         }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < n_rows; r++)
 #pragma GCC unroll 3
-        for (int t = 0; t < n_tok; t++) out[r][t] = hsum8(sum[r][t]);
+    for (int t = 0; t < n_tok; t++) {
+        if (n_rows == 1) out[t][0] = hsum8(sum[0][t]);
+        else _mm_storeu_ps(out[t], hsum8x4(sum[0][t], sum[1][t], sum[2][t], sum[3][t]));
+    }
     for (int r = 0; c < n && r < n_rows; r++) {
         const __m256 u = load_part(type, w + (size_t)r * w_stride + (size_t)c * size, n - c);
         for (int t = 0; t < n_tok; t++) {
             const __m256 v = load_part(TN_TYPE_F32, (const uint8_t *)(x + t * x_stride + c), n - c);
-            out[r][t] += hsum8(_mm256_mul_ps(u, v));
+            out[t][r] += hsum8(_mm256_mul_ps(u, v));
         }
     }
 }
 
 typedef void (*tile_fn)(const uint8_t *w, size_t w_stride, const float *x, int64_t x_stride,
-                        int64_t n, float out[TILE_ROWS][TILE_TOK]);
+                        int64_t n, float out[TILE_TOK][TILE_ROWS]);
 
 #define STAMP_TILE(TYPE, R, T)                                                                     \
     static void tile_##TYPE##_##R##_##T(const uint8_t *w, size_t w_stride, const float *x,         \
                                         int64_t x_stride, int64_t n,                               \
-                                        float out[TILE_ROWS][TILE_TOK])                            \
+                                        float out[TILE_TOK][TILE_ROWS])                            \
     {                                                                                              \
         tile(TN_TYPE_##TYPE, R, T, w, w_stride, x, x_stride, n, out);                              \
     }
@@ -143,13 +144,12 @@ static void multiply(const tiles *k, const piece *p, float *scratch)
     for (int64_t t = 0; t < p->n_tok; t += TILE_TOK) {
         const int64_t n_tok = p->n_tok - t < TILE_TOK ? p->n_tok - t : TILE_TOK;
         const float *x = p->x->f + (p->t0 + t) * p->x->f_stride + p->c;
-        float out[TILE_ROWS][TILE_TOK];
+        float out[TILE_TOK][TILE_ROWS];
         k->of[p->n_rows == TILE_ROWS][n_tok - 1](w, w_stride, x, p->x->f_stride, p->n, out);
-        for (int r = 0; r < p->n_rows; r++)
-            for (int i = 0; i < n_tok; i++) {
-                float *to = p->y + (p->t0 + t + i) * p->y_stride + p->row + r;
-                *to = p->c ? *to + out[r][i] : out[r][i];
-            }
+        for (int i = 0; i < n_tok; i++) {
+            float *to = p->y + (p->t0 + t + i) * p->y_stride + p->row;
+            for (int r = 0; r < p->n_rows; r++) to[r] = p->c ? to[r] + out[i][r] : out[i][r];
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 /* Products with row-major quantised weights, as they lie in a mapped file.
  *
- * One body serves all types. A row is walked in chunks of 8 blocks of 32 (one super-block of the K
- * types); the weights of a block are unpacked once for up to 4 tokens. Per block and token:
+ * One body serves all types. Rows are walked in chunks of 8 blocks of 32 (one super-block of the K
+ * types), as tiles of 4 rows x 1 token or 1 row x up to 4 tokens. Per block, row and token:
  *     maddubs  32 products of 8 bits, summed in pairs of 16 bits
  *     madd     times the half's integer activation scale (and the weight's, where it has one per
  *              half), summed to 8 x 32 bits; the halves are the 128-bit lanes
@@ -9,7 +9,7 @@
  * Signed weights go through |w| * (x with the sign of w): maddubs wants its first factor unsigned,
  * and |-128| = 128 is right as an unsigned byte. No pair saturates: 2 * 128 * 127 < 32768.
  *
- * type, n_tok and n_blocks are constants in every stamped copy, so all branches on them vanish. */
+ * type, n_rows and n_tok are constants in every stamped copy, so all branches on them vanish. */
 #include "avx2_util.h"
 #include "kernels.h"
 
@@ -18,7 +18,7 @@
 #include <stddef.h>
 
 enum {
-    MAX_TOK = 4,
+    MAX_TILE = 4,      /* rows or tokens of a tile */
     PANEL = 2048,      /* blocks of 32 per pass over the columns; bounds the scratch */
     ROW_BLOCK = 64,    /* rows that stay in cache while all tokens pass */
     PREFETCH = 1024    /* bytes ahead */
@@ -36,7 +36,7 @@ typedef struct token {
     const tn_q8 *q;
     float *d, *s[2];
 } token;
-_Static_assert(sizeof(float) * 3 * MAX_TOK * PANEL <= TN_SCRATCH_BYTES, "scratch");
+_Static_assert(sizeof(float) * 3 * MAX_TILE * PANEL <= TN_SCRATCH_BYTES, "scratch");
 
 ALWAYS_INLINE bool is_signed(uint32_t type)
 {
@@ -267,66 +267,94 @@ ALWAYS_INLINE __m256i spread_m(const tn_q8 *x)
     return _mm256_shuffle_epi8(_mm256_set1_epi32((int)load_u32(x->m)), places);
 }
 
-/* Adds block i of a chunk: acc[t][i % 2] += scale[t][i] * (integer dot product). */
-ALWAYS_INLINE void add_block(uint32_t type, int n_tok, const uint8_t *p, int i, const scales *s,
-                             const token *x, int64_t block, float scale[][8], __m256 acc[][2],
-                             int half)
+/* Sums of a tile: up to MAX_TILE rows x 1 token or 1 row x MAX_TILE tokens. */
+typedef struct sums {
+    __m256 of[MAX_TILE][MAX_TILE];
+} sums;
+
+/* Adds block i of a chunk: sum += scale * (integer dot product). */
+ALWAYS_INLINE void add_block(uint32_t type, int n_rows, int n_tok, const uint8_t *const *p, int i,
+                             const scales *s, const token *x, int64_t block,
+                             float (*scale)[MAX_TILE][8], sums *sum)
 {
-    const __m256i w = load_weights(type, p, i), size = _mm256_abs_epi8(w);
-    const __m256i sc = spread_16(s->sc, i);
+    __m256i w[MAX_TILE];
+#pragma GCC unroll 4
+    for (int r = 0; r < n_rows; r++) w[r] = load_weights(type, p[r], i);
 #pragma GCC unroll 4
     for (int t = 0; t < n_tok; t++) {
         const tn_q8 *q = &x[t].q[block + i];
-        __m256i v = load_256(q->q), m = spread_m(q);
-        v = is_signed(type) ? _mm256_maddubs_epi16(size, _mm256_sign_epi8(v, w))
-                            : _mm256_maddubs_epi16(w, v);
-        if (has_half_scales(type)) m = _mm256_mullo_epi16(m, sc);
-        acc[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(v, m)),
-                                       _mm256_broadcast_ss(&scale[t][i]), acc[t][half]);
+        const __m256i v = load_256(q->q), m = spread_m(q);
+#pragma GCC unroll 4
+        for (int r = 0; r < n_rows; r++) {
+            __m256i pairs = is_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[r]),
+                                                                   _mm256_sign_epi8(v, w[r]))
+                                            : _mm256_maddubs_epi16(w[r], v);
+            __m256i factor = has_half_scales(type) ? _mm256_mullo_epi16(m, spread_16(s[r].sc, i)) : m;
+            __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, factor));
+            sum->of[r][t] = _mm256_fmadd_ps(dot, _mm256_set1_ps(scale[r][t][i]), sum->of[r][t]);
+        }
     }
 }
 
 /* Adds n blocks (8, or what is left of a row of small blocks) from `block` on. */
-ALWAYS_INLINE void add_chunk(uint32_t type, int n_tok, int n, const uint8_t *p, const token *x,
-                             int64_t block, __m256 acc[][2])
+ALWAYS_INLINE void add_chunk(uint32_t type, int n_rows, int n_tok, int n, const uint8_t *const *p,
+                             const token *x, int64_t block, sums *sum)
 {
-    _Alignas(32) float scale[MAX_TOK][8];
-    scales s;
-    load_scales(&s, type, p, n);
+    _Alignas(32) float scale[MAX_TILE][MAX_TILE][8];
+    scales s[MAX_TILE];
 #pragma GCC unroll 4
-    for (int t = 0; t < n_tok; t++) {
-        _mm256_store_ps(scale[t], _mm256_mul_ps(s.a, _mm256_loadu_ps(x[t].d + block)));
-        if (is_signed(type)) continue;
-        __m256 s0 = _mm256_loadu_ps(x[t].s[0] + block), s1 = _mm256_loadu_ps(x[t].s[1] + block);
-        acc[t][0] = _mm256_fnmadd_ps(s.b[0], s0, acc[t][0]);
-        acc[t][1] = _mm256_fnmadd_ps(s.b[has_half_mins(type)], s1, acc[t][1]);
+    for (int r = 0; r < n_rows; r++) {
+        load_scales(&s[r], type, p[r], n);
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tok; t++) {
+            __m256 *to = &sum->of[r][t], d = _mm256_loadu_ps(x[t].d + block);
+            _mm256_store_ps(scale[r][t], _mm256_mul_ps(s[r].a, d));
+            if (is_signed(type)) continue;
+            *to = _mm256_fnmadd_ps(s[r].b[0], _mm256_loadu_ps(x[t].s[0] + block), *to);
+            *to = _mm256_fnmadd_ps(s[r].b[has_half_mins(type)],
+                                   _mm256_loadu_ps(x[t].s[1] + block), *to);
+        }
     }
+    /* The compiler would extract each scale from the vector with two shuffles; a broadcast from
+     * memory costs none, so it must not know what memory holds. */
+    __asm__("" : "+m"(scale));
     if (n == 8) {
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            add_block(type, n_tok, p, i, &s, x, block, scale, acc, i % 2);
+        for (int i = 0; i < 8; i++) add_block(type, n_rows, n_tok, p, i, s, x, block, scale, sum);
     } else {
-        for (int i = 0; i < n; i++) add_block(type, n_tok, p, i, &s, x, block, scale, acc, 0);
+        for (int i = 0; i < n; i++) add_block(type, n_rows, n_tok, p, i, s, x, block, scale, sum);
     }
 }
 
-/* out[t] = one row times n_tok tokens over n_blocks blocks. */
-ALWAYS_INLINE void dot_row(uint32_t type, int n_tok, const uint8_t *row, const token *x,
-                           int64_t n_blocks, float *out)
+/* out[r][t] = n_rows rows, row_bytes apart, times n_tok tokens over n_blocks blocks. */
+ALWAYS_INLINE void dot_tile(uint32_t type, int n_rows, int n_tok, const uint8_t *row,
+                            size_t row_bytes, const token *x, int64_t n_blocks,
+                            float out[MAX_TILE][MAX_TILE])
 {
-    __m256 acc[MAX_TOK][2];
+    const uint8_t *p[MAX_TILE];
+    sums sum;
 #pragma GCC unroll 4
-    for (int t = 0; t < n_tok; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+    for (int r = 0; r < n_rows; r++) {
+        p[r] = row + (size_t)r * row_bytes;
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tok; t++) sum.of[r][t] = _mm256_setzero_ps();
+    }
     int64_t block = 0;
-    for (; block + 8 <= n_blocks; block += 8, row += chunk_bytes(type)) {
-        for (size_t ahead = 0; ahead < chunk_bytes(type); ahead += 64)
-            _mm_prefetch((const char *)row + PREFETCH + ahead, _MM_HINT_T0);
-        add_chunk(type, n_tok, 8, row, x, block, acc);
+    for (; block + 8 <= n_blocks; block += 8) {
+        add_chunk(type, n_rows, n_tok, 8, p, x, block, &sum);
+#pragma GCC unroll 4
+        for (int r = 0; r < n_rows; r++) {
+            for (size_t ahead = 0; ahead < chunk_bytes(type); ahead += 64)
+                _mm_prefetch((const char *)p[r] + PREFETCH + ahead, _MM_HINT_T0);
+            p[r] += chunk_bytes(type);
+        }
     }
     if (block < n_blocks && type < TN_TYPE_Q2_K) /* rows of super-blocks end with a chunk */
-        add_chunk(type, n_tok, (int)(n_blocks - block), row, x, block, acc);
+        add_chunk(type, n_rows, n_tok, (int)(n_blocks - block), p, x, block, &sum);
 #pragma GCC unroll 4
-    for (int t = 0; t < n_tok; t++) out[t] = hsum8(_mm256_add_ps(acc[t][0], acc[t][1]));
+    for (int r = 0; r < n_rows; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tok; t++) out[r][t] = hsum8(sum.of[r][t]);
 }
 
 /* Gathers the float parts of blocks [first, first + n) of n_tok tokens, zeros up to a multiple of 8. */
@@ -344,52 +372,68 @@ static void gather(token *x, float *scratch, const tn_q8 *q, int64_t q_stride, i
     }
 }
 
-/* Rows [row0, row1) times n_tok tokens from t0 on, blocks [first, first + n) of the columns. */
-ALWAYS_INLINE void panel(uint32_t type, int n_tok, const tn_weight *w, const tn_acts *a, float *y,
-                         int64_t y_stride, int64_t row0, int64_t row1, int64_t t0, int64_t first,
-                         int64_t n, void *scratch)
+/* A piece of the product: rows [row0, row1), n_tok tokens from t0, blocks [first, first + n) of the
+ * columns. Adds to y unless first is 0. */
+typedef struct piece {
+    const tn_weight *w;
+    const tn_acts *x;
+    float *y;
+    int64_t y_stride, row0, row1, t0, n_tok, first, n;
+} piece;
+
+ALWAYS_INLINE void put_tile(const piece *p, int n_rows, int n_tok, int64_t row,
+                            float out[MAX_TILE][MAX_TILE])
 {
-    token x[MAX_TOK];
-    const int64_t q_stride = w->cols / 32;
-    gather(x, scratch, a->q + t0 * q_stride + first, q_stride, n_tok, n);
-    const size_t skip = (size_t)(first / 8) * chunk_bytes(type);
-    for (int64_t r = row0; r < row1; r++) {
-        float out[MAX_TOK];
-        dot_row(type, n_tok, (const uint8_t *)w->data + (size_t)r * w->row_bytes + skip, x, n, out);
-        for (int t = 0; t < n_tok; t++) {
-            float *to = &y[(t0 + t) * y_stride + r];
-            *to = first ? *to + out[t] : out[t];
-        }
+    for (int t = 0; t < n_tok; t++) {
+        float *to = p->y + (p->t0 + t) * p->y_stride + row;
+        for (int r = 0; r < n_rows; r++) to[r] = p->first ? to[r] + out[r][t] : out[r][t];
     }
 }
 
-typedef void (*panel_fn)(const tn_weight *w, const tn_acts *a, float *y, int64_t y_stride,
-                         int64_t row0, int64_t row1, int64_t t0, int64_t first, int64_t n,
-                         void *scratch);
+/* n_tok == p->n_tok. One token: rows by four, to unpack its blocks once for all four. */
+ALWAYS_INLINE void panel(uint32_t type, int n_tok, const piece *p, void *scratch)
+{
+    token x[MAX_TILE];
+    float out[MAX_TILE][MAX_TILE];
+    const int64_t q_stride = p->w->cols / 32;
+    const size_t row_bytes = p->w->row_bytes;
+    const uint8_t *w = (const uint8_t *)p->w->data + (size_t)(p->first / 8) * chunk_bytes(type);
+    gather(x, scratch, p->x->q + p->t0 * q_stride + p->first, q_stride, n_tok, p->n);
+    int64_t r = p->row0;
+    for (; n_tok == 1 && r + MAX_TILE <= p->row1; r += MAX_TILE) {
+        dot_tile(type, MAX_TILE, n_tok, w + (size_t)r * row_bytes, row_bytes, x, p->n, out);
+        put_tile(p, MAX_TILE, n_tok, r, out);
+    }
+    for (; r < p->row1; r++) {
+        dot_tile(type, 1, n_tok, w + (size_t)r * row_bytes, row_bytes, x, p->n, out);
+        put_tile(p, 1, n_tok, r, out);
+    }
+}
+
+typedef void (*panel_fn)(const piece *p, void *scratch);
 
 /* Blocks rows and columns so that weights stay in cache while all tokens pass. */
-static void matmul(const panel_fn by_tokens[MAX_TOK], const tn_weight *w, const tn_acts *x, float *y,
-                   int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
+static void matmul(const panel_fn by_tokens[MAX_TILE], const tn_weight *w, const tn_acts *x,
+                   float *y, int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     const int64_t n_blocks = w->cols / 32;
-    for (int64_t r = row0; r < row1; r += ROW_BLOCK) {
-        const int64_t r1 = r + ROW_BLOCK < row1 ? r + ROW_BLOCK : row1;
-        for (int64_t first = 0; first < n_blocks; first += PANEL) {
-            const int64_t n = n_blocks - first < PANEL ? n_blocks - first : PANEL;
-            for (int64_t t = 0; t < x->n; t += MAX_TOK) {
-                const int64_t n_tok = x->n - t < MAX_TOK ? x->n - t : MAX_TOK;
-                by_tokens[n_tok - 1](w, x, y, y_stride, r, r1, t, first, n, scratch);
+    piece p = {.w = w, .x = x, .y = y, .y_stride = y_stride};
+    for (p.row0 = row0; p.row0 < row1; p.row0 = p.row1) {
+        p.row1 = p.row0 + ROW_BLOCK < row1 ? p.row0 + ROW_BLOCK : row1;
+        for (p.first = 0; p.first < n_blocks; p.first += PANEL) {
+            p.n = n_blocks - p.first < PANEL ? n_blocks - p.first : PANEL;
+            for (p.t0 = 0; p.t0 < x->n; p.t0 += MAX_TILE) {
+                p.n_tok = x->n - p.t0 < MAX_TILE ? x->n - p.t0 : MAX_TILE;
+                by_tokens[p.n_tok - 1](&p, scratch);
             }
         }
     }
 }
 
 #define STAMP_TOKENS(TYPE, N)                                                                      \
-    static void TYPE##_##N(const tn_weight *w, const tn_acts *a, float *y, int64_t y_stride,       \
-                           int64_t row0, int64_t row1, int64_t t0, int64_t first, int64_t n,       \
-                           void *scratch)                                                          \
+    static void TYPE##_##N(const piece *p, void *scratch)                                          \
     {                                                                                              \
-        panel(TN_TYPE_##TYPE, N, w, a, y, y_stride, row0, row1, t0, first, n, scratch);            \
+        panel(TN_TYPE_##TYPE, N, p, scratch);                                                      \
     }
 #define STAMP(TYPE)                                                                                \
     STAMP_TOKENS(TYPE, 1)                                                                          \
@@ -399,7 +443,7 @@ static void matmul(const panel_fn by_tokens[MAX_TOK], const tn_weight *w, const 
     static void matmul_##TYPE(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
     {                                                                                              \
-        static const panel_fn by_tokens[MAX_TOK] = {TYPE##_1, TYPE##_2, TYPE##_3, TYPE##_4};       \
+        static const panel_fn by_tokens[MAX_TILE] = {TYPE##_1, TYPE##_2, TYPE##_3, TYPE##_4};       \
         matmul(by_tokens, w, x, y, y_stride, row0, row1, scratch);                                 \
     }
 STAMP(Q4_0)

@@ -352,7 +352,10 @@ static int bench(double mib, const char *only)
 {
     enum { COLS = 2048, N = 64 };
     uint64_t seed = 9;
-    test_acts a = make_acts(N, COLS, ACT_RANDOM, &seed);
+    test_acts a = make_acts(N + 1, COLS, ACT_RANDOM, &seed);
+    a.x.n = N; /* aligned as the engine's buffers are */
+    a.x.f_stride = COLS;
+    a.x.f = (const float *)(((uintptr_t)a.x.f + 63) / 64 * 64);
     FOR_MATMUL_TYPES(type)
     {
         size_t row_bytes;

@@ -1,0 +1,32 @@
+/* Internal: what an engine owns. */
+#ifndef TN_ENGINE_H
+#define TN_ENGINE_H
+
+#include "tenon.h"
+#include "../kernels/blas.h"
+#include "../kernels/kernels.h"
+#include "../kernels/pool.h"
+
+#include <pthread.h>
+
+struct tn_engine {
+    tn_allocator a;
+    tn_kernels kernels;
+    tn_pool *pool;
+    tn_blas *blas;         /* NULL: our own kernels serve */
+    void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
+    int n_threads;
+    pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
+    tn_log_fn log;
+    void *log_user;
+    _Atomic int n_models;
+};
+
+void tn_engine_log(const tn_engine *e, tn_log_level level, const char *fmt, ...) TN_PRINTF(3, 4);
+/* Copies a caller's options struct into a zeroed full-size one, honouring its struct_size.
+ * Returns TN_EARG if struct_size is zero or not a plausible size. */
+tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what, tn_error *err);
+/* Seconds on a monotonic clock. */
+double tn_now(void);
+
+#endif

@@ -1,0 +1,98 @@
+#include "kv.h"
+
+#include <string.h>
+
+static size_t element_bytes(uint32_t type)
+{
+    return type == TN_TYPE_F32 ? 4 : 2;
+}
+
+size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
+{
+    return (size_t)hp->n_layers * (size_t)hp->n_head_kv *
+           (size_t)(hp->head_dim_k + hp->head_dim_v) * element_bytes(type);
+}
+
+tn_status tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size, int64_t cap,
+                     const tn_allocator *a, tn_error *err)
+{
+    *kv = (tn_kv){.a = a, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
+                  .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
+                  .head_dim_v = hp->head_dim_v};
+    const size_t row = (size_t)hp->n_head_kv * (size_t)page_size * element_bytes(type);
+    kv->k_bytes = row * (size_t)hp->head_dim_k;
+    kv->v_bytes = row * (size_t)hp->head_dim_v;
+    kv->cap_pages = (size_t)((cap + page_size - 1) / page_size);
+    const size_t n_views = kv->cap_pages * (size_t)hp->n_layers;
+    kv->pages = tn_alloc(a, kv->cap_pages, sizeof *kv->pages);
+    kv->k = tn_alloc(a, n_views, sizeof *kv->k);
+    kv->v = tn_alloc(a, n_views, sizeof *kv->v);
+    if (!kv->pages || !kv->k || !kv->v)
+        return tn_fail_nomem(err, n_views * 2 * sizeof *kv->k, "the KV page table");
+    return TN_OK;
+}
+
+void tn_kv_free(tn_kv *kv)
+{
+    for (size_t p = 0; p < kv->n_pages; p++) tn_free(kv->a, kv->pages[p]);
+    tn_free(kv->a, kv->pages);
+    tn_free(kv->a, kv->k);
+    tn_free(kv->a, kv->v);
+}
+
+static tn_status add_page(tn_kv *kv, tn_error *err)
+{
+    const size_t layer_bytes = kv->k_bytes + kv->v_bytes, p = kv->n_pages;
+    /* Zeroed, so that kernels may read whole vectors past the last position without meeting NaN. */
+    char *page = tn_alloc(kv->a, (size_t)kv->n_layers, layer_bytes);
+    if (!page) return tn_fail_nomem(err, layer_bytes * (size_t)kv->n_layers, "a KV page");
+    kv->pages[kv->n_pages++] = page;
+    for (size_t l = 0; l < (size_t)kv->n_layers; l++) {
+        kv->k[l * kv->cap_pages + p] = page + l * layer_bytes;
+        kv->v[l * kv->cap_pages + p] = page + l * layer_bytes + kv->k_bytes;
+    }
+    return TN_OK;
+}
+
+tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err)
+{
+    while ((int64_t)kv->n_pages * kv->page_size < n) {
+        tn_status s = add_page(kv, err);
+        if (s) return s;
+    }
+    return TN_OK;
+}
+
+tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)
+{
+    return (tn_kv_view){.type = kv->type, .page_size = kv->page_size, .n_head_kv = kv->n_head_kv,
+                        .head_dim_k = kv->head_dim_k, .head_dim_v = kv->head_dim_v,
+                        .k = kv->k + (size_t)layer * kv->cap_pages,
+                        .v = kv->v + (size_t)layer * kv->cap_pages};
+}
+
+/* Scatters one position's heads into a page: x[n_head_kv][dim] -> page[head][slot][dim]. */
+static void put(const tn_kv *kv, const tn_kernels *kern, void *page, int32_t slot, int32_t dim,
+                const float *x)
+{
+    for (int32_t h = 0; h < kv->n_head_kv; h++) {
+        const size_t at = ((size_t)h * (size_t)kv->page_size + (size_t)slot) * (size_t)dim;
+        if (kv->type == TN_TYPE_F32) memcpy((float *)page + at, x + (size_t)h * dim, (size_t)dim * 4);
+        else kern->to_f16((uint16_t *)page + at, x + (size_t)h * dim, dim);
+    }
+}
+
+void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t pos, const float *k,
+               const float *v)
+{
+    const tn_kv_view view = tn_kv_layer(kv, layer);
+    const int64_t page = pos / kv->page_size;
+    const int32_t slot = (int32_t)(pos % kv->page_size);
+    put(kv, kern, view.k[page], slot, kv->head_dim_k, k);
+    put(kv, kern, view.v[page], slot, kv->head_dim_v, v);
+}
+
+uint64_t tn_kv_bytes(const tn_kv *kv)
+{
+    return (uint64_t)kv->n_pages * (uint64_t)kv->n_layers * (kv->k_bytes + kv->v_bytes);
+}

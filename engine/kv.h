@@ -1,0 +1,33 @@
+/* Internal: the KV cache of one sequence, in pages behind a page table.
+ * A page holds page_size positions of every layer; it is allocated when a position in it is first
+ * needed and kept until the cache is freed. */
+#ifndef TN_KV_H
+#define TN_KV_H
+
+#include "model.h"
+
+typedef struct tn_kv {
+    const tn_allocator *a;
+    uint32_t type; /* TN_TYPE_F16 or TN_TYPE_F32 */
+    int32_t page_size, n_layers, n_head_kv, head_dim_k, head_dim_v;
+    size_t k_bytes, v_bytes; /* of one layer's page */
+    void **pages;            /* [n_pages] one allocation each, all layers */
+    size_t n_pages, cap_pages;
+    void **k, **v;           /* [n_layers][cap_pages] views into the pages */
+} tn_kv;
+
+/* Room for cap positions is prepared in the tables; no page is allocated yet. */
+tn_status tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size, int64_t cap,
+                     const tn_allocator *a, tn_error *err);
+void tn_kv_free(tn_kv *kv);
+/* Makes positions [0, n) writable. On failure the pages there already are kept. */
+tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err);
+tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);
+/* Writes one position of a layer: k[n_head_kv * head_dim_k], v[n_head_kv * head_dim_v]. */
+void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t pos, const float *k,
+               const float *v);
+uint64_t tn_kv_bytes(const tn_kv *kv);
+/* Bytes of one position over all layers. */
+size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type);
+
+#endif

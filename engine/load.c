@@ -1,0 +1,265 @@
+/* Carries weights from the file to their final place and layout, on all threads. */
+#include "engine.h"
+#include "model.h"
+#include "synthetic.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+/* One piece of reading: rows [row0, row0 + n_rows) of one matrix of a tensor. */
+struct tn_load_job {
+    const tn_gguf_tensor *tensor;
+    const tn_weight *file;  /* how the rows lie in the file: type, cols, row_bytes */
+    size_t file_offset;     /* bytes from the start of the tensor to row0 */
+    int64_t n_rows;
+    char *dst;              /* where row0 goes */
+    tn_layout layout;
+    bool to_f32;            /* dequantise on the way */
+};
+
+/* Bytes of file a job covers at most: small enough to balance, large enough to read well. */
+enum { job_bytes = TN_SCRATCH_BYTES };
+
+void *tn_load_alloc(tn_load *l, size_t bytes)
+{
+    tn_model *m = l->m;
+    if (!tn_grow(m->a, (void **)&m->owned, &m->cap_owned, m->n_owned, m->n_owned + 1, sizeof(void *)))
+        return NULL;
+    void *p = tn_alloc_raw(m->a, bytes, 1);
+    if (p) m->owned[m->n_owned++] = p;
+    return p;
+}
+
+static const tn_kernels *kernels(const tn_load *l)
+{
+    return &l->m->engine->kernels;
+}
+
+static tn_status check_type(tn_load *l, const tn_gguf_tensor *t, tn_weight *w)
+{
+    const tn_type_info *info = tn_type_get(t->type);
+    if (!info || !info->matmul || !kernels(l)->dequantize[TN_LAYOUT_ROWS][t->type])
+        return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
+                       "%s: tensor '%.*s' has type %s, which tenon cannot compute with yet", l->m->name,
+                       (int)t->name.len, t->name.data, info ? info->name : "?");
+    size_t row_bytes;
+    if (!tn_type_row_bytes(t->type, t->shape[0], &row_bytes))
+        return tn_fail(l->err, TN_EFORMAT, t->header_offset,
+                       "%s: tensor '%.*s': %llu columns are no multiple of the block of %s", l->m->name,
+                       (int)t->name.len, t->name.data, (unsigned long long)t->shape[0], info->name);
+    *w = (tn_weight){.type = t->type, .layout = TN_LAYOUT_ROWS, .cols = (int64_t)t->shape[0],
+                     .rows = (int64_t)(t->shape[1] * t->shape[2]), .row_bytes = row_bytes};
+    return TN_OK;
+}
+
+/* ---- reading one job --------------------------------------------------------------------------- */
+
+static tn_status read_file(const tn_load *l, const struct tn_load_job *j, void *dst, size_t bytes,
+                           tn_error *err)
+{
+    const tn_gguf *g = l->m->gguf;
+    int fd = tn_gguf_part_fd(g, j->tensor->part);
+    size_t done = 0, offset = j->tensor->offset + j->file_offset;
+    if (fd < 0) {
+        memcpy(dst, tn_gguf_tensor_data(g, j->tensor) + j->file_offset, bytes);
+        return TN_OK;
+    }
+    while (done < bytes) {
+        ssize_t n = pread(fd, (char *)dst + done, bytes - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            return tn_fail(err, TN_EIO, (int64_t)(offset + done), "%s: cannot read tensor '%.*s': %s",
+                           tn_gguf_part_path(g, j->tensor->part), (int)j->tensor->name.len,
+                           j->tensor->name.data, n ? strerror(errno) : "the file ends early");
+        done += (size_t)n;
+    }
+    return TN_OK;
+}
+
+static tn_status fetch(const tn_load *l, const struct tn_load_job *j, void *dst, tn_error *err)
+{
+    const size_t bytes = (size_t)j->n_rows * j->file->row_bytes;
+    if (!l->random) return read_file(l, j, dst, bytes, err);
+    tn_synthetic_fill(dst, j->file->type, bytes, j->file_offset);
+    return TN_OK;
+}
+
+static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bounce, tn_error *err)
+{
+    if (j->layout == TN_LAYOUT_ROWS && !j->to_f32) return fetch(l, j, j->dst, err);
+    tn_status s = fetch(l, j, bounce, err);
+    if (s) return s;
+    if (j->to_f32) {
+        tn_weight rows = *j->file;
+        rows.data = bounce;
+        for (int64_t r = 0; r < j->n_rows; r++)
+            kernels(l)->dequantize[TN_LAYOUT_ROWS][rows.type](&rows, r,
+                                                              (float *)(void *)j->dst + r * rows.cols);
+        return TN_OK;
+    }
+    for (int64_t r = 0; r < j->n_rows; r += 8)
+        kernels(l)->repack[j->file->type](j->dst + (size_t)r * j->file->row_bytes,
+                                          bounce + (size_t)r * j->file->row_bytes,
+                                          j->n_rows - r < 8 ? j->n_rows - r : 8, j->file->cols);
+    return TN_OK;
+}
+
+/* ---- queueing ---------------------------------------------------------------------------------- */
+
+static bool queue(tn_load *l, struct tn_load_job job)
+{
+    if (!tn_grow(l->m->a, (void **)&l->jobs, &l->cap_jobs, l->n_jobs, l->n_jobs + 1, sizeof job))
+        return false;
+    l->jobs[l->n_jobs++] = job;
+    l->total_bytes += (size_t)job.n_rows * job.file->row_bytes;
+    return true;
+}
+
+/* Splits one matrix of a tensor into jobs of whole groups of 8 rows. */
+static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *file, size_t offset,
+                         int64_t rows, const tn_weight *w, char *dst)
+{
+    int64_t step = (int64_t)(job_bytes / file->row_bytes) / 8 * 8;
+    if (step < 8) step = 8;
+    for (int64_t r = 0; r < rows; r += step) {
+        struct tn_load_job j = {.tensor = t, .file = file, .layout = w->layout, .to_f32 = l->exact};
+        j.file_offset = offset + (size_t)r * file->row_bytes;
+        j.n_rows = rows - r < step ? rows - r : step;
+        j.dst = dst + (size_t)r * w->row_bytes;
+        if (!queue(l, j)) return false;
+    }
+    return true;
+}
+
+tn_status tn_load_weight(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, int32_t n_experts,
+                         bool row_major)
+{
+    tn_status s = check_type(l, t, w);
+    if (s) return s;
+    if (l->map) {
+        w->data = tn_gguf_tensor_data(l->m->gguf, t);
+        return TN_OK;
+    }
+    tn_weight *file = tn_load_alloc(l, sizeof *file);
+    if (!file) return tn_fail_nomem(l->err, sizeof *file, "a tensor");
+    *file = *w;
+    if (l->exact) {
+        w->type = TN_TYPE_F32;
+        w->row_bytes = (size_t)w->cols * sizeof(float);
+    } else if (!row_major && kernels(l)->repack[w->type]) {
+        w->layout = TN_LAYOUT_R8;
+    }
+    const int64_t count = n_experts ? n_experts : 1, rows = w->rows / count;
+    const size_t stride = (size_t)tn_expert_rows(w, rows);
+    size_t bytes;
+    if (!tn_mul_size(stride * (size_t)count, w->row_bytes, &bytes))
+        return tn_fail_nomem(l->err, SIZE_MAX, "a tensor");
+    char *dst = tn_load_alloc(l, bytes);
+    if (!dst) return tn_fail_nomem(l->err, bytes, "a tensor");
+    w->data = dst;
+    l->m->held_bytes += bytes;
+    for (int64_t e = 0; e < count; e++)
+        if (!queue_matrix(l, t, file, (size_t)e * (size_t)rows * file->row_bytes, rows, w,
+                          dst + (size_t)e * stride * w->row_bytes))
+            return tn_fail_nomem(l->err, sizeof *l->jobs, "the load queue");
+    return TN_OK;
+}
+
+tn_status tn_load_vector(tn_load *l, float **v, const tn_gguf_tensor *t)
+{
+    tn_weight w;
+    tn_status s = check_type(l, t, &w);
+    if (s) return s;
+    float *out = tn_load_alloc(l, (size_t)w.cols * sizeof *out);
+    char *raw = tn_alloc_raw(l->m->a, w.row_bytes, 1);
+    if (!out || !raw) s = tn_fail_nomem(l->err, w.row_bytes, "a vector");
+    struct tn_load_job j = {.tensor = t, .file = &w, .n_rows = 1};
+    if (!s) s = fetch(l, &j, raw, l->err);
+    if (!s) {
+        w.data = raw;
+        kernels(l)->dequantize[TN_LAYOUT_ROWS][w.type](&w, 0, out);
+        *v = out;
+        l->m->held_bytes += (size_t)w.cols * sizeof *out;
+    }
+    tn_free(l->m->a, raw);
+    return s;
+}
+
+/* ---- running ----------------------------------------------------------------------------------- */
+
+typedef struct load_run {
+    tn_load *l;
+    char **bounce; /* [threads] */
+    atomic_int failed;
+    _Atomic uint64_t done;
+    tn_error *errs; /* [threads] */
+    tn_status *status;
+} load_run;
+
+static void load_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    load_run *r = arg;
+    tn_load *l = r->l;
+    for (int64_t i = begin; i < end && !atomic_load(&r->failed); i++) {
+        tn_status s = TN_OK;
+        if (l->opt->cancel && l->opt->cancel(l->opt->user))
+            s = tn_fail(&r->errs[worker], TN_ECANCELED, -1, "%s: loading was canceled", l->m->name);
+        if (!s) s = run_job(l, &l->jobs[i], r->bounce[worker], &r->errs[worker]);
+        if (s) {
+            r->status[worker] = s;
+            atomic_store(&r->failed, 1);
+            return;
+        }
+        uint64_t bytes = (uint64_t)l->jobs[i].n_rows * l->jobs[i].file->row_bytes;
+        uint64_t done = atomic_fetch_add(&r->done, bytes) + bytes;
+        if (l->opt->progress && worker == 0) l->opt->progress(l->opt->user, done, l->total_bytes);
+    }
+}
+
+static size_t bounce_bytes(const tn_load *l)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < l->n_jobs; i++) {
+        size_t need = (size_t)l->jobs[i].n_rows * l->jobs[i].file->row_bytes;
+        if (need > bytes) bytes = need;
+    }
+    return bytes;
+}
+
+static tn_status run_all(tn_load *l, load_run *r)
+{
+    tn_engine *e = l->m->engine;
+    size_t bytes = bounce_bytes(l);
+    for (int i = 0; i < e->n_threads; i++)
+        if (!(r->bounce[i] = tn_alloc_raw(&e->a, bytes, 1)))
+            return tn_fail_nomem(l->err, bytes, "a read buffer");
+    pthread_mutex_lock(&e->turn);
+    tn_pool_run(e->pool, load_task, r, (int64_t)l->n_jobs, 1);
+    pthread_mutex_unlock(&e->turn);
+    for (int i = 0; i < e->n_threads; i++)
+        if (r->status[i]) {
+            if (l->err) *l->err = r->errs[i];
+            return r->status[i];
+        }
+    if (l->opt->progress) l->opt->progress(l->opt->user, l->total_bytes, l->total_bytes);
+    return TN_OK;
+}
+
+tn_status tn_load_run(tn_load *l)
+{
+    const tn_engine *e = l->m->engine;
+    const size_t n = (size_t)e->n_threads;
+    load_run r = {.l = l};
+    r.bounce = tn_alloc(&e->a, n, sizeof *r.bounce);
+    r.errs = tn_alloc(&e->a, n, sizeof *r.errs);
+    r.status = tn_alloc(&e->a, n, sizeof *r.status);
+    tn_status s = r.bounce && r.errs && r.status ? run_all(l, &r)
+                                                 : tn_fail_nomem(l->err, n * sizeof *r.errs, "loading");
+    for (size_t i = 0; r.bounce && i < n; i++) tn_free(&e->a, r.bounce[i]);
+    tn_free(&e->a, r.bounce);
+    tn_free(&e->a, r.errs);
+    tn_free(&e->a, r.status);
+    return s;
+}

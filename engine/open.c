@@ -1,0 +1,222 @@
+/* Opening and closing models, and telling about them. */
+#include "engine.h"
+#include "hardware.h"
+#include "model.h"
+#include "synthetic.h"
+#include "template.h"
+#include "tokenizer.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+/* Memory a model wants beside its weights before READ is chosen over MAP. */
+static const double read_headroom = 1.2;
+
+static tn_status new_model(tn_model **out, tn_engine *e, const char *name, tn_error *err)
+{
+    tn_model *m = tn_alloc(&e->a, 1, sizeof *m);
+    if (!m) return tn_fail_nomem(err, sizeof *m, "the model");
+    m->engine = e;
+    m->a = &e->a;
+    atomic_fetch_add(&e->n_models, 1);
+    m->name = tn_strndup(m->a, name, strlen(name));
+    if (!m->name) {
+        tn_model_close(m);
+        return tn_fail_nomem(err, strlen(name), "the model's name");
+    }
+    *out = m;
+    return TN_OK;
+}
+
+void tn_model_close(tn_model *m)
+{
+    if (!m) return;
+    const tn_allocator *a = m->a;
+    for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
+    tn_free(a, m->owned);
+    tn_vocab_free(m->vocab);
+    tn_gguf_close(m->gguf);
+    tn_free(a, m->header);
+    tn_free(a, m->title);
+    tn_free(a, m->name);
+    atomic_fetch_sub(&m->engine->n_models, 1);
+    tn_free(a, m);
+}
+
+static tn_status find_arch(tn_model *m, tn_error *err)
+{
+    tn_str name = {NULL, 0};
+    tn_status s = tn_gguf_get_str(m->gguf, "general.architecture", &name, err);
+    if (s) return s;
+    if (!name.data)
+        return tn_fail(err, TN_EFORMAT, -1, "%s: key 'general.architecture' is missing", m->name);
+    m->arch = tn_arch_find(name);
+    if (m->arch) return TN_OK;
+    return tn_fail(err, TN_EUNSUPPORTED, -1, "%s: architecture '%.*s' is not supported; tenon runs %s",
+                   m->name, (int)(name.len < 60 ? name.len : 60), name.data, tn_arch_names());
+}
+
+static tn_status load_vocab(tn_model *m, tn_error *err)
+{
+    if (!tn_gguf_find(m->gguf, "tokenizer.ggml.model")) return TN_OK;
+    return tn_vocab_new(&m->vocab, m->gguf, m->a, err);
+}
+
+static void count_weights(tn_model *m)
+{
+    uint64_t per_type[TN_TYPE_COUNT] = {0};
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(m->gguf, i);
+        m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
+        m->weight_bytes += t->bytes;
+        per_type[t->type] += t->bytes;
+        const bool expert = t->shape[2] > 1;
+        const bool lookup = m->output.data != m->token_embd.data && t->n_dims == 2 &&
+                            t->name.len == 17 && memcmp(t->name.data, "token_embd.weight", 17) == 0;
+        if (lookup) continue;
+        m->token_bytes += expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
+    }
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        if (per_type[i] > per_type[m->main_type]) m->main_type = i;
+}
+
+static bool choose_map(const tn_model *m, const tn_model_options *opt)
+{
+    if (opt->exact || opt->load == TN_LOAD_READ) return false;
+    if (opt->load == TN_LOAD_MAP) return true;
+    uint64_t bytes = 0, have = tn_host_memory_available();
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++)
+        bytes += tn_gguf_tensor_at(m->gguf, i)->bytes;
+    return have && (double)bytes * read_headroom > (double)have;
+}
+
+static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
+{
+    tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
+    l.map = !random && choose_map(m, opt);
+    m->mapped = l.map;
+    l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
+    tn_status s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
+    if (!s) s = tn_load_run(&l);
+    tn_free(m->a, l.used);
+    tn_free(m->a, l.jobs);
+    if (s) return s;
+    if (!m->output.data) m->output = m->token_embd;
+    count_weights(m);
+    if (m->vocab && tn_vocab_size(m->vocab) != m->hp.n_vocab)
+        return tn_fail(err, TN_EFORMAT, -1, "%s: %d tokens in the vocabulary, but %d rows in token_embd",
+                       m->name, (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
+    return TN_OK;
+}
+
+static tn_status copy_title(tn_model *m, tn_error *err)
+{
+    tn_str s = {"", 0};
+    tn_status status = tn_gguf_get_str(m->gguf, "general.name", &s, err);
+    if (status) return status;
+    m->title = tn_strndup(m->a, s.data, s.len);
+    return m->title ? TN_OK : tn_fail_nomem(err, s.len, "the model's title");
+}
+
+/* Everything after the header has been parsed into m->gguf. Closes m on failure. */
+static tn_status finish(tn_model **out, tn_model *m, const tn_model_options *opt, bool random,
+                        double start, tn_error *err)
+{
+    tn_status s = copy_title(m, err);
+    if (!s && !opt->vocab_only) s = find_arch(m, err);
+    if (!s) s = load_vocab(m, err);
+    if (!s && !opt->vocab_only) s = load_weights(m, opt, random, err);
+    if (s) {
+        tn_model_close(m);
+        return s;
+    }
+    m->load_s = tn_now() - start;
+    *out = m;
+    return TN_OK;
+}
+
+static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_model_options *options,
+                       tn_model_options *opt, tn_gguf_options *gopt, tn_error *err)
+{
+    tn_status s = tn_options_copy(opt, sizeof *opt, options, "tn_model_options", err);
+    if (s) return s;
+    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_MAP)
+        return tn_fail(err, TN_EARG, -1, "load mode %d is unknown", (int)opt->load);
+    *gopt = (tn_gguf_options){sizeof *gopt, opt->vocab_only, &e->a};
+    return new_model(m, e, name, err);
+}
+
+tn_status tn_model_open(tn_model **out, tn_engine *e, const char *path, const tn_model_options *options,
+                        tn_error *err)
+{
+    *out = NULL;
+    const double start = tn_now();
+    tn_model_options opt;
+    tn_gguf_options gopt;
+    tn_model *m;
+    tn_status s = begin(&m, e, path, options, &opt, &gopt, err);
+    if (s) return s;
+    s = tn_gguf_open(&m->gguf, path, &gopt, err);
+    if (!s) return finish(out, m, &opt, false, start, err);
+    tn_model_close(m);
+    return s;
+}
+
+tn_status tn_model_open_memory(tn_model **out, tn_engine *e, const void *bytes, size_t size,
+                               const char *name, const tn_model_options *options, tn_error *err)
+{
+    *out = NULL;
+    const double start = tn_now();
+    tn_model_options opt;
+    tn_gguf_options gopt;
+    tn_model *m;
+    tn_status s = begin(&m, e, name, options, &opt, &gopt, err);
+    if (s) return s;
+    s = tn_gguf_parse(&m->gguf, bytes, size, name, &gopt, err);
+    if (!s) return finish(out, m, &opt, false, start, err);
+    tn_model_close(m);
+    return s;
+}
+
+tn_status tn_model_open_synthetic(tn_model **out, tn_engine *e, const char *shape, const char *type,
+                                  const tn_model_options *options, tn_error *err)
+{
+    *out = NULL;
+    const double start = tn_now();
+    tn_model_options opt;
+    tn_gguf_options gopt;
+    tn_model *m;
+    size_t size;
+    tn_status s = begin(&m, e, shape, options, &opt, &gopt, err);
+    if (s) return s;
+    gopt.header_only = true;
+    s = tn_synthetic_header(&m->header, &size, shape, type, m->a, err);
+    if (!s) s = tn_gguf_parse(&m->gguf, m->header, size, shape, &gopt, err);
+    if (!s) return finish(out, m, &opt, true, start, err);
+    tn_model_close(m);
+    return s;
+}
+
+tn_status tn_model_get_info(const tn_model *m, tn_model_info *info, tn_error *err)
+{
+    if (info->struct_size < sizeof info->struct_size || info->struct_size > 4096)
+        return tn_fail(err, TN_EARG, -1, "tn_model_info: set struct_size to sizeof the struct");
+    tn_str tmpl = {NULL, 0};
+    tn_status s = tn_gguf_get_str(m->gguf, "tokenizer.chat_template", &tmpl, err);
+    if (s) return s;
+    tn_model_info full = {
+        .struct_size = info->struct_size,
+        .arch = m->arch ? m->arch->name : "",
+        .name = m->title,
+        .type = m->arch ? tn_type_get(m->main_type)->name : "",
+        .n_params = m->n_params, .weight_bytes = m->weight_bytes, .token_bytes = m->token_bytes,
+        .n_layers = m->hp.n_layers, .n_embd = m->hp.n_embd, .n_head = m->hp.n_head,
+        .n_head_kv = m->hp.n_head_kv, .n_ff = m->hp.n_ff, .n_expert = m->hp.n_expert,
+        .n_expert_used = m->hp.n_expert_used, .n_ctx_train = m->hp.n_ctx_train,
+        .n_vocab = m->arch ? m->hp.n_vocab : (m->vocab ? tn_vocab_size(m->vocab) : 0),
+        .has_chat_template = tmpl.data != NULL,
+        .chat_template = tmpl.data ? tn_chat_format_detect(tmpl.data, tmpl.len) : NULL,
+    };
+    memcpy(info, &full, info->struct_size < sizeof full ? info->struct_size : sizeof full);
+    return TN_OK;
+}

@@ -1,0 +1,17 @@
+#include "tenon.h"
+
+#ifndef TN_COMMIT
+#define TN_COMMIT ""
+#endif
+#define STR2(x) #x
+#define STR(x) STR2(x)
+
+const char *tn_version(void)
+{
+    return STR(TN_VERSION_MAJOR) "." STR(TN_VERSION_MINOR) "." STR(TN_VERSION_PATCH);
+}
+
+const char *tn_commit(void)
+{
+    return TN_COMMIT;
+}
