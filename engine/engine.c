@@ -1,4 +1,5 @@
 #include "engine.h"
+#include "model.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,0 +1,336 @@
+/* Contexts: one sequence over a model. Feeding tokens, taking some back, statistics. */
+#include "engine.h"
+#include "exec.h"
+#include "hardware.h"
+#include "kv.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+enum {
+    default_batch = 512,
+    max_batch = 1 << 16,
+    default_page = 256,
+    min_page = 16,
+    max_page = 1 << 16,
+    max_ctx = 1 << 30,
+    least_default_ctx = 4096,
+    slice_bytes = 8 << 20 /* of logits handed out at once */
+};
+
+struct tn_context {
+    tn_model *m;
+    const tn_allocator *a;
+    tn_context_options opt;
+    tn_kv kv;
+    tn_exec *exec;
+    int32_t *tokens; /* [n_tokens] */
+    size_t n_tokens, cap_tokens;
+    float *logits; /* [n_vocab] */
+    bool has_logits;
+    float *slice; /* [slice_rows][n_vocab], from the first tn_context_eval_all on */
+    int32_t slice_rows;
+    double prefill_s, decode_s;
+    uint64_t prefill_tokens, decode_tokens;
+    atomic_flag busy;
+};
+
+/* ---- making ------------------------------------------------------------------------------------
+ */
+
+static tn_status check_options(const tn_model *m, const tn_context_options *o, tn_error *err)
+{
+    if (!m->layers)
+        return tn_fail(err, TN_EARG, -1, "%s: opened with vocab_only, so it cannot make a context",
+                       m->name);
+    if (o->n_ctx < 0 || o->n_ctx > max_ctx)
+        return tn_fail(err, TN_EARG, -1,
+                       "n_ctx is %d; use 0 (what the model was trained for) to %d", o->n_ctx,
+                       (int)max_ctx);
+    if (o->n_batch < 0 || o->n_batch > max_batch)
+        return tn_fail(err, TN_EARG, -1, "n_batch is %d; use 0 (%d) to %d", o->n_batch,
+                       (int)default_batch, (int)max_batch);
+    if (o->kv != TN_KV_F16 && o->kv != TN_KV_F32)
+        return tn_fail(err, TN_EARG, -1, "kv type %d is unknown", (int)o->kv);
+    const int32_t page = o->page_size;
+    if (page && (page < min_page || page > max_page || (page & (page - 1))))
+        return tn_fail(err, TN_EARG, -1,
+                       "page_size is %d; use 0 (%d) or a power of two from %d to %d", page,
+                       (int)default_page, (int)min_page, (int)max_page);
+    return TN_OK;
+}
+
+/* What the model was trained for, or what fits into memory, but not below 4,096. */
+static int32_t default_ctx(const tn_model *m, uint32_t kv_type)
+{
+    const uint64_t have = tn_host_memory_available();
+    const uint64_t fits = have / tn_kv_position_bytes(&m->hp, kv_type);
+    int32_t n = m->hp.n_ctx_train;
+    if (!have || n <= least_default_ctx || fits >= (uint64_t)n) return n;
+    n = fits > least_default_ctx ? (int32_t)fits : least_default_ctx;
+    tn_engine_log(
+        m->engine, TN_LOG_WARN,
+        "%s: %d positions of context instead of the %d it was trained for: memory is short",
+        m->name, n, m->hp.n_ctx_train);
+    return n;
+}
+
+static tn_status fill(tn_context *c, tn_error *err)
+{
+    const tn_model *m = c->m;
+    tn_context_options *o = &c->opt;
+    const uint32_t kv_type = o->kv == TN_KV_F32 ? TN_TYPE_F32 : TN_TYPE_F16;
+    if (!o->n_ctx) o->n_ctx = default_ctx(m, kv_type);
+    if (!o->n_batch) o->n_batch = default_batch;
+    if (o->n_batch > o->n_ctx) o->n_batch = o->n_ctx;
+    if (!o->page_size) o->page_size = default_page;
+    if (o->n_ctx > m->hp.n_ctx_train)
+        tn_engine_log(m->engine, TN_LOG_WARN, "%s: a context of %d, but it was trained for %d",
+                      m->name, o->n_ctx, m->hp.n_ctx_train);
+    tn_status s = tn_kv_init(&c->kv, &m->hp, kv_type, o->page_size, o->n_ctx, c->a, err);
+    if (!s) s = tn_exec_new(&c->exec, m, &c->kv, o->n_batch, err);
+    if (s) return s;
+    c->logits = tn_alloc_raw(c->a, (size_t)m->hp.n_vocab, sizeof *c->logits);
+    return c->logits ? TN_OK : tn_fail_nomem(err, (size_t)m->hp.n_vocab * 4, "logits");
+}
+
+tn_status tn_context_new(tn_context **out, tn_model *m, const tn_context_options *options,
+                         tn_error *err)
+{
+    *out = NULL;
+    tn_context_options opt;
+    tn_status s = tn_options_copy(&opt, sizeof opt, options, "tn_context_options", err);
+    if (!s) s = check_options(m, &opt, err);
+    if (s) return s;
+    tn_context *c = tn_alloc(m->a, 1, sizeof *c);
+    if (!c) return tn_fail_nomem(err, sizeof *c, "the context");
+    c->m = m;
+    c->a = m->a;
+    c->opt = opt;
+    atomic_flag_clear(&c->busy);
+    atomic_fetch_add(&m->n_contexts, 1);
+    s = fill(c, err);
+    if (s)
+        tn_context_free(c);
+    else
+        *out = c;
+    return s;
+}
+
+void tn_context_free(tn_context *c)
+{
+    if (!c) return;
+    tn_exec_free(c->exec);
+    tn_kv_free(&c->kv);
+    tn_free(c->a, c->tokens);
+    tn_free(c->a, c->logits);
+    tn_free(c->a, c->slice);
+    atomic_fetch_sub(&c->m->n_contexts, 1);
+    tn_free(c->a, c);
+}
+
+/* ---- evaluating --------------------------------------------------------------------------------
+ */
+
+static tn_status check_tokens(const tn_context *c, const int32_t *tokens, int32_t n, tn_error *err)
+{
+    if (n < 1) return tn_fail(err, TN_EARG, -1, "%d tokens to evaluate; give at least 1", n);
+    const int32_t n_vocab = c->m->hp.n_vocab;
+    for (int32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= n_vocab)
+            return tn_fail(err, TN_EARG, -1, "token %d at index %d is outside the vocabulary of %d",
+                           tokens[i], i, n_vocab);
+    const int64_t left = (int64_t)c->opt.n_ctx - (int64_t)c->n_tokens;
+    if (n > left)
+        return tn_fail(err, TN_EFULL, -1,
+                       "%d more tokens do not fit: the context holds %d and %zu are used", n,
+                       c->opt.n_ctx, c->n_tokens);
+    return TN_OK;
+}
+
+/* One call: the tokens, and for which rows logits are wanted. */
+typedef struct evaluation {
+    tn_context *c;
+    const int32_t *tokens;
+    int32_t n, first_row;
+    tn_logits_fn fn; /* NULL: of the last row only */
+    void *user;
+    tn_error *err;
+} evaluation;
+
+/* Hands out the logits of the last `rows` rows of a batch that ends at row `end`. */
+static tn_status hand_out(const evaluation *e, int32_t end, int32_t rows)
+{
+    tn_context *c = e->c;
+    const size_t n_vocab = (size_t)c->m->hp.n_vocab;
+    for (int32_t i = 0; i < rows; i += c->slice_rows) {
+        const int32_t n = rows - i < c->slice_rows ? rows - i : c->slice_rows;
+        pthread_mutex_lock(&c->m->engine->turn);
+        tn_status s = tn_exec_head(c->exec, i, n, c->slice);
+        pthread_mutex_unlock(&c->m->engine->turn);
+        if (s) return s;
+        if (!e->fn(e->user, end - rows + i, n, c->slice))
+            return tn_fail(e->err, TN_ECANCELED, -1, "the evaluation was canceled");
+        if (end - rows + i + n == e->n)
+            memcpy(c->logits, c->slice + (size_t)(n - 1) * n_vocab, n_vocab * sizeof *c->logits);
+    }
+    return TN_OK;
+}
+
+static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
+{
+    tn_context *c = e->c;
+    tn_batch b = {.tokens = e->tokens + at,
+                  .n = n,
+                  .pos0 = (int64_t)c->n_tokens + at,
+                  .cancel = c->opt.cancel,
+                  .user = c->opt.user,
+                  .err = e->err};
+    if (e->fn)
+        b.n_out = at + n <= e->first_row ? 0 : at > e->first_row ? n : at + n - e->first_row;
+    else
+        b.n_out = at + n == e->n;
+    pthread_mutex_lock(&c->m->engine->turn);
+    tn_status s = tn_forward(c->exec, c->m, &b);
+    if (!s && !e->fn && b.n_out) s = tn_exec_head(c->exec, 0, 1, c->logits);
+    pthread_mutex_unlock(&c->m->engine->turn);
+    return s || !e->fn ? s : hand_out(e, at + n, (int32_t)b.n_out);
+}
+
+/* Everything that can fail for lack of memory comes before the first batch. */
+static tn_status reserve(const evaluation *e)
+{
+    tn_context *c = e->c;
+    const size_t need = c->n_tokens + (size_t)e->n, n_vocab = (size_t)c->m->hp.n_vocab;
+    if (!tn_grow(c->a, (void **)&c->tokens, &c->cap_tokens, c->n_tokens, need, sizeof *c->tokens))
+        return tn_fail_nomem(e->err, need * sizeof *c->tokens, "the context's tokens");
+    if (e->fn && !c->slice) {
+        size_t rows = slice_bytes / (n_vocab * sizeof(float));
+        if (rows < 1) rows = 1;
+        if (rows > (size_t)c->opt.n_batch) rows = (size_t)c->opt.n_batch;
+        c->slice_rows = (int32_t)rows;
+        c->slice = tn_alloc_raw(c->a, rows * n_vocab, sizeof *c->slice);
+        if (!c->slice) return tn_fail_nomem(e->err, rows * n_vocab * sizeof *c->slice, "logits");
+    }
+    return tn_kv_reserve(&c->kv, (int64_t)need, e->err);
+}
+
+static tn_status evaluate(const evaluation *e)
+{
+    tn_context *c = e->c;
+    tn_status s = check_tokens(c, e->tokens, e->n, e->err);
+    if (!s && (e->first_row < 0 || e->first_row >= e->n))
+        s = tn_fail(e->err, TN_EARG, -1, "first_row is %d of %d tokens", e->first_row, e->n);
+    if (!s) s = reserve(e);
+    if (s) return s;
+    const double start = tn_now();
+    for (int32_t at = 0; at < e->n && !s; at += c->opt.n_batch) {
+        const int32_t n = e->n - at < c->opt.n_batch ? e->n - at : c->opt.n_batch;
+        s = eval_batch(e, at, n);
+        if (!s && c->opt.progress) c->opt.progress(c->opt.user, (uint64_t)(at + n), (uint64_t)e->n);
+    }
+    const double seconds = tn_now() - start;
+    *(e->n > 1 ? &c->prefill_s : &c->decode_s) += seconds;
+    if (s) return s;
+    *(e->n > 1 ? &c->prefill_tokens : &c->decode_tokens) += (uint64_t)e->n;
+    memcpy(c->tokens + c->n_tokens, e->tokens, (size_t)e->n * sizeof *c->tokens);
+    c->n_tokens += (size_t)e->n;
+    c->has_logits = true;
+    return TN_OK;
+}
+
+static bool enter(tn_context *c, tn_status *s, tn_error *err)
+{
+    if (!atomic_flag_test_and_set(&c->busy)) return true;
+    *s = tn_fail(err, TN_EBUSY, -1, "the context is in use by another call");
+    return false;
+}
+
+static void leave(tn_context *c)
+{
+    atomic_flag_clear(&c->busy);
+}
+
+tn_status tn_context_eval(tn_context *c, const int32_t *tokens, int32_t n, tn_error *err)
+{
+    tn_status s;
+    if (!enter(c, &s, err)) return s;
+    const evaluation e = {.c = c, .tokens = tokens, .n = n, .err = err};
+    s = evaluate(&e);
+    leave(c);
+    return s;
+}
+
+tn_status tn_context_eval_all(tn_context *c, const int32_t *tokens, int32_t n, int32_t first_row,
+                              tn_logits_fn fn, void *user, tn_error *err)
+{
+    tn_status s;
+    if (!fn)
+        return tn_fail(err, TN_EARG, -1, "tn_context_eval_all needs a function for the logits");
+    if (!enter(c, &s, err)) return s;
+    const evaluation e = {c, tokens, n, first_row, fn, user, err};
+    s = evaluate(&e);
+    leave(c);
+    return s;
+}
+
+tn_status tn_context_rewind(tn_context *c, int32_t n, tn_error *err)
+{
+    tn_status s = TN_OK;
+    if (!enter(c, &s, err)) return s;
+    if (n < 0 || (size_t)n > c->n_tokens) {
+        s = tn_fail(err, TN_EARG, -1, "cannot rewind to %d of %zu tokens", n, c->n_tokens);
+    } else {
+        c->n_tokens = (size_t)n;
+        c->has_logits = false;
+    }
+    leave(c);
+    return s;
+}
+
+/* ---- looking -----------------------------------------------------------------------------------
+ */
+
+const float *tn_context_logits(const tn_context *c)
+{
+    return c->has_logits ? c->logits : NULL;
+}
+
+int32_t tn_context_length(const tn_context *c)
+{
+    return (int32_t)c->n_tokens;
+}
+
+int32_t tn_context_capacity(const tn_context *c)
+{
+    return c->opt.n_ctx;
+}
+
+const int32_t *tn_context_tokens(const tn_context *c)
+{
+    return c->tokens;
+}
+
+tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
+{
+    if (stats->struct_size < sizeof stats->struct_size || stats->struct_size > 4096)
+        return tn_fail(err, TN_EARG, -1, "tn_stats: set struct_size to sizeof the struct");
+    tn_stats full = {.struct_size = stats->struct_size,
+                     .prefill_s = c->prefill_s,
+                     .decode_s = c->decode_s,
+                     .prefill_tokens = c->prefill_tokens,
+                     .decode_tokens = c->decode_tokens,
+                     .load_s = c->m->load_s,
+                     .kv_bytes_held = tn_kv_bytes(&c->kv),
+                     .model_bytes_held = c->m->held_bytes};
+    tn_exec_stats(c->exec, &full);
+    memcpy(stats, &full, stats->struct_size < sizeof full ? stats->struct_size : sizeof full);
+    return TN_OK;
+}
+
+void tn_context_stats_reset(tn_context *c)
+{
+    c->prefill_s = c->decode_s = 0;
+    c->prefill_tokens = c->decode_tokens = 0;
+    tn_exec_stats_reset(c->exec);
+}

@@ -1,0 +1,540 @@
+/* The host side of exec: the operations of a transformer on the pool. Decode of one token takes
+ * four loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
+ * them is too short to share and runs in the calling thread. */
+#include "exec_host.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    attend_chunks = 32,    /* pieces of the context in decode, at most */
+    attend_min_chunk = 64, /* positions */
+    tile_floats = 1 << 18
+};
+
+bool tn_host_reads_q8(const tn_weight *w)
+{
+    return w->type != TN_TYPE_F32 && w->type != TN_TYPE_F16 && w->type != TN_TYPE_BF16;
+}
+
+/* ---- buffers -----------------------------------------------------------------------------------
+ */
+
+/* A layout of many arrays in one allocation: first called with base NULL to count. */
+typedef struct arena {
+    char *base;
+    size_t used;
+} arena;
+
+static void *take(arena *a, int64_t count, size_t size)
+{
+    void *p = a->base ? a->base + a->used : NULL;
+    a->used += ((size_t)count * size + 63) / 64 * 64;
+    return p;
+}
+
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Whether products of the FFN's first half read 8-bit (q8) or float32 (f32) inputs, and its second.
+ */
+typedef struct readers {
+    bool in_q8, in_f32, down_q8, down_f32;
+} readers;
+
+static readers find_readers(const tn_model *m)
+{
+    readers r = {0};
+    for (int32_t i = 0; i < m->hp.n_layers; i++) {
+        const tn_layer *y = &m->layers[i];
+        const bool gate = tn_host_reads_q8(&y->ffn_gate), up = tn_host_reads_q8(&y->ffn_up);
+        r.in_q8 |= gate || up;
+        r.in_f32 |= !gate || !up;
+        r.down_q8 |= tn_host_reads_q8(&y->ffn_down);
+        r.down_f32 |= !tn_host_reads_q8(&y->ffn_down);
+    }
+    return r;
+}
+
+static void lay_out_experts(tn_host *h, arena *a, readers r)
+{
+    const tn_hparams *hp = &h->m->hp;
+    const int64_t n = h->n_batch, slots = n * h->used;
+    h->groups = take(a, max64(hp->n_expert, 1), sizeof *h->groups);
+    if (!hp->n_expert) return;
+    h->router = take(a, n * hp->n_expert, sizeof *h->router);
+    h->choice = take(a, slots, sizeof *h->choice);
+    h->choice_weight = take(a, slots, sizeof *h->choice_weight);
+    h->slot_token = take(a, slots, sizeof *h->slot_token);
+    h->slot_weight = take(a, slots, sizeof *h->slot_weight);
+    h->slots = take(a, hp->n_expert + 1, sizeof *h->slots);
+    if (r.in_f32) h->slot_in = take(a, slots * hp->n_embd, sizeof *h->slot_in);
+    if (r.in_q8) h->slot_q = take(a, slots * (hp->n_embd / 32), sizeof *h->slot_q);
+}
+
+static void lay_out(tn_host *h, arena *a)
+{
+    const tn_hparams *hp = &h->m->hp;
+    const readers r = find_readers(h->m);
+    const int64_t n = h->n_batch, n_q = (int64_t)hp->n_head * hp->head_dim_k;
+    const int64_t n_att = (int64_t)hp->n_head * hp->head_dim_v;
+    const int64_t in_cols = max64(hp->n_embd, n_att);
+    h->h = take(a, n * hp->n_embd, sizeof *h->h);
+    h->in = take(a, n * in_cols, sizeof *h->in);
+    h->in_q = take(a, n * (in_cols / 32 + 1), sizeof *h->in_q);
+    h->q = take(a, n * max64(n_q, hp->n_embd), sizeof *h->q);
+    h->out = h->q;
+    h->k = take(a, n * hp->n_head_kv * hp->head_dim_k, sizeof *h->k);
+    h->v = take(a, n * hp->n_head_kv * hp->head_dim_v, sizeof *h->v);
+    h->used = hp->n_expert ? hp->n_expert_used : 1;
+    if (r.down_f32) h->hidden = take(a, n * h->used * hp->n_ff, sizeof *h->hidden);
+    if (r.down_q8) h->hidden_q = take(a, n * h->used * (hp->n_ff / 32), sizeof *h->hidden_q);
+    for (int i = 0; i < 2; i++)
+        h->angles[i] = take(a, n * hp->n_rot, sizeof *h->angles[i]);
+    h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
+                      sizeof *h->partial);
+    lay_out_experts(h, a, r);
+    h->tile_floats = max64(tile_floats, 64 * n);
+    h->tile = take(a, h->e->n_threads, sizeof *h->tile);
+    for (int i = 0; i < h->e->n_threads; i++) {
+        float *tile = take(a, h->tile_floats, sizeof *tile);
+        if (h->tile) h->tile[i] = tile;
+    }
+}
+
+tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n_batch,
+                       tn_error *err)
+{
+    *h = (tn_host){
+        .m = m, .e = m->engine, .kern = &m->engine->kernels, .kv = kv, .n_batch = n_batch};
+    arena a = {NULL, 0};
+    lay_out(h, &a);
+    h->arena = tn_alloc_raw(m->a, a.used, 1);
+    if (!h->arena) return tn_fail_nomem(err, a.used, "activations");
+    a = (arena){h->arena, 0};
+    lay_out(h, &a);
+    return TN_OK;
+}
+
+void tn_host_free(tn_host *h)
+{
+    if (h->m) tn_free(h->m->a, h->arena);
+}
+
+/* ---- products ----------------------------------------------------------------------------------
+ */
+
+int64_t tn_host_grain(int64_t n)
+{
+    return n < 16 ? 32 : 128;
+}
+
+/* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 8. */
+static tn_weight rows_of(const tn_weight *w, int64_t row0, int64_t row1)
+{
+    tn_weight part = *w;
+    part.rows = row1 - row0;
+    part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
+    return part;
+}
+
+void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+                  int64_t row0, int64_t row1, int worker)
+{
+    const tn_weight part = rows_of(w, row0, row1);
+    h->kern->matmul[w->layout][w->type](&part, x, y, y_stride, 0, part.rows, h->e->scratch[worker]);
+}
+
+/* Up to three products with the same input, as one loop over pieces of their rows. */
+typedef struct products {
+    tn_host *h;
+    const tn_acts *x;
+    int n;
+    const tn_weight *w[3];
+    float *y[3];
+    int64_t grain;
+} products;
+
+static int64_t pieces(const tn_weight *w, int64_t grain)
+{
+    return (w->rows + grain - 1) / grain;
+}
+
+static void products_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const products *p = arg;
+    for (int i = 0; i < p->n; i++) {
+        const tn_weight *w = p->w[i];
+        const int64_t n = pieces(w, p->grain);
+        if (begin < n && end > 0) {
+            const int64_t row0 = (begin > 0 ? begin : 0) * p->grain;
+            const int64_t row1 = end < n ? end * p->grain : w->rows;
+            tn_host_rows(p->h, w, p->x, p->y[i] + row0, w->rows, row0, row1, worker);
+        }
+        begin -= n;
+        end -= n;
+    }
+}
+
+static void run_products(products *p)
+{
+    int64_t n = 0;
+    p->grain = tn_host_grain(p->x->n);
+    for (int i = 0; i < p->n; i++)
+        n += pieces(p->w[i], p->grain);
+    tn_pool_run(p->h->e->pool, products_task, p, n, 1);
+}
+
+void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y)
+{
+    products p = {.h = h, .x = x, .n = 1, .w = {w}, .y = {y}};
+    run_products(&p);
+}
+
+static tn_acts input(const tn_host *h, int64_t cols)
+{
+    return (tn_acts){.n = h->n, .cols = cols, .f = h->in, .f_stride = cols, .q = h->in_q};
+}
+
+tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
+{
+    const int64_t n_ff = h->m->hp.n_ff;
+    return (tn_acts){.n = n,
+                     .cols = n_ff,
+                     .f_stride = n_ff,
+                     .f = h->hidden ? h->hidden + first * n_ff : NULL,
+                     .q = h->hidden_q ? h->hidden_q + first * (n_ff / 32) : NULL};
+}
+
+/* ---- what is done token by token ---------------------------------------------------------------
+ */
+
+typedef struct norm_run {
+    tn_host *h;
+    const float *x, *weight;
+    bool to_q8;
+} norm_run;
+
+static void norm_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const norm_run *r = arg;
+    tn_host *h = r->h;
+    const int64_t n = h->m->hp.n_embd;
+    for (int64_t t = begin; t < end; t++) {
+        h->kern->rms_norm(h->in + t * n, r->x + t * n, r->weight, n, h->m->hp.eps);
+        if (r->to_q8) h->kern->quantize(h->in_q + t * (n / 32), h->in + t * n, n);
+    }
+}
+
+void tn_host_norm(tn_host *h, const float *weight, bool to_q8)
+{
+    norm_run r = {h, h->h, weight, to_q8};
+    tn_pool_run(h->e->pool, norm_task, &r, h->n, 1);
+}
+
+typedef struct quantize_run {
+    tn_host *h;
+    int64_t cols;
+} quantize_run;
+
+static void quantize_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const quantize_run *r = arg;
+    r->h->kern->quantize(r->h->in_q + begin * (r->cols / 32), r->h->in + begin * r->cols,
+                         (end - begin) * r->cols);
+}
+
+typedef struct residual_run {
+    tn_host *h;
+    const float *bias, *post_norm;
+} residual_run;
+
+static void residual_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const residual_run *r = arg;
+    const tn_kernels *kern = r->h->kern;
+    const int64_t n = r->h->m->hp.n_embd;
+    for (int64_t t = begin; t < end; t++) {
+        float *out = r->h->out + t * n;
+        if (r->bias) kern->add(out, r->bias, n);
+        if (r->post_norm) kern->rms_norm(out, out, r->post_norm, n, r->h->m->hp.eps);
+        kern->add(r->h->h + t * n, out, n);
+    }
+}
+
+void tn_host_residual(tn_host *h, const float *bias, const float *post_norm)
+{
+    residual_run r = {h, bias, post_norm};
+    tn_pool_run(h->e->pool, residual_task, &r, h->n, 1);
+}
+
+/* ---- begin, embed ------------------------------------------------------------------------------
+ */
+
+void tn_host_begin(tn_host *h, const int32_t *tokens, int64_t n, int64_t pos0)
+{
+    const tn_model *m = h->m;
+    h->tokens = tokens;
+    h->n = n;
+    h->pos0 = pos0;
+    for (int i = 0; i < 2; i++)
+        if (m->rope[i].inv_freq) tn_rope_table(&m->rope[i], m->hp.n_rot, pos0, n, h->angles[i]);
+}
+
+void tn_host_keep_last(tn_host *h, int64_t n)
+{
+    const tn_hparams *hp = &h->m->hp;
+    const int64_t drop = h->n - n, n_q = (int64_t)hp->n_head * hp->head_dim_k;
+    /* Rows move to the front, where every operation expects them. */
+    memmove(h->h, h->h + drop * hp->n_embd, (size_t)(n * hp->n_embd) * sizeof *h->h);
+    memmove(h->q, h->q + drop * n_q, (size_t)(n * n_q) * sizeof *h->q);
+    h->tokens += drop;
+    h->pos0 += drop;
+    h->n = n;
+}
+
+static void embed_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    tn_host *h = arg;
+    const tn_weight *w = &h->m->token_embd;
+    const int64_t n = h->m->hp.n_embd;
+    const float scale = h->m->arch->scaled_embed ? sqrtf((float)n) : 1.0f;
+    for (int64_t t = begin; t < end; t++) {
+        float *x = h->h + t * n;
+        h->kern->dequantize[w->layout][w->type](w, h->tokens[t], x);
+        for (int64_t i = 0; scale != 1.0f && i < n; i++)
+            x[i] *= scale;
+    }
+}
+
+void tn_host_embed(tn_host *h)
+{
+    tn_pool_run(h->e->pool, embed_task, h, h->n, 1);
+}
+
+/* ---- attention ---------------------------------------------------------------------------------
+ */
+
+typedef struct qkv_run {
+    tn_host *h;
+    int32_t layer;
+} qkv_run;
+
+/* Bias, norm and rotation of one token's query or key heads. */
+static void finish_heads(const tn_host *h, const tn_layer *y, float *x, int32_t n_heads,
+                         const float *bias, const float *norm, const float *angles)
+{
+    const tn_hparams *hp = &h->m->hp;
+    if (bias) h->kern->add(x, bias, (int64_t)n_heads * hp->head_dim_k);
+    for (int32_t i = 0; norm && i < n_heads; i++) {
+        float *head = x + (int64_t)i * hp->head_dim_k;
+        h->kern->rms_norm(head, head, norm, hp->head_dim_k, hp->eps);
+    }
+    (void)y;
+    h->kern->rope(x, n_heads, hp->head_dim_k, hp->n_rot, h->m->arch->rope, angles);
+}
+
+static void finish_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const qkv_run *r = arg;
+    const tn_host *h = r->h;
+    const tn_hparams *hp = &h->m->hp;
+    const tn_layer *y = &h->m->layers[r->layer];
+    const int64_t n_k = (int64_t)hp->n_head_kv * hp->head_dim_k;
+    const int64_t n_v = (int64_t)hp->n_head_kv * hp->head_dim_v;
+    for (int64_t t = begin; t < end; t++) {
+        const float *angles = h->angles[y->rope - h->m->rope] + t * hp->n_rot;
+        float *q = h->q + t * hp->n_head * hp->head_dim_k, *k = h->k + t * n_k, *v = h->v + t * n_v;
+        finish_heads(h, y, q, hp->n_head, y->attn_q_bias, y->attn_q_norm, angles);
+        finish_heads(h, y, k, hp->n_head_kv, y->attn_k_bias, y->attn_k_norm, angles);
+        if (y->attn_v_bias) h->kern->add(v, y->attn_v_bias, n_v);
+        tn_kv_put(h->kv, h->kern, r->layer, h->pos0 + t, k, v);
+    }
+}
+
+void tn_host_qkv(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    const bool q8 = tn_host_reads_q8(&y->attn_q) || tn_host_reads_q8(&y->attn_k) ||
+                    tn_host_reads_q8(&y->attn_v);
+    tn_host_norm(h, y->attn_norm, q8);
+    const tn_acts x = input(h, h->m->hp.n_embd);
+    products p = {.h = h,
+                  .x = &x,
+                  .n = 3,
+                  .w = {&y->attn_q, &y->attn_k, &y->attn_v},
+                  .y = {h->q, h->k, h->v}};
+    run_products(&p);
+    qkv_run r = {h, layer};
+    tn_pool_run(h->e->pool, finish_task, &r, h->n, 1);
+}
+
+typedef struct attend_run {
+    tn_host *h;
+    tn_attend a;
+    int64_t per_head; /* items of one KV head: tiles of tokens, or chunks of the context */
+} attend_run;
+
+static void attend_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const attend_run *r = arg;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t head = i / r->per_head, part = i % r->per_head;
+        int64_t t0 = 0, t1 = 1, chunk = part;
+        if (!r->a.chunk) {
+            t0 = part * TN_ATTEND_TILE;
+            t1 = t0 + TN_ATTEND_TILE < r->a.n ? t0 + TN_ATTEND_TILE : r->a.n;
+            chunk = 0;
+        }
+        r->h->kern->attend(&r->a, (int32_t)head, t0, t1, chunk, r->h->e->scratch[worker]);
+    }
+}
+
+/* One token: the context is split, into pieces that depend on its length alone. Pages before a
+ * sliding window are skipped by moving the origin. */
+static void split_context(attend_run *r, float *partial)
+{
+    tn_attend *a = &r->a;
+    const int64_t page = a->kv.page_size;
+    const int64_t lo = a->window && a->pos0 + 1 > a->window ? a->pos0 + 1 - a->window : 0;
+    a->kv.k += lo / page;
+    a->kv.v += lo / page;
+    a->pos0 -= lo / page * page;
+    const int64_t span = a->pos0 + 1;
+    const int64_t even = (span + attend_chunks - 1) / attend_chunks;
+    a->chunk = max64(attend_min_chunk, (even + 15) / 16 * 16);
+    a->n_chunks = (span + a->chunk - 1) / a->chunk;
+    a->partial = partial;
+    if (a->n_chunks == 1) a->chunk = 0;
+    r->per_head = a->n_chunks;
+}
+
+void tn_host_attend(tn_host *h, int32_t layer)
+{
+    const tn_hparams *hp = &h->m->hp;
+    const tn_layer *y = &h->m->layers[layer];
+    attend_run r = {.h = h, .per_head = (h->n + TN_ATTEND_TILE - 1) / TN_ATTEND_TILE};
+    r.a = (tn_attend){.kv = tn_kv_layer(h->kv, layer),
+                      .q = h->q,
+                      .out = h->in,
+                      .n = h->n,
+                      .q_stride = (int64_t)hp->n_head * hp->head_dim_k,
+                      .out_stride = (int64_t)hp->n_head * hp->head_dim_v,
+                      .pos0 = h->pos0,
+                      .n_head = hp->n_head,
+                      .scale = hp->attn_scale,
+                      .window = y->local ? hp->n_swa : 0};
+    if (h->n == 1) split_context(&r, h->partial);
+    tn_pool_run(h->e->pool, attend_task, &r, hp->n_head_kv * r.per_head, 1);
+    for (int32_t i = 0; r.a.chunk && i < hp->n_head; i++)
+        h->kern->attend_join(&r.a, 0, i);
+}
+
+void tn_host_attn_out(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    const tn_acts x = input(h, y->attn_output.cols);
+    quantize_run r = {h, x.cols};
+    if (tn_host_reads_q8(&y->attn_output)) tn_pool_run(h->e->pool, quantize_task, &r, h->n, 1);
+    tn_host_product(h, &y->attn_output, &x, h->out);
+    tn_host_residual(h, y->attn_output_bias, y->post_attention_norm);
+}
+
+/* ---- FFN ---------------------------------------------------------------------------------------
+ */
+
+typedef struct gated_run {
+    tn_host *h;
+    const tn_layer *y;
+    int64_t grain, per_group; /* rows of a piece, pieces of a group */
+} gated_run;
+
+/* Rows [row0, row1) of the hidden activations of a group, at most what a tile holds. */
+static void gated_rows(const gated_run *r, const tn_host_group *g, int64_t row0, int64_t row1,
+                       int worker)
+{
+    tn_host *h = r->h;
+    const int64_t rows = row1 - row0, n = g->x.n, n_ff = h->m->hp.n_ff;
+    float *gate = h->tile[worker], *up = gate + n * rows;
+    tn_host_rows(h, &g->gate, &g->x, gate, rows, row0, row1, worker);
+    tn_host_rows(h, &g->up, &g->x, up, rows, row0, row1, worker);
+    for (int64_t t = 0; t < n; t++) {
+        if (r->y->ffn_gate_bias) h->kern->add(gate + t * rows, r->y->ffn_gate_bias + row0, rows);
+        if (r->y->ffn_up_bias) h->kern->add(up + t * rows, r->y->ffn_up_bias + row0, rows);
+    }
+    h->kern->glu(gate, up, n * rows, h->m->arch->activation);
+    const bool q8 = tn_host_reads_q8(&g->down);
+    for (int64_t t = 0; t < n; t++) {
+        const int64_t at = (g->first + t) * n_ff + row0;
+        if (q8)
+            h->kern->quantize(h->hidden_q + at / 32, gate + t * rows, rows);
+        else
+            memcpy(h->hidden + at, gate + t * rows, (size_t)rows * sizeof *gate);
+    }
+}
+
+static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const gated_run *r = arg;
+    const tn_host *h = r->h;
+    const int64_t n_ff = h->m->hp.n_ff;
+    for (int64_t i = begin; i < end;) {
+        const tn_host_group *g = &h->groups[i / r->per_group];
+        const int64_t first = i % r->per_group, left = r->per_group - first;
+        const int64_t n = end - i < left ? end - i : left;
+        int64_t row1 = (first + n) * r->grain, step = h->tile_floats / (2 * g->x.n) / 32 * 32;
+        if (row1 > n_ff) row1 = n_ff;
+        for (int64_t row = first * r->grain; row < row1; row += step)
+            gated_rows(r, g, row, row + step < row1 ? row + step : row1, worker);
+        i += n;
+    }
+}
+
+void tn_host_gated(tn_host *h, const tn_layer *y)
+{
+    const int64_t grain = tn_host_grain(h->n);
+    gated_run r = {h, y, grain, (h->m->hp.n_ff + grain - 1) / grain};
+    tn_pool_run(h->e->pool, gated_task, &r, r.per_group * h->n_groups, 1);
+}
+
+void tn_host_ffn_in(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    tn_host_norm(h, y->ffn_norm, tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up));
+    h->n_groups = 1;
+    h->groups[0] = (tn_host_group){
+        .gate = y->ffn_gate, .up = y->ffn_up, .down = y->ffn_down, .x = input(h, h->m->hp.n_embd)};
+    tn_host_gated(h, y);
+}
+
+void tn_host_ffn_out(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    const tn_acts x = tn_host_hidden(h, 0, h->n);
+    tn_host_product(h, &y->ffn_down, &x, h->out);
+    tn_host_residual(h, y->ffn_down_bias, y->post_ffw_norm);
+}
+
+/* ---- head --------------------------------------------------------------------------------------
+ */
+
+void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, float *logits)
+{
+    const tn_model *m = h->m;
+    const int64_t n_vocab = m->hp.n_vocab;
+    norm_run r = {h, h->h + first * m->hp.n_embd, m->output_norm, tn_host_reads_q8(&m->output)};
+    tn_pool_run(h->e->pool, norm_task, &r, n_rows, 1);
+    tn_acts x = input(h, m->hp.n_embd);
+    x.n = n_rows;
+    tn_host_product(h, &m->output, &x, logits);
+    const float cap = m->hp.logit_softcap;
+    for (int64_t i = 0; cap > 0.0f && i < n_rows * n_vocab; i++)
+        logits[i] = cap * tanhf(logits[i] / cap);
+}

@@ -1,0 +1,101 @@
+/* Internal: the host side of exec. Activations of one batch live here, between one operation and
+ * the next; every operation runs on the engine's pool. Only exec.c calls these. */
+#ifndef TN_EXEC_HOST_H
+#define TN_EXEC_HOST_H
+
+#include "engine.h"
+#include "kv.h"
+#include "model.h"
+
+/* The rows of one batch that an expert computes; the dense FFN is one expert that gets every row.
+ * Rows are those of `x`, results go to rows [first, first + x.n) of the hidden activations. */
+typedef struct tn_host_group {
+    tn_weight gate, up, down;
+    tn_acts x;
+    int64_t first;
+} tn_host_group;
+
+typedef struct tn_host {
+    const tn_model *m;
+    tn_engine *e;
+    const tn_kernels *kern;
+    const tn_kv *kv;
+    int32_t n_batch;
+    void *arena; /* holds all buffers below */
+
+    /* The batch: n rows at positions pos0 ..., of which forward() may drop leading ones. */
+    const int32_t *tokens; /* [n] */
+    int64_t n, pos0;
+
+    float *h;      /* [n][n_embd] residual stream */
+    float *in;     /* [n][cols] input of the coming product: a normed h, or what attention gives */
+    tn_q8 *in_q;   /* [n][cols / 32] the same for quantised weights */
+    float *q;      /* [n][n_head * head_dim_k] */
+    float *k, *v;  /* [n][n_head_kv * head_dim] */
+    float *out;    /* [n][n_embd] what is added to h; shares its memory with q */
+    float *hidden; /* [n * used][n_ff] input of ffn_down; NULL where no ffn_down reads float32 */
+    tn_q8 *hidden_q;  /* [n * used][n_ff / 32]; NULL where no ffn_down is quantised */
+    float *angles[2]; /* [n][n_rot / 2][2] cos and sin of both ropes */
+    float *partial;   /* attention of one token over split context */
+    float **tile;     /* [threads] tile_floats each: results of a thread before they are combined */
+    int64_t tile_floats;
+
+    /* Experts. used: per token. Slots are (token, choice) pairs, sorted by expert, then token. */
+    int32_t used;
+    float *router;         /* [n][n_expert] */
+    int32_t *choice;       /* [n][used] */
+    float *choice_weight;  /* [n][used] */
+    int32_t *slot_token;   /* [n * used] */
+    float *slot_weight;    /* [n * used] */
+    float *slot_in;        /* [n * used][n_embd]; NULL where no expert reads float32 */
+    tn_q8 *slot_q;         /* [n * used][n_embd / 32] */
+    int32_t *slots;        /* [n_expert + 1] first slot of each expert */
+    tn_host_group *groups; /* [n_expert] those with work */
+    int32_t n_groups;
+} tn_host;
+
+/* Buffers for batches of up to n_batch tokens. On failure nothing is held. */
+tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n_batch,
+                       tn_error *err);
+void tn_host_free(tn_host *h);
+
+/* A new batch, n <= n_batch; its KV pages are there. */
+void tn_host_begin(tn_host *h, const int32_t *tokens, int64_t n, int64_t pos0);
+/* Drops all but the last n rows. */
+void tn_host_keep_last(tn_host *h, int64_t n);
+
+/* The operations, see exec.h. */
+void tn_host_embed(tn_host *h);
+void tn_host_qkv(tn_host *h, int32_t layer);
+void tn_host_attend(tn_host *h, int32_t layer);
+void tn_host_attn_out(tn_host *h, int32_t layer);
+void tn_host_ffn_in(tn_host *h, int32_t layer);
+void tn_host_ffn_out(tn_host *h, int32_t layer);
+void tn_host_route(tn_host *h, int32_t layer);
+void tn_host_experts_in(tn_host *h, int32_t layer);
+void tn_host_experts_out(tn_host *h, int32_t layer);
+void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, float *logits);
+
+/* ---- shared by exec_host.c and exec_moe.c
+ * --------------------------------------------------------- */
+
+/* Whether products with w read 8-bit activations. */
+bool tn_host_reads_q8(const tn_weight *w);
+/* Runs a norm of h over the tokens into `in` (and in_q). */
+void tn_host_norm(tn_host *h, const float *weight, bool to_q8);
+/* y[t][r] = W x over all rows, on all threads. */
+void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y);
+/* One range of rows of a product, in one thread. y[t * y_stride + (r - row0)]. */
+void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+                  int64_t row0, int64_t row1, int worker);
+/* hidden = act(gate x) * up x of every group. */
+void tn_host_gated(tn_host *h, const tn_layer *y);
+/* h += out, after the optional bias and post norm. */
+void tn_host_residual(tn_host *h, const float *bias, const float *post_norm);
+/* Rows of a product that make one piece of work for n tokens. A multiple of 32, whatever the number
+ * of threads. */
+int64_t tn_host_grain(int64_t n);
+/* A view of hidden rows [first, first + n) as activations. */
+tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n);
+
+#endif
