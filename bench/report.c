@@ -1,0 +1,350 @@
+#include "report.h"
+
+#include "stats.h"
+#include "term.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- columns of tables -------------------------------------------------------------------------- */
+
+/* Everything a table may show. A column stands in the Markdown table if the sweep or the results
+ * give it something to say, and always in CSV. */
+typedef struct column {
+    const char *head, *csv;
+    int width; /* in Markdown; negative = to the left */
+    void (*print)(const tn_bench_report *r, const tn_bench_row *row, char *text, size_t cap);
+    bool (*wanted)(const tn_bench_report *r); /* NULL = always in Markdown */
+} column;
+
+static void number(char *text, size_t cap, double x, int digits)
+{
+    if (isfinite(x))
+        snprintf(text, cap, "%.*f", digits, x);
+    else
+        *text = 0;
+}
+
+/* Four digits that count: 1234, 123.4, 12.34. */
+static void rate(char *text, size_t cap, double x)
+{
+    number(text, cap, x, fabs(x) >= 1000 ? 0 : fabs(x) >= 100 ? 1 : 2);
+}
+
+#define COLUMN(name) static void name(const tn_bench_report *r, const tn_bench_row *row, char *t, size_t cap)
+
+COLUMN(c_model)
+{
+    const char *name =
+        json_string_value(json_object_get(json_array_get(r->models, row->model), "label"));
+    snprintf(t, cap, "%s", name ? name : "");
+}
+COLUMN(c_engine) { (void)r; snprintf(t, cap, "%s", row->peer ? row->peer : "tenon"); }
+COLUMN(c_threads) { (void)r; snprintf(t, cap, "%d", row->threads_used); }
+COLUMN(c_batch) { (void)r; snprintf(t, cap, "%d", row->params.batch); }
+COLUMN(c_kv) { (void)r; snprintf(t, cap, "%s", row->params.kv); }
+COLUMN(c_isa) { (void)r; snprintf(t, cap, "%s", row->isa_used ? row->isa_used : row->params.isa); }
+COLUMN(c_load) { (void)r; snprintf(t, cap, "%s", row->params.load); }
+COLUMN(c_test)
+{
+    char name[64];
+    (void)r;
+    snprintf(t, cap, "%s", tn_bench_test_name(row, name));
+}
+COLUMN(c_rate)
+{
+    (void)r;
+    if (row->error) {
+        snprintf(t, cap, "%s", row->error);
+        return;
+    }
+    rate(t, cap, tn_bench_quantile(row->rate.at, row->rate.n, 0.5));
+    if (tn_bench_is_load(row)) strncat(t, " GB/s", cap - strlen(t) - 1);
+    if (row->disturbed) strncat(t, " *", cap - strlen(t) - 1);
+}
+COLUMN(c_interval)
+{
+    const tn_bench_summary s = tn_bench_summarise(row->rate.at, row->rate.n);
+    char low[32], high[32];
+    (void)r;
+    *t = 0;
+    if (!isfinite(s.low)) return;
+    rate(low, sizeof low, s.low);
+    rate(high, sizeof high, s.high);
+    snprintf(t, cap, "%s - %s", low, high);
+}
+COLUMN(c_ttft)
+{
+    (void)r;
+    number(t, cap, 1000 * tn_bench_quantile(row->ttft_s.at, row->ttft_s.n, 0.5), 1);
+}
+COLUMN(c_token_ms)
+{
+    const tn_bench_samples *s = &row->token_s;
+    (void)r;
+    *t = 0;
+    if (s->n)
+        snprintf(t, cap, "%.2f / %.2f / %.2f", 1000 * tn_bench_quantile(s->at, s->n, 0.5),
+                 1000 * tn_bench_quantile(s->at, s->n, 0.95),
+                 1000 * tn_bench_quantile(s->at, s->n, 0.99));
+}
+COLUMN(c_gb) { (void)r; number(t, cap, tn_bench_gb_per_second(row), 2); }
+COLUMN(c_percent) { (void)r; number(t, cap, tn_bench_percent(row), 0); }
+COLUMN(c_rss) { (void)r; number(t, cap, row->peak_rss_bytes / 1048576, 0); }
+
+static bool any_peer(const tn_bench_report *r) { return r->set->peers.n > 0; }
+static bool not_default(const tn_bench_words *w, const char *value)
+{
+    return w->n > 1 || strcmp(w->at[0], value) != 0;
+}
+static bool any_batch(const tn_bench_report *r)
+{
+    return r->set->batch.n > 1 || r->set->batch.at[0] != 512;
+}
+static bool any_kv(const tn_bench_report *r) { return not_default(&r->set->kv, "f16"); }
+static bool any_isa(const tn_bench_report *r) { return not_default(&r->set->isa, "best"); }
+static bool any_load(const tn_bench_report *r) { return not_default(&r->set->load, "auto"); }
+
+static const column columns[] = {
+    {"model", "model", -34, c_model, NULL},
+    {"engine", "engine", -12, c_engine, any_peer},
+    {"threads", "threads", 7, c_threads, NULL},
+    {"batch", "batch", 6, c_batch, any_batch},
+    {"kv", "kv", -4, c_kv, any_kv},
+    {"isa", "isa", -7, c_isa, any_isa},
+    {"load", "load", -5, c_load, any_load},
+    {"test", "test", -18, c_test, NULL},
+    {"tok/s", "tokens_per_second", 11, c_rate, NULL},
+    {"95 %", "ci95", 17, c_interval, NULL},
+    {"first token ms", "first_token_ms", 14, c_ttft, NULL},
+    {"ms per token p50 / p95 / p99", "token_ms_p50_p95_p99", 28, c_token_ms, NULL},
+    {"GB/s", "gb_per_second", 7, c_gb, NULL},
+    {"% of limit", "percent_of_limit", 10, c_percent, NULL},
+    {"RSS MiB", "peak_rss_mib", 7, c_rss, NULL},
+};
+enum { n_columns = sizeof columns / sizeof *columns };
+
+/* ---- Markdown ----------------------------------------------------------------------------------- */
+
+static bool shown(const tn_bench_report *r, const column *c)
+{
+    return !c->wanted || c->wanted(r);
+}
+
+static void md_head(const tn_bench_report *r, FILE *f)
+{
+    for (int i = 0; i < n_columns; i++)
+        if (shown(r, &columns[i])) fprintf(f, "| %*s ", columns[i].width, columns[i].head);
+    fprintf(f, "|\n");
+    for (int i = 0; i < n_columns; i++) {
+        if (!shown(r, &columns[i])) continue;
+        const int width = abs(columns[i].width);
+        fprintf(f, "|%c", columns[i].width < 0 ? ':' : '-');
+        for (int k = 0; k < width; k++)
+            fputc('-', f);
+        fputc(columns[i].width < 0 ? '-' : ':', f);
+    }
+    fprintf(f, "|\n");
+}
+
+/* A cell may hold what a file or another program says. */
+static void md_cell(FILE *f, const char *text, int width)
+{
+    int n = 0;
+    fputs("| ", f);
+    const int pad = abs(width) - (int)strlen(text);
+    if (width > 0 && pad > 0) fprintf(f, "%*s", pad, "");
+    for (; *text; text++, n++) {
+        if (*text == '|') fputc('\\', f);
+        fputc((unsigned char)*text < ' ' || *text == 127 ? '?' : *text, f);
+    }
+    fprintf(f, "%*s", width < 0 && pad > 0 ? pad + 1 : 1, "");
+}
+
+static void md_row(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
+{
+    char text[640];
+    for (int i = 0; i < n_columns; i++) {
+        if (!shown(r, &columns[i])) continue;
+        columns[i].print(r, row, text, sizeof text);
+        md_cell(f, text, columns[i].width);
+    }
+    fprintf(f, "|\n");
+}
+
+static void md_end(const tn_bench_report *r, FILE *f)
+{
+    bool first = true;
+    for (size_t i = 0; i < r->rows.n; i++) {
+        char name[64];
+        const tn_bench_row *row = &r->rows.at[i];
+        if (!row->disturbed) continue;
+        if (first) fprintf(f, "\n\\* disturbed, measure again on a quiet machine:\n");
+        first = false;
+        fprintf(f, "- %s: %s\n", tn_bench_test_name(row, name), row->disturbed);
+    }
+}
+
+/* ---- CSV ---------------------------------------------------------------------------------------- */
+
+static void csv_field(FILE *f, const char *text, bool first)
+{
+    if (!first) fputc(',', f);
+    if (!strpbrk(text, ",\"\r\n")) {
+        fputs(text, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *text; text++) {
+        if (*text == '"') fputc('"', f);
+        fputc(*text, f);
+    }
+    fputc('"', f);
+}
+
+/* Scalars of the row's JSON object, nested ones as "a.b"; lists and what is long are left out. */
+static void csv_walk(FILE *f, const json_t *o, const char *prefix, bool head, bool *first)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)o, key, value) {
+        char text[640];
+        snprintf(text, sizeof text, "%s%s", prefix, key);
+        if (json_is_array(value) || strcmp(key, "watch") == 0 || strcmp(key, "token_seconds") == 0)
+            continue;
+        if (json_is_object(value)) {
+            strncat(text, ".", sizeof text - strlen(text) - 1);
+            csv_walk(f, value, text, head, first);
+            continue;
+        }
+        if (!head) {
+            *text = 0;
+            if (json_is_string(value)) snprintf(text, sizeof text, "%s", json_string_value(value));
+            if (json_is_integer(value))
+                snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
+            if (json_is_real(value)) snprintf(text, sizeof text, "%.6g", json_real_value(value));
+            if (json_is_boolean(value)) snprintf(text, sizeof text, "%d", json_is_true(value));
+        }
+        csv_field(f, text, *first);
+        *first = false;
+    }
+}
+
+static void csv_line(const tn_bench_report *r, const tn_bench_row *row, bool head, FILE *f)
+{
+    char model[300];
+    bool first = false;
+    c_model(r, row, model, sizeof model);
+    csv_field(f, head ? "model_label" : model, true);
+    json_t *o = tn_bench_row_json(row);
+    csv_walk(f, o, "", head, &first);
+    json_decref(o);
+    fputc('\n', f);
+}
+
+/* ---- JSON --------------------------------------------------------------------------------------- */
+
+enum { json_flags = JSON_REAL_PRECISION(9) | JSON_ENSURE_ASCII };
+
+json_t *tn_bench_report_json(const tn_bench_report *r)
+{
+    json_t *o = json_object(), *list = json_array(), *first = json_array_get(r->models, 0);
+    json_object_set_new(o, "program", json_string("tenon-bench"));
+    json_object_set_new(o, "format", json_integer(1));
+    json_object_set(o, "environment", r->environment);
+    json_object_set(o, "model", first ? first : json_null());
+    json_object_set(o, "models", r->models);
+    for (size_t i = 0; i < r->rows.n; i++)
+        json_array_append_new(list, tn_bench_row_json(&r->rows.at[i]));
+    json_object_set_new(o, "results", list);
+    return o;
+}
+
+static void dump(json_t *o, FILE *f, size_t flags)
+{
+    json_dumpf(o, f, flags | json_flags);
+    fputc('\n', f);
+    json_decref(o);
+}
+
+/* One line each: the environment, then a model before its first row, then rows. */
+static void jsonl_row(const tn_bench_report *r, size_t i, FILE *f)
+{
+    const tn_bench_row *row = &r->rows.at[i];
+    if (i == 0) dump(json_pack("{s:O}", "environment", r->environment), f, JSON_COMPACT);
+    if (i == 0 || row[-1].model != row->model)
+        dump(json_pack("{s:O}", "model", json_array_get(r->models, row->model)), f, JSON_COMPACT);
+    dump(json_pack("{s:o}", "result", tn_bench_row_json(row)), f, JSON_COMPACT);
+}
+
+/* ---- places ------------------------------------------------------------------------------------- */
+
+int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
+{
+    *r = (tn_bench_report){.set = set, .environment = json_object(), .models = json_array()};
+    if (!set->out) {
+        r->sinks[r->n_sinks++] =
+            (tn_bench_sink){stdout, "standard output", (tn_bench_format)set->format, false};
+        return TN_EXIT_OK;
+    }
+    FILE *f = fopen(set->out, "we");
+    if (!f) {
+        tn_bench_say("cannot write %s: %s", set->out, strerror(errno));
+        return TN_EXIT_IO;
+    }
+    r->sinks[r->n_sinks++] = (tn_bench_sink){f, set->out, (tn_bench_format)set->format, false};
+    if (isatty(STDOUT_FILENO))
+        r->sinks[r->n_sinks++] = (tn_bench_sink){stdout, "standard output", TN_BENCH_MD, false};
+    return TN_EXIT_OK;
+}
+
+static int show(tn_bench_report *r, tn_bench_sink *sink, size_t i)
+{
+    const tn_bench_row *row = &r->rows.at[i];
+    switch (sink->format) {
+    case TN_BENCH_MD:
+        if (!sink->begun) md_head(r, sink->f);
+        md_row(r, row, sink->f);
+        break;
+    case TN_BENCH_CSV:
+        if (!sink->begun) csv_line(r, row, true, sink->f);
+        csv_line(r, row, false, sink->f);
+        break;
+    case TN_BENCH_JSONL: jsonl_row(r, i, sink->f); break;
+    case TN_BENCH_JSON: return TN_EXIT_OK;
+    }
+    sink->begun = true;
+    return tn_bench_flush(sink->f, sink->name);
+}
+
+int tn_bench_report_row(tn_bench_report *r, size_t i)
+{
+    int code = TN_EXIT_OK;
+    tn_bench_progress_clear();
+    for (int k = 0; k < r->n_sinks && !code; k++)
+        code = show(r, &r->sinks[k], i);
+    return code;
+}
+
+int tn_bench_report_close(tn_bench_report *r)
+{
+    int code = TN_EXIT_OK;
+    tn_bench_progress_clear();
+    for (int k = 0; k < r->n_sinks; k++) {
+        tn_bench_sink *sink = &r->sinks[k];
+        if (!ferror(sink->f)) {
+            if (sink->format == TN_BENCH_MD) md_end(r, sink->f);
+            if (sink->format == TN_BENCH_JSON) dump(tn_bench_report_json(r), sink->f, JSON_INDENT(1));
+            const int flushed = tn_bench_flush(sink->f, sink->name);
+            if (!code) code = flushed;
+        }
+        if (sink->f != stdout) fclose(sink->f);
+    }
+    tn_bench_rows_free(&r->rows);
+    json_decref(r->environment);
+    json_decref(r->models);
+    return code;
+}
