@@ -63,7 +63,8 @@ static int32_t *next_tokens(const tn_context *ctx, const tn_bench_tokens *tokens
     return ids;
 }
 
-tn_status tn_bench_walk(tn_context *ctx, const tn_bench_tokens *tokens, int32_t depth, tn_error *err)
+tn_status tn_bench_walk(tn_context *ctx, const tn_bench_tokens *tokens, int32_t depth,
+                        tn_error *err)
 {
     const int32_t length = tn_context_length(ctx);
     double seconds;
@@ -71,8 +72,8 @@ tn_status tn_bench_walk(tn_context *ctx, const tn_bench_tokens *tokens, int32_t 
     return length < depth ? tn_bench_prompt(ctx, tokens, depth - length, &seconds, err) : TN_OK;
 }
 
-tn_status tn_bench_prompt(tn_context *ctx, const tn_bench_tokens *tokens, int32_t n, double *seconds,
-                          tn_error *err)
+tn_status tn_bench_prompt(tn_context *ctx, const tn_bench_tokens *tokens, int32_t n,
+                          double *seconds, tn_error *err)
 {
     int32_t *ids = next_tokens(ctx, tokens, n);
     const double start = tn_bench_clock();

@@ -31,8 +31,8 @@ tn_status tn_bench_walk(tn_context *ctx, const tn_bench_tokens *tokens, int32_t 
                         tn_error *err);
 
 /* Evaluates n tokens as one prompt. *seconds: until its logits are there. */
-tn_status tn_bench_prompt(tn_context *ctx, const tn_bench_tokens *tokens, int32_t n, double *seconds,
-                          tn_error *err);
+tn_status tn_bench_prompt(tn_context *ctx, const tn_bench_tokens *tokens, int32_t n,
+                          double *seconds, tn_error *err);
 /* Evaluates n tokens one by one; which ones is known beforehand, so no sampling is timed.
  * token_s[n] (may be NULL): seconds of each. */
 tn_status tn_bench_generate(tn_context *ctx, const tn_bench_tokens *tokens, int32_t n,

@@ -46,8 +46,8 @@ typedef enum tn_bench_kind {
     TN_BENCH_TEXT,
     TN_BENCH_INT,
     TN_BENCH_FLOAT,
-    TN_BENCH_INTS,  /* list of numbers and ranges */
-    TN_BENCH_WORDS, /* list of words */
+    TN_BENCH_INTS,   /* list of numbers and ranges */
+    TN_BENCH_WORDS,  /* list of words */
     TN_BENCH_REPEAT, /* one word, the option may be repeated */
     TN_BENCH_CHOICE
 } tn_bench_kind;

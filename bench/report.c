@@ -9,7 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- columns of tables -------------------------------------------------------------------------- */
+/* ---- columns of tables --------------------------------------------------------------------------
+ */
 
 /* Everything a table may show. A column stands in the Markdown table if the sweep or the results
  * give it something to say, and always in CSV. */
@@ -34,7 +35,8 @@ static void rate(char *text, size_t cap, double x)
     number(text, cap, x, fabs(x) >= 1000 ? 0 : fabs(x) >= 100 ? 1 : 2);
 }
 
-#define COLUMN(name) static void name(const tn_bench_report *r, const tn_bench_row *row, char *t, size_t cap)
+#define COLUMN(name)                                                                               \
+    static void name(const tn_bench_report *r, const tn_bench_row *row, char *t, size_t cap)
 
 COLUMN(c_model)
 {
@@ -42,12 +44,36 @@ COLUMN(c_model)
         json_string_value(json_object_get(json_array_get(r->models, row->model), "label"));
     snprintf(t, cap, "%s", name ? name : "");
 }
-COLUMN(c_engine) { (void)r; snprintf(t, cap, "%s", row->peer ? row->peer : "tenon"); }
-COLUMN(c_threads) { (void)r; snprintf(t, cap, "%d", row->threads_used); }
-COLUMN(c_batch) { (void)r; snprintf(t, cap, "%d", row->params.batch); }
-COLUMN(c_kv) { (void)r; snprintf(t, cap, "%s", row->params.kv); }
-COLUMN(c_isa) { (void)r; snprintf(t, cap, "%s", row->isa_used ? row->isa_used : row->params.isa); }
-COLUMN(c_load) { (void)r; snprintf(t, cap, "%s", row->params.load); }
+COLUMN(c_engine)
+{
+    (void)r;
+    snprintf(t, cap, "%s", row->peer ? row->peer : "tenon");
+}
+COLUMN(c_threads)
+{
+    (void)r;
+    snprintf(t, cap, "%d", row->threads_used);
+}
+COLUMN(c_batch)
+{
+    (void)r;
+    snprintf(t, cap, "%d", row->params.batch);
+}
+COLUMN(c_kv)
+{
+    (void)r;
+    snprintf(t, cap, "%s", row->params.kv);
+}
+COLUMN(c_isa)
+{
+    (void)r;
+    snprintf(t, cap, "%s", row->isa_used ? row->isa_used : row->params.isa);
+}
+COLUMN(c_load)
+{
+    (void)r;
+    snprintf(t, cap, "%s", row->params.load);
+}
 COLUMN(c_test)
 {
     char name[64];
@@ -91,11 +117,26 @@ COLUMN(c_token_ms)
                  1000 * tn_bench_quantile(s->at, s->n, 0.95),
                  1000 * tn_bench_quantile(s->at, s->n, 0.99));
 }
-COLUMN(c_gb) { (void)r; number(t, cap, tn_bench_gb_per_second(row), 2); }
-COLUMN(c_percent) { (void)r; number(t, cap, tn_bench_percent(row), 0); }
-COLUMN(c_rss) { (void)r; number(t, cap, row->peak_rss_bytes / 1048576, 0); }
+COLUMN(c_gb)
+{
+    (void)r;
+    number(t, cap, tn_bench_gb_per_second(row), 2);
+}
+COLUMN(c_percent)
+{
+    (void)r;
+    number(t, cap, tn_bench_percent(row), 0);
+}
+COLUMN(c_rss)
+{
+    (void)r;
+    number(t, cap, row->peak_rss_bytes / 1048576, 0);
+}
 
-static bool any_peer(const tn_bench_report *r) { return r->set->peers.n > 0; }
+static bool any_peer(const tn_bench_report *r)
+{
+    return r->set->peers.n > 0;
+}
 static bool not_default(const tn_bench_words *w, const char *value)
 {
     return w->n > 1 || strcmp(w->at[0], value) != 0;
@@ -104,9 +145,18 @@ static bool any_batch(const tn_bench_report *r)
 {
     return r->set->batch.n > 1 || r->set->batch.at[0] != 512;
 }
-static bool any_kv(const tn_bench_report *r) { return not_default(&r->set->kv, "f16"); }
-static bool any_isa(const tn_bench_report *r) { return not_default(&r->set->isa, "best"); }
-static bool any_load(const tn_bench_report *r) { return not_default(&r->set->load, "auto"); }
+static bool any_kv(const tn_bench_report *r)
+{
+    return not_default(&r->set->kv, "f16");
+}
+static bool any_isa(const tn_bench_report *r)
+{
+    return not_default(&r->set->isa, "best");
+}
+static bool any_load(const tn_bench_report *r)
+{
+    return not_default(&r->set->load, "auto");
+}
 
 static const column columns[] = {
     {"model", "model", -34, c_model, NULL},
@@ -127,7 +177,8 @@ static const column columns[] = {
 };
 enum { n_columns = sizeof columns / sizeof *columns };
 
-/* ---- Markdown ----------------------------------------------------------------------------------- */
+/* ---- Markdown -----------------------------------------------------------------------------------
+ */
 
 static bool shown(const tn_bench_report *r, const column *c)
 {
@@ -188,7 +239,8 @@ static void md_end(const tn_bench_report *r, FILE *f)
     }
 }
 
-/* ---- CSV ---------------------------------------------------------------------------------------- */
+/* ---- CSV ----------------------------------------------------------------------------------------
+ */
 
 static void csv_field(FILE *f, const char *text, bool first)
 {
@@ -210,7 +262,8 @@ static void csv_walk(FILE *f, const json_t *o, const char *prefix, bool head, bo
 {
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)o, key, value) {
+    json_object_foreach((json_t *)o, key, value)
+    {
         char text[640];
         snprintf(text, sizeof text, "%s%s", prefix, key);
         if (json_is_array(value) || strcmp(key, "watch") == 0 || strcmp(key, "token_seconds") == 0)
@@ -245,7 +298,8 @@ static void csv_line(const tn_bench_report *r, const tn_bench_row *row, bool hea
     fputc('\n', f);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------- */
+/* ---- JSON ---------------------------------------------------------------------------------------
+ */
 
 enum { json_flags = JSON_REAL_PRECISION(9) | JSON_ENSURE_ASCII };
 
@@ -280,7 +334,8 @@ static void jsonl_row(const tn_bench_report *r, size_t i, FILE *f)
     dump(json_pack("{s:o}", "result", tn_bench_row_json(row)), f, JSON_COMPACT);
 }
 
-/* ---- places ------------------------------------------------------------------------------------- */
+/* ---- places -------------------------------------------------------------------------------------
+ */
 
 int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
 {
@@ -337,7 +392,8 @@ int tn_bench_report_close(tn_bench_report *r)
         tn_bench_sink *sink = &r->sinks[k];
         if (!ferror(sink->f)) {
             if (sink->format == TN_BENCH_MD) md_end(r, sink->f);
-            if (sink->format == TN_BENCH_JSON) dump(tn_bench_report_json(r), sink->f, JSON_INDENT(1));
+            if (sink->format == TN_BENCH_JSON)
+                dump(tn_bench_report_json(r), sink->f, JSON_INDENT(1));
             const int flushed = tn_bench_flush(sink->f, sink->name);
             if (!code) code = flushed;
         }

@@ -12,7 +12,8 @@ typedef struct timing {
     double *token_s; /* [n_gen] */
 } timing;
 
-static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t, tn_error *err)
+static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t,
+                          tn_error *err)
 {
     const bool prompt = row->what != TN_BENCH_GENERATE;
     const bool generate = row->what != TN_BENCH_PROMPT;
@@ -28,7 +29,8 @@ static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timi
     if (!s && generate)
         s = tn_bench_generate(run->ctx, run->tokens, row->n_gen, &t->gen_s, t->token_s, err);
     tn_error ignored;
-    const tn_status back = tn_bench_walk(run->ctx, run->tokens, row->params.depth, s ? &ignored : err);
+    const tn_status back =
+        tn_bench_walk(run->ctx, run->tokens, row->params.depth, s ? &ignored : err);
     return s ? s : back;
 }
 

@@ -1,4 +1,5 @@
-/* Where a model comes from: a file, or a shape with random weights; and what the report says of it. */
+/* Where a model comes from: a file, or a shape with random weights; and what the report says of it.
+ */
 #ifndef TN_BENCH_SOURCE_H
 #define TN_BENCH_SOURCE_H
 

@@ -14,8 +14,8 @@ typedef struct tn_bench_summary {
 } tn_bench_summary;
 
 /* The interval: for n >= 6 the tightest pair of order statistics, placed symmetrically, that covers
- * the median with at least 95 % (sign test, free of any assumption). Fewer samples cannot reach 95 %
- * that way: Student's interval of the mean, widened to hold all samples. */
+ * the median with at least 95 % (sign test, free of any assumption). Fewer samples cannot reach 95
+ * % that way: Student's interval of the mean, widened to hold all samples. */
 tn_bench_summary tn_bench_summarise(const double *samples, size_t n);
 
 /* Quantile q in [0, 1], linear between order statistics (type 7). NaN for n = 0. */
@@ -29,8 +29,8 @@ bool tn_bench_settled(const double *samples, size_t n, double part);
 double tn_bench_mann_whitney(const double *a, size_t na, const double *b, size_t nb);
 
 /* b over a, all samples positive. ratio: of the medians. low, high: the 95 % interval of the ratio
- * that the Mann-Whitney test does not reject (of all pairwise ratios); NaN where the samples are too
- * few for it. */
+ * that the Mann-Whitney test does not reject (of all pairwise ratios); NaN where the samples are
+ * too few for it. */
 typedef struct tn_bench_ratio {
     double ratio, low, high, p;
 } tn_bench_ratio;

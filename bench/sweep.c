@@ -28,7 +28,8 @@ typedef struct cell {
     bool pair;
 } cell;
 
-/* ---- rows --------------------------------------------------------------------------------------- */
+/* ---- rows ---------------------------------------------------------------------------------------
+ */
 
 static void finish_row(sweep *w, tn_status status)
 {
@@ -78,7 +79,8 @@ static void fail_rows(sweep *w, size_t first, tn_status status, const tn_error *
     }
 }
 
-/* ---- cells -------------------------------------------------------------------------------------- */
+/* ---- cells --------------------------------------------------------------------------------------
+ */
 
 static int by_depth(const void *a, const void *b)
 {
@@ -176,7 +178,8 @@ static void run_context(sweep *w)
     free(cells);
 }
 
-/* ---- models and engines ------------------------------------------------------------------------- */
+/* ---- models and engines -------------------------------------------------------------------------
+ */
 
 static void fail_all_cells(sweep *w, tn_status status, const tn_error *err)
 {
