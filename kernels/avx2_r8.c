@@ -178,18 +178,26 @@ MATMUL(q4_k, TN_TYPE_Q4_K)
 MATMUL(q5_k, TN_TYPE_Q5_K)
 MATMUL(q6_k, TN_TYPE_Q6_K)
 
+tn_matmul_fn tn_r8_matmul_avx2(uint32_t type)
+{
+    switch (type) {
+    case TN_TYPE_Q4_0: return matmul_q4_0;
+    case TN_TYPE_Q4_1: return matmul_q4_1;
+    case TN_TYPE_Q5_0: return matmul_q5_0;
+    case TN_TYPE_Q5_1: return matmul_q5_1;
+    case TN_TYPE_Q8_0: return matmul_q8_0;
+    case TN_TYPE_Q2_K: return matmul_q2_k;
+    case TN_TYPE_Q3_K: return matmul_q3_k;
+    case TN_TYPE_Q4_K: return matmul_q4_k;
+    case TN_TYPE_Q5_K: return matmul_q5_k;
+    case TN_TYPE_Q6_K: return matmul_q6_k;
+    default: return NULL;
+    }
+}
+
 void tn_kernels_avx2_r8(tn_kernels *k)
 {
-    tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
     tn_r8_repack_avx2(k->repack);
-    f[TN_TYPE_Q4_0] = matmul_q4_0;
-    f[TN_TYPE_Q4_1] = matmul_q4_1;
-    f[TN_TYPE_Q5_0] = matmul_q5_0;
-    f[TN_TYPE_Q5_1] = matmul_q5_1;
-    f[TN_TYPE_Q8_0] = matmul_q8_0;
-    f[TN_TYPE_Q2_K] = matmul_q2_k;
-    f[TN_TYPE_Q3_K] = matmul_q3_k;
-    f[TN_TYPE_Q4_K] = matmul_q4_k;
-    f[TN_TYPE_Q5_K] = matmul_q5_k;
-    f[TN_TYPE_Q6_K] = matmul_q6_k;
+    for (uint32_t type = 0; type < TN_TYPE_COUNT; type++)
+        if (tn_r8_matmul_avx2(type)) k->matmul[TN_LAYOUT_R8][type] = tn_r8_matmul_avx2(type);
 }

@@ -15,6 +15,9 @@ typedef __m256i vec;
 /* Puts the AVX2 repack functions into a table by type. avx2_r8_repack.c */
 void tn_r8_repack_avx2(tn_repack_fn *f);
 
+/* The AVX2 product of a type with an R8 layout, NULL for others. avx2_r8.c */
+tn_matmul_fn tn_r8_matmul_avx2(uint32_t type);
+
 /* What a unit's head says, lane = row. Step j of a type with one scale per 32 columns is worth
  * d[j] * (q - offset) + m[j]; of a type with one per 16 columns, d[0] * scale * (q - offset) +
  * m[0] * min, where pair[j] and min[j] hold the two integer scales and minima of a row as

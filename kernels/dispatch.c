@@ -45,6 +45,11 @@ static void add_avx2(tn_kernels *k)
     tn_kernels_avx2_attend(k);
 }
 
+static void add_avx512(tn_kernels *k)
+{
+    if (k->isa & TN_ISA_VNNI512) tn_kernels_avx512_r8(k);
+}
+
 #else
 
 unsigned tn_isa_detect(void)
@@ -53,6 +58,10 @@ unsigned tn_isa_detect(void)
 }
 
 static void add_avx2(tn_kernels *k)
+{
+    (void)k;
+}
+static void add_avx512(tn_kernels *k)
 {
     (void)k;
 }
@@ -66,5 +75,7 @@ void tn_kernels_init(tn_kernels *k, unsigned isa)
     tn_kernels_scalar(k);
     tn_kernels_scalar_ops(k);
     tn_kernels_repack(k);
-    if (k->isa & TN_ISA_AVX2) add_avx2(k);
+    if (!(k->isa & TN_ISA_AVX2)) return;
+    add_avx2(k);
+    if (k->isa & TN_ISA_AVX512) add_avx512(k);
 }
