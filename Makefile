@@ -72,6 +72,7 @@ $(BUILD)/kernels/avx512_%.o:  TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f 
 $(BUILD)/cli/%.o:             TN_CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
 $(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
 $(BUILD)/engine/version.o:    $(BUILD)/commit
+$(BUILD)/engine/json_env.o:   TN_CFLAGS += -DTN_FLAGS='"$(CFLAGS)"'
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

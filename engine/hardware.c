@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/sysinfo.h>
+#include <sys/utsname.h>
+#include <unistd.h>
 
 /* First number in a kernel file, or `none`. These are kernel interfaces, not files on a disk. */
 static uint64_t read_number(const char *path, uint64_t none)
@@ -41,4 +43,61 @@ uint64_t tn_host_memory_available(void)
     }
     if (limit != none && limit > used && limit - used < available) available = limit - used;
     return available;
+}
+
+/* First line of a file without its newline, "" if there is none. */
+static void read_line(const char *path, char *line, size_t size)
+{
+    FILE *f = fopen(path, "re");
+    line[0] = 0;
+    if (!f) return;
+    if (!fgets(line, (int)size, f)) line[0] = 0;
+    line[strcspn(line, "\n")] = 0;
+    fclose(f);
+}
+
+static void find_cpu_name(char *name, size_t size)
+{
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    char line[256];
+    while (f && fgets(line, sizeof line, f)) {
+        const char *value = strchr(line, ':');
+        if (!value || strncmp(line, "model name", 10) != 0) continue;
+        value += strspn(value, ": \t");
+        snprintf(name, size, "%.*s", (int)strcspn(value, "\n"), value);
+        break;
+    }
+    if (f) fclose(f);
+}
+
+static void find_caches(tn_host_info *info)
+{
+    for (int i = 0; i < TN_HOST_CACHES; i++) {
+        char path[96], text[32];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i);
+        const uint64_t level = read_number(path, 0);
+        if (!level) break;
+        info->caches[i].level = (int)level;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
+        info->caches[i].bytes = read_number(path, 0) * 1024; /* written as "32K" */
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/type", i);
+        read_line(path, text, sizeof text);
+        snprintf(info->caches[i].type, sizeof info->caches[i].type, "%.15s", text);
+        info->n_caches = i + 1;
+    }
+}
+
+void tn_host_info_get(tn_host_info *info)
+{
+    struct utsname u;
+    struct sysinfo si;
+    memset(info, 0, sizeof *info);
+    if (uname(&u) == 0)
+        snprintf(info->kernel, sizeof info->kernel, "%.40s %.70s %.40s", u.sysname, u.release,
+                 u.machine);
+    if (sysinfo(&si) == 0) info->memory_bytes = (uint64_t)si.totalram * si.mem_unit;
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    info->n_processors = n > 0 ? (int)n : 0;
+    find_cpu_name(info->cpu, sizeof info->cpu);
+    find_caches(info);
 }

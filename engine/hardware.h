@@ -8,4 +8,23 @@
  * cgroup's limit. 0 if it cannot be told. */
 uint64_t tn_host_memory_available(void);
 
+enum { TN_HOST_CACHES = 8 };
+
+/* What cannot be told is 0 or "". */
+typedef struct tn_host_info {
+    char cpu[96];     /* "AMD EPYC 7763 64-Core Processor" */
+    char kernel[160]; /* "Linux 6.1.0-18-amd64 x86_64" */
+    int n_processors; /* online, as the system counts them */
+    uint64_t memory_bytes;
+    int n_caches;
+    struct {
+        int level;
+        char type[16]; /* "Data", "Instruction", "Unified" */
+        uint64_t bytes;
+    } caches[TN_HOST_CACHES]; /* of the first processor */
+} tn_host_info;
+
+/* Reads /proc and /sys. Any thread. */
+void tn_host_info_get(tn_host_info *info);
+
 #endif

@@ -1,8 +1,8 @@
 /* A GGUF header as JSON. */
 #include "inspect.h"
+#include "json_text.h"
 #include "../gguf/types.h"
 
-#include <jansson.h>
 #include <string.h>
 #include <utf8proc.h>
 
@@ -120,34 +120,7 @@ static json_t *document(const tn_inspect *in)
                      tensors(in->gguf));
 }
 
-/* Text that grows while jansson writes it. */
-typedef struct text {
-    const tn_allocator *a;
-    char *data;
-    size_t len, cap;
-} text;
-
-static int append(const char *piece, size_t n, void *user)
-{
-    text *t = user;
-    if (!tn_grow(t->a, (void **)&t->data, &t->cap, t->len, t->len + n + 1, 1)) return -1;
-    memcpy(t->data + t->len, piece, n);
-    t->len += n;
-    t->data[t->len] = 0;
-    return 0;
-}
-
 tn_status tn_inspect_json(const tn_inspect *in, char **out, tn_error *err)
 {
-    *out = NULL;
-    text t = {&in->a, NULL, 0, 0};
-    json_t *doc = document(in);
-    const bool ok = doc && json_dump_callback(doc, append, &t, JSON_COMPACT) == 0;
-    json_decref(doc);
-    if (ok) {
-        *out = t.data;
-        return TN_OK;
-    }
-    tn_free(&in->a, t.data);
-    return tn_fail_nomem(err, t.len, "the JSON text");
+    return tn_json_text(document(in), JSON_COMPACT, &in->a, out, err);
 }

@@ -13,8 +13,8 @@ size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
            (size_t)(hp->head_dim_k + hp->head_dim_v) * element_bytes(type);
 }
 
-tn_status tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size, int64_t cap,
-                     const tn_allocator *a, tn_error *err)
+void tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size,
+                const tn_allocator *a)
 {
     *kv = (tn_kv){.a = a, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
@@ -22,14 +22,6 @@ tn_status tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t pag
     const size_t row = (size_t)hp->n_head_kv * (size_t)page_size * element_bytes(type);
     kv->k_bytes = row * (size_t)hp->head_dim_k;
     kv->v_bytes = row * (size_t)hp->head_dim_v;
-    kv->cap_pages = (size_t)((cap + page_size - 1) / page_size);
-    const size_t n_views = kv->cap_pages * (size_t)hp->n_layers;
-    kv->pages = tn_alloc(a, kv->cap_pages, sizeof *kv->pages);
-    kv->k = tn_alloc(a, n_views, sizeof *kv->k);
-    kv->v = tn_alloc(a, n_views, sizeof *kv->v);
-    if (!kv->pages || !kv->k || !kv->v)
-        return tn_fail_nomem(err, n_views * 2 * sizeof *kv->k, "the KV page table");
-    return TN_OK;
 }
 
 void tn_kv_free(tn_kv *kv)
@@ -38,6 +30,36 @@ void tn_kv_free(tn_kv *kv)
     tn_free(kv->a, kv->pages);
     tn_free(kv->a, kv->k);
     tn_free(kv->a, kv->v);
+}
+
+/* Room for n pages in the tables. The old tables stay valid on failure. */
+static tn_status grow_tables(tn_kv *kv, size_t n, tn_error *err)
+{
+    if (n <= kv->cap_pages) return TN_OK;
+    const size_t cap = n > 2 * kv->cap_pages ? n : 2 * kv->cap_pages;
+    const size_t n_layers = (size_t)kv->n_layers;
+    void **pages = tn_alloc(kv->a, cap, sizeof *pages);
+    void **k = tn_alloc(kv->a, cap * n_layers, sizeof *k);
+    void **v = tn_alloc(kv->a, cap * n_layers, sizeof *v);
+    if (!pages || !k || !v) {
+        tn_free(kv->a, pages);
+        tn_free(kv->a, k);
+        tn_free(kv->a, v);
+        return tn_fail_nomem(err, cap * n_layers * 2 * sizeof *k, "the KV page table");
+    }
+    for (size_t l = 0; l < n_layers && kv->n_pages; l++) {
+        memcpy(k + l * cap, kv->k + l * kv->cap_pages, kv->n_pages * sizeof *k);
+        memcpy(v + l * cap, kv->v + l * kv->cap_pages, kv->n_pages * sizeof *v);
+    }
+    if (kv->n_pages) memcpy(pages, kv->pages, kv->n_pages * sizeof *pages);
+    tn_free(kv->a, kv->pages);
+    tn_free(kv->a, kv->k);
+    tn_free(kv->a, kv->v);
+    kv->pages = pages;
+    kv->k = k;
+    kv->v = v;
+    kv->cap_pages = cap;
+    return TN_OK;
 }
 
 static tn_status add_page(tn_kv *kv, tn_error *err)
@@ -56,11 +78,9 @@ static tn_status add_page(tn_kv *kv, tn_error *err)
 
 tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err)
 {
-    while ((int64_t)kv->n_pages * kv->page_size < n) {
-        tn_status s = add_page(kv, err);
-        if (s) return s;
-    }
-    return TN_OK;
+    tn_status s = grow_tables(kv, (size_t)((n + kv->page_size - 1) / kv->page_size), err);
+    while (!s && (int64_t)kv->n_pages * kv->page_size < n) s = add_page(kv, err);
+    return s;
 }
 
 tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)

@@ -16,9 +16,9 @@ typedef struct tn_kv {
     void **k, **v;           /* [n_layers][cap_pages] views into the pages */
 } tn_kv;
 
-/* Room for cap positions is prepared in the tables; no page is allocated yet. */
-tn_status tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size, int64_t cap,
-                     const tn_allocator *a, tn_error *err);
+/* An empty cache. */
+void tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size,
+                const tn_allocator *a);
 void tn_kv_free(tn_kv *kv);
 /* Makes positions [0, n) writable. On failure the pages there already are kept. */
 tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err);

@@ -82,7 +82,7 @@ static tn_status fetch(const tn_load *l, const struct tn_load_job *j, void *dst,
 {
     const size_t bytes = (size_t)j->n_rows * j->file->row_bytes;
     if (!l->random) return read_file(l, j, dst, bytes, err);
-    tn_synthetic_fill(dst, j->file->type, bytes, j->file_offset);
+    tn_synthetic_fill(dst, j->file->type, bytes, j->tensor->offset + j->file_offset);
     return TN_OK;
 }
 

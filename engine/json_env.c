@@ -1,0 +1,50 @@
+/* Machine, build and engine as JSON: what a measurement must be published with. */
+#include "engine.h"
+#include "hardware.h"
+#include "json_text.h"
+
+#ifndef TN_FLAGS
+#define TN_FLAGS ""
+#endif
+
+static json_t *caches(const tn_host_info *h)
+{
+    json_t *list = json_array();
+    bool ok = list != NULL;
+    for (int i = 0; ok && i < h->n_caches; i++)
+        ok = json_array_append_new(list, json_pack("{s:i, s:s, s:I}", "level", h->caches[i].level,
+                                                   "type", h->caches[i].type, "bytes",
+                                                   (json_int_t)h->caches[i].bytes)) == 0;
+    if (ok) return list;
+    json_decref(list);
+    return NULL;
+}
+
+static json_t *machine(const tn_host_info *h)
+{
+    return json_pack("{s:s, s:i, s:o, s:I, s:I, s:s}", "cpu", h->cpu, "processors", h->n_processors,
+                     "caches", caches(h), "memory_bytes", (json_int_t)h->memory_bytes,
+                     "memory_available_bytes", (json_int_t)tn_host_memory_available(), "kernel",
+                     h->kernel);
+}
+
+static json_t *build(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:s}", "version", tn_version(), "commit", tn_commit(),
+                     "compiler", __VERSION__, "flags", TN_FLAGS);
+}
+
+static json_t *engine(const tn_engine *e)
+{
+    return json_pack("{s:i, s:s, s:s}", "threads", tn_engine_threads(e), "isa", tn_engine_isa(e),
+                     "devices", tn_engine_devices(e));
+}
+
+tn_status tn_env_json(const tn_engine *e, char **out, tn_error *err)
+{
+    tn_host_info h;
+    tn_host_info_get(&h);
+    return tn_json_text(json_pack("{s:o, s:o, s:o}", "machine", machine(&h), "build", build(),
+                                  "engine", engine(e)),
+                        JSON_COMPACT, &e->a, out, err);
+}

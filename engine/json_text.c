@@ -1,0 +1,31 @@
+#include "json_text.h"
+
+#include <string.h>
+
+/* Text that grows while jansson writes it. */
+typedef struct text {
+    const tn_allocator *a;
+    char *data;
+    size_t len, cap;
+} text;
+
+static int append(const char *piece, size_t n, void *user)
+{
+    text *t = user;
+    if (!tn_grow(t->a, (void **)&t->data, &t->cap, t->len, t->len + n + 1, 1)) return -1;
+    memcpy(t->data + t->len, piece, n);
+    t->len += n;
+    t->data[t->len] = 0;
+    return 0;
+}
+
+tn_status tn_json_text(json_t *doc, size_t flags, const tn_allocator *a, char **out, tn_error *err)
+{
+    text t = {a, NULL, 0, 0};
+    const bool ok = doc && json_dump_callback(doc, append, &t, flags) == 0;
+    json_decref(doc);
+    *out = ok ? t.data : NULL;
+    if (ok) return TN_OK;
+    tn_free(a, t.data);
+    return tn_fail_nomem(err, t.len, "JSON text");
+}

@@ -1,0 +1,152 @@
+/* Engines: options, levels, and what they say about themselves. */
+#include "golden.h"
+
+#include "../kernels/kernels.h"
+
+#include <stdarg.h>
+
+static tn_status try_engine(tn_engine_options o, tn_engine **e, tn_error *err)
+{
+    o.struct_size = sizeof o;
+    memset(err, 0, sizeof *err);
+    *e = (tn_engine *)err; /* must become NULL */
+    return tn_engine_new(e, &o, err);
+}
+
+TEST(options_out_of_range_are_refused_by_name)
+{
+    static const struct {
+        tn_engine_options o;
+        const char *word;
+    } bad[] = {
+        {{.threads = -1}, "threads"},
+        {{.threads = 1 << 20}, "threads"},
+        {{.isa = "sse9"}, "sse9"},
+        {{.isa = ""}, "isa"},
+        {{.allocator = {.user = NULL, .free = (void (*)(void *, void *))1}}, "allocator"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        tn_engine *e;
+        tn_error err;
+        CHECK_INT(try_engine(bad[i].o, &e, &err), TN_EARG);
+        CHECK(e == NULL);
+        CHECK_INT(err.code, TN_EARG);
+        CHECK_MSG(strstr(err.msg, bad[i].word), "case %zu: %s", i, err.msg);
+    }
+    tn_engine *e;
+    CHECK_INT(tn_engine_new(&e, &(tn_engine_options){.struct_size = 0}, NULL), TN_EARG);
+    CHECK_INT(tn_engine_new(&e, &(tn_engine_options){.struct_size = 1 << 20}, NULL), TN_EARG);
+    tn_engine_free(NULL);
+}
+
+TEST(a_level_this_cpu_lacks_is_unsupported)
+{
+    static const struct {
+        const char *name;
+        unsigned needs;
+    } levels[] = {{"scalar", 0},
+                  {"avx2", TN_ISA_AVX2},
+                  {"avxvnni", TN_ISA_AVXVNNI},
+                  {"avx512", TN_ISA_AVX512 | TN_ISA_VNNI512}};
+    const unsigned have = tn_isa_detect();
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
+        const bool can = (levels[i].needs & have) == levels[i].needs;
+        tn_engine *e;
+        tn_error err;
+        const tn_status s = try_engine((tn_engine_options){.isa = levels[i].name}, &e, &err);
+        CHECK_INT(s, can ? TN_OK : TN_EUNSUPPORTED);
+        if (!s)
+            CHECK_STR(tn_engine_isa(e), levels[i].name);
+        else
+            CHECK_MSG(strstr(err.msg, levels[i].name), "%s", err.msg);
+        tn_engine_free(e);
+    }
+}
+
+TEST(an_old_programs_shorter_options_are_enough)
+{
+    /* threads is the last member that this program knows of; isa behind it is garbage. */
+    tn_engine_options o = {.struct_size = offsetof(tn_engine_options, isa), .threads = 1};
+    memset((char *)&o + o.struct_size, 0x5a, sizeof o - o.struct_size);
+    tn_engine *e;
+    REQUIRE(tn_engine_new(&e, &o, NULL) == TN_OK);
+    CHECK_INT(tn_engine_threads(e), 1);
+    tn_engine_free(e);
+}
+
+TEST(threads_are_those_asked_for)
+{
+    static const int asked[] = {0, 1, 2, 5};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        tn_engine *e;
+        tn_error err;
+        REQUIRE(try_engine((tn_engine_options){.threads = asked[i]}, &e, &err) == TN_OK);
+        if (asked[i])
+            CHECK_INT(tn_engine_threads(e), asked[i]);
+        else
+            CHECK(tn_engine_threads(e) >= 1);
+        tn_engine_free(e);
+    }
+}
+
+static void keep_line(void *user, tn_log_level level, const char *line)
+{
+    char *kept = user;
+    if (level == TN_LOG_WARN) snprintf(kept, 200, "%s", line);
+}
+
+TEST(a_context_beyond_training_is_logged)
+{
+    char line[200] = "";
+    tn_engine *e;
+    tn_model *m;
+    tn_context *c;
+    tn_error err;
+    REQUIRE(try_engine((tn_engine_options){.log = keep_line, .log_user = line}, &e, &err) == TN_OK);
+    REQUIRE(tn_model_open(&m, e, "tests/data/arch/llama/model-f16.gguf", NULL, &err) == TN_OK);
+    tn_context_options co = {.struct_size = sizeof co, .n_ctx = 512};
+    REQUIRE(tn_context_new(&c, m, &co, &err) == TN_OK);
+    CHECK_STR(line, "");
+    tn_context_free(c);
+    co.n_ctx = 1000;
+    REQUIRE(tn_context_new(&c, m, &co, &err) == TN_OK);
+    CHECK_MSG(strstr(line, "1000") && strstr(line, "512"), "logged: '%s'", line);
+    tn_context_free(c);
+    tn_model_close(m);
+    tn_engine_free(e);
+}
+
+static const char *text_at(const json_t *j, const char *object, const char *key)
+{
+    const char *s = json_string_value(json_object_get(json_object_get(j, object), key));
+    return s ? s : "(none)";
+}
+
+TEST(the_environment_is_one_json_object)
+{
+    tn_engine *e;
+    tn_error err;
+    char *text = NULL;
+    REQUIRE(try_engine((tn_engine_options){.threads = 2, .isa = "scalar"}, &e, &err) == TN_OK);
+    REQUIRE(tn_env_json(e, &text, &err) == TN_OK);
+    json_error_t jerr;
+    json_t *j = json_loads(text, JSON_REJECT_DUPLICATES, &jerr);
+    CHECK_MSG(j, "%s: %s", text, jerr.text);
+    CHECK_STR(text_at(j, "build", "version"), tn_version());
+    CHECK_STR(text_at(j, "build", "commit"), tn_commit());
+    CHECK(strlen(text_at(j, "build", "compiler")) > 0);
+    CHECK_STR(text_at(j, "engine", "isa"), "scalar");
+    CHECK_STR(text_at(j, "engine", "devices"), tn_engine_devices(e));
+    const json_t *engine = json_object_get(j, "engine"), *machine = json_object_get(j, "machine");
+    CHECK_INT(json_integer_value(json_object_get(engine, "threads")), 2);
+    CHECK(strstr(text_at(j, "machine", "kernel"), "Linux"));
+    CHECK(json_string_value(json_object_get(machine, "cpu")) != NULL);
+    CHECK(json_integer_value(json_object_get(machine, "processors")) >= 1);
+    CHECK(json_integer_value(json_object_get(machine, "memory_bytes")) > 1 << 20);
+    CHECK(json_is_array(json_object_get(machine, "caches")));
+    json_decref(j);
+    tn_string_free(e, text);
+    tn_engine_free(e);
+}
+
+TEST_MAIN
