@@ -2,6 +2,9 @@
 #
 #   CONFIG=release|asan|tsan   what to build; the programs of release stand at the top of the tree
 #   CFLAGS, EXTRA_CFLAGS       optimisation, and what to add to it (EXTRA_CFLAGS=-Werror)
+#   CUDA=auto|0|1|emu          which device plug-in to build besides: auto is that for GPUs where there
+#                              is one and nvcc; 0 leaves all device code out; emu is the emulated device
+#   CUDA_ARCHS='75 90'         build for these compute capabilities instead of this machine's
 #   PREFIX, DESTDIR            where `make install` puts things
 
 CC      ?= cc
@@ -41,6 +44,7 @@ EDIT_LIBS   := $(shell pkg-config --libs libedit 2>/dev/null)
 X86 := $(filter x86_64% i%86%,$(shell $(CC) -dumpmachine 2>/dev/null))
 LIB_SRC  := $(wildcard gguf/*.c kernels/*.c engine/*.c)
 LIB_SRC  := $(if $(X86),$(LIB_SRC),$(filter-out kernels/avx%,$(LIB_SRC)))
+LIB_SRC  := $(filter-out kernels/$(if $(filter 0,$(CUDA)),device,nodevice).c,$(LIB_SRC))
 objects   = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIB_OBJ  := $(call objects,$(LIB_SRC))
 CLI_OBJ  := $(call objects,$(wildcard cli/*.c))
@@ -55,10 +59,75 @@ STATIC   := $(BUILD)/libtenon.a
 SHARED   := $(BUILD)/libtenon.so.$(VERSION)
 HEADERS  := engine/tenon.h gguf/gguf.h gguf/status.h
 
+# ---- the device plug-ins -------------------------------------------------------------------------
+
+# kernels/cuda/ is compiled by nvcc for GPUs and by a C++ compiler for the emulated device.
+CUDA    ?= auto
+CXX     ?= c++
+NVCC    ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) \
+             $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+GPU     := $(wildcard /dev/nvidiactl)
+CUDA_SRC := $(wildcard kernels/cuda/*.cu)
+EMU_SRC  := $(wildcard kernels/emu/*.cpp)
+$(if $(filter auto 0 1 emu,$(CUDA)),,$(error CUDA=$(CUDA): use auto, 0, 1 or emu))
+
+EMU_PLUGIN  := $(BUILD)/libtenon-emu.so
+CUDA_PLUGIN := $(BUILD)/libtenon-cuda.so
+PLUGINS.0    :=
+PLUGINS.emu  := $(EMU_PLUGIN)
+PLUGINS.1    := $(CUDA_PLUGIN)
+PLUGINS.auto := $(if $(GPU),$(if $(NVCC),$(CUDA_PLUGIN)))
+PLUGINS      := $(PLUGINS.$(CUDA))
+
+# The emulated device computes the same on every machine: no contraction. Its runtime is left
+# uninstrumented by the thread sanitizer, see kernels/emu/internal.h.
+EMU_ISA := $(if $(X86),$(if $(shell grep -m1 avx2 /proc/cpuinfo 2>/dev/null),-mavx2 -mfma -mf16c))
+EMU_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -DTN_EMU -fPIC -fvisibility=hidden -ffp-contract=off \
+               -fno-math-errno -fno-strict-aliasing $(EMU_ISA) -Wall -Wextra -Wshadow \
+               -Wno-unknown-pragmas $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) \
+               $(EXTRA_CFLAGS)
+EMU_RUNTIME_FLAGS := $(if $(filter tsan,$(CONFIG)),-fno-sanitize=thread -DTN_EMU_TSAN)
+EMU_OBJ = $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(EMU_SRC:%.cpp=$(BUILD)/emu/%.o)
+
+$(BUILD)/emu/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+
+$(BUILD)/emu/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_CXXFLAGS) $(EMU_RUNTIME_FLAGS) -MMD -MP -c $< -o $@
+
+$(EMU_PLUGIN): $(EMU_OBJ) $(STATIC)
+	$(CXX) $(EMU_CXXFLAGS) -shared -Wl,--exclude-libs,ALL $^ -o $@ -lm -lpthread -ldl
+
+# For this machine's GPUs; without any for the oldest we know, as PTX that the driver translates.
+NATIVE := $(if $(CUDA_ARCHS),,$(if $(GPU),1))
+gencode = $(foreach a,$(1),-gencode arch=compute_$(a),code=sm_$(a))
+NVCC_ARCH = $(if $(CUDA_ARCHS),$(call gencode,$(CUDA_ARCHS)) \
+              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)),\
+              $(if $(NATIVE),-arch=native,-gencode arch=compute_75,code=compute_75))
+NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
+            -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter
+
+$(BUILD)/cuda/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_ARCH) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+$(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(STATIC)
+	@$(if $(CUDA_ARCHS)$(NATIVE),:,echo 'No GPU is visible here: this plug-in holds PTX for compute \
+	    capability 7.5, which the driver translates at the first start.' >&2)
+	$(NVCC) $(NVCC_ARCH) -shared -Xlinker --exclude-libs,ALL $^ -o $@ -lcublas -lpthread -ldl
+
+need-nvcc:
+	@[ -n '$(NVCC)' ] || { echo 'There is no nvcc: install the CUDA toolkit, or set NVCC=...' >&2; \
+	    exit 1; }
+
 # ---- building ------------------------------------------------------------------------------------
 
 all: check-deps ## library and programs
-	@$(MAKE) --no-print-directory lib tenon tenon-bench
+	@$(MAKE) --no-print-directory lib tenon tenon-bench plugins
+
+plugins: $(if $(filter 1,$(CUDA)),need-nvcc) $(PLUGINS) ## the device plug-in that CUDA= asks for
 
 lib: $(STATIC) $(SHARED) ## libtenon.a and libtenon.so
 tenon: ## the chat program
@@ -83,12 +152,17 @@ $(BUILD)/commit: FORCE
 	@mkdir -p $(@D)
 	@echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' >$@
 
-$(STATIC): $(LIB_OBJ)
-	@rm -f $@
-	$(AR) rcs $@ $^
+# Changes when device code is left out or let in again.
+$(BUILD)/devices: FORCE
+	@mkdir -p $(@D)
+	@echo '$(filter 0,$(CUDA))' | cmp -s - $@ || echo '$(filter 0,$(CUDA))' >$@
 
-$(SHARED): $(LIB_OBJ)
-	$(CC) $(TN_CFLAGS) -shared -Wl,-soname,libtenon.so.$(SOMAJOR) $^ -o $@ $(LDLIBS)
+$(STATIC): $(LIB_OBJ) $(BUILD)/devices
+	@rm -f $@
+	$(AR) rcs $@ $(LIB_OBJ)
+
+$(SHARED): $(LIB_OBJ) $(BUILD)/devices
+	$(CC) $(TN_CFLAGS) -shared -Wl,-soname,libtenon.so.$(SOMAJOR) $(LIB_OBJ) -o $@ $(LDLIBS)
 	ln -sf $(@F) $(BUILD)/libtenon.so.$(SOMAJOR)
 	ln -sf $(@F) $(BUILD)/libtenon.so
 
@@ -111,7 +185,7 @@ MODEL ?= smollm2-135m
 
 chat: ## talk to MODEL=id or file (installs, builds and fetches what is missing); ARGS='...'
 	@sh deps.sh build models </dev/null >&2
-	@$(SUBMAKE) tenon </dev/null >&2
+	@$(SUBMAKE) tenon plugins </dev/null >&2
 	@model=$$($(PYTHON) python/fetch_models.py --path $(MODEL) </dev/null) || exit 1; \
 	./tenon chat "$$model" $(ARGS); s=$$?; [ $$s -eq 130 ] || exit $$s
 
@@ -128,7 +202,7 @@ test: ## all tests that need no network, no GPU and no model from outside
 	@sh deps.sh build test </dev/null
 	@$(SUBMAKE) run-tests
 
-run-tests: $(TESTS) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
+run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
 	@sh tests/run.sh $(BIN)tenon $(TESTS) \
 	    $(if $(filter release,$(CONFIG)),$(wildcard tests/test_*.py),tests/test_cli.py)
 
@@ -233,8 +307,8 @@ help: ## this list
 	    while IFS='|' read -r t d; do printf '  make %-16s %s\n' "$$t" "$$d"; done
 
 FORCE:
-.PHONY: all lib tests chat models bench test run-tests test-models run-test-models asan tsan \
+.PHONY: all lib plugins need-nvcc tests chat models bench test run-tests test-models run-test-models asan tsan \
     run-threaded fuzz fuzz-run check-includes lint format install uninstall deps deps-ci check-deps \
     clean help FORCE
 .SECONDARY:
--include $(wildcard $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/kernels/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

@@ -8,6 +8,10 @@
 #include <stdarg.h>
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Fills err (may be NULL) and returns code, so that failing is one line:
  *     return tn_fail(err, TN_EFORMAT, off, "%s: key '%s' is missing", path, key);
  * offset is a byte offset or -1. The first failure should be the one reported: callers return at once. */
@@ -47,4 +51,7 @@ static inline bool tn_add_size(size_t a, size_t b, size_t *out)
     return true;
 }
 
+#ifdef __cplusplus
+}
+#endif
 #endif

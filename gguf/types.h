@@ -7,6 +7,10 @@
 
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum tn_type {
     TN_TYPE_F32 = 0,
     TN_TYPE_F16 = 1,
@@ -45,4 +49,7 @@ int tn_type_from_name(const char *name);
 /* Bytes of a row of `cols` elements; false on overflow, or if cols is no multiple of the block. */
 bool tn_type_row_bytes(uint32_t id, uint64_t cols, size_t *bytes);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

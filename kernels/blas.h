@@ -5,6 +5,10 @@
 
 #include "../gguf/mem.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Single-thread sgemm handle; immutable once opened and safe for concurrent callers. */
 typedef struct tn_blas tn_blas;
 
@@ -24,4 +28,7 @@ bool tn_blas_core_is_old(const char *core);
 void tn_blas_matmul(const tn_blas *b, const float *w, int64_t rows, int64_t cols, const float *x,
                     int64_t x_stride, int64_t n, float *y, int64_t y_stride);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

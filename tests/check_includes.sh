@@ -40,7 +40,7 @@ rule 'cli/ and bench/ include engine/tenon.h only' \
     "$(includes '"\.\./' cli bench | but '"(\.\./)+engine/tenon\.h"')"
 # shellcheck disable=SC2086 # lists of folders
 {
-    rule 'intrinsics only in kernels/avx*' "$(includes intrin $all | but '^kernels/avx')"
+    rule 'intrinsics only in kernels/avx* and the emulated device' "$(includes intrin $all | but '^kernels/(avx|emu/)')"
     rule 'BLAS only in kernels/blas.c' "$(includes '<.*blas' $all | but '^kernels/blas\.c')"
     rule 'CUDA only in kernels/cuda/' "$(includes '<cu(da|blas)' $all | but '^kernels/cuda/')"
     rule 'JSON in the library only in engine/json_*.c' \

@@ -1,0 +1,23 @@
+/* The cuBLAS handle of a device. */
+#include "blas.h"
+
+cublasHandle_t tn_cuda_blas(tn_stream *s)
+{
+    tn_cuda_device *d = s->device;
+    tn_cuda_enter(d);
+    cublasHandle_t h = (cublasHandle_t)d->blas;
+    if (!h) {
+        if (cublasCreate(&h) != CUBLAS_STATUS_SUCCESS) return NULL;
+        d->blas = (struct cublasContext *)h;
+    }
+    if (cublasSetStream(h, s->stream) != CUBLAS_STATUS_SUCCESS ||
+        cublasSetMathMode(h, CUBLAS_DEFAULT_MATH) != CUBLAS_STATUS_SUCCESS)
+        return NULL;
+    return h;
+}
+
+void tn_cuda_close_blas(tn_cuda_device *d)
+{
+    if (d->blas) cublasDestroy((cublasHandle_t)d->blas);
+    d->blas = NULL;
+}

@@ -1,0 +1,47 @@
+/* The emulated device as a test instrument: how it behaves, and what it has counted. Plain C.
+ *
+ * An error of device code or of the code that drives it (a divergent barrier, a copy past the end
+ * of an allocation, host code that reads device memory, ...) prints "EMU ERROR" and a sentence on
+ * stderr and aborts the process: nothing else in tenon does. */
+#ifndef TN_EMU_H
+#define TN_EMU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tn_emu_settings {
+    int schedule;        /* which thread runs next: 0 ascending, 1 descending, else a random seed */
+    int delay_us;        /* streams sleep for up to so long before each operation */
+    bool protect;        /* host code cannot touch device memory while no stream works */
+    bool poison;         /* fresh device and shared memory is NaN */
+    bool memory_ops;     /* streams can wait for and write flags; else it says "not supported" */
+    bool peers;          /* devices can access each other's memory */
+    int devices;         /* how many there are, up to TN_EMU_DEVICES */
+    size_t memory_bytes; /* of each device */
+    int flag_wait_ms;    /* waiting longer for a flag is an error: nobody will write it */
+} tn_emu_settings;
+
+enum { TN_EMU_DEVICES = 8 };
+
+typedef struct tn_emu_counters {
+    uint64_t launches, blocks, threads, barriers, collectives, switches;
+} tn_emu_counters;
+
+/* The control of an emulated device, reached through tn_device_api. Settings belong to the process
+ * and change only while no stream has work; any thread. */
+typedef struct tn_emu_control {
+    void (*get)(tn_emu_settings *s);
+    void (*set)(const tn_emu_settings *s);
+    void (*count)(tn_emu_counters *c);
+} tn_emu_control;
+extern const tn_emu_control tn_emu;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,71 @@
+/* Kernel launches: arguments are converted to the parameters' types and checked at once. */
+#ifndef TN_EMU_LAUNCH_H
+#define TN_EMU_LAUNCH_H
+
+#include "cuda_api.h"
+#include "thread.h"
+
+#include <memory>
+#include <tuple>
+#include <type_traits>
+
+namespace emu
+{
+
+/* A launched kernel's arguments. Owned by the queue; freed by the runtime. */
+struct call {
+    virtual void run() const = 0; /* in one thread of the device */
+    virtual const void *kernel() const = 0;
+    virtual ~call() {}
+};
+
+/* Queues the kernel; the reasons for which a launch fails are reported by cudaGetLastError. */
+void enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+                    call *c);
+/* A pointer argument lies in a live device allocation or in pinned memory, or the process ends. */
+void check_pointer(const void *p, const char *kernel, int argument);
+
+template <class... P> struct call_of : call {
+    void (*fn)(P...);
+    std::tuple<P...> args;
+    template <class... A> call_of(void (*f)(P...), A &&...a) : fn(f), args(static_cast<P>(a)...) {}
+    TN_EMU_UNSEEN void run() const override
+    {
+        std::apply(fn, args);
+    }
+    const void *kernel() const override
+    {
+        return (const void *)fn;
+    }
+};
+
+template <class V> inline void check_argument(const V &v, const char *kernel, int i)
+{
+    if constexpr (std::is_pointer<V>::value) check_pointer((const void *)v, kernel, i);
+}
+
+template <class... P, class... A>
+inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+                   size_t shared_bytes, cudaStream_t s, A &&...a)
+{
+    static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
+    auto *c = new call_of<P...>(kernel, a...);
+    int i = 0;
+    std::apply([&](auto &...v) { (check_argument(v, name, i++), ...); }, c->args);
+    enqueue_kernel(s, name, grid, block, shared_bytes, c);
+}
+
+template <class F> inline cudaError_t allow_shared(F *kernel, size_t bytes)
+{
+    return emu_func_set_attribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)bytes);
+}
+
+} // namespace emu
+
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
+    emu::launch(#kernel, kernel, (grid), (block), (shared_bytes), (stream), __VA_ARGS__)
+#define KERNEL(...) (__VA_ARGS__)
+#define GPU_ALLOW_SHARED(kernel, bytes) emu::allow_shared(kernel, (bytes))
+
+#endif

@@ -1,0 +1,309 @@
+/* Streams: a worker thread and a queue each. Copies, kernels, flags and host functions in them. */
+#include "stream.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <map>
+#include <utility>
+
+using namespace emu;
+
+static std::vector<emu_stream *> streams;
+static std::mutex streams_lock;
+static thread_local emu_stream *working; /* whose worker this is */
+
+/* ---- the worker ------------------------------------------------------------------------------ */
+
+emu_stream::emu_stream() : worker([this] { run(); }) {}
+
+emu_stream::~emu_stream()
+{
+    drain();
+    {
+        std::lock_guard<std::mutex> hold(lock);
+        quit = true;
+        changed.notify_all();
+    }
+    worker.join();
+}
+
+void emu_stream::open()
+{
+    if (!opened) device_open();
+    opened = true;
+}
+void emu_stream::close()
+{
+    if (opened) device_close();
+    opened = false;
+}
+
+void emu_stream::run()
+{
+    unsigned random = 12345;
+    working = this;
+    cudaSetDevice(device);
+    for (;;) {
+        queued q;
+        {
+            std::unique_lock<std::mutex> hold(lock);
+            if (queue.empty()) close(); /* once a burst: protecting costs time per page */
+            busy = false;
+            changed.notify_all();
+            changed.wait(hold, [this] { return quit || !queue.empty(); });
+            if (queue.empty()) return;
+            q = std::move(queue.front());
+            queue.pop_front();
+            busy = true;
+        }
+        open();
+        if (settings.delay_us > 0) {
+            random = random * 1664525u + 1013904223u;
+            usleep((random >> 8) % (unsigned)settings.delay_us);
+        }
+        q.run(q.launch.get());
+    }
+}
+
+void emu_stream::push(queued q)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    queue.push_back(std::move(q));
+    changed.notify_all();
+}
+
+void emu_stream::push(operation op)
+{
+    if (!capture) {
+        push(queued{std::move(op), nullptr});
+        return;
+    }
+    for (auto &b : capture->branches)
+        if (b.source == this) {
+            b.operations.push_back(std::move(op));
+            b.joined = &b == &capture->branches[0];
+        }
+}
+
+void emu_stream::drain()
+{
+    std::unique_lock<std::mutex> hold(lock);
+    changed.wait(hold, [this] { return queue.empty() && !busy; });
+}
+bool emu_stream::idle()
+{
+    std::lock_guard<std::mutex> hold(lock);
+    return queue.empty() && !busy;
+}
+
+static void need(cudaStream_t s, const char *what)
+{
+    if (!s) host_error("%s: the default stream is not allowed", what);
+}
+
+/* ---- streams --------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+{
+    if (!(flags & cudaStreamNonBlocking)) host_error("streams must be cudaStreamNonBlocking");
+    *s = new emu_stream();
+    std::lock_guard<std::mutex> hold(streams_lock);
+    streams.push_back(*s);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    need(s, "cudaStreamDestroy");
+    {
+        std::lock_guard<std::mutex> hold(streams_lock);
+        for (size_t i = 0; i < streams.size(); i++)
+            if (streams[i] == s) {
+                streams.erase(streams.begin() + (long)i);
+                break;
+            }
+    }
+    delete s;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    need(s, "cudaStreamSynchronize");
+    if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
+    s->drain();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
+    need(s, "cudaStreamQuery");
+    if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
+    return s->idle() ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaDeviceSynchronize()
+{
+    std::lock_guard<std::mutex> hold(streams_lock);
+    for (emu_stream *s : streams)
+        if (s != working) s->drain();
+    return cudaSuccess;
+}
+
+/* ---- copies ---------------------------------------------------------------------------------- */
+
+static enum cudaMemcpyKind kind_of(const void *dst, const void *src)
+{
+    if (is_device(src)) return is_device(dst) ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost;
+    return is_device(dst) ? cudaMemcpyHostToDevice : cudaMemcpyHostToHost;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t s)
+{
+    need(s, "cudaMemcpyAsync");
+    if (!bytes) return cudaSuccess;
+    if (kind == cudaMemcpyDefault) kind = kind_of(dst, src);
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    check_range(dst, bytes, to_device, "destination of cudaMemcpyAsync");
+    check_range(src, bytes, from_device, "source of cudaMemcpyAsync");
+    bool pageable = (!to_device && !is_pinned(dst)) || (!from_device && !is_pinned(src));
+    if (pageable && s->capture) host_error("capturing a copy from or to pageable memory");
+    if (pageable && to_device) { /* the source may be reused when the call returns */
+        std::shared_ptr<char[]> copy(new char[bytes]);
+        memcpy(copy.get(), src, bytes);
+        s->push([=](replay *) { memcpy(dst, copy.get(), bytes); });
+        return cudaSuccess;
+    }
+    s->push([=](replay *) { memcpy(dst, src, bytes); });
+    if (pageable) s->drain();
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                              size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t s)
+{
+    if (width > dst_pitch || width > src_pitch) return set_error(cudaErrorInvalidValue);
+    for (size_t i = 0; i < height; i++) {
+        cudaError_t e = cudaMemcpyAsync((char *)dst + i * dst_pitch,
+                                        (const char *)src + i * src_pitch, width, kind, s);
+        if (e != cudaSuccess) return e;
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int src_device,
+                                size_t bytes, cudaStream_t s)
+{
+    need(s, "cudaMemcpyPeerAsync");
+    if (device_of(dst) != dst_device || device_of(src) != src_device)
+        host_error("cudaMemcpyPeerAsync: %p and %p are not on devices %d and %d", dst, src,
+                   dst_device, src_device);
+    check_range(dst, bytes, true, "destination of cudaMemcpyPeerAsync");
+    check_range(src, bytes, true, "source of cudaMemcpyPeerAsync");
+    s->push([=](replay *) { memcpy(dst, src, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
+{
+    need(s, "cudaMemsetAsync");
+    if (!bytes) return cudaSuccess;
+    check_range(p, bytes, true, "cudaMemsetAsync");
+    s->push([=](replay *) { memset(p, value, bytes); });
+    return cudaSuccess;
+}
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+static std::map<std::pair<const void *, int>, size_t> allowed_shared; /* by kernel and device */
+static std::mutex allowed_lock;
+
+cudaError_t emu_func_set_attribute(const void *f, enum cudaFuncAttribute, int value)
+{
+    if (value < 0 || (size_t)value > SHARED_MAX) return set_error(cudaErrorInvalidValue);
+    std::lock_guard<std::mutex> hold(allowed_lock);
+    allowed_shared[{f, current_device()}] = (size_t)value;
+    return cudaSuccess;
+}
+
+static size_t shared_limit(const void *kernel)
+{
+    std::lock_guard<std::mutex> hold(allowed_lock);
+    auto it = allowed_shared.find({kernel, current_device()});
+    return it == allowed_shared.end() || it->second < SHARED_DEFAULT ? SHARED_DEFAULT : it->second;
+}
+
+void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block,
+                         size_t shared_bytes, call *c)
+{
+    std::shared_ptr<call> keep(c);
+    need(s, name);
+    if (s->device != current_device())
+        host_error("kernel %s: the stream belongs to device %d, the current one is %d", name,
+                   s->device, current_device());
+    uint64_t n = (uint64_t)block.x * block.y * block.z;
+    if (!n || n > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff ||
+        grid.y > 65535 || grid.z > 65535) {
+        set_error(cudaErrorInvalidConfiguration);
+        return;
+    }
+    if (shared_bytes > shared_limit(c->kernel())) {
+        set_error(cudaErrorInvalidValue);
+        return;
+    }
+    s->push([=](replay *) { run_kernel(name, grid, block, shared_bytes, *keep); });
+}
+
+/* ---- flags and host functions ---------------------------------------------------------------- */
+
+/* Without holding the device open, so that host code that touches it is caught meanwhile. */
+static void wait_for(const uint32_t *flag, uint32_t value, bool equal)
+{
+    auto start = std::chrono::steady_clock::now();
+    for (unsigned spins = 0;; spins++) {
+        uint32_t now = __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+        if (equal ? now == value : (int32_t)(now - value) >= 0) break;
+        if (spins < 64) continue;
+        working->close();
+        usleep(20);
+        auto waited = std::chrono::steady_clock::now() - start;
+        if (waited > std::chrono::milliseconds(settings.flag_wait_ms))
+            host_error("a stream waits for %u in a flag that holds %u and that nobody writes",
+                       value, now);
+    }
+    TSAN(__tsan_acquire((void *)flag);)
+    working->open();
+}
+
+CUresult cuStreamWaitValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned flags)
+{
+    need(s, "cuStreamWaitValue32");
+    if (!settings.memory_ops) return CUDA_ERROR_NOT_SUPPORTED;
+    const uint32_t *flag = (const uint32_t *)(uintptr_t)p;
+    if (!is_pinned(flag)) host_error("cuStreamWaitValue32: %p is not pinned memory", flag);
+    bool equal = flags == CU_STREAM_WAIT_VALUE_EQ;
+    s->push([=](replay *) { wait_for(flag, value, equal); });
+    return CUDA_SUCCESS;
+}
+CUresult cuStreamWriteValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned)
+{
+    need(s, "cuStreamWriteValue32");
+    if (!settings.memory_ops) return CUDA_ERROR_NOT_SUPPORTED;
+    uint32_t *flag = (uint32_t *)(uintptr_t)p;
+    if (!is_pinned(flag)) host_error("cuStreamWriteValue32: %p is not pinned memory", flag);
+    s->push([=](replay *) {
+        TSAN(__tsan_release(flag);)
+        __atomic_store_n(flag, value, __ATOMIC_RELEASE);
+    });
+    return CUDA_SUCCESS;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *user)
+{
+    need(s, "cudaLaunchHostFunc");
+    s->push([=](replay *) {
+        working->close(); /* host code */
+        fn(user);
+        working->open();
+    });
+    return cudaSuccess;
+}
