@@ -46,6 +46,7 @@ for set in "$@"; do
         ;;
     test)
         need 'has python3' python3 'runs the tests of the command line'
+        need 'has c++' g++ 'builds the emulated device'
         ;;
     ci)
         need 'has clang' clang 'second compiler, fuzzing'

@@ -19,7 +19,8 @@ rule() {
 includes() {
     pattern=$1
     shift
-    grep -rniE "^[[:space:]]*#[[:space:]]*include.*$pattern" --include='*.[ch]' "$@"
+    grep -rniE "^[[:space:]]*#[[:space:]]*include.*$pattern" --include='*.[ch]' \
+        --include='*.cu' --include='*.cpp' "$@"
 }
 # calls 'f|g|h' FOLDER...: "file: line" that call one of them, comments and strings left out
 calls() {
@@ -33,7 +34,8 @@ calls() {
 but() { grep -vE "$1"; }
 
 rule 'gguf/ includes nothing but itself' "$(includes '"\.\./' gguf)"
-rule 'kernels/ includes itself and gguf/' "$(includes '"\.\./' kernels | but '"\.\./gguf/')"
+rule 'kernels/ includes itself and gguf/' "$(includes '"\.\./' kernels |
+        but '"\.\./gguf/|^kernels/(cuda|emu)/.*"\.\./((cuda|emu)/)?[a-z0-9_]+\.h"|"\.\./\.\./gguf/')"
 rule 'engine/ includes itself, kernels/ and gguf/' \
     "$(includes '"\.\./' engine | but '"\.\./(gguf|kernels)/')"
 rule 'cli/ and bench/ include engine/tenon.h only' \
@@ -41,7 +43,7 @@ rule 'cli/ and bench/ include engine/tenon.h only' \
 # shellcheck disable=SC2086 # lists of folders
 {
     rule 'intrinsics only in kernels/avx* and the emulated device' "$(includes intrin $all | but '^kernels/(avx|emu/)')"
-    rule 'BLAS only in kernels/blas.c' "$(includes '<.*blas' $all | but '^kernels/blas\.c')"
+    rule 'BLAS only in kernels/blas.c' "$(includes '<.*blas' $all | but '^kernels/(blas\.c|cuda/blas\.h)')"
     rule 'CUDA only in kernels/cuda/' "$(includes '<cu(da|blas)' $all | but '^kernels/cuda/')"
     rule 'JSON in the library only in engine/json_*.c' \
         "$(includes jansson $library | but '^engine/json_')"
@@ -55,6 +57,8 @@ rule 'cli/ and bench/ include engine/tenon.h only' \
     rule 'memory only through the allocator of gguf/mem.c' \
         "$(calls '[mc]alloc|realloc|strn?dup|v?asprintf' $library | but '^gguf/mem\.c')"
 }
+rule 'kernels are launched by LAUNCH only' \
+    "$(grep -n '<<<' kernels/cuda/* | but '^kernels/cuda/gpu\.h')"
 rule 'no -ffast-math' "$(grep -nE 'ffast-math|-Ofast' Makefile .ci/run)"
 
 for h in gguf/*.h kernels/*.h engine/*.h cli/*.h bench/*.h; do
