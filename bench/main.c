@@ -1,4 +1,5 @@
 /* tenon-bench: how fast a model runs on this machine. */
+#include "compare.h"
 #include "options.h"
 #include "sweep.h"
 #include "term.h"
@@ -7,7 +8,7 @@
 
 #include <string.h>
 
-static int dispatch(const tn_bench_settings *set)
+static int dispatch(const tn_bench_settings *set, int argc, char **argv)
 {
     if (set->help) {
         tn_bench_help_print(stdout);
@@ -25,7 +26,8 @@ static int dispatch(const tn_bench_settings *set)
         tn_bench_say("option --generate: '%s' is not man", set->generate_what);
         return TN_EXIT_USAGE;
     }
-    return tn_bench_sweep(set);
+    if (set->compare) return tn_bench_compare(set);
+    return tn_bench_sweep(set, argc, argv);
 }
 
 int main(int argc, char **argv)
@@ -33,7 +35,7 @@ int main(int argc, char **argv)
     tn_bench_settings set;
     tn_bench_init();
     int code = tn_bench_options_read(&set, argc, argv);
-    if (!code) code = dispatch(&set);
+    if (!code) code = dispatch(&set, argc, argv);
     const int written = tn_bench_flush(stdout, "standard output");
     tn_bench_options_free(&set);
     return code && code != TN_EXIT_SLOWER ? code : written ? written : code;

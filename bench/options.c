@@ -38,6 +38,8 @@ const tn_bench_option tn_bench_options[] = {
     {'r', "runs", "N", TN_BENCH_INT, F(runs), 1, 10000, "measured runs of every test, default 5"},
     {0, "warmup", "N", TN_BENCH_INT, F(warmup), 0, 10000,
      "run a test until its last three runs agree within 2 %, at most N times, default 8"},
+    {0, "no-hash", NULL, TN_BENCH_FLAG, F(no_hash), 0, 0,
+     "leave the model's sha256 out of the report: saves reading a large file"},
     {0, "text", "FILE", TN_BENCH_TEXT, F(text), 0, 0,
      "take prompts from this text instead of the built-in one"},
     {0, "random", NULL, TN_BENCH_FLAG, F(random), 0, 0, "take random tokens instead of text"},

@@ -30,7 +30,7 @@ typedef struct tn_bench_settings {
     tn_bench_words pairs;         /* P,N of prompt + generation */
     tn_bench_words kv, isa, load; /* names */
     int32_t runs, warmup;
-    bool load_time, random;
+    bool load_time, random, no_hash;
     int32_t seed;
     const char *text, *out, *svg, *generate_what;
     int32_t format; /* tn_bench_format */

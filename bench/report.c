@@ -12,13 +12,13 @@
 /* ---- columns of tables --------------------------------------------------------------------------
  */
 
-/* Everything a table may show. A column stands in the Markdown table if the sweep or the results
- * give it something to say, and always in CSV. */
+/* Everything the Markdown table may show; parameters that the whole sweep leaves at their default are
+ * left out. */
 typedef struct column {
-    const char *head, *csv;
-    int width; /* in Markdown; negative = to the left */
+    const char *head;
+    int width; /* negative = to the left */
     void (*print)(const tn_bench_report *r, const tn_bench_row *row, char *text, size_t cap);
-    bool (*wanted)(const tn_bench_report *r); /* NULL = always in Markdown */
+    bool (*wanted)(const tn_bench_report *r); /* NULL = always */
 } column;
 
 static void number(char *text, size_t cap, double x, int digits)
@@ -133,6 +133,17 @@ COLUMN(c_rss)
     number(t, cap, row->peak_rss_bytes / 1048576, 0);
 }
 
+COLUMN(c_against)
+{
+    const tn_bench_ratio *a = &row->against;
+    (void)r;
+    *t = 0;
+    if (isfinite(a->low))
+        snprintf(t, cap, "%.2f (%.2f - %.2f)", a->ratio, a->low, a->high);
+    else if (isfinite(a->ratio))
+        snprintf(t, cap, "%.2f", a->ratio);
+}
+
 static bool any_peer(const tn_bench_report *r)
 {
     return r->set->peers.n > 0;
@@ -159,21 +170,22 @@ static bool any_load(const tn_bench_report *r)
 }
 
 static const column columns[] = {
-    {"model", "model", -34, c_model, NULL},
-    {"engine", "engine", -12, c_engine, any_peer},
-    {"threads", "threads", 7, c_threads, NULL},
-    {"batch", "batch", 6, c_batch, any_batch},
-    {"kv", "kv", -4, c_kv, any_kv},
-    {"isa", "isa", -7, c_isa, any_isa},
-    {"load", "load", -5, c_load, any_load},
-    {"test", "test", -18, c_test, NULL},
-    {"tok/s", "tokens_per_second", 11, c_rate, NULL},
-    {"95 %", "ci95", 17, c_interval, NULL},
-    {"first token ms", "first_token_ms", 14, c_ttft, NULL},
-    {"ms per token p50 / p95 / p99", "token_ms_p50_p95_p99", 28, c_token_ms, NULL},
-    {"GB/s", "gb_per_second", 7, c_gb, NULL},
-    {"% of limit", "percent_of_limit", 10, c_percent, NULL},
-    {"RSS MiB", "peak_rss_mib", 7, c_rss, NULL},
+    {"model", -34, c_model, NULL},
+    {"engine", -12, c_engine, any_peer},
+    {"threads", 7, c_threads, NULL},
+    {"batch", 6, c_batch, any_batch},
+    {"kv", -4, c_kv, any_kv},
+    {"isa", -7, c_isa, any_isa},
+    {"load", -5, c_load, any_load},
+    {"test", -18, c_test, NULL},
+    {"tok/s", 11, c_rate, NULL},
+    {"95 %", 17, c_interval, NULL},
+    {"tenon / peer", 19, c_against, any_peer},
+    {"first token ms", 14, c_ttft, NULL},
+    {"ms per token p50 / p95 / p99", 28, c_token_ms, NULL},
+    {"GB/s", 7, c_gb, NULL},
+    {"% of limit", 10, c_percent, NULL},
+    {"RSS MiB", 7, c_rss, NULL},
 };
 enum { n_columns = sizeof columns / sizeof *columns };
 
@@ -258,7 +270,7 @@ static void csv_field(FILE *f, const char *text, bool first)
 }
 
 /* Scalars of the row's JSON object, nested ones as "a.b"; lists and what is long are left out. */
-static void csv_walk(FILE *f, const json_t *o, const char *prefix, bool head, bool *first)
+static void csv_fields(FILE *f, const json_t *o, const char *prefix, bool head, bool *first)
 {
     const char *key;
     json_t *value;
@@ -270,7 +282,7 @@ static void csv_walk(FILE *f, const json_t *o, const char *prefix, bool head, bo
             continue;
         if (json_is_object(value)) {
             strncat(text, ".", sizeof text - strlen(text) - 1);
-            csv_walk(f, value, text, head, first);
+            csv_fields(f, value, text, head, first);
             continue;
         }
         if (!head) {
@@ -293,7 +305,7 @@ static void csv_line(const tn_bench_report *r, const tn_bench_row *row, bool hea
     c_model(r, row, model, sizeof model);
     csv_field(f, head ? "model_label" : model, true);
     json_t *o = tn_bench_row_json(row);
-    csv_walk(f, o, "", head, &first);
+    csv_fields(f, o, "", head, &first);
     json_decref(o);
     fputc('\n', f);
 }

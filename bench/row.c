@@ -1,6 +1,5 @@
 #include "row.h"
 
-#include "stats.h"
 #include "term.h"
 
 #include <math.h>
@@ -13,6 +12,7 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     *row = *like;
     row->rate = row->ttft_s = row->token_s = (tn_bench_samples){0};
     row->weight_bytes = row->kv_bytes = row->peak_gb_per_second = row->peak_rss_bytes = NAN;
+    row->against = (tn_bench_ratio){NAN, NAN, NAN, NAN};
     row->warmup_runs = 0;
     row->settled = false;
     row->disturbed = row->error = NULL;
@@ -21,10 +21,10 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     return row;
 }
 
-void tn_bench_rows_free(tn_bench_rows *rows)
+void tn_bench_rows_cut(tn_bench_rows *rows, size_t n)
 {
-    for (size_t i = 0; i < rows->n; i++) {
-        tn_bench_row *row = &rows->at[i];
+    while (rows->n > n) {
+        tn_bench_row *row = &rows->at[--rows->n];
         free(row->rate.at);
         free(row->ttft_s.at);
         free(row->token_s.at);
@@ -32,6 +32,11 @@ void tn_bench_rows_free(tn_bench_rows *rows)
         free(row->error);
         json_decref(row->watch);
     }
+}
+
+void tn_bench_rows_free(tn_bench_rows *rows)
+{
+    tn_bench_rows_cut(rows, 0);
     free(rows->at);
     *rows = (tn_bench_rows){0};
 }
@@ -115,6 +120,16 @@ static json_t *token_times_json(const tn_bench_samples *s)
     return o;
 }
 
+static json_t *ratio_json(const tn_bench_ratio *r)
+{
+    json_t *o = json_object();
+    set_number(o, "ratio", r->ratio);
+    json_object_set_new(o, "ci95",
+                        isfinite(r->low) ? json_pack("[f,f]", r->low, r->high) : json_null());
+    set_number(o, "p", r->p);
+    return o;
+}
+
 json_t *tn_bench_row_json(const tn_bench_row *row)
 {
     char name[64];
@@ -144,6 +159,7 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     set_number(o, "limit_gb_per_second", row->peak_gb_per_second);
     set_number(o, "percent_of_limit", tn_bench_percent(row));
     set_number(o, "peak_rss_bytes", row->peak_rss_bytes);
+    if (row->peer) json_object_set_new(o, "tenon_over_this", ratio_json(&row->against));
     json_object_set_new(o, "warmup_runs", json_integer(row->warmup_runs));
     json_object_set_new(o, "warmup_settled", json_boolean(row->settled));
     json_object_set_new(o, "disturbed", row->disturbed ? json_string(row->disturbed) : json_null());

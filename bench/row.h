@@ -3,6 +3,7 @@
 #define TN_BENCH_ROW_H
 
 #include "measure.h"
+#include "stats.h"
 
 #include <jansson.h>
 
@@ -40,6 +41,7 @@ typedef struct tn_bench_row {
     double weight_bytes, kv_bytes; /* read per token; NaN = unknown */
     double peak_gb_per_second;     /* what the same threads read at most; NaN = unknown */
     double peak_rss_bytes;
+    tn_bench_ratio against;    /* a peer's row: ours over theirs */
     char *disturbed; /* why the row should not be trusted, NULL = nothing seen */
     json_t *watch;   /* what was seen, or NULL */
     char *error;     /* why there is nothing to report, NULL = there is */
@@ -52,6 +54,8 @@ typedef struct tn_bench_rows {
 
 /* A copy of `like` without results, at the end. Valid until the next one. */
 tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like);
+/* Removes all but the first n. */
+void tn_bench_rows_cut(tn_bench_rows *rows, size_t n);
 void tn_bench_rows_free(tn_bench_rows *rows);
 
 bool tn_bench_is_load(const tn_bench_row *row);

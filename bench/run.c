@@ -1,50 +1,93 @@
 #include "run.h"
 
+#include "peer.h"
 #include "stats.h"
 #include "term.h"
+#include "watch.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-/* One run from the row's depth, and back. Times are kept where the lists are not NULL. */
+/* ---- one run ------------------------------------------------------------------------------------ */
+
+/* A part of a run: prompt or generation. Bytes are sums over all runs. */
+typedef struct part {
+    double seconds;
+    double weight_bytes, kv_bytes, tokens;
+} part;
+
 typedef struct timing {
-    double prompt_s, gen_s, ttft_s;
+    part prompt, generate;
+    double ttft_s;
     double *token_s; /* [n_gen] */
 } timing;
 
-static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t,
-                          tn_error *err)
+/* Adds what the library counted since the last reset. */
+static void count_bytes(const tn_context *ctx, part *p, int32_t n)
 {
-    const bool prompt = row->what != TN_BENCH_GENERATE;
-    const bool generate = row->what != TN_BENCH_PROMPT;
-    tn_status s = TN_OK;
-    if (prompt) {
-        s = tn_bench_prompt(run->ctx, run->tokens, row->n_prompt, &t->prompt_s, err);
-        const double start = tn_bench_clock();
-        const float *logits = s ? NULL : tn_context_logits(run->ctx);
-        /* The comparison is always true; it keeps the search from being left out. */
-        if (logits && tn_bench_argmax(logits, run->source->info.n_vocab) >= 0)
-            t->ttft_s = t->prompt_s + (tn_bench_clock() - start);
-    }
-    if (!s && generate)
-        s = tn_bench_generate(run->ctx, run->tokens, row->n_gen, &t->gen_s, t->token_s, err);
+    tn_stats stats = {.struct_size = sizeof stats};
+    if (tn_context_stats(ctx, &stats, NULL)) return;
+    p->weight_bytes += (double)(stats.host.weight_bytes + stats.device.weight_bytes);
+    p->kv_bytes += (double)(stats.host.kv_bytes + stats.device.kv_bytes);
+    p->tokens += n;
+}
+
+static tn_status run_prompt(const tn_bench_run *run, int32_t n, timing *t, tn_error *err)
+{
+    tn_context_stats_reset(run->ctx);
+    const tn_status s = tn_bench_prompt(run->ctx, run->tokens, n, &t->prompt.seconds, err);
+    if (s) return s;
+    const double start = tn_bench_clock();
+    const float *logits = tn_context_logits(run->ctx);
+    /* The comparison always holds; it keeps the search from being left out. */
+    if (logits && tn_bench_argmax(logits, run->source->info.n_vocab) >= 0)
+        t->ttft_s = t->prompt.seconds + (tn_bench_clock() - start);
+    count_bytes(run->ctx, &t->prompt, n);
+    return TN_OK;
+}
+
+static tn_status run_generate(const tn_bench_run *run, int32_t n, timing *t, tn_error *err)
+{
+    tn_context_stats_reset(run->ctx);
+    const tn_status s =
+        tn_bench_generate(run->ctx, run->tokens, n, &t->generate.seconds, t->token_s, err);
+    if (!s) count_bytes(run->ctx, &t->generate, n);
+    return s;
+}
+
+/* From the row's depth, and back. */
+static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t, tn_error *err)
+{
     tn_error ignored;
+    tn_status s = TN_OK;
+    if (row->what != TN_BENCH_GENERATE) s = run_prompt(run, row->n_prompt, t, err);
+    if (!s && row->what != TN_BENCH_PROMPT) s = run_generate(run, row->n_gen, t, err);
     const tn_status back =
         tn_bench_walk(run->ctx, run->tokens, row->params.depth, s ? &ignored : err);
     return s ? s : back;
 }
 
-static void keep(tn_bench_row *row, tn_bench_row *second, const timing *t)
+static void keep(tn_bench_row *row, tn_bench_row *generated, const timing *t)
 {
-    tn_bench_row *gen = second ? second : row->what == TN_BENCH_GENERATE ? row : NULL;
     if (row->what != TN_BENCH_GENERATE) {
-        tn_bench_samples_add(&row->rate, row->n_prompt / t->prompt_s);
+        tn_bench_samples_add(&row->rate, row->n_prompt / t->prompt.seconds);
         tn_bench_samples_add(&row->ttft_s, t->ttft_s);
     }
-    if (!gen) return;
-    tn_bench_samples_add(&gen->rate, gen->n_gen / t->gen_s);
-    for (int32_t i = 0; i < gen->n_gen; i++)
-        tn_bench_samples_add(&gen->token_s, t->token_s[i]);
+    if (!generated) return;
+    tn_bench_samples_add(&generated->rate, generated->n_gen / t->generate.seconds);
+    for (int32_t i = 0; i < generated->n_gen; i++)
+        tn_bench_samples_add(&generated->token_s, t->token_s[i]);
+}
+
+/* ---- many --------------------------------------------------------------------------------------- */
+
+static void tick(const tn_bench_run *run, const tn_bench_row *row, const char *phase, int i, int n)
+{
+    char name[64], what[160];
+    if (!run->tick) return;
+    snprintf(what, sizeof what, "%s, %s %d of %d", tn_bench_test_name(row, name), phase, i, n);
+    run->tick(run->user, what);
 }
 
 /* Runs until the last three agree, at most as often as the settings say and no longer than
@@ -56,8 +99,9 @@ static tn_status warm_up(const tn_bench_run *run, tn_bench_row *row, timing *t, 
     tn_status s = TN_OK;
     while (!s && (int)seconds.n < run->set->warmup && !row->settled &&
            (seconds.n == 0 || tn_bench_clock() - start < patience)) {
+        tick(run, row, "warm-up", (int)seconds.n + 1, run->set->warmup);
         s = run_once(run, row, t, err);
-        tn_bench_samples_add(&seconds, t->prompt_s + t->gen_s);
+        tn_bench_samples_add(&seconds, t->prompt.seconds + t->generate.seconds);
         row->settled = tn_bench_settled(seconds.at, seconds.n, 0.02);
     }
     row->warmup_runs = (int32_t)seconds.n;
@@ -65,20 +109,151 @@ static tn_status warm_up(const tn_bench_run *run, tn_bench_row *row, timing *t, 
     return s;
 }
 
-tn_status tn_bench_run_cell(const tn_bench_run *run, tn_bench_row *row, tn_bench_row *second,
+static tn_status run_peer(const tn_bench_run *run, tn_bench_row *row)
+{
+    const tn_bench_peer_test test = {run->source->name,    row->params.kv, row->n_prompt,
+                                     row->n_gen,           row->params.depth, row->threads_used,
+                                     row->params.batch};
+    tn_error err = {0};
+    char *text = NULL, *command = tn_bench_peer_command(row->peer, &test);
+    size_t len = 0;
+    double rate = NAN;
+    tn_status s = TN_OK;
+    if (!run->source->file)
+        s = tn_bench_fail(&err, TN_EUNSUPPORTED, "a peer needs a model file");
+    else if (!command)
+        s = tn_bench_fail(&err, TN_EARG,
+                          "peer '%.100s' is neither llama-bench nor has {model}, {prompt}, "
+                          "{generate}, {depth}, {threads} or {batch} in it",
+                          row->peer);
+    if (!s) s = tn_bench_peer_run(command, &text, &len, &err);
+    if (!s) s = tn_bench_peer_parse(text, len, &test, &rate, &err);
+    if (!s) tn_bench_samples_add(&row->rate, rate);
+    if (s && s != TN_ECANCELED) row->error = tn_bench_strdup(err.msg);
+    free(text);
+    free(command);
+    return s == TN_ECANCELED ? s : TN_OK;
+}
+
+/* The peers' turn; each brings its own warm-up. Then one run of ours that does not count, because
+ * theirs have emptied the caches. */
+static tn_status run_peers(const tn_bench_run *run, const tn_bench_row *row, tn_bench_row *peers,
+                           size_t n_peers, timing *t, tn_error *err)
+{
+    tn_status s = TN_OK;
+    for (size_t i = 0; i < n_peers && !s; i++)
+        if (!peers[i].error) s = run_peer(run, &peers[i]);
+    if (s) return tn_bench_fail(err, s, "interrupted");
+    return n_peers ? run_once(run, row, t, err) : TN_OK;
+}
+
+static tn_status measure(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows, timing *t,
+                         tn_error *err)
+{
+    const bool pair = rows->what == TN_BENCH_PAIR_PROMPT;
+    const size_t n_peers = pair ? 0 : n_rows - 1;
+    tn_bench_row *generated = pair ? &rows[1] : rows->what == TN_BENCH_GENERATE ? rows : NULL;
+    tn_status s = TN_OK;
+    for (int32_t i = 0; i < run->set->runs && !s; i++) {
+        tick(run, rows, "run", i + 1, run->set->runs);
+        s = run_peers(run, rows, rows + 1, n_peers, t, err);
+        if (!s) s = run_once(run, rows, t, err);
+        if (!s) keep(rows, generated, t);
+    }
+    return s;
+}
+
+/* ---- what the row says beside its samples ------------------------------------------------------- */
+
+/* What is read again and again: for a prompt the bytes of one batch. */
+static double working_set(const tn_bench_row *row, const part *p)
+{
+    const double per_token = (p->weight_bytes + p->kv_bytes) / p->tokens;
+    if (row->n_prompt == 0 || p->tokens == 0 || row->what == TN_BENCH_PAIR_GENERATE)
+        return per_token;
+    return per_token * fmin(row->n_prompt, row->params.batch);
+}
+
+static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
+{
+    if (!(p->tokens > 0 && p->weight_bytes > 0)) return;
+    row->weight_bytes = p->weight_bytes / p->tokens;
+    row->kv_bytes = p->kv_bytes / p->tokens;
+    row->peak_gb_per_second =
+        1e-9 * tn_bench_peaks_find(run->peaks, row->threads_used, working_set(row, p));
+}
+
+static void set_watch(tn_bench_row *row, const tn_bench_watch *w)
+{
+    char why[300];
+    row->watch = tn_bench_watch_json(w);
+    row->peak_rss_bytes = row->peer ? NAN : tn_bench_peak_rss();
+    if (tn_bench_watch_verdict(w, why, sizeof why)) row->disturbed = tn_bench_strdup(why);
+}
+
+static void finish(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows, const timing *t,
+                   const tn_bench_watch *w)
+{
+    const bool pair = rows->what == TN_BENCH_PAIR_PROMPT;
+    set_bytes(run, &rows[0], rows->what == TN_BENCH_GENERATE ? &t->generate : &t->prompt);
+    if (pair) {
+        set_bytes(run, &rows[1], &t->generate);
+        rows[1].warmup_runs = rows->warmup_runs;
+        rows[1].settled = rows->settled;
+    }
+    for (size_t i = 0; i < n_rows; i++) {
+        set_watch(&rows[i], w);
+        if (rows[i].peer)
+            rows[i].against = tn_bench_compare_samples(rows[i].rate.at, rows[i].rate.n,
+                                                       rows[0].rate.at, rows[0].rate.n);
+    }
+}
+
+tn_status tn_bench_run_cell(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows,
                             tn_error *err)
 {
     timing t = {0};
-    t.token_s = tn_bench_alloc((size_t)row->n_gen * sizeof *t.token_s);
-    tn_status s = warm_up(run, row, &t, err);
-    for (int32_t i = 0; i < run->set->runs && !s; i++) {
-        s = run_once(run, row, &t, err);
-        if (!s) keep(row, second, &t);
-    }
-    if (second) {
-        second->warmup_runs = row->warmup_runs;
-        second->settled = row->settled;
+    t.token_s = tn_bench_alloc((size_t)rows->n_gen * sizeof *t.token_s);
+    tn_bench_peak_rss_reset();
+    tn_status s = warm_up(run, rows, &t, err);
+    if (!s) {
+        const tn_bench_moment before = tn_bench_look();
+        s = measure(run, rows, n_rows, &t, err);
+        const tn_bench_moment after = tn_bench_look();
+        const tn_bench_watch w = tn_bench_watch_make(&before, &after);
+        if (!s) finish(run, rows, n_rows, &t, &w);
     }
     free(t.token_s);
+    return s;
+}
+
+/* ---- loading ------------------------------------------------------------------------------------ */
+
+tn_status tn_bench_run_load(const tn_bench_run *run, tn_engine *engine, tn_model **model,
+                            tn_bench_source *source, tn_bench_row *row, tn_error *err)
+{
+    const bool cold = row->what == TN_BENCH_LOAD_COLD;
+    tn_status s = TN_OK;
+    tn_bench_peak_rss_reset();
+    const tn_bench_moment before = tn_bench_look();
+    for (int32_t i = 0; i < run->set->runs && !s; i++) {
+        tick(run, row, "run", i + 1, run->set->runs);
+        tn_model_close(*model);
+        *model = NULL;
+        s = cold ? tn_bench_source_cool(source, err) : tn_bench_source_warm(source, err);
+        const double start = tn_bench_clock();
+        if (!s) s = tn_bench_source_open(source, engine, row->params.load, model, err);
+        if (!s) tn_bench_samples_add(&row->rate, source->file_bytes * 1e-9 / (tn_bench_clock() - start));
+    }
+    const tn_bench_moment after = tn_bench_look();
+    const tn_bench_watch w = tn_bench_watch_make(&before, &after);
+    if (!s) set_watch(row, &w);
+    /* What follows needs the model, also after a row that could not be measured. */
+    tn_error ignored;
+    if (!*model) {
+        const tn_status again =
+            tn_bench_source_open(source, engine, row->params.load, model, s ? &ignored : err);
+        if (!s) s = again;
+    }
     return s;
 }

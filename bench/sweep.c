@@ -1,10 +1,13 @@
 #include "sweep.h"
 
+#include "cells.h"
+#include "env.h"
 #include "report.h"
 #include "run.h"
-#include "source.h"
+#include "svg.h"
 #include "term.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,111 +19,90 @@ typedef struct sweep {
     tn_model *model;
     tn_bench_tokens tokens;
     tn_context *ctx;
+    tn_bench_peaks peaks;
     tn_bench_row like; /* what rows of now have in common */
-    int code;          /* not 0: stop, with this exit code */
-    int failed;        /* exit code of the first row that could not be measured */
-    size_t n_good;     /* rows that could */
+    tn_bench_cell *cells;
+    size_t n_cells;
+    tn_bench_estimate estimate;
+    int code;         /* not 0: stop, with this exit code */
+    int failed;       /* exit code of the first row that could not be measured */
+    char failure[500]; /* and why */
+    size_t n_good;    /* rows that could */
 } sweep;
 
-/* A test to run at some depth, in the order of the walk. */
-typedef struct cell {
-    int32_t depth, n_prompt, n_gen;
-    bool pair;
-} cell;
+/* ---- rows --------------------------------------------------------------------------------------- */
 
-/* ---- rows ---------------------------------------------------------------------------------------
- */
-
-static void finish_row(sweep *w, tn_status status)
-{
-    if (status && !w->failed) w->failed = tn_bench_exit_code(status);
-    if (!status) w->n_good++;
-}
-
-/* Shows the rows from `first` on. */
-static void show_rows(sweep *w, size_t first)
-{
-    for (size_t i = first; i < w->report.rows.n; i++) {
-        const int code = tn_bench_report_row(&w->report, i);
-        if (!w->code) w->code = code;
-    }
-    if (tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
-}
-
-static tn_bench_row *add_row(sweep *w, const cell *c, tn_bench_what what)
+static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what what, const char *peer)
 {
     tn_bench_row *row = tn_bench_rows_add(&w->report.rows, &w->like);
     row->what = what;
     row->n_prompt = c->n_prompt;
     row->n_gen = c->n_gen;
     row->params.depth = c->depth;
+    row->peer = peer;
     return row;
 }
 
-/* The row or the two rows of a cell; returns the index of the first. */
-static size_t add_rows(sweep *w, const cell *c)
+/* A cell's row, or both rows of a pair, and those of the peers; returns the index of the first. */
+static size_t add_rows(sweep *w, const tn_bench_cell *c)
 {
     const size_t first = w->report.rows.n;
     if (c->pair) {
-        add_row(w, c, TN_BENCH_PAIR_PROMPT);
-        add_row(w, c, TN_BENCH_PAIR_GENERATE);
-    } else {
-        add_row(w, c, c->n_prompt ? TN_BENCH_PROMPT : TN_BENCH_GENERATE);
+        add_row(w, c, TN_BENCH_PAIR_PROMPT, NULL);
+        add_row(w, c, TN_BENCH_PAIR_GENERATE, NULL);
+        return first;
     }
+    const tn_bench_what what = c->n_prompt ? TN_BENCH_PROMPT : TN_BENCH_GENERATE;
+    add_row(w, c, what, NULL);
+    for (size_t i = 0; i < w->set->peers.n; i++)
+        add_row(w, c, what, w->set->peers.at[i]);
     return first;
 }
 
-static void fail_rows(sweep *w, size_t first, tn_status status, const tn_error *err)
+static void note_failure(sweep *w, int code, const char *why)
 {
-    for (size_t i = first; i < w->report.rows.n; i++) {
+    if (w->failed) return;
+    w->failed = code;
+    snprintf(w->failure, sizeof w->failure, "%s", why);
+}
+
+/* Writes the outcome of the rows from `first` on and shows them. What a signal cut short is dropped. */
+static void finish_rows(sweep *w, size_t first, tn_status status, const tn_error *err)
+{
+    if (status == TN_ECANCELED && tn_bench_signal()) {
+        tn_bench_rows_cut(&w->report.rows, first);
+        w->code = TN_EXIT_SIGNAL + tn_bench_signal();
+        return;
+    }
+    for (size_t i = first; i < w->report.rows.n && !w->code; i++) {
         tn_bench_row *row = &w->report.rows.at[i];
-        row->error = tn_bench_strdup(err->msg[0] ? err->msg : tn_status_name(status));
-        finish_row(w, status);
+        if (status && !row->error)
+            row->error = tn_bench_strdup(err->msg[0] ? err->msg : tn_status_name(status));
+        if (row->error)
+            note_failure(w, status ? tn_bench_exit_code(status) : TN_EXIT_IO, row->error);
+        else
+            w->n_good++;
+        w->code = tn_bench_report_row(&w->report, i);
     }
+    if (!w->code && tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
 }
 
-/* ---- cells --------------------------------------------------------------------------------------
- */
+/* ---- cells -------------------------------------------------------------------------------------- */
 
-static int by_depth(const void *a, const void *b)
+static void tick(void *user, const char *what)
 {
-    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Every test at every depth, depths growing. Freed by the caller. */
-static cell *make_cells(const tn_bench_settings *set, size_t *n)
-{
-    const size_t per_depth = set->prompt.n + set->generate.n + set->pairs.n;
-    cell *cells = tn_bench_alloc(set->depth.n * per_depth * sizeof *cells);
-    int32_t *depths = tn_bench_alloc(set->depth.n * sizeof *depths);
-    memcpy(depths, set->depth.at, set->depth.n * sizeof *depths);
-    qsort(depths, set->depth.n, sizeof *depths, by_depth);
-    *n = 0;
-    for (size_t d = 0; d < set->depth.n; d++) {
-        for (size_t i = 0; i < set->prompt.n; i++)
-            if (set->prompt.at[i]) cells[(*n)++] = (cell){depths[d], set->prompt.at[i], 0, false};
-        for (size_t i = 0; i < set->generate.n; i++)
-            if (set->generate.at[i])
-                cells[(*n)++] = (cell){depths[d], 0, set->generate.at[i], false};
-        for (size_t i = 0; i < set->pairs.n; i++) {
-            tn_bench_ints two = {0};
-            tn_bench_ints_read(&two, set->pairs.at[i], 1, INT32_MAX);
-            cells[(*n)++] = (cell){depths[d], two.at[0], two.at[1], true};
-            free(two.at);
-        }
-    }
-    free(depths);
-    return cells;
-}
-
-static int64_t cell_tokens(const cell *c)
-{
-    return (int64_t)c->depth + c->n_prompt + c->n_gen;
+    sweep *w = user;
+    char text[300];
+    const char *label = w->source.name;
+    const char *slash = w->source.file ? strrchr(label, '/') : NULL;
+    snprintf(text, sizeof text, "%.60s: %s", slash ? slash + 1 : label, what);
+    double done, total;
+    tn_bench_estimate_now(&w->estimate, &done, &total);
+    tn_bench_progress(done, total, text);
 }
 
 /* A context that holds the largest of the cells it can; *fits is how many tokens that is. */
-static tn_status open_context(sweep *w, const cell *cells, size_t n, int64_t *fits, tn_error *err)
+static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
 {
     tn_context_options opt = {.struct_size = sizeof opt,
                               .n_batch = w->like.params.batch,
@@ -129,10 +111,7 @@ static tn_status open_context(sweep *w, const cell *cells, size_t n, int64_t *fi
     tn_status s = TN_EARG;
     int64_t limit = INT32_MAX;
     while (s && s != TN_ECANCELED) {
-        *fits = 0;
-        for (size_t i = 0; i < n; i++)
-            if (cell_tokens(&cells[i]) > *fits && cell_tokens(&cells[i]) <= limit)
-                *fits = cell_tokens(&cells[i]);
+        *fits = tn_bench_largest_cell(w->cells, w->n_cells, limit);
         if (*fits == 0) return s;
         opt.n_ctx = (int32_t)*fits;
         s = tn_context_new(&w->ctx, w->model, &opt, err);
@@ -141,56 +120,42 @@ static tn_status open_context(sweep *w, const cell *cells, size_t n, int64_t *fi
     return s;
 }
 
-static void run_cell(sweep *w, const cell *c, int64_t fits, const tn_error *too_big)
+static tn_bench_run make_run(sweep *w)
 {
-    tn_error err = {0};
+    return (tn_bench_run){w->set,    w->ctx, &w->tokens, &w->source,
+                          &w->peaks, tick,   w};
+}
+
+static void run_cell(sweep *w, const tn_bench_cell *c, int64_t fits, const tn_error *too_big)
+{
+    tn_error err = *too_big;
     tn_status s = TN_OK;
     const size_t first = add_rows(w, c);
-    if (cell_tokens(c) > fits) {
-        fail_rows(w, first, too_big->code ? too_big->code : TN_EFULL, too_big);
+    tn_bench_estimate_cell_begins(&w->estimate, c);
+    if (tn_bench_cell_tokens(c) > fits) {
+        s = err.code ? err.code : TN_EFULL;
     } else {
-        const tn_bench_run run = {w->set, w->ctx, &w->tokens, &w->source};
-        tn_bench_row *row = &w->report.rows.at[first];
+        const tn_bench_run run = make_run(w);
+        tn_bench_row *rows = &w->report.rows.at[first];
+        tick(w, "walking to the depth");
         s = tn_bench_walk(w->ctx, &w->tokens, c->depth, &err);
-        if (!s) s = tn_bench_run_cell(&run, row, c->pair ? row + 1 : NULL, &err);
-        if (s)
-            fail_rows(w, first, s, &err);
-        else
-            for (size_t i = first; i < w->report.rows.n; i++)
-                finish_row(w, TN_OK);
+        if (!s) s = tn_bench_run_cell(&run, rows, w->report.rows.n - first, &err);
+        if (!s) tn_bench_estimate_learn(&w->estimate, rows);
     }
-    show_rows(w, first);
+    tn_bench_estimate_cell_ends(&w->estimate);
+    finish_rows(w, first, s, &err);
 }
 
 static void run_context(sweep *w)
 {
-    size_t n;
     int64_t fits = 0;
     tn_error err = {0};
-    cell *cells = make_cells(w->set, &n);
-    const tn_status s = open_context(w, cells, n, &fits, &err);
+    const tn_status s = open_context(w, &fits, &err);
     if (s) fits = 0;
-    if (s && !err.msg[0]) snprintf(err.msg, sizeof err.msg, "%s", tn_status_name(s));
-    for (size_t i = 0; i < n && !w->code; i++)
-        run_cell(w, &cells[i], fits, &err);
+    for (size_t i = 0; i < w->n_cells && !w->code; i++)
+        run_cell(w, &w->cells[i], fits, &err);
     tn_context_free(w->ctx);
     w->ctx = NULL;
-    free(cells);
-}
-
-/* ---- models and engines -------------------------------------------------------------------------
- */
-
-static void fail_all_cells(sweep *w, tn_status status, const tn_error *err)
-{
-    size_t n;
-    cell *cells = make_cells(w->set, &n);
-    for (size_t i = 0; i < n && !w->code; i++) {
-        const size_t first = add_rows(w, &cells[i]);
-        fail_rows(w, first, status, err);
-        show_rows(w, first);
-    }
-    free(cells);
 }
 
 /* Runs what shares a model: KV types and batch sizes. */
@@ -205,23 +170,61 @@ static void run_contexts(sweep *w)
     }
 }
 
+/* ---- models and engines ------------------------------------------------------------------------- */
+
+static void run_load(sweep *w, tn_bench_what what)
+{
+    tn_error err = {0};
+    const size_t first = w->report.rows.n;
+    add_row(w, &(tn_bench_cell){0}, what, NULL);
+    const tn_bench_run run = make_run(w);
+    const tn_status s = tn_bench_run_load(&run, w->engine, &w->model, &w->source,
+                                          &w->report.rows.at[first], &err);
+    finish_rows(w, first, s, &err);
+    if (!w->model && !w->code) w->code = tn_bench_exit_code(s ? s : TN_EINTERNAL);
+}
+
+static void fail_all_cells(sweep *w, tn_status status, const tn_error *err)
+{
+    for (size_t i = 0; i < w->n_cells && !w->code; i++)
+        finish_rows(w, add_rows(w, &w->cells[i]), status, err);
+    tn_bench_estimate_skip(&w->estimate, w->set->kv.n * w->set->batch.n);
+}
+
 static void run_model(sweep *w)
 {
     tn_error err = {0};
+    tick(w, "loading");
     tn_status s = tn_bench_source_open(&w->source, w->engine, w->like.params.load, &w->model, &err);
-    if (!s) s = tn_bench_source_tokens(&w->source, w->set, w->model, &w->tokens, &err);
+    if (!s) s = tn_bench_source_tokens(w->set, w->model, &w->tokens, &err);
     if (s) {
-        w->like.params.kv = w->set->kv.at[0];
-        w->like.params.batch = w->set->batch.at[0];
         fail_all_cells(w, s, &err);
     } else {
-        tn_bench_source_describe(&w->source, w->model);
+        tick(w, "hashing");
+        tn_bench_source_describe(&w->source, w->model, !w->set->no_hash);
+        if (tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
+        tn_bench_estimate_model(&w->estimate, (double)w->source.info.token_bytes);
+        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_COLD);
+        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_WARM);
         run_contexts(w);
     }
     free(w->tokens.at);
     w->tokens = (tn_bench_tokens){0};
     tn_model_close(w->model);
     w->model = NULL;
+}
+
+/* What the library says about the machine, once. */
+static void add_engine_json(sweep *w)
+{
+    char *text;
+    if (json_object_get(w->report.environment, "devices")) return;
+    json_object_set_new(w->report.environment, "devices",
+                        json_string(tn_engine_devices(w->engine)));
+    if (tn_env_json(w->engine, &text, NULL)) return;
+    json_t *o = json_loads(text, 0, NULL);
+    if (o) json_object_set_new(w->report.environment, "engine", o);
+    tn_string_free(w->engine, text);
 }
 
 static void run_engine(sweep *w)
@@ -234,6 +237,10 @@ static void run_engine(sweep *w)
     const tn_status s = tn_engine_new(&w->engine, &opt, &err);
     w->like.threads_used = s ? w->like.params.threads : tn_engine_threads(w->engine);
     w->like.isa_used = s ? NULL : tn_bench_isa_name(tn_engine_isa(w->engine));
+    if (!s) {
+        add_engine_json(w);
+        w->like.label = strstr(tn_engine_devices(w->engine), "emu") ? "emulated" : "measured";
+    }
     for (size_t i = 0; i < w->set->load.n && !w->code; i++) {
         w->like.params.load = w->set->load.at[i];
         w->like.params.kv = w->set->kv.at[0];
@@ -247,8 +254,9 @@ static void run_engine(sweep *w)
     w->engine = NULL;
 }
 
-static void run_source(sweep *w)
+static void run_source(sweep *w, const char *name, bool file)
 {
+    tn_bench_source_init(&w->source, name, file, w->report.models);
     for (size_t i = 0; i < w->set->isa.n && !w->code; i++) {
         for (size_t t = 0; t < w->set->threads.n && !w->code; t++) {
             w->like.params.isa = w->set->isa.at[i];
@@ -258,21 +266,40 @@ static void run_source(sweep *w)
     }
 }
 
-int tn_bench_sweep(const tn_bench_settings *set)
+/* What the threads read at most, for every number and size that was asked about. */
+static void add_peaks_json(sweep *w)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < w->peaks.n; i++) {
+        const tn_bench_peak *p = &w->peaks.at[i];
+        json_array_append_new(list, json_pack("{s:i,s:f,s:o}", "threads", p->threads, "bytes",
+                                              p->bytes, "gb_per_second",
+                                              tn_bench_number(p->per_second * 1e-9)));
+    }
+    json_object_set_new(w->report.environment, "read_peak", list);
+    free(w->peaks.at);
+}
+
+int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv)
 {
     sweep w = {.set = set};
     const size_t n_models = set->models.n + set->synthetic.n;
     if ((w.code = tn_bench_report_open(&w.report, set))) return w.code;
+    tn_bench_env_fill(w.report.environment, argc, argv);
+    w.cells = tn_bench_cells_make(set, &w.n_cells);
+    tn_bench_estimate_init(&w.estimate, set, w.cells, w.n_cells, n_models);
     for (size_t m = 0; m < n_models && !w.code; m++) {
         const bool file = m < set->models.n;
         w.like.model = m;
-        tn_bench_source_init(&w.source,
-                             file ? set->models.at[m] : set->synthetic.at[m - set->models.n], file,
-                             w.report.models);
-        run_source(&w);
-        tn_bench_source_free(&w.source);
+        run_source(&w, file ? set->models.at[m] : set->synthetic.at[m - set->models.n], file);
     }
-    if (!w.code && w.n_good == 0) w.code = w.failed;
+    if (!w.code && w.n_good == 0 && w.failed) {
+        tn_bench_say("%s", w.failure);
+        w.code = w.failed;
+    }
+    free(w.cells);
+    add_peaks_json(&w);
+    const int drawn = set->svg ? tn_bench_svg_write(set->svg, &w.report) : TN_EXIT_OK;
     const int written = tn_bench_report_close(&w.report);
-    return w.code ? w.code : written;
+    return w.code ? w.code : written ? written : drawn;
 }

@@ -5,6 +5,6 @@
 #include "options.h"
 
 /* Measures and reports. Returns the program's exit code. */
-int tn_bench_sweep(const tn_bench_settings *set);
+int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv);
 
 #endif

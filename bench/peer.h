@@ -1,0 +1,32 @@
+/* Benchmarks of other programs, run between our own runs: how to call them and what they say. */
+#ifndef TN_BENCH_PEER_H
+#define TN_BENCH_PEER_H
+
+#include "../engine/tenon.h"
+
+/* The test that the other program shall run. */
+typedef struct tn_bench_peer_test {
+    const char *model; /* path */
+    const char *kv;    /* "f16", "f32" */
+    int32_t n_prompt, n_gen, depth, threads, batch;
+} tn_bench_peer_test;
+
+/* A command for the shell, freed by the caller. Of `command`, the user's words:
+ *   - those with {model}, {prompt}, {generate}, {depth}, {threads}, {batch} or {kv} get the values;
+ *   - a program called llama-bench (or *llama-bench*) gets its options for one run and JSON;
+ *   - a program called tenon-bench (another build) as well.
+ * NULL if it is none of these. */
+char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test);
+
+/* Tokens per second that an output tells: `llama-bench -o json` (or jsonl) of llama.cpp and its forks,
+ * tenon-bench's JSON, or a plain number as the last word of the last line that has one. TN_EFORMAT
+ * with a reason. */
+tn_status tn_bench_peer_parse(const char *text, size_t len, const tn_bench_peer_test *test,
+                              double *per_second, tn_error *err);
+
+/* Runs the command in a shell. *text is what it wrote to standard output, zero-terminated, freed by
+ * the caller; its standard error is quoted in the message when it fails. TN_EIO, TN_ENOENT (no such
+ * program), TN_ECANCELED. */
+tn_status tn_bench_peer_run(const char *command, char **text, size_t *len, tn_error *err);
+
+#endif
