@@ -139,6 +139,7 @@ $(BUILD)/kernels/avxvnni_%.o: TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavxvnni
 $(BUILD)/kernels/avx512_%.o:  TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw \
                                            -mavx512vl -mavx512dq -mavx512vnni
 $(BUILD)/cli/%.o:             TN_CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
+$(BUILD)/bench/text.o:        bench/alice.txt
 $(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
 $(BUILD)/engine/version.o:    $(BUILD)/commit
 $(BUILD)/engine/json_env.o:   TN_CFLAGS += -DTN_FLAGS='"$(CFLAGS)"'

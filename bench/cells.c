@@ -54,7 +54,8 @@ int64_t tn_bench_largest_cell(const tn_bench_cell *cells, size_t n, int64_t limi
     return most;
 }
 
-/* ---- how long ----------------------------------------------------------------------------------- */
+/* ---- how long -----------------------------------------------------------------------------------
+ */
 
 static double cell_seconds(const tn_bench_estimate *e, const tn_bench_cell *c)
 {
@@ -81,7 +82,8 @@ void tn_bench_estimate_init(tn_bench_estimate *e, const tn_bench_settings *set,
                             const tn_bench_cell *cells, size_t n, size_t n_models)
 {
     *e = (tn_bench_estimate){.set = set, .cells = cells, .n_cells = n, .begun = tn_bench_clock()};
-    e->blocks_left = n_models * set->isa.n * set->threads.n * set->load.n * set->kv.n * set->batch.n;
+    e->blocks_left =
+        n_models * set->isa.n * set->threads.n * set->load.n * set->kv.n * set->batch.n;
     e->prompt_rate = e->gen_rate = INFINITY;
 }
 

@@ -16,7 +16,8 @@ static const double alpha = 0.05;
 static const char *const keys[] = {"threads", "batch", "kv", "isa", "load"};
 enum { n_keys = sizeof keys / sizeof *keys };
 
-/* ---- pairing rows ------------------------------------------------------------------------------- */
+/* ---- pairing rows -------------------------------------------------------------------------------
+ */
 
 static const json_t *param(const json_t *row, const char *key)
 {
@@ -72,7 +73,8 @@ static const json_t *find_row(const json_t *rows, const json_t *like, const bool
     return NULL;
 }
 
-/* ---- one pair ----------------------------------------------------------------------------------- */
+/* ---- one pair -----------------------------------------------------------------------------------
+ */
 
 static tn_bench_samples samples_of(const json_t *row)
 {
@@ -89,7 +91,7 @@ static tn_bench_samples samples_of(const json_t *row)
 static const char *verdict(const tn_bench_ratio *r, double threshold)
 {
     const double part = threshold / 100;
-    const bool slower = r->ratio < 1 - part, faster = r->ratio > 1 + part;
+    const bool slower = r->ratio<1 - part, faster = r->ratio> 1 + part;
     if (!slower && !faster) return isfinite(r->ratio) ? "same" : "unsure";
     if (!(r->p < alpha)) return "unsure";
     return slower ? "slower" : "faster";
@@ -158,7 +160,8 @@ json_t *tn_bench_compare_reports(const json_t *a, const json_t *b, double thresh
     return out;
 }
 
-/* ---- files and the table ------------------------------------------------------------------------ */
+/* ---- files and the table ------------------------------------------------------------------------
+ */
 
 /* JSON lines become the object that -o json would have written. */
 static json_t *from_lines(FILE *f)
@@ -227,8 +230,8 @@ static void print_table(const json_t *out, size_t n_slower, double threshold)
 {
     const json_t *rows = json_object_get(out, "rows"), *notes = json_object_get(out, "notes");
     bool star = false;
-    printf("| %-24s | threads | %11s | %11s | %6s | %-15s | %6s | verdict |\n", "test", "old", "new",
-           "ratio", "95 %", "p");
+    printf("| %-24s | threads | %11s | %11s | %6s | %-15s | %6s | verdict |\n", "test", "old",
+           "new", "ratio", "95 %", "p");
     printf("|:-------------------------|--------:|------------:|------------:|-------:|"
            ":----------------|-------:|:--------|\n");
     for (size_t i = 0; i < json_array_size(rows); i++) {
@@ -239,7 +242,8 @@ static void print_table(const json_t *out, size_t n_slower, double threshold)
     if (star) printf("\\* measured on a disturbed machine\n");
     for (size_t i = 0; i < json_array_size(notes); i++)
         printf("- %s\n", json_string_value(json_array_get(notes, i)));
-    printf("%zu of %zu rows slower by more than %g %%\n", n_slower, json_array_size(rows), threshold);
+    printf("%zu of %zu rows slower by more than %g %%\n", n_slower, json_array_size(rows),
+           threshold);
 }
 
 int tn_bench_compare(const tn_bench_settings *set)

@@ -11,10 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef TN_BENCH_CFLAGS
-#define TN_BENCH_CFLAGS ""
-#endif
-
 /* A string value; null where s is empty or no UTF-8. */
 static void set_text(json_t *o, const char *key, const char *s)
 {
@@ -89,10 +85,10 @@ static json_t *clocks(void)
     set_number(o, "now_mhz", *text ? strtod(text, NULL) : NAN);
     set_number(o, "turbo_off", tn_bench_read_number(CPU "intel_pstate/no_turbo", NAN));
     set_number(o, "boost", tn_bench_read_number(CPU "cpufreq/boost", NAN));
-    set_number(o, "power_cap_watts",
-               tn_bench_read_number(
-                   "/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw", NAN) /
-                   1e6);
+    set_number(
+        o, "power_cap_watts",
+        tn_bench_read_number("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw", NAN) /
+            1e6);
     return o;
 }
 
@@ -177,7 +173,8 @@ static json_t *system_json(void)
     set_text(o, "distribution", read_field("/etc/os-release", "PRETTY_NAME", text));
     set_choice(o, "clock_source",
                "/sys/devices/system/clocksource/clocksource0/current_clocksource");
-    set_number(o, "autogroup", tn_bench_read_number("/proc/sys/kernel/sched_autogroup_enabled", NAN));
+    set_number(o, "autogroup",
+               tn_bench_read_number("/proc/sys/kernel/sched_autogroup_enabled", NAN));
     set_number(o, "load_average", tn_bench_read_number("/proc/loadavg", NAN));
     return o;
 }
@@ -196,7 +193,6 @@ static json_t *build_json(void)
 #else
     set_text(o, "compiler", "gcc " __VERSION__);
 #endif
-    set_text(o, "flags", TN_BENCH_CFLAGS);
     return o;
 }
 

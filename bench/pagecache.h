@@ -1,4 +1,5 @@
-/* The files of a model and how much of them the page cache holds: what makes a load cold or warm. */
+/* The files of a model and how much of them the page cache holds: what makes a load cold or warm.
+ */
 #ifndef TN_BENCH_PAGECACHE_H
 #define TN_BENCH_PAGECACHE_H
 

@@ -16,7 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* ---- a growing text ----------------------------------------------------------------------------- */
+/* ---- a growing text -----------------------------------------------------------------------------
+ */
 
 typedef struct text {
     char *at;
@@ -55,7 +56,8 @@ static void append_quoted(text *t, const char *s)
     append(t, "'", 1);
 }
 
-/* ---- the command -------------------------------------------------------------------------------- */
+/* ---- the command --------------------------------------------------------------------------------
+ */
 
 static bool has_placeholder(const char *command)
 {
@@ -139,7 +141,8 @@ char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
     return out.at;
 }
 
-/* ---- its output --------------------------------------------------------------------------------- */
+/* ---- its output ---------------------------------------------------------------------------------
+ */
 
 static double number_of(const json_t *o, const char *key)
 {
@@ -235,7 +238,8 @@ tn_status tn_bench_peer_parse(const char *s, size_t len, const tn_bench_peer_tes
                          test->n_prompt, test->n_gen);
 }
 
-/* ---- running ------------------------------------------------------------------------------------ */
+/* ---- running ------------------------------------------------------------------------------------
+ */
 
 extern char **environ;
 
@@ -306,8 +310,8 @@ static tn_status finish(pid_t pid, const char *command, const text *said, tn_err
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return TN_OK;
     last_line(said, line);
     const bool missing = WIFEXITED(status) && WEXITSTATUS(status) == 127;
-    return tn_bench_fail(err, missing ? TN_ENOENT : TN_EIO, "'%.120s' ended with %s %d%s%s", command,
-                         WIFSIGNALED(status) ? "signal" : "exit code",
+    return tn_bench_fail(err, missing ? TN_ENOENT : TN_EIO, "'%.120s' ended with %s %d%s%s",
+                         command, WIFSIGNALED(status) ? "signal" : "exit code",
                          WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
                          *line ? ": " : "", line);
 }

@@ -12,8 +12,8 @@
 /* ---- columns of tables --------------------------------------------------------------------------
  */
 
-/* Everything the Markdown table may show; parameters that the whole sweep leaves at their default are
- * left out. */
+/* Everything the Markdown table may show; parameters that the whole sweep leaves at their default
+ * are left out. */
 typedef struct column {
     const char *head;
     int width; /* negative = to the left */
@@ -169,10 +169,19 @@ static bool any_load(const tn_bench_report *r)
     return not_default(&r->set->load, "auto");
 }
 
+static bool any_model(const tn_bench_report *r)
+{
+    return r->set->models.n + r->set->synthetic.n > 1;
+}
+static bool any_threads(const tn_bench_report *r)
+{
+    return r->set->threads.n > 1;
+}
+
 static const column columns[] = {
-    {"model", -34, c_model, NULL},
+    {"model", -34, c_model, any_model},
     {"engine", -12, c_engine, any_peer},
-    {"threads", 7, c_threads, NULL},
+    {"threads", 7, c_threads, any_threads},
     {"batch", 6, c_batch, any_batch},
     {"kv", -4, c_kv, any_kv},
     {"isa", -7, c_isa, any_isa},
@@ -181,10 +190,10 @@ static const column columns[] = {
     {"tok/s", 11, c_rate, NULL},
     {"95 %", 17, c_interval, NULL},
     {"tenon / peer", 19, c_against, any_peer},
-    {"first token ms", 14, c_ttft, NULL},
-    {"ms per token p50 / p95 / p99", 28, c_token_ms, NULL},
-    {"GB/s", 7, c_gb, NULL},
-    {"% of limit", 10, c_percent, NULL},
+    {"TTFT ms", 8, c_ttft, NULL},
+    {"ms/token p50 / p95 / p99", 24, c_token_ms, NULL},
+    {"GB/s", 6, c_gb, NULL},
+    {"% limit", 7, c_percent, NULL},
     {"RSS MiB", 7, c_rss, NULL},
 };
 enum { n_columns = sizeof columns / sizeof *columns };
@@ -195,6 +204,26 @@ enum { n_columns = sizeof columns / sizeof *columns };
 static bool shown(const tn_bench_report *r, const column *c)
 {
     return !c->wanted || c->wanted(r);
+}
+
+/* What the columns do not say, because it is the same in every row. */
+static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
+{
+    const json_t *model = json_array_get(r->models, row->model);
+    const char *label = json_string_value(json_object_get(model, "label"));
+    const char *type = json_string_value(json_object_get(model, "quantisation"));
+    const double bytes = json_number_value(json_object_get(model, "weight_bytes"));
+    const char *cpu =
+        json_string_value(json_object_get(json_object_get(r->environment, "cpu"), "model"));
+    if (!any_model(r) && label) {
+        fprintf(f, "%s", label);
+        if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
+        fprintf(f, ", ");
+    }
+    if (!any_threads(r)) fprintf(f, "%d threads, ", row->threads_used);
+    if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
+    fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),
+            *tn_commit() ? " " : "", tn_commit());
 }
 
 static void md_head(const tn_bench_report *r, FILE *f)
@@ -373,6 +402,7 @@ static int show(tn_bench_report *r, tn_bench_sink *sink, size_t i)
     const tn_bench_row *row = &r->rows.at[i];
     switch (sink->format) {
     case TN_BENCH_MD:
+        if (!sink->begun) md_title(r, row, sink->f);
         if (!sink->begun) md_head(r, sink->f);
         md_row(r, row, sink->f);
         break;

@@ -41,10 +41,10 @@ typedef struct tn_bench_row {
     double weight_bytes, kv_bytes; /* read per token; NaN = unknown */
     double peak_gb_per_second;     /* what the same threads read at most; NaN = unknown */
     double peak_rss_bytes;
-    tn_bench_ratio against;    /* a peer's row: ours over theirs */
-    char *disturbed; /* why the row should not be trusted, NULL = nothing seen */
-    json_t *watch;   /* what was seen, or NULL */
-    char *error;     /* why there is nothing to report, NULL = there is */
+    tn_bench_ratio against; /* a peer's row: ours over theirs */
+    char *disturbed;        /* why the row should not be trusted, NULL = nothing seen */
+    json_t *watch;          /* what was seen, or NULL */
+    char *error;            /* why there is nothing to report, NULL = there is */
 } tn_bench_row;
 
 typedef struct tn_bench_rows {

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- one run ------------------------------------------------------------------------------------ */
+/* ---- one run ------------------------------------------------------------------------------------
+ */
 
 /* A part of a run: prompt or generation. Bytes are sums over all runs. */
 typedef struct part {
@@ -57,7 +58,8 @@ static tn_status run_generate(const tn_bench_run *run, int32_t n, timing *t, tn_
 }
 
 /* From the row's depth, and back. */
-static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t, tn_error *err)
+static tn_status run_once(const tn_bench_run *run, const tn_bench_row *row, timing *t,
+                          tn_error *err)
 {
     tn_error ignored;
     tn_status s = TN_OK;
@@ -80,7 +82,8 @@ static void keep(tn_bench_row *row, tn_bench_row *generated, const timing *t)
         tn_bench_samples_add(&generated->token_s, t->token_s[i]);
 }
 
-/* ---- many --------------------------------------------------------------------------------------- */
+/* ---- many ---------------------------------------------------------------------------------------
+ */
 
 static void tick(const tn_bench_run *run, const tn_bench_row *row, const char *phase, int i, int n)
 {
@@ -111,8 +114,8 @@ static tn_status warm_up(const tn_bench_run *run, tn_bench_row *row, timing *t, 
 
 static tn_status run_peer(const tn_bench_run *run, tn_bench_row *row)
 {
-    const tn_bench_peer_test test = {run->source->name,    row->params.kv, row->n_prompt,
-                                     row->n_gen,           row->params.depth, row->threads_used,
+    const tn_bench_peer_test test = {run->source->name, row->params.kv,    row->n_prompt,
+                                     row->n_gen,        row->params.depth, row->threads_used,
                                      row->params.batch};
     tn_error err = {0};
     char *text = NULL, *command = tn_bench_peer_command(row->peer, &test);
@@ -163,7 +166,8 @@ static tn_status measure(const tn_bench_run *run, tn_bench_row *rows, size_t n_r
     return s;
 }
 
-/* ---- what the row says beside its samples ------------------------------------------------------- */
+/* ---- what the row says beside its samples -------------------------------------------------------
+ */
 
 /* What is read again and again: for a prompt the bytes of one batch. */
 static double working_set(const tn_bench_row *row, const part *p)
@@ -227,7 +231,8 @@ tn_status tn_bench_run_cell(const tn_bench_run *run, tn_bench_row *rows, size_t 
     return s;
 }
 
-/* ---- loading ------------------------------------------------------------------------------------ */
+/* ---- loading ------------------------------------------------------------------------------------
+ */
 
 tn_status tn_bench_run_load(const tn_bench_run *run, tn_engine *engine, tn_model **model,
                             tn_bench_source *source, tn_bench_row *row, tn_error *err)
@@ -243,7 +248,9 @@ tn_status tn_bench_run_load(const tn_bench_run *run, tn_engine *engine, tn_model
         s = cold ? tn_bench_source_cool(source, err) : tn_bench_source_warm(source, err);
         const double start = tn_bench_clock();
         if (!s) s = tn_bench_source_open(source, engine, row->params.load, model, err);
-        if (!s) tn_bench_samples_add(&row->rate, source->file_bytes * 1e-9 / (tn_bench_clock() - start));
+        if (!s)
+            tn_bench_samples_add(&row->rate,
+                                 source->file_bytes * 1e-9 / (tn_bench_clock() - start));
     }
     const tn_bench_moment after = tn_bench_look();
     const tn_bench_watch w = tn_bench_watch_make(&before, &after);

@@ -25,7 +25,8 @@ tn_status tn_bench_fail(tn_error *err, tn_status status, const char *fmt, ...)
     return status;
 }
 
-/* ---- what is known of it ------------------------------------------------------------------------ */
+/* ---- what is known of it ------------------------------------------------------------------------
+ */
 
 static void set_text(json_t *o, const char *key, const char *s)
 {
@@ -58,8 +59,7 @@ static void read_header(tn_bench_source *s)
 
 void tn_bench_source_init(tn_bench_source *s, const char *name, bool file, json_t *models)
 {
-    *s = (tn_bench_source){
-        .name = name, .file = file, .about = json_object(), .file_bytes = NAN};
+    *s = (tn_bench_source){.name = name, .file = file, .about = json_object(), .file_bytes = NAN};
     const char *slash = file ? strrchr(name, '/') : NULL;
     set_text(s->about, "label", slash ? slash + 1 : name);
     set_text(s->about, "path", file ? name : NULL);
@@ -100,7 +100,8 @@ void tn_bench_source_describe(tn_bench_source *s, const tn_model *model, bool ha
     if (hash) add_hash(s);
 }
 
-/* ---- opening ------------------------------------------------------------------------------------ */
+/* ---- opening ------------------------------------------------------------------------------------
+ */
 
 static tn_status open_synthetic(tn_bench_source *s, tn_engine *engine, const tn_model_options *opt,
                                 tn_model **out, tn_error *err)
@@ -145,7 +146,8 @@ tn_status tn_bench_source_open(tn_bench_source *s, tn_engine *engine, const char
     return status;
 }
 
-/* ---- the page cache ----------------------------------------------------------------------------- */
+/* ---- the page cache -----------------------------------------------------------------------------
+ */
 
 double tn_bench_source_cached(const tn_bench_source *s)
 {
@@ -194,7 +196,8 @@ tn_status tn_bench_source_warm(const tn_bench_source *s, tn_error *err)
                          100 * held);
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------- */
+/* ---- tokens -------------------------------------------------------------------------------------
+ */
 
 /* The first 8 MiB of a file, freed by the caller: as many tokens as any context holds. */
 static tn_status read_text(const char *path, char **text, size_t *len, tn_error *err)
@@ -222,8 +225,8 @@ tn_status tn_bench_source_tokens(const tn_bench_settings *set, const tn_model *m
     if (!set->text)
         return tn_bench_tokens_make(out, model, tn_bench_text,
                                     (size_t)(tn_bench_text_end - tn_bench_text), seed, err);
-    char *text;
-    size_t len;
+    char *text = NULL;
+    size_t len = 0;
     tn_status s = read_text(set->text, &text, &len, err);
     if (s) return s;
     s = tn_bench_tokens_make(out, model, text, len, seed, err);

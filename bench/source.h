@@ -1,4 +1,5 @@
-/* Where a model comes from: a file, or a shape with random weights; and what the report says of it. */
+/* Where a model comes from: a file, or a shape with random weights; and what the report says of it.
+ */
 #ifndef TN_BENCH_SOURCE_H
 #define TN_BENCH_SOURCE_H
 
@@ -10,9 +11,9 @@
 typedef struct tn_bench_source {
     const char *name; /* path, or SHAPE:TYPE */
     bool file;
-    unsigned n_parts;   /* files; 0 = not known or no file */
-    double file_bytes;  /* of all parts; NaN = not known */
-    json_t *about;      /* the report's object, borrowed */
+    unsigned n_parts;  /* files; 0 = not known or no file */
+    double file_bytes; /* of all parts; NaN = not known */
+    json_t *about;     /* the report's object, borrowed */
     bool described;
     tn_model_info info; /* its strings are not to be used: they die with the model */
 } tn_bench_source;
@@ -30,8 +31,8 @@ void tn_bench_source_describe(tn_bench_source *s, const tn_model *model, bool ha
 
 /* Part of the model's files that is in memory, 0 to 1; NaN if unknown. */
 double tn_bench_source_cached(const tn_bench_source *s);
-/* Drops them from memory, or reads them into it. TN_EUNSUPPORTED with a reason where the kernel does
- * not follow. */
+/* Drops them from memory, or reads them into it. TN_EUNSUPPORTED with a reason where the kernel
+ * does not follow. */
 tn_status tn_bench_source_cool(const tn_bench_source *s, tn_error *err);
 tn_status tn_bench_source_warm(const tn_bench_source *s, tn_error *err);
 

@@ -55,16 +55,21 @@ static int sign_test_rank(size_t n)
     return rank;
 }
 
-/* Student's t, two-sided 95 %, for n = 2..5. */
+/* Student's t, two-sided 95 %, for n = 2..5; of the logarithms where there are any, because a speed
+ * cannot be negative. */
 static void student(const double *s, size_t n, tn_bench_summary *out)
 {
     static const double t[] = {NAN, NAN, 12.7062, 4.3027, 3.1824, 2.7764};
-    double sum = 0;
+    const bool logs = out->min > 0;
+    double mean = 0, sum = 0;
     for (size_t i = 0; i < n; i++)
-        sum += (s[i] - out->mean) * (s[i] - out->mean);
+        mean += (logs ? log(s[i]) : s[i]) / (double)n;
+    for (size_t i = 0; i < n; i++)
+        sum += pow((logs ? log(s[i]) : s[i]) - mean, 2);
     const double half = t[n] * sqrt(sum / (double)(n - 1) / (double)n);
-    out->low = fmin(out->min, out->mean - half);
-    out->high = fmax(out->max, out->mean + half);
+    const double low = mean - half, high = mean + half;
+    out->low = fmin(out->min, logs ? exp(low) : low);
+    out->high = fmax(out->max, logs ? exp(high) : high);
 }
 
 tn_bench_summary tn_bench_summarise(const double *samples, size_t n)

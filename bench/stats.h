@@ -15,7 +15,8 @@ typedef struct tn_bench_summary {
 
 /* The interval: for n >= 6 the tightest pair of order statistics, placed symmetrically, that covers
  * the median with at least 95 % (sign test, free of any assumption). Fewer samples cannot reach 95
- * % that way: Student's interval of the mean, widened to hold all samples. */
+ * % that way: Student's interval of the mean logarithm, widened to hold all
+ * samples. */
 tn_bench_summary tn_bench_summarise(const double *samples, size_t n);
 
 /* Quantile q in [0, 1], linear between order statistics (type 7). NaN for n = 0. */

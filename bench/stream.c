@@ -66,12 +66,12 @@ typedef struct crew {
     int n;
     reader read;
     char *buffer;
-    size_t part;             /* bytes of each */
-    atomic_int go;           /* 0 = wait, 1 = all threads are there, -1 = go home */
+    size_t part;              /* bytes of each */
+    atomic_int go;            /* 0 = wait, 1 = all threads are there, -1 = go home */
     atomic_int arrived, turn; /* of the barrier */
-    bool stop;               /* the leader's word, behind the barrier */
-    double best;             /* seconds of the quickest pass */
-    _Atomic uint64_t sum;    /* of what was read: so that reading is not left out */
+    bool stop;                /* the leader's word, behind the barrier */
+    double best;              /* seconds of the quickest pass */
+    _Atomic uint64_t sum;     /* of what was read: so that reading is not left out */
 } crew;
 
 typedef struct member {
@@ -91,7 +91,8 @@ static void meet(crew *c)
         sched_yield();
 }
 
-/* Bytes that each thread reads in a pass: small parts several times, so that meeting costs nothing. */
+/* Bytes that each thread reads in a pass: small parts several times, so that meeting costs nothing.
+ */
 static size_t pass_bytes(const crew *c)
 {
     const size_t least = 32u << 20;
@@ -160,7 +161,8 @@ static size_t part_bytes(int threads, double bytes)
 
 double tn_bench_read_peak(int threads, double bytes)
 {
-    static const reader readers[] = {read_plain, read_plain_prefetch, read_wide, read_wide_prefetch};
+    static const reader readers[] = {read_plain, read_plain_prefetch, read_wide,
+                                     read_wide_prefetch};
     if (threads < 1 || !(bytes > 0)) return NAN;
     const size_t part = part_bytes(threads, bytes), total = part * (size_t)threads;
     /* Prefetch may run past the end: what is behind it need not be there. */

@@ -93,7 +93,8 @@ static double largest(const panel *p, bool depth)
     return most;
 }
 
-/* ---- lines -------------------------------------------------------------------------------------- */
+/* ---- lines --------------------------------------------------------------------------------------
+ */
 
 typedef struct scale {
     double x, y, top; /* pixels per token, per tok/s; y of the plot's upper edge */
@@ -105,7 +106,8 @@ static void axes(FILE *f, const panel *p, const scale *s, double deepest, double
     const double bottom = s->top + plot_height;
     const double y_step = round_up(fastest / 5), x_step = round_up(deepest / 6);
     for (double v = 0; v <= fastest; v += y_step) {
-        fprintf(f, "<path class=\"grid\" d=\"M%d %.1fh%d\"/>\n", left, bottom - v * s->y, plot_width);
+        fprintf(f, "<path class=\"grid\" d=\"M%d %.1fh%d\"/>\n", left, bottom - v * s->y,
+                plot_width);
         snprintf(number, sizeof number, "%g", v);
         text_at(f, left - 8, bottom - v * s->y + 4, "end", number);
     }
@@ -163,7 +165,8 @@ static double draw_lines(FILE *f, const panel *p)
     return panel_height;
 }
 
-/* ---- bars --------------------------------------------------------------------------------------- */
+/* ---- bars ---------------------------------------------------------------------------------------
+ */
 
 static double draw_bars(FILE *f, const panel *p)
 {
@@ -176,8 +179,7 @@ static double draw_bars(FILE *f, const panel *p)
         y += bar_height;
         series_name(p->r, p->rows[i], name, sizeof name);
         text_at(f, bar_left - 8, y, "end", name);
-        fprintf(f,
-                "<rect fill=\"%s\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%d\"/>\n",
+        fprintf(f, "<rect fill=\"%s\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%d\"/>\n",
                 colours[0], bar_left, y - 13, width * value / fastest, bar_height - 6);
         snprintf(number, sizeof number, value >= 100 ? "%.0f" : "%.2f", value);
         text_at(f, bar_left + width * value / fastest + 6, y, "start", number);
@@ -185,7 +187,8 @@ static double draw_bars(FILE *f, const panel *p)
     return y + 20 - p->top;
 }
 
-/* ---- the page ----------------------------------------------------------------------------------- */
+/* ---- the page -----------------------------------------------------------------------------------
+ */
 
 static bool belongs(const tn_bench_row *row, bool prompt)
 {

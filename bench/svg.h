@@ -4,8 +4,8 @@
 
 #include "report.h"
 
-/* One panel for prompts and one for generation: speed over depth where there are several depths, bars
- * where there is one. TN_EXIT_OK, or TN_EXIT_IO after saying why. */
+/* One panel for prompts and one for generation: speed over depth where there are several depths,
+ * bars where there is one. TN_EXIT_OK, or TN_EXIT_IO after saying why. */
 int tn_bench_svg_write(const char *path, const tn_bench_report *r);
 
 #endif

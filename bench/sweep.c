@@ -24,13 +24,14 @@ typedef struct sweep {
     tn_bench_cell *cells;
     size_t n_cells;
     tn_bench_estimate estimate;
-    int code;         /* not 0: stop, with this exit code */
-    int failed;       /* exit code of the first row that could not be measured */
+    int code;          /* not 0: stop, with this exit code */
+    int failed;        /* exit code of the first row that could not be measured */
     char failure[500]; /* and why */
-    size_t n_good;    /* rows that could */
+    size_t n_good;     /* rows that could */
 } sweep;
 
-/* ---- rows --------------------------------------------------------------------------------------- */
+/* ---- rows ---------------------------------------------------------------------------------------
+ */
 
 static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what what, const char *peer)
 {
@@ -66,7 +67,8 @@ static void note_failure(sweep *w, int code, const char *why)
     snprintf(w->failure, sizeof w->failure, "%s", why);
 }
 
-/* Writes the outcome of the rows from `first` on and shows them. What a signal cut short is dropped. */
+/* Writes the outcome of the rows from `first` on and shows them. What a signal cut short is
+ * dropped. */
 static void finish_rows(sweep *w, size_t first, tn_status status, const tn_error *err)
 {
     if (status == TN_ECANCELED && tn_bench_signal()) {
@@ -87,7 +89,8 @@ static void finish_rows(sweep *w, size_t first, tn_status status, const tn_error
     if (!w->code && tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
 }
 
-/* ---- cells -------------------------------------------------------------------------------------- */
+/* ---- cells --------------------------------------------------------------------------------------
+ */
 
 static void tick(void *user, const char *what)
 {
@@ -122,8 +125,7 @@ static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
 
 static tn_bench_run make_run(sweep *w)
 {
-    return (tn_bench_run){w->set,    w->ctx, &w->tokens, &w->source,
-                          &w->peaks, tick,   w};
+    return (tn_bench_run){w->set, w->ctx, &w->tokens, &w->source, &w->peaks, tick, w};
 }
 
 static void run_cell(sweep *w, const tn_bench_cell *c, int64_t fits, const tn_error *too_big)
@@ -170,7 +172,8 @@ static void run_contexts(sweep *w)
     }
 }
 
-/* ---- models and engines ------------------------------------------------------------------------- */
+/* ---- models and engines -------------------------------------------------------------------------
+ */
 
 static void run_load(sweep *w, tn_bench_what what)
 {
@@ -178,8 +181,8 @@ static void run_load(sweep *w, tn_bench_what what)
     const size_t first = w->report.rows.n;
     add_row(w, &(tn_bench_cell){0}, what, NULL);
     const tn_bench_run run = make_run(w);
-    const tn_status s = tn_bench_run_load(&run, w->engine, &w->model, &w->source,
-                                          &w->report.rows.at[first], &err);
+    const tn_status s =
+        tn_bench_run_load(&run, w->engine, &w->model, &w->source, &w->report.rows.at[first], &err);
     finish_rows(w, first, s, &err);
     if (!w->model && !w->code) w->code = tn_bench_exit_code(s ? s : TN_EINTERNAL);
 }
@@ -214,17 +217,19 @@ static void run_model(sweep *w)
     w->model = NULL;
 }
 
-/* What the library says about the machine, once. */
+/* What the library says about the machine and itself, once. */
 static void add_engine_json(sweep *w)
 {
     char *text;
-    if (json_object_get(w->report.environment, "devices")) return;
-    json_object_set_new(w->report.environment, "devices",
-                        json_string(tn_engine_devices(w->engine)));
+    json_t *environment = w->report.environment;
+    if (json_object_get(environment, "engine")) return;
     if (tn_env_json(w->engine, &text, NULL)) return;
     json_t *o = json_loads(text, 0, NULL);
-    if (o) json_object_set_new(w->report.environment, "engine", o);
     tn_string_free(w->engine, text);
+    if (!o) return;
+    json_t *flags = json_object_get(json_object_get(o, "build"), "flags");
+    if (flags) json_object_set(json_object_get(environment, "build"), "flags", flags);
+    json_object_set_new(environment, "engine", o);
 }
 
 static void run_engine(sweep *w)
@@ -272,9 +277,9 @@ static void add_peaks_json(sweep *w)
     json_t *list = json_array();
     for (size_t i = 0; i < w->peaks.n; i++) {
         const tn_bench_peak *p = &w->peaks.at[i];
-        json_array_append_new(list, json_pack("{s:i,s:f,s:o}", "threads", p->threads, "bytes",
-                                              p->bytes, "gb_per_second",
-                                              tn_bench_number(p->per_second * 1e-9)));
+        json_array_append_new(list,
+                              json_pack("{s:i,s:f,s:o}", "threads", p->threads, "bytes", p->bytes,
+                                        "gb_per_second", tn_bench_number(p->per_second * 1e-9)));
     }
     json_object_set_new(w->report.environment, "read_peak", list);
     free(w->peaks.at);

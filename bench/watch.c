@@ -62,7 +62,8 @@ static void read_cpus(tn_bench_moment *m)
         static const char *const kinds[] = {"core", "package"};
         for (int k = 0; k < 2; k++) {
             snprintf(path, sizeof path,
-                     "/sys/devices/system/cpu/cpu%d/thermal_throttle/%s_throttle_count", i, kinds[k]);
+                     "/sys/devices/system/cpu/cpu%d/thermal_throttle/%s_throttle_count", i,
+                     kinds[k]);
             const double events = tn_bench_read_number(path, -1);
             if (events >= 0) m->throttled = fmax(m->throttled, 0) + events;
         }
@@ -133,8 +134,7 @@ json_t *tn_bench_watch_json(const tn_bench_watch *w)
                      tn_bench_number(w->waited_percent), "clock_before_mhz",
                      tn_bench_number(w->clock_before_mhz), "clock_after_mhz",
                      tn_bench_number(w->clock_after_mhz), "throttle_events",
-                     tn_bench_number(w->throttle_events), "load_average",
-                     tn_bench_number(w->load));
+                     tn_bench_number(w->throttle_events), "load_average", tn_bench_number(w->load));
 }
 
 double tn_bench_peak_rss(void)
