@@ -80,14 +80,34 @@ static void count_weights(tn_model *m)
         if (per_type[i] > per_type[m->main_type]) m->main_type = i;
 }
 
+/* Bytes of all tensors, as they are in the file or as float32. */
+static uint64_t tensor_bytes(const tn_model *m, bool exact)
+{
+    uint64_t bytes = 0;
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(m->gguf, i);
+        bytes += exact ? t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3] * 4 : t->bytes;
+    }
+    return bytes;
+}
+
 static bool choose_map(const tn_model *m, const tn_model_options *opt)
 {
     if (opt->exact || opt->load == TN_LOAD_READ) return false;
     if (opt->load == TN_LOAD_MAP) return true;
-    uint64_t bytes = 0, have = tn_host_memory_available();
-    for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++)
-        bytes += tn_gguf_tensor_at(m->gguf, i)->bytes;
-    return have && (double)bytes * read_headroom > (double)have;
+    const uint64_t have = tn_host_memory_available();
+    return have && (double)tensor_bytes(m, false) * read_headroom > (double)have;
+}
+
+/* Refuses what can never fit: the kernel would hand out the addresses, and kill the process later. */
+static tn_status check_memory(const tn_model *m, bool exact, tn_error *err)
+{
+    tn_host_info h;
+    tn_host_info_get(&h);
+    const double gib = 1 << 30, bytes = (double)tensor_bytes(m, exact);
+    if (!h.memory_bytes || bytes <= (double)h.memory_bytes) return TN_OK;
+    return tn_fail(err, TN_ENOMEM, -1, "%s: the weights need %.1f GiB of memory, this machine has %.1f",
+                   m->name, bytes / gib, (double)h.memory_bytes / gib);
 }
 
 static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
@@ -95,8 +115,10 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
     l.map = !random && choose_map(m, opt);
     m->mapped = l.map;
+    tn_status s = l.map ? TN_OK : check_memory(m, opt->exact, err);
+    if (s) return s;
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
-    tn_status s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
+    s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
     if (!s) s = tn_load_run(&l);
     tn_free(m->a, l.used);
     tn_free(m->a, l.jobs);

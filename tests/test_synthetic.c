@@ -2,6 +2,7 @@
 #include "golden.h"
 
 #include "../engine/engine.h"
+#include "../engine/hardware.h"
 #include "../engine/model.h"
 #include "../engine/synthetic.h"
 
@@ -170,6 +171,20 @@ TEST(a_small_one_runs)
     free(s.rows);
     tn_context_free(c);
     tn_model_close(m);
+    tn_engine_free(e);
+}
+
+TEST(what_never_fits_is_refused)
+{
+    tn_engine *e;
+    tn_model *m;
+    tn_error err = {0};
+    tn_host_info h;
+    tn_host_info_get(&h);
+    if (h.memory_bytes > 1400ull << 30) SKIP("this machine could hold it");
+    REQUIRE(tn_engine_new(&e, NULL, NULL) == TN_OK);
+    CHECK_INT(tn_model_open_synthetic(&m, e, "llama-405b", "f32", NULL, &err), TN_ENOMEM);
+    CHECK(!m && strstr(err.msg, "llama-405b") && strstr(err.msg, "GiB"));
     tn_engine_free(e);
 }
 
