@@ -6,10 +6,13 @@
 #include "run.h"
 #include "svg.h"
 #include "term.h"
+#include "watch.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { kv_page = 256 }; /* positions */
 
 typedef struct sweep {
     const tn_bench_settings *set;
@@ -19,6 +22,7 @@ typedef struct sweep {
     tn_model *model;
     tn_bench_tokens tokens;
     tn_context *ctx;
+    double kv_per_token; /* bytes */
     tn_bench_peaks peaks;
     tn_bench_row like; /* what rows of now have in common */
     tn_bench_cell *cells;
@@ -109,6 +113,7 @@ static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
 {
     tn_context_options opt = {.struct_size = sizeof opt,
                               .n_batch = w->like.params.batch,
+                              .page_size = kv_page,
                               .kv = strcmp(w->like.params.kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16,
                               .cancel = tn_bench_cancel};
     tn_status s = TN_EARG;
@@ -128,15 +133,47 @@ static tn_bench_run make_run(sweep *w)
     return (tn_bench_run){w->set, w->ctx, &w->tokens, &w->source, &w->peaks, tick, w};
 }
 
+/* KV bytes per token, from a page that one token makes; the context is left empty. */
+static double kv_bytes_per_token(sweep *w)
+{
+    tn_stats stats = {.struct_size = sizeof stats};
+    tn_error ignored;
+    double bytes = 0;
+    if (!tn_bench_walk(w->ctx, &w->tokens, 1, &ignored) &&
+        !tn_context_stats(w->ctx, &stats, &ignored))
+        bytes = (double)stats.kv_bytes_held / kv_page;
+    tn_context_rewind(w->ctx, 0, NULL);
+    return bytes;
+}
+
+/* The kernel promises more memory than there is and kills who uses it: a cell that cannot fit must
+ * be refused before. */
+static tn_status check_memory(sweep *w, const tn_bench_cell *c, tn_error *err)
+{
+    tn_stats stats = {.struct_size = sizeof stats};
+    const double gib = 1 << 30, need = (double)tn_bench_cell_tokens(c) * w->kv_per_token;
+    const double have = tn_bench_memory_available();
+    if (tn_context_stats(w->ctx, &stats, err)) return err->code;
+    const double more = need - (double)stats.kv_bytes_held;
+    if (!(more > 0.95 * have)) return TN_OK;
+    return tn_bench_fail(err, TN_ENOMEM,
+                         "%lld tokens need %.1f GiB for the KV cache, %.1f GiB more than now, and "
+                         "only %.1f GiB are free",
+                         (long long)tn_bench_cell_tokens(c), need / gib, more / gib, have / gib);
+}
+
 static void run_cell(sweep *w, const tn_bench_cell *c, int64_t fits, const tn_error *too_big)
 {
     tn_error err = *too_big;
     tn_status s = TN_OK;
     const size_t first = add_rows(w, c);
     tn_bench_estimate_cell_begins(&w->estimate, c);
-    if (tn_bench_cell_tokens(c) > fits) {
-        s = err.code ? err.code : TN_EFULL;
-    } else {
+    if (tn_bench_cell_tokens(c) > INT32_MAX) {
+        s = tn_bench_fail(&err, TN_EFULL, "%lld tokens are more than any context holds",
+                          (long long)tn_bench_cell_tokens(c));
+    } else if (tn_bench_cell_tokens(c) > fits) {
+        s = err.code;
+    } else if (!(s = check_memory(w, c, &err))) {
         const tn_bench_run run = make_run(w);
         tn_bench_row *rows = &w->report.rows.at[first];
         tick(w, "walking to the depth");
@@ -154,6 +191,7 @@ static void run_context(sweep *w)
     tn_error err = {0};
     const tn_status s = open_context(w, &fits, &err);
     if (s) fits = 0;
+    if (!s) w->kv_per_token = kv_bytes_per_token(w);
     for (size_t i = 0; i < w->n_cells && !w->code; i++)
         run_cell(w, &w->cells[i], fits, &err);
     tn_context_free(w->ctx);

@@ -137,15 +137,26 @@ json_t *tn_bench_watch_json(const tn_bench_watch *w)
                      tn_bench_number(w->throttle_events), "load_average", tn_bench_number(w->load));
 }
 
-double tn_bench_peak_rss(void)
+/* Bytes that a line "KEY: N kB" tells. */
+static double read_kib(const char *path, const char *format)
 {
     char line[200];
     double kib = NAN;
-    FILE *f = fopen("/proc/self/status", "re");
+    FILE *f = fopen(path, "re");
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %lf", &kib) == 1) break;
+        if (sscanf(line, format, &kib) == 1) break;
     if (f) fclose(f);
     return kib * 1024;
+}
+
+double tn_bench_peak_rss(void)
+{
+    return read_kib("/proc/self/status", "VmHWM: %lf");
+}
+
+double tn_bench_memory_available(void)
+{
+    return read_kib("/proc/meminfo", "MemAvailable: %lf");
 }
 
 void tn_bench_peak_rss_reset(void)

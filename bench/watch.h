@@ -34,6 +34,9 @@ json_t *tn_bench_watch_json(const tn_bench_watch *w); /* new reference */
 double tn_bench_peak_rss(void);
 void tn_bench_peak_rss_reset(void);
 
+/* Memory that can be had without swapping, bytes; NaN if the kernel does not tell. */
+double tn_bench_memory_available(void);
+
 /* First number in a file of the kernel, or `none`. */
 double tn_bench_read_number(const char *path, double none);
 
