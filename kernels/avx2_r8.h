@@ -15,8 +15,9 @@ typedef __m256i vec;
 /* Puts the AVX2 repack functions into a table by type. avx2_r8_repack.c */
 void tn_r8_repack_avx2(tn_repack_fn *f);
 
-/* The AVX2 product of a type with an R8 layout, NULL for others. avx2_r8.c */
-tn_matmul_fn tn_r8_matmul_avx2(uint32_t type);
+/* The AVX2 product of a type with an R8 layout, NULL for others; with software prefetch or without.
+ * avx2_r8.c */
+tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead);
 
 /* What a unit's head says, lane = row. Step j of a type with one scale per 32 columns is worth
  * d[j] * (q - offset) + m[j]; of a type with one per 16 columns, d[0] * scale * (q - offset) +
@@ -249,8 +250,6 @@ INLINE void read_quants(int width, const uint8_t *p, vec v[8])
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-enum { R8_GROUPS = 4 }; /* most groups multiplied in step */
-
 INLINE vec add16(vec a, vec b)
 {
     return pinned(_mm256_add_epi16(a, b));
@@ -274,35 +273,25 @@ INLINE vec mul2_signed(vec v0, vec y0, vec v1, vec y1, vec factor)
     return pinned(add32(_mm256_madd_epi16(p0, factor), _mm256_madd_epi16(p1, factor)));
 }
 
-/* sum[k] = sum over the step of q * activation * factor, lane = row, for n groups. One pass over
- * the activations for all groups; short trees, as the length of the chain decides how many steps
- * overlap. Partners are unpacked from the same vector where there is one. int16 holds 8 products of
- * 4-bit quants (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of 6 bits (32004). int32 holds
- * the sum of a step for every type but Q6_K, whose sums wrap: the offset taken off later brings
- * them back (32 * 32 * 127 * 128 * 127 < 2^31). */
-INLINE void step_sums(int width, int n, vec v[][8], const int8_t *q, const vec *factor, vec *sum)
+/* The sum over the step of q * activation * factor, lane = row. Short trees, as the length of the
+ * chain decides how many steps overlap. Partners are unpacked from the same vector where there is
+ * one. int16 holds 8 products of 4-bit quants (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of
+ * 6 bits (32004). int32 holds the sum of a step for every type but Q6_K, whose sums wrap: the
+ * offset taken off later brings them back (32 * 32 * 127 * 128 * 127 < 2^31). */
+INLINE vec step_sum(int width, const vec v[8], const int8_t *q, vec factor)
 {
-    vec p[R8_GROUPS][4];
+    vec p[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const int j0 = width == 4 ? i : 2 * i, j1 = width == 4 ? i + 4 : 2 * i + 1;
         const vec y0 = broadcast(q + 4 * j0), y1 = broadcast(q + 4 * j1);
-#pragma GCC unroll 4
-        for (int k = 0; k < n; k++) {
-            vec f = factor[k];
-            vec t = width == 8 ? mul2_signed(v[k][j0], y0, v[k][j1], y1, f)
-                               : mul2(v[k][j0], y0, v[k][j1], y1);
-            if (width == 6) t = _mm256_madd_epi16(t, f);
-            p[k][i] = t;
-            if (i % 2 == 0) continue;
-            p[k][i] = width < 6 ? add16(p[k][i - 1], t) : pinned(add32(p[k][i - 1], t));
-            if (width == 5) p[k][i] = pinned(_mm256_madd_epi16(p[k][i], f));
-        }
+        p[i] = width == 8 ? mul2_signed(v[j0], y0, v[j1], y1, factor) : mul2(v[j0], y0, v[j1], y1);
+        if (width == 6) p[i] = _mm256_madd_epi16(p[i], factor);
+        if (i % 2 == 0) continue;
+        p[i] = width < 6 ? add16(p[i - 1], p[i]) : pinned(add32(p[i - 1], p[i]));
+        if (width == 5) p[i] = pinned(_mm256_madd_epi16(p[i], factor));
     }
-#pragma GCC unroll 4
-    for (int k = 0; k < n; k++)
-        sum[k] = width < 5 ? _mm256_madd_epi16(add16(p[k][1], p[k][3]), factor[k])
-                           : add32(p[k][1], p[k][3]);
+    return width < 5 ? _mm256_madd_epi16(add16(p[1], p[3]), factor) : add32(p[1], p[3]);
 }
 
 /* Takes off what the offset of the quants added. */
@@ -315,33 +304,22 @@ INLINE vec take_offset(uint32_t type, vec sum, vec factor, const r8_act *a)
     return _mm256_sub_epi32(sum, c);
 }
 
-/* acc[k] += step j of a unit of group k times one activation block. unit: the first group's unit;
- * h: the heads of K types, work space for the others. */
-INLINE void step_products(uint32_t type, int n, const uint8_t *unit, size_t group_bytes, r8_head *h,
-                          int j, vec v[][8], const r8_act *a, __m256 *acc)
+/* acc + step j of a unit times one activation block. */
+INLINE __m256 step_product(uint32_t type, const r8_head *h, int j, const vec v[8], const r8_act *a,
+                           __m256 acc)
 {
-    const tn_r8_shape s = tn_r8_shape_of(type);
     const bool by_16 = scaled_by_16(type);
-    const vec m = broadcast(a->m);
-    vec factor[R8_GROUPS], sum[R8_GROUPS];
-#pragma GCC unroll 4
-    for (int k = 0; k < n; k++)
-        factor[k] = by_16 ? _mm256_mullo_epi16(h[k].pair[j], m) : m;
-    step_sums(s.bits, n, v, a->q, factor, sum);
+    const vec m = broadcast(a->m), factor = by_16 ? _mm256_mullo_epi16(h->pair[j], m) : m;
     const __m256 d = _mm256_broadcast_ss(&a->d);
-#pragma GCC unroll 4
-    for (int k = 0; k < n; k++) {
-        if (s.cols == 32) read_head(type, unit + (size_t)k * group_bytes, h + k);
-        if (has_min(type) && by_16) {
-            vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h[k].min[j], m), broadcast(&a->c));
-            acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h[k].m[0], d), acc[k]);
-        } else if (has_min(type)) {
-            acc[k] = _mm256_fmadd_ps(h[k].m[j], _mm256_broadcast_ss(&a->s), acc[k]);
-        }
-        sum[k] = take_offset(type, sum[k], factor[k], a);
-        acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]),
-                                 _mm256_mul_ps(h[k].d[by_16 ? 0 : j], d), acc[k]);
+    vec sum = step_sum(tn_r8_shape_of(type).bits, v, a->q, factor);
+    if (has_min(type) && by_16) {
+        vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h->min[j], m), broadcast(&a->c));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h->m[0], d), acc);
+    } else if (has_min(type)) {
+        acc = _mm256_fmadd_ps(h->m[j], _mm256_broadcast_ss(&a->s), acc);
     }
+    sum = take_offset(type, sum, factor, a);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(h->d[by_16 ? 0 : j], d), acc);
 }
 
 #endif

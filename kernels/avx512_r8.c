@@ -295,15 +295,15 @@ INLINE void rows_16(uint32_t type, const tn_weight *w, const act *a, int64_t n, 
 
 enum { PANEL_BYTES = SLAB * (512 + 4 * 64) };
 
-INLINE void matmul(uint32_t type, tn_matmul_fn few, const tn_weight *w, const tn_acts *x, float *y,
-                   int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
+INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+                 int64_t row0, int64_t row1, void *scratch)
 {
     const int64_t blocks = w->cols / 32, token_bytes = blocks * (int64_t)sizeof(act);
     const int64_t room = (TN_SCRATCH_BYTES - PANEL_BYTES) / token_bytes;
     int64_t most = CHUNK_BYTES / token_bytes / TOKENS * TOKENS;
     if (most < 4 * TOKENS) most = 4 * TOKENS < room ? 4 * TOKENS : room;
-    if (x->n <= FEW || most < 1) {
-        few(w, x, y, y_stride, row0, row1, scratch);
+    if (most < 1) {
+        tn_r8_matmul_avx2(type, false)(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
     uint8_t *panel = scratch;
@@ -320,10 +320,22 @@ INLINE void matmul(uint32_t type, tn_matmul_fn few, const tn_weight *w, const tn
 
 /* The AVX2 kernel of the type serves a few tokens. */
 #define MATMUL(name, type)                                                                         \
+    static void many_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,      \
+                            int64_t row0, int64_t row1, void *scratch)                             \
+    {                                                                                              \
+        many(type, w, x, y, y_stride, row0, row1, scratch);                                        \
+    }                                                                                              \
     static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
     {                                                                                              \
-        matmul(type, tn_r8_matmul_avx2(type), w, x, y, y_stride, row0, row1, scratch);             \
+        tn_matmul_fn f = x->n > FEW ? many_##name : tn_r8_matmul_avx2(type, false);                \
+        f(w, x, y, y_stride, row0, row1, scratch);                                                 \
+    }                                                                                              \
+    static void matmul_##name##_ahead(const tn_weight *w, const tn_acts *x, float *y,              \
+                                      int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
+    {                                                                                              \
+        tn_matmul_fn f = x->n > FEW ? many_##name : tn_r8_matmul_avx2(type, true);                 \
+        f(w, x, y, y_stride, row0, row1, scratch);                                                 \
     }
 MATMUL(q4_0, TN_TYPE_Q4_0)
 MATMUL(q4_1, TN_TYPE_Q4_1)
@@ -336,17 +348,18 @@ MATMUL(q4_k, TN_TYPE_Q4_K)
 MATMUL(q5_k, TN_TYPE_Q5_K)
 MATMUL(q6_k, TN_TYPE_Q6_K)
 
+#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name
 void tn_kernels_avx512_r8(tn_kernels *k)
 {
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
-    f[TN_TYPE_Q4_0] = matmul_q4_0;
-    f[TN_TYPE_Q4_1] = matmul_q4_1;
-    f[TN_TYPE_Q5_0] = matmul_q5_0;
-    f[TN_TYPE_Q5_1] = matmul_q5_1;
-    f[TN_TYPE_Q8_0] = matmul_q8_0;
-    f[TN_TYPE_Q2_K] = matmul_q2_k;
-    f[TN_TYPE_Q3_K] = matmul_q3_k;
-    f[TN_TYPE_Q4_K] = matmul_q4_k;
-    f[TN_TYPE_Q5_K] = matmul_q5_k;
-    f[TN_TYPE_Q6_K] = matmul_q6_k;
+    SET(q4_0, TN_TYPE_Q4_0);
+    SET(q4_1, TN_TYPE_Q4_1);
+    SET(q5_0, TN_TYPE_Q5_0);
+    SET(q5_1, TN_TYPE_Q5_1);
+    SET(q8_0, TN_TYPE_Q8_0);
+    SET(q2_k, TN_TYPE_Q2_K);
+    SET(q3_k, TN_TYPE_Q3_K);
+    SET(q4_k, TN_TYPE_Q4_K);
+    SET(q5_k, TN_TYPE_Q5_K);
+    SET(q6_k, TN_TYPE_Q6_K);
 }

@@ -36,8 +36,16 @@ unsigned tn_isa_detect(void)
     return isa;
 }
 
+/* AMD's own prefetchers do better alone, see avx2_r8.c. */
+static bool wants_prefetch(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b != signature_AMD_ebx;
+}
+
 static void add_avx2(tn_kernels *k)
 {
+    k->prefetch = wants_prefetch();
     tn_kernels_avx2_rows(k);
     tn_kernels_avx2_r8(k);
     tn_kernels_avx2_float(k);

@@ -158,7 +158,8 @@ typedef void (*tn_softmax_fn)(float *x, int64_t n);
 typedef void (*tn_to_f16_fn)(uint16_t *y, const float *x, int64_t n);
 
 typedef struct tn_kernels {
-    unsigned isa; /* levels in use */
+    unsigned isa;  /* levels in use */
+    bool prefetch; /* products with one token ask for weights ahead of use */
     tn_matmul_fn matmul[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: no such layout for this type */
     tn_dequantize_fn dequantize[TN_LAYOUT_COUNT][TN_TYPE_COUNT];
     tn_repack_fn repack[TN_TYPE_COUNT]; /* NULL: the type stays row-major */
