@@ -192,8 +192,10 @@ typedef struct tn_plan {
     float *share;  /* [n_tensors] of the device: 0 host, 1 device; file order */
     int16_t *rule; /* [n_tensors] the override that decided, -1 = the planner */
     uint64_t live; /* tokens for whose KV room is kept at these units */
+    bool elastic; /* units move with the live context, see tn_plan_boundary */
+    bool dropping; /* the host has masters, so that units may also go below the planned ones */
     bool feasible;
-    uint64_t short_bytes; /* by how much it does not fit */
+    uint64_t short_bytes; /* by how much it does not fit, 0 if it does */
     tn_prediction predicted;
     tn_plan_memory host, device[TN_MAX_DEVICES];
 } tn_plan;

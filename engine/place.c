@@ -1,0 +1,192 @@
+/* Overrides: which tensor goes where because the user says so. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "plan.h"
+
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { max_match_steps = 200000 };
+
+/* The side at the end of a rule, "host", "device" or "split:X": its share, or -1. */
+static double read_side(const char *s, size_t len)
+{
+    if (len == 4 && memcmp(s, "host", 4) == 0) return 0;
+    if (len == 6 && memcmp(s, "device", 6) == 0) return 1;
+    if (len <= 6 || len > 38 || memcmp(s, "split:", 6) != 0) return -1;
+    char number[33], *end;
+    memcpy(number, s + 6, len - 6);
+    number[len - 6] = 0;
+    if (number[0] < '.' || number[0] > '9') return -1; /* no sign, space, inf or nan */
+    const double x = strtod(number, &end);
+    return *end == 0 && x >= 0 && x <= 1 ? x : -1;
+}
+
+/* The next rule of text[at, len): it ends at the first comma after a valid side, because regular
+ * expressions may hold commas themselves. False if there is none. */
+static bool next_rule(const char *text, size_t len, size_t at, size_t *equals, size_t *end)
+{
+    for (size_t i = at; i <= len; i++) {
+        if (i < len && text[i] != ',') continue;
+        size_t eq = i;
+        while (eq > at && text[eq - 1] != '=')
+            eq--;
+        if (eq == at || read_side(text + eq, i - eq) < 0) continue;
+        *equals = eq - 1;
+        *end = i;
+        return true;
+    }
+    return false;
+}
+
+static tn_status compile(tn_rule *rule, tn_error *err)
+{
+    int code;
+    PCRE2_SIZE offset;
+    rule->code = pcre2_compile((PCRE2_SPTR)rule->regex, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code,
+                               &offset, NULL);
+    if (rule->code) return TN_OK;
+    char why[120];
+    pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+    return tn_fail(err, code == PCRE2_ERROR_NOMEMORY ? TN_ENOMEM : TN_EARG, -1,
+                   "--place: '%.200s' is no regular expression: %s at character %zu", rule->regex,
+                   why, (size_t)offset);
+}
+
+static tn_status add_rule(tn_rules *r, const char *regex, size_t len, double share, tn_error *err)
+{
+    if (len == 0)
+        return tn_fail(err, TN_EARG, -1,
+                       "--place: a rule has no regular expression before its '='");
+    if (!tn_grow(r->a, (void **)&r->rule, &r->cap, r->n, r->n + 1, sizeof *r->rule))
+        return tn_fail_nomem(err, sizeof *r->rule, "the placement rules");
+    tn_rule *rule = &r->rule[r->n];
+    *rule = (tn_rule){tn_strndup(r->a, regex, len), NULL, share};
+    if (!rule->regex) return tn_fail_nomem(err, len, "a placement rule");
+    r->n++; /* from here on tn_rules_free() frees it */
+    return compile(rule, err);
+}
+
+tn_status tn_rules_add(tn_rules *r, const char *text, tn_error *err)
+{
+    const size_t len = strlen(text);
+    if (!r->a) r->a = &tn_default_allocator;
+    for (size_t at = 0, equals, end; at < len || at == 0; at = end + 1) {
+        if (!next_rule(text, len, at, &equals, &end))
+            return tn_fail(
+                err, TN_EARG, -1,
+                "--place: '%.200s' does not end in =host, =device or =split:X with X from 0 to "
+                "1 (expected REGEX=SIDE[,REGEX=SIDE...])",
+                text + at);
+        const double share = read_side(text + equals + 1, end - equals - 1);
+        const tn_status s = add_rule(r, text + at, equals - at, share, err);
+        if (s) return s;
+        if (end == len) break;
+    }
+    return TN_OK;
+}
+
+void tn_rules_free(tn_rules *r)
+{
+    for (size_t i = 0; i < r->n; i++) {
+        pcre2_code_free(r->rule[i].code);
+        tn_free(r->a, r->rule[i].regex);
+    }
+    if (r->a) tn_free(r->a, r->rule);
+    *r = (tn_rules){.a = r->a};
+}
+
+/* 1 match, 0 none, -1 failed. */
+static int matches(const tn_rule *rule, const char *name, pcre2_match_context *mc)
+{
+    pcre2_match_data *md = pcre2_match_data_create_from_pattern(rule->code, NULL);
+    if (!md) return -1;
+    const int n = pcre2_match(rule->code, (PCRE2_SPTR)name, strlen(name), 0, 0, md, mc);
+    pcre2_match_data_free(md);
+    return n >= 0 ? 1 : n == PCRE2_ERROR_NOMATCH ? 0 : -1;
+}
+
+int tn_rules_match(const tn_rules *r, const char *name)
+{
+    pcre2_match_context *mc = pcre2_match_context_create(NULL);
+    if (!mc) return -2;
+    pcre2_set_match_limit(mc, max_match_steps);
+    int found = -1;
+    for (size_t i = 0; i < r->n && found == -1; i++) {
+        const int m = matches(&r->rule[i], name, mc);
+        if (m) found = m > 0 ? (int)i : -2;
+    }
+    pcre2_match_context_free(mc);
+    return found;
+}
+
+/* ---- near names --------------------------------------------------------------------------------
+ */
+
+/* Edits between two words of up to 63 characters. */
+static int distance(const char *a, size_t n, const char *b, size_t m)
+{
+    int line[64];
+    if (n > 63 || m > 63) return 64;
+    for (size_t j = 0; j <= m; j++)
+        line[j] = (int)j;
+    for (size_t i = 1; i <= n; i++) {
+        int diagonal = line[0];
+        line[0] = (int)i;
+        for (size_t j = 1; j <= m; j++) {
+            const int up = line[j], best = up < line[j - 1] ? up + 1 : line[j - 1] + 1;
+            const int same = diagonal + (a[i - 1] != b[j - 1]);
+            line[j] = same < best ? same : best;
+            diagonal = up;
+        }
+    }
+    return line[m];
+}
+
+/* The part of a name that says what a tensor is: "attn_q" of "blk.3.attn_q.weight". */
+static size_t stem(const char *name, const char **start)
+{
+    const char *s = name;
+    if (strncmp(s, "blk.", 4) == 0) {
+        s += 4;
+        s += strspn(s, "0123456789");
+        if (*s == '.') s++;
+    }
+    *start = s;
+    return strcspn(s, ".");
+}
+
+/* The longest word of a regular expression. */
+static size_t longest_word(const char *regex, const char **start)
+{
+    static const char word[] = "abcdefghijklmnopqrstuvwxyz_ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+    size_t best = 0;
+    *start = regex;
+    for (const char *s = regex; *s;) {
+        const size_t n = strspn(s, word);
+        if (n > best) best = n, *start = s;
+        s += n ? n : 1;
+    }
+    return best;
+}
+
+void tn_rules_near(const tn_rule *rule, const tn_shape *s, char *out, size_t cap)
+{
+    const char *want, *have;
+    const size_t n = longest_word(rule->regex, &want);
+    size_t used = 0;
+    int found = 0;
+    out[0] = 0;
+    for (int32_t i = 0; i < s->n_tensors && n > 1 && found < 3; i++) {
+        const size_t m = stem(s->tensor[i].name, &have);
+        char name[64] = "";
+        if (m >= sizeof name || distance(want, n, have, m) > (int)(n > 6 ? 3 : 2)) continue;
+        memcpy(name, have, m);
+        name[m] = 0;
+        if (strstr(out, name) || used + m + 3 > cap) continue;
+        if (used) memcpy(out + used, ", ", 2), used += 2;
+        memcpy(out + used, name, m + 1);
+        used += m;
+        found++;
+    }
+}

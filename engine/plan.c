@@ -1,0 +1,533 @@
+/* Planning: constraints and overrides in, the best plan with its reasons out. */
+#include "plan_chain.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const double gate = 1.03; /* a simpler plan may cost this much more */
+static const double MiB = 1024.0 * 1024.0;
+
+/* ---- constraints -------------------------------------------------------------------------------
+ */
+
+static tn_status fill_request(tn_constraints *c, tn_error *err)
+{
+    tn_request *r = &c->request;
+    if (r->depth < 0 || r->n_prompt < 0 || r->n_gen < 0)
+        return tn_fail(err, TN_EARG, -1, "--for: counts must not be negative");
+    if (r->n_prompt + r->n_gen == 0) {
+        const int64_t room = c->n_ctx - r->depth;
+        if (room < 1)
+            return tn_fail(err, TN_EARG, -1,
+                           "--for: a live depth of %lld leaves no room in --ctx %lld",
+                           (long long)r->depth, (long long)c->n_ctx);
+        r->n_prompt = room >= 2560 ? 2048 : room * 4 / 5;
+        r->n_gen = room >= 2560 ? 512 : room - r->n_prompt;
+    }
+    if (r->depth > c->n_ctx || r->n_prompt > c->n_ctx || r->n_gen > c->n_ctx ||
+        r->depth + r->n_prompt + r->n_gen > c->n_ctx)
+        return tn_fail(err, TN_EARG, -1,
+                       "--for asks for %lld + %lld + %lld tokens, but --ctx has room for %lld",
+                       (long long)r->depth, (long long)r->n_prompt, (long long)r->n_gen,
+                       (long long)c->n_ctx);
+    return TN_OK;
+}
+
+tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, const tn_shape *s,
+                              const tn_profile *p, tn_error *err)
+{
+    *out = *c;
+    if (c->n_ctx < 0 || c->n_ctx > 1 << 30)
+        return tn_fail(err, TN_EARG, -1, "--ctx: %lld is out of range", (long long)c->n_ctx);
+    if (c->n_batch < 0 || c->page_size < 0 || c->threads < 0 || c->kv >= TN_KV_KINDS)
+        return tn_fail(err, TN_EARG, -1, "--batch, page size, --threads or --kv is out of range");
+    if (!out->n_ctx) out->n_ctx = s->n_ctx_train;
+    if (!out->n_batch) out->n_batch = 512;
+    if (!out->page_size) out->page_size = 256;
+    for (int32_t d = 0; d < TN_MAX_DEVICES; d++) {
+        if (c->vram[d] == UINT64_MAX || (d >= p->n_devices && c->vram[d])) {
+            if (c->vram[d] != UINT64_MAX)
+                return tn_fail(
+                    err, TN_EARG, -1,
+                    "--vram names a budget for device %d, but the hardware profile '%s' has %d "
+                    "device%s",
+                    d, p->name, p->n_devices, p->n_devices == 1 ? "" : "s");
+            out->vram[d] = 1; /* nothing fits into it */
+        }
+        if (d < p->n_devices && c->vram[d] != UINT64_MAX && c->vram[d] > p->device[d].memory_bytes)
+            return tn_fail(
+                err, TN_EARG, -1,
+                "--vram %.0fM exceeds the %.0f MiB of device %d ('%s') in the hardware profile",
+                (double)c->vram[d] / MiB, (double)p->device[d].memory_bytes / MiB, d,
+                p->device[d].name);
+    }
+    return fill_request(out, err);
+}
+
+/* ---- overrides ---------------------------------------------------------------------------------
+ */
+
+typedef struct overrides {
+    float *fixed;  /* [n_tensors], NaN = free; NULL without rules */
+    int16_t *rule; /* [n_tensors], -1 = free */
+} overrides;
+
+static bool unsplittable(const tn_shape_tensor *t)
+{
+    return t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM || t->part == TN_PART_ROUTER ||
+           t->part == TN_PART_HEAD_NORM || t->part == TN_PART_REST || t->part == TN_PART_EMBED ||
+           t->rows <= 1;
+}
+
+static void warn(tn_planned *out, const char *fmt, ...) TN_PRINTF(2, 3);
+static void warn(tn_planned *out, const char *fmt, ...)
+{
+    if (out->n_warnings == TN_MAX_NOTES) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(out->warning[out->n_warnings++], sizeof out->warning[0], fmt, ap);
+    va_end(ap);
+}
+
+static tn_status check_side(const tn_shape_tensor *t, const tn_rule *rule, const tn_profile *p,
+                            tn_error *err)
+{
+    if (rule->share > 0 && p->n_devices == 0)
+        return tn_fail(
+            err, TN_EARG, -1,
+            "--place '%.100s' puts %s on a device, but the hardware profile '%s' has none",
+            rule->regex, t->name, p->name);
+    return TN_OK;
+}
+
+static tn_status match_all(tn_planned *out, const overrides *o, const tn_shape *s,
+                           const tn_profile *p, const tn_rules *rules, bool *hit, tn_error *err)
+{
+    for (int32_t i = 0; i < s->n_tensors; i++) {
+        const tn_shape_tensor *t = &s->tensor[i];
+        const int m = tn_rules_match(rules, t->name);
+        o->fixed[i] = NAN;
+        o->rule[i] = -1;
+        if (m == -2)
+            return tn_fail(err, TN_EARG, -1,
+                           "--place: matching '%s' takes too long or too much memory", t->name);
+        if (m < 0) continue;
+        hit[m] = true;
+        const double share = rules->rule[m].share;
+        if (share > 0 && share < 1 && unsplittable(t)) continue;
+        const tn_status status = check_side(t, &rules->rule[m], p, err);
+        if (status) return status;
+        o->fixed[i] = (float)share;
+        o->rule[i] = (int16_t)m;
+    }
+    for (size_t m = 0; m < rules->n; m++) {
+        char near_names[100];
+        if (hit[m]) continue;
+        tn_rules_near(&rules->rule[m], s, near_names, sizeof near_names);
+        warn(out, "--place '%.60s' matches no tensor (or only ones that earlier rules took)%s%s",
+             rules->rule[m].regex, *near_names ? "; near: " : "", near_names);
+    }
+    return TN_OK;
+}
+
+static tn_status apply_rules(tn_planned *out, overrides *o, const tn_shape *s, const tn_profile *p,
+                             const tn_rules *rules, const tn_allocator *a, tn_error *err)
+{
+    *o = (overrides){NULL, NULL};
+    if (!rules || !rules->n) return TN_OK;
+    o->fixed = tn_alloc(a, (size_t)s->n_tensors, sizeof *o->fixed);
+    o->rule = tn_alloc(a, (size_t)s->n_tensors, sizeof *o->rule);
+    bool *hit = tn_alloc(a, rules->n, sizeof *hit);
+    tn_status status = TN_OK;
+    if (!o->fixed || !o->rule || !hit)
+        status = tn_fail_nomem(err, (size_t)s->n_tensors * sizeof *o->fixed, "the overrides");
+    if (!status) status = match_all(out, o, s, p, rules, hit, err);
+    tn_free(a, hit);
+    return status;
+}
+
+static void free_overrides(overrides *o, const tn_allocator *a)
+{
+    tn_free(a, o->fixed);
+    tn_free(a, o->rule);
+}
+
+/* ---- the optimum -------------------------------------------------------------------------------
+ */
+
+static tn_status solve_room(const tn_cost *k, tn_room room, const int16_t *rule, tn_plan *plan,
+                            double *gap, const tn_allocator *a, tn_error *err)
+{
+    tn_planner p;
+    double cost;
+    tn_status s = tn_planner_make(&p, k, room, a, err);
+    if (s) return s;
+    s = tn_chain_solve(&p.chain, p.choice, &cost, gap, a, err);
+    if (!s && isfinite(cost)) s = tn_planner_plan(&p, TN_PLAN_OPTIMUM, rule, plan, err);
+    tn_planner_free(&p);
+    return s;
+}
+
+/* The best of elastic, static and no device; feasible is false where none fits. */
+static tn_status solve(const tn_cost *k, const int16_t *rule, tn_plan *best, double *gap,
+                       const tn_allocator *a, tn_error *err)
+{
+    static const tn_room rooms[] = {TN_ROOM_ELASTIC, TN_ROOM_STATIC, TN_ROOM_HOST};
+    *best = (tn_plan){.feasible = false};
+    *gap = 0;
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) {
+        tn_plan plan = {.feasible = false};
+        double g = 0;
+        if (rooms[i] != TN_ROOM_HOST && k->p->n_devices == 0) continue;
+        if (rooms[i] == TN_ROOM_ELASTIC && k->c.fixed) continue;
+        if (rooms[i] == TN_ROOM_STATIC && best->feasible) continue; /* elastic is never worse */
+        const tn_status s = solve_room(k, rooms[i], rule, &plan, &g, a, err);
+        if (s) {
+            tn_plan_free(best, a);
+            return s;
+        }
+        const bool better = plan.feasible && (!best->feasible ||
+                                              plan.predicted.request_s < best->predicted.request_s);
+        if (better) *gap = g;
+        tn_plan_free(better ? best : &plan, a);
+        if (better) *best = plan;
+    }
+    return TN_OK;
+}
+
+static tn_status candidate(const tn_cost *k, tn_strategy strategy, const int16_t *rule,
+                           tn_plan *plan, const tn_allocator *a, tn_error *err)
+{
+    tn_planner p;
+    const bool host = strategy == TN_PLAN_ALL_HOST;
+    *plan = (tn_plan){.strategy = strategy, .feasible = false};
+    if (!host && k->p->n_devices == 0) return TN_OK;
+    const bool elastic = strategy == TN_PLAN_WATER_FILL && !k->c.fixed;
+    tn_status s = tn_planner_make(&p, k,
+                                  host      ? TN_ROOM_HOST
+                                  : elastic ? TN_ROOM_ELASTIC
+                                            : TN_ROOM_STATIC,
+                                  a, err);
+    if (s) return s;
+    if (tn_planner_candidate(&p, strategy)) s = tn_planner_plan(&p, strategy, rule, plan, err);
+    tn_planner_free(&p);
+    return s;
+}
+
+/* ---- what does not fit -------------------------------------------------------------------------
+ */
+
+/* A plan that breaks limits as little as can be told quickly: all host without overrides, else what
+ * overrides force; for the message and the memory table. */
+static tn_status hopeless(const tn_cost *k, const int16_t *rule, tn_plan *plan,
+                          const tn_allocator *a, tn_error *err)
+{
+    tn_cost loose = *k;
+    loose.c.ram = 1ull << 50;
+    double gap;
+    tn_status s = solve(&loose, rule, plan, &gap, a, err); /* only the host's limit given up */
+    if (s) return s;
+    if (!plan->feasible) {
+        tn_profile big = *k->p;
+        for (int32_t d = 0; d < big.n_devices; d++)
+            big.device[d].memory_bytes = 1ull << 50;
+        loose.p = &big;
+        for (int32_t d = 0; d < TN_MAX_DEVICES; d++)
+            loose.c.vram[d] = 0;
+        s = solve(&loose, rule, plan, &gap, a, err);
+    }
+    if (s || !plan->feasible) return s;
+    plan->feasible = false;
+    plan->short_bytes = 0;
+    plan->predicted.n_depths = 0;
+    return tn_plan_account(plan, k, a, err);
+}
+
+static void note_remedy(tn_planned *out, double request_s, const char *fmt, ...) TN_PRINTF(3, 4);
+static void note_remedy(tn_planned *out, double request_s, const char *fmt, ...)
+{
+    if (out->n_remedies == TN_MAX_NOTES) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(out->remedy[out->n_remedies].text, sizeof out->remedy[0].text, fmt, ap);
+    va_end(ap);
+    out->remedy[out->n_remedies++].request_s = request_s;
+}
+
+/* Request time with changed constraints, +infinity if that does not fit either. */
+static tn_status try_with(const tn_cost *k, const tn_constraints *c, double *request_s,
+                          const tn_allocator *a, tn_error *err)
+{
+    tn_cost other;
+    tn_plan plan;
+    double gap;
+    tn_cost_init(&other, k->s, k->p, c, k->fixed);
+    *request_s = INFINITY;
+    const tn_status s = solve(&other, NULL, &plan, &gap, a, err);
+    if (!s && plan.feasible) *request_s = plan.predicted.request_s;
+    tn_plan_free(&plan, a);
+    return s;
+}
+
+/* The longest context that fits, in steps of 256. */
+static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_allocator *a,
+                                 tn_error *err)
+{
+    int64_t lo = 0, hi = k->c.n_ctx / 256;
+    double best = INFINITY, t;
+    while (hi - lo > 1) {
+        tn_constraints c = k->c;
+        const int64_t mid = (lo + hi) / 2;
+        c.n_ctx = mid * 256;
+        if (c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) {
+            lo = mid; /* the request itself needs more */
+            continue;
+        }
+        const tn_status s = try_with(k, &c, &t, a, err);
+        if (s) return s;
+        if (isfinite(t))
+            lo = mid, best = t;
+        else
+            hi = mid;
+    }
+    if (isfinite(best)) note_remedy(out, best, "--ctx %lld", (long long)lo * 256);
+    return TN_OK;
+}
+
+static tn_status find_remedies(tn_planned *out, const tn_cost *k, const tn_allocator *a,
+                               tn_error *err)
+{
+    double t;
+    tn_status s = smaller_context(out, k, a, err);
+    tn_constraints c = k->c;
+    if (!s && c.kv != TN_KV_KIND_Q8_0) {
+        c.kv = c.kv == TN_KV_KIND_F32 ? TN_KV_KIND_F16 : TN_KV_KIND_Q8_0;
+        s = try_with(k, &c, &t, a, err);
+        if (!s && isfinite(t))
+            note_remedy(out, t, "a KV cache of %s", c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0");
+        c.kv = k->c.kv;
+    }
+    const uint64_t more = (out->plan.short_bytes + (1 << 20) - 1) >> 20 << 20;
+    c.ram = tn_cost_host_budget(k) + more;
+    if (!s) s = try_with(k, &c, &t, a, err);
+    if (!s && isfinite(t))
+        note_remedy(out, t, "%.0f MiB more host memory (--ram %.0fM)", (double)more / MiB,
+                    ceil((double)c.ram / MiB));
+    if (!s && k->fixed) {
+        tn_cost free_choice = *k;
+        free_choice.fixed = NULL;
+        s = try_with(&free_choice, &k->c, &t, a, err);
+        if (!s && isfinite(t)) note_remedy(out, t, "without --place");
+    }
+    for (int32_t i = 1; i < out->n_remedies; i++) /* cheapest first */
+        for (int32_t j = i; j > 0 && out->remedy[j].request_s < out->remedy[j - 1].request_s; j--) {
+            const __typeof__(out->remedy[0]) swap = out->remedy[j];
+            out->remedy[j] = out->remedy[j - 1];
+            out->remedy[j - 1] = swap;
+        }
+    if (out->n_remedies > 2) out->n_remedies = 2;
+    return s;
+}
+
+/* ---- prices ------------------------------------------------------------------------------------
+ */
+
+static void note_price(tn_planned *out, double request_s, const char *fmt, ...) TN_PRINTF(3, 4);
+static void note_price(tn_planned *out, double request_s, const char *fmt, ...)
+{
+    if (out->n_prices == TN_MAX_NOTES) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(out->price[out->n_prices].text, sizeof out->price[0].text, fmt, ap);
+    va_end(ap);
+    out->price[out->n_prices++].request_s = request_s;
+}
+
+/* Time of one generated token over the request with other constraints. */
+static tn_status step_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
+                           tn_prediction *out, const tn_allocator *a, tn_error *err)
+{
+    tn_cost other;
+    tn_plan plan;
+    double gap;
+    tn_cost_init(&other, k->s, p, c, k->fixed);
+    const tn_status s = solve(&other, NULL, &plan, &gap, a, err);
+    *out = plan.predicted;
+    if (!plan.feasible) out->step_s = NAN;
+    tn_plan_free(&plan, a);
+    return s;
+}
+
+static tn_status find_prices(tn_planned *out, const tn_cost *k, const tn_allocator *a,
+                             tn_error *err)
+{
+    const double now = out->optimum.predicted.step_s;
+    tn_status s = TN_OK;
+    tn_prediction p;
+    tn_constraints c = k->c;
+    tn_profile more = *k->p;
+    if (!(now > 0)) return TN_OK;
+    if (k->p->n_devices) {
+        for (int32_t d = 0; d < k->p->n_devices; d++) {
+            more.device[d].memory_bytes += 1ull << 30;
+            if (c.vram[d]) c.vram[d] += 1ull << 30;
+        }
+        s = step_with(k, &more, &c, &p, a, err);
+        if (!s && isfinite(p.step_s))
+            note_price(out, p.request_s, "1 GiB more device memory = %+.3g ms/token",
+                       1e3 * (p.step_s - now));
+    }
+    c = k->c;
+    c.kv = c.kv == TN_KV_KIND_F32 ? TN_KV_KIND_F16 : TN_KV_KIND_Q8_0;
+    if (!s && c.kv != k->c.kv) s = step_with(k, k->p, &c, &p, a, err);
+    if (!s && c.kv != k->c.kv && isfinite(p.step_s))
+        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s",
+                   c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0",
+                   k->c.kv == TN_KV_KIND_F32 ? "f32" : "f16", 100 * (now / p.step_s - 1));
+    c = k->c;
+    c.request.depth += 1024;
+    if (s || c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) return s;
+    s = step_with(k, k->p, &c, &p, a, err);
+    if (!s && isfinite(p.step_s))
+        note_price(out, p.request_s, "1,024 more tokens in the context = %+.3g ms/token",
+                   1e3 * (p.step_s - now));
+    return s;
+}
+
+/* ---- all together ------------------------------------------------------------------------------
+ */
+
+/* Whether a simpler plan is as good as the optimum, for the request and at every depth. */
+static bool good_enough(const tn_prediction *simple, const tn_prediction *best)
+{
+    if (!(simple->request_s <= gate * best->request_s)) return false;
+    for (int32_t i = 0; i < best->n_depths; i++)
+        if (!(simple->decode_tok_s[i] * gate >= best->decode_tok_s[i])) return false;
+    return true;
+}
+
+static tn_status copy_plan(tn_plan *out, const tn_plan *from, const tn_shape *s,
+                           const tn_allocator *a, tn_error *err)
+{
+    tn_plan copy;
+    const tn_status status = tn_plan_alloc(&copy, s, a, err);
+    if (status) return status;
+    memcpy(copy.layer, from->layer, (size_t)s->n_layers * sizeof *copy.layer);
+    memcpy(copy.share, from->share, (size_t)s->n_tensors * sizeof *copy.share);
+    memcpy(copy.rule, from->rule, (size_t)s->n_tensors * sizeof *copy.rule);
+    *out = *from;
+    out->layer = copy.layer;
+    out->share = copy.share;
+    out->rule = copy.rule;
+    return TN_OK;
+}
+
+/* Lists the candidates and takes the simplest that is good enough. */
+static tn_status choose(tn_planned *out, const tn_cost *k, const int16_t *rule,
+                        const tn_allocator *a, tn_error *err)
+{
+    tn_status s = TN_OK;
+    bool chosen = false;
+    for (int i = TN_PLAN_ALL_HOST; i <= TN_PLAN_WATER_FILL && !s; i++) {
+        tn_plan plan;
+        s = candidate(k, (tn_strategy)i, rule, &plan, a, err);
+        if (s) break;
+        out->candidate[out->n_candidates++] =
+            (tn_candidate){(tn_strategy)i, plan.feasible, plan.predicted};
+        const bool take = !chosen && plan.feasible && i < TN_PLAN_WATER_FILL &&
+                          good_enough(&plan.predicted, &out->optimum.predicted);
+        if (take) {
+            out->plan = plan;
+            chosen = true;
+        } else {
+            tn_plan_free(&plan, a);
+        }
+    }
+    return s || chosen ? s : copy_plan(&out->plan, &out->optimum, k->s, a, err);
+}
+
+static tn_status make(tn_planned *out, const tn_shape *s, const tn_profile *p, const overrides *o,
+                      const tn_allocator *a, tn_error *err)
+{
+    tn_cost k;
+    tn_cost_init(&k, s, p, &out->c, o->fixed);
+    tn_status status = solve(&k, o->rule, &out->optimum, &out->gap, a, err);
+    if (status) return status;
+    if (out->optimum.feasible) {
+        status = choose(out, &k, o->rule, a, err);
+        return status ? status : find_prices(out, &k, a, err);
+    }
+    status = hopeless(&k, o->rule, &out->plan, a, err);
+    if (!status && !out->plan.layer)
+        return tn_fail(err, TN_EARG, -1,
+                       "--place: the rules contradict each other or the hardware: no "
+                       "placement obeys them all");
+    return status ? status : find_remedies(out, &k, a, err);
+}
+
+tn_status tn_plan_make(tn_planned *out, const tn_shape *s, const tn_profile *p,
+                       const tn_constraints *c, const tn_allocator *a, tn_error *err)
+{
+    overrides o = {NULL, NULL};
+    *out = (tn_planned){.a = a};
+    tn_status status = tn_constraints_fill(&out->c, c, s, p, err);
+    if (!status) status = apply_rules(out, &o, s, p, c->rules, a, err);
+    out->c.rules = NULL;
+    if (!status) status = make(out, s, p, &o, a, err);
+    free_overrides(&o, a);
+    if (status) tn_planned_free(out);
+    return status;
+}
+
+void tn_planned_free(tn_planned *p)
+{
+    if (!p->a) return;
+    tn_plan_free(&p->plan, p->a);
+    tn_plan_free(&p->optimum, p->a);
+    *p = (tn_planned){.a = NULL};
+}
+
+tn_status tn_plan_candidate(tn_plan *out, const tn_shape *s, const tn_profile *p,
+                            const tn_constraints *c, tn_strategy strategy, const tn_allocator *a,
+                            tn_error *err)
+{
+    tn_planned run = {.a = a};
+    overrides o = {NULL, NULL};
+    tn_cost k;
+    double gap;
+    tn_status status = tn_constraints_fill(&run.c, c, s, p, err);
+    if (!status) status = apply_rules(&run, &o, s, p, c->rules, a, err);
+    run.c.rules = NULL;
+    tn_cost_init(&k, s, p, &run.c, o.fixed);
+    if (!status)
+        status = strategy == TN_PLAN_OPTIMUM ? solve(&k, o.rule, out, &gap, a, err)
+                                             : candidate(&k, strategy, o.rule, out, a, err);
+    free_overrides(&o, a);
+    return status;
+}
+
+float *tn_plan_fixed(const tn_plan *plan, const tn_allocator *a)
+{
+    float *fixed = tn_alloc(a, (size_t)plan->n_tensors, sizeof *fixed);
+    for (int32_t i = 0; fixed && i < plan->n_tensors; i++)
+        fixed[i] = plan->rule[i] >= 0 ? plan->share[i] : NAN;
+    return fixed;
+}
+
+tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                           const tn_constraints *c, int64_t live, int32_t *units,
+                           const tn_allocator *a, tn_error *err)
+{
+    tn_cost k;
+    tn_constraints full;
+    tn_status status = tn_constraints_fill(&full, c, s, p, err);
+    if (status) return status;
+    full.rules = NULL;
+    float *fixed = tn_plan_fixed(plan, a);
+    if (!fixed) return tn_fail_nomem(err, (size_t)plan->n_tensors * sizeof *fixed, "the boundary");
+    tn_cost_init(&k, s, p, &full, fixed);
+    status = tn_plan_units(plan, &k, live, units, a, err);
+    tn_free(a, fixed);
+    return status;
+}

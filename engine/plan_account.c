@@ -1,0 +1,314 @@
+/* What a plan amounts to: the elastic boundary, memory, predicted times. */
+#include "plan_chain.h"
+
+#include <math.h>
+#include <string.h>
+
+static const double never = 1e30;
+
+/* ---- the boundary ------------------------------------------------------------------------------
+ */
+
+/* Decode time of each layer's FFN for every number of units, shared by layers that are alike. */
+typedef struct curves {
+    const tn_plan *plan;
+    const tn_cost *k;
+    double **of;                   /* [n_layers]: [n_units + 1], or NULL where units do not move */
+    bool *owner;                   /* [n_layers] */
+    uint64_t room[TN_MAX_DEVICES]; /* for units that move */
+    uint64_t used[TN_MAX_DEVICES];
+} curves;
+
+static bool movable(const tn_plan *plan, const tn_cost *k, int32_t l)
+{
+    int32_t fixed, n_modes;
+    return plan->layer[l].device != TN_HOST &&
+           tn_cost_ffn_kind(k, l, &fixed, &n_modes) == TN_FFN_FREE;
+}
+
+static bool same_curve(const curves *c, int32_t x, int32_t y)
+{
+    const tn_plan_layer *a = &c->plan->layer[x], *b = &c->plan->layer[y];
+    return c->of[y] && c->k->s->layer[x].cls == c->k->s->layer[y].cls && a->attn == b->attn &&
+           a->device == b->device;
+}
+
+static bool make_curve(curves *c, int32_t l, const tn_allocator *a)
+{
+    if (!movable(c->plan, c->k, l)) return true;
+    for (int32_t j = l - 1; j >= 0; j--)
+        if (same_curve(c, l, j)) {
+            c->of[l] = c->of[j];
+            return true;
+        }
+    const tn_shape_layer *y = &c->k->s->layer[l];
+    double *t = tn_alloc(a, (size_t)y->n_units + 1, sizeof *t);
+    if (!t) return false;
+    for (int32_t u = 0; u <= y->n_units; u++)
+        t[u] = tn_cost_ffn(c->k, l, c->plan->layer[l].device, c->plan->layer[l].attn, u, 1);
+    c->of[l] = t;
+    c->owner[l] = true;
+    return true;
+}
+
+/* Bytes on device d that do not move while `live` tokens are held; the KV alone in *kv. */
+static uint64_t rigid(const tn_plan *plan, const tn_cost *k, int32_t d, int64_t live, uint64_t *kv)
+{
+    uint64_t bytes = 0;
+    *kv = 0;
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        if (y->device != d) continue;
+        bytes += tn_cost_attn_bytes(k, l, y->attn);
+        if (y->attn) *kv += tn_shape_kv_bytes(&k->s->layer[l], k->c.kv, live, k->c.page_size);
+        if (!movable(plan, k, l)) bytes += tn_cost_ffn_device_bytes(k, l, y->ffn_mode);
+    }
+    if (tn_plan_head_device(plan) == d) bytes += tn_shape_head_bytes(k->s, plan->head_units);
+    for (int32_t i = 0; k->fixed && d == 0 && i < k->s->n_tensors; i++)
+        if (k->s->tensor[i].layer < 0 && i != k->s->head && k->fixed[i] > 0)
+            bytes += k->s->tensor[i].bytes;
+    return bytes;
+}
+
+/* The next drop of a layer: one unit, or from `whole` all the way down to where it pays again. */
+static double drop_price(const curves *c, int32_t l, int32_t units)
+{
+    const tn_shape_layer *y = &c->k->s->layer[l];
+    const double more = c->of[l][units - 1] - c->of[l][units];
+    const uint64_t bytes = tn_shape_ffn_bytes(y, units) - tn_shape_ffn_bytes(y, units - 1);
+    return more / (double)bytes;
+}
+
+static void drop_units(curves *c, int32_t d, int32_t *units)
+{
+    while (c->used[d] > c->room[d]) {
+        double best = never;
+        int32_t at = -1;
+        for (int32_t l = 0; l < c->plan->n_layers; l++) {
+            if (!c->of[l] || c->plan->layer[l].device != d || units[l] == 0) continue;
+            const double price = drop_price(c, l, units[l]);
+            if (price < best) best = price, at = l;
+        }
+        if (at < 0) return;
+        const tn_shape_layer *y = &c->k->s->layer[at];
+        c->used[d] -= tn_shape_ffn_bytes(y, units[at]) - tn_shape_ffn_bytes(y, units[at] - 1);
+        units[at]--;
+    }
+}
+
+/* What a layer gains per byte with one unit more, or with all of them; *to is the better number. */
+static double gain(const curves *c, int32_t l, int32_t units, uint64_t room, int32_t *to)
+{
+    const tn_shape_layer *y = &c->k->s->layer[l];
+    double best = 0;
+    const int32_t steps[2] = {units + 1, y->n_units};
+    for (int i = 0; i < 2; i++) {
+        const uint64_t bytes = tn_shape_ffn_bytes(y, steps[i]) - tn_shape_ffn_bytes(y, units);
+        const double less = c->of[l][units] - c->of[l][steps[i]];
+        if (bytes == 0 || bytes > room || !(less / (double)bytes > best)) continue;
+        best = less / (double)bytes;
+        *to = steps[i];
+    }
+    return best;
+}
+
+static void promote_units(curves *c, int32_t d, int32_t *units)
+{
+    for (;;) {
+        double best = 0;
+        int32_t at = -1, to = 0, n = 0;
+        for (int32_t l = 0; l < c->plan->n_layers; l++) {
+            if (!c->of[l] || c->plan->layer[l].device != d || units[l] == c->k->s->layer[l].n_units)
+                continue;
+            const double g = gain(c, l, units[l], c->room[d] - c->used[d], &n);
+            if (g > best) best = g, at = l, to = n;
+        }
+        if (at < 0) return;
+        const tn_shape_layer *y = &c->k->s->layer[at];
+        c->used[d] += tn_shape_ffn_bytes(y, to) - tn_shape_ffn_bytes(y, units[at]);
+        units[at] = to;
+    }
+}
+
+static void move_units(curves *c, int64_t live, int32_t *units)
+{
+    for (int32_t d = 0; d < c->k->p->n_devices; d++) {
+        uint64_t kv;
+        const uint64_t other = rigid(c->plan, c->k, d, live, &kv) + tn_cost_device_buffers(c->k);
+        const uint64_t budget = tn_cost_budget(c->k, d);
+        c->room[d] = budget > other + kv ? budget - other - kv : 0;
+        c->used[d] = 0;
+        for (int32_t l = 0; l < c->plan->n_layers; l++)
+            if (c->of[l] && c->plan->layer[l].device == d)
+                c->used[d] += tn_shape_ffn_bytes(&c->k->s->layer[l], units[l]);
+        if (c->used[d] > c->room[d] && c->plan->dropping)
+            drop_units(c, d, units);
+        else if (c->used[d] < c->room[d])
+            promote_units(c, d, units);
+    }
+}
+
+tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
+                        const tn_allocator *a, tn_error *err)
+{
+    for (int32_t l = 0; l < plan->n_layers; l++)
+        units[l] = plan->layer[l].ffn_mode;
+    if (!plan->elastic || k->c.fixed || live == (int64_t)plan->live) return TN_OK;
+    curves c = {.plan = plan, .k = k};
+    c.of = tn_alloc(a, (size_t)plan->n_layers, sizeof *c.of);
+    c.owner = tn_alloc(a, (size_t)plan->n_layers, sizeof *c.owner);
+    bool ok = c.of && c.owner;
+    for (int32_t l = 0; l < plan->n_layers && ok; l++)
+        ok = make_curve(&c, l, a);
+    if (ok) move_units(&c, live, units);
+    for (int32_t l = 0; c.of && c.owner && l < plan->n_layers; l++)
+        if (c.owner[l]) tn_free(a, c.of[l]);
+    tn_free(a, c.of);
+    tn_free(a, c.owner);
+    return ok ? TN_OK : tn_fail_nomem(err, (size_t)plan->n_layers * sizeof *c.of, "the boundary");
+}
+
+/* ---- times -------------------------------------------------------------------------------------
+ */
+
+int tn_plan_head_device(const tn_plan *plan)
+{
+    return plan->layer[plan->n_layers - 1].device;
+}
+
+static int home_of(const tn_plan *plan, int32_t l)
+{
+    return l >= 0 && plan->layer[l].attn ? plan->layer[l].device : TN_HOST;
+}
+
+double tn_plan_step(const tn_plan *plan, const tn_cost *k, int64_t c, const int32_t *units)
+{
+    double t = 0;
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        t += tn_cost_move(k, home_of(plan, l - 1), home_of(plan, l), 1) +
+             tn_cost_attn(k, l, y->device, y->attn, 1,
+                          tn_cost_attended(c, 1, k->s->layer[l].window)) +
+             tn_cost_ffn(k, l, y->device, y->attn, units[l], 1);
+    }
+    return t + tn_cost_head(k, tn_plan_head_device(plan), plan->layer[plan->n_layers - 1].attn,
+                            plan->head_units);
+}
+
+double tn_plan_request(const tn_plan *plan, const tn_cost *k)
+{
+    double t = 0;
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        t += tn_cost_move_request(k, home_of(plan, l - 1), home_of(plan, l)) +
+             tn_cost_layer_request(k, l, y->device, y->attn, y->ffn_mode);
+    }
+    return t + tn_cost_head_request(k, tn_plan_head_device(plan),
+                                    plan->layer[plan->n_layers - 1].attn, plan->head_units);
+}
+
+/* The same plan priced for a request of `prompt` tokens and none generated. */
+static double prompt_time(const tn_plan *plan, const tn_cost *k, int64_t prompt)
+{
+    tn_cost other = *k;
+    other.c.request.n_prompt = prompt;
+    other.c.request.n_gen = 0;
+    return tn_plan_request(plan, &other);
+}
+
+static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a, tn_error *err)
+{
+    static const int64_t depths[] = {0, 4096, 16384};
+    tn_prediction *out = &plan->predicted;
+    int32_t *units = tn_alloc(a, (size_t)plan->n_layers, sizeof *units);
+    if (!units) return tn_fail_nomem(err, (size_t)plan->n_layers * sizeof *units, "the prediction");
+    const tn_request *r = &k->c.request;
+    const int64_t prompt = r->n_prompt ? r->n_prompt : 1;
+    out->request_s = tn_plan_request(plan, k);
+    out->ttft_s = prompt_time(plan, k, prompt);
+    out->prefill_tok_s = (double)prompt / out->ttft_s;
+    const double prefill = r->n_prompt ? out->ttft_s : 0;
+    out->step_s = r->n_gen ? (out->request_s - prefill) / (double)r->n_gen : 0;
+    tn_status s = TN_OK;
+    for (size_t i = 0; i <= sizeof depths / sizeof *depths && !s; i++) {
+        const int64_t full = k->c.n_ctx - 1, depth = i < 3 ? depths[i] : full;
+        if (i < 3 && depth >= full) continue;
+        s = tn_plan_units(plan, k, depth + 1, units, a, err);
+        if (s) break;
+        out->depth[out->n_depths] = depth;
+        out->decode_tok_s[out->n_depths++] = 1.0 / tn_plan_step(plan, k, depth, units);
+    }
+    tn_free(a, units);
+    return s;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------
+ */
+
+static void fill_shares(tn_plan *plan, const tn_cost *k)
+{
+    const tn_shape *s = k->s;
+    for (int32_t i = 0; i < s->n_tensors; i++) {
+        const tn_shape_tensor *t = &s->tensor[i];
+        double share = 0;
+        if (t->layer >= 0 && plan->layer[t->layer].device != TN_HOST)
+            share = tn_cost_share(k, i, plan->layer[t->layer].attn, plan->layer[t->layer].ffn_mode);
+        else if (i == s->head)
+            share = (double)tn_shape_head_bytes(s, plan->head_units) / (double)t->bytes;
+        else if (t->part == TN_PART_HEAD_NORM && (!k->fixed || isnan(k->fixed[i])))
+            share = plan->layer[plan->n_layers - 1].attn;
+        else if (t->layer < 0 && tn_plan_head_device(plan) != TN_HOST)
+            share = tn_cost_share(k, i, false, 0);
+        plan->share[i] = (float)share;
+    }
+}
+
+static void device_memory(tn_plan *plan, const tn_cost *k, int32_t d)
+{
+    tn_plan_memory *m = &plan->device[d];
+    uint64_t kv_full;
+    m->budget = tn_cost_budget(k, d);
+    m->weights = rigid(plan, k, d, k->c.n_ctx, &kv_full);
+    m->weights = rigid(plan, k, d, (int64_t)plan->live, &m->kv);
+    m->kv_full = kv_full;
+    for (int32_t l = 0; l < plan->n_layers; l++)
+        if (plan->layer[l].device == d && movable(plan, k, l))
+            m->weights += tn_shape_ffn_bytes(&k->s->layer[l], plan->layer[l].units);
+    m->buffers = m->weights || m->kv ? tn_cost_device_buffers(k) : 0;
+}
+
+static void host_memory(tn_plan *plan, const tn_cost *k)
+{
+    tn_plan_memory *m = &plan->host;
+    m->budget = tn_cost_host_budget(k);
+    m->buffers = tn_cost_host_buffers(k) - k->s->embed_bytes;
+    m->weights = k->s->weight_bytes;
+    for (int32_t d = 0; d < k->p->n_devices; d++) m->weights -= plan->device[d].weights;
+    if (k->s->tied) m->weights += tn_shape_head_bytes(k->s, plan->head_units);
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        if (!y->attn)
+            m->kv += tn_shape_kv_bytes(&k->s->layer[l], k->c.kv, k->c.n_ctx, k->c.page_size);
+        if (plan->dropping && movable(plan, k, l))
+            m->masters += tn_shape_ffn_bytes(&k->s->layer[l], y->units);
+    }
+    m->kv_full = m->kv;
+}
+
+static uint64_t excess(const tn_plan_memory *m, uint64_t kv)
+{
+    const uint64_t used = m->weights + kv + m->buffers + m->masters;
+    return used > m->budget ? used - m->budget : 0;
+}
+
+tn_status tn_plan_account(tn_plan *plan, const tn_cost *k, const tn_allocator *a, tn_error *err)
+{
+    fill_shares(plan, k);
+    for (int32_t d = 0; d < k->p->n_devices; d++) {
+        device_memory(plan, k, d);
+        plan->short_bytes += excess(&plan->device[d], plan->device[d].kv);
+    }
+    host_memory(plan, k);
+    plan->short_bytes += excess(&plan->host, plan->host.kv);
+    return predict(plan, k, a, err);
+}

@@ -1,0 +1,595 @@
+#include "plan_cost.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { attn_ops = 4, ffn_ops = 2, max_used = 512 };
+
+static const double pinned_share_of_ram = 0.5; /* no more of it is page-locked */
+
+/* ---- rates -------------------------------------------------------------------------------------
+ */
+
+static const tn_side_rates *rates(const tn_cost *k, int d)
+{
+    return d == TN_HOST ? &k->p->host.rate : &k->p->device[d].rate;
+}
+
+static double scale(const tn_cost *k, int d)
+{
+    return d == TN_HOST ? k->host_scale : 1.0;
+}
+
+static double op_floor(const tn_cost *k, int d)
+{
+    return rates(k, d)->op_s;
+}
+
+/* The share of an FFN's experts that n tokens meet, expected; 1 for dense tensors. */
+static double met(const tn_shape_layer *l, int64_t n)
+{
+    if (!l->n_expert) return 1.0;
+    return 1.0 - pow(1.0 - (double)l->n_used / l->n_expert, (double)n);
+}
+
+/* Products of n vectors with a tensor on one side: bound by its bytes or by arithmetic. */
+static double tensor_time(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n)
+{
+    const tn_shape_layer *l = t->layer >= 0 ? &k->s->layer[t->layer] : NULL;
+    const bool experts = t->n_expert > 1 && l && l->n_expert;
+    const double read = (double)t->bytes * (experts ? met(l, n) : 1.0) /
+                        (rates(k, d)->matvec[t->type] * scale(k, d));
+    if (n == 1 || t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM) return read;
+    const double params = (double)t->params * (experts ? (double)l->n_used / l->n_expert : 1.0);
+    return fmax(read, 2.0 * params * (double)n / (tn_profile_flops(rates(k, d), n) * scale(k, d)));
+}
+
+void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_constraints *c,
+                  const float *fixed)
+{
+    *k = (tn_cost){.s = s, .p = p, .c = *c, .fixed = fixed};
+    k->host_scale = tn_profile_scale(&p->host, c->threads);
+    const double pinned_bytes = pinned_share_of_ram * (double)p->host.memory_bytes;
+    double share = s->weight_bytes ? pinned_bytes / (double)s->weight_bytes : 1.0;
+    if (share > 1.0) share = 1.0;
+    for (int32_t d = 0; d < p->n_devices; d++)
+        k->link[d] = 1.0 / (share / p->device[d].pinned + (1.0 - share) / p->device[d].pageable);
+}
+
+double tn_cost_join(double x, double y, double x_kept, double y_kept)
+{
+    if (!(x > 0)) return y;
+    if (!(y > 0)) return x;
+    const double x_ends = x / x_kept, y_ends = y / y_kept;
+    return x_ends < y_ends ? x_ends + y - x_ends * y_kept : y_ends + x - y_ends * x_kept;
+}
+
+static double join_sides(const tn_cost *k, double host, double device)
+{
+    return tn_cost_join(host, device, k->p->contended.host_beside_device,
+                        k->p->contended.device_beside_host);
+}
+
+double tn_cost_hop(const tn_cost *k, int d, int64_t n)
+{
+    const tn_profile_device *dev = &k->p->device[d];
+    const double bytes =
+        n > 1 ? (double)n * k->s->n_embd * sizeof(float) : 0; /* one vector: latency */
+    return 0.5 * dev->cross_s + bytes / dev->pinned;
+}
+
+double tn_cost_move(const tn_cost *k, int from, int to, int64_t n)
+{
+    if (from == to) return 0;
+    return (from == TN_HOST ? 0 : tn_cost_hop(k, from, n)) +
+           (to == TN_HOST ? 0 : tn_cost_hop(k, to, n));
+}
+
+double tn_cost_attended(int64_t start, int64_t n, int64_t window)
+{
+    const int64_t full = start + n; /* token i attends to min(start + i + 1, window) positions */
+    if (!window || full <= window)
+        return (double)n * (double)start + 0.5 * (double)n * (double)(n + 1);
+    if (start >= window) return (double)n * (double)window;
+    const int64_t before = window - start;
+    return tn_cost_attended(start, before, 0) + (double)(n - before) * (double)window;
+}
+
+/* ---- overrides ---------------------------------------------------------------------------------
+ */
+
+static float fixed_share(const tn_cost *k, int32_t i)
+{
+    return k->fixed ? k->fixed[i] : NAN;
+}
+
+static bool is_ffn(const tn_shape_tensor *t)
+{
+    return t->part >= TN_PART_GATE && t->part <= TN_PART_DOWN;
+}
+
+static const tn_shape_tensor *tensor_of(const tn_cost *k, int32_t l, int32_t j, int32_t *index)
+{
+    *index = k->s->of_layer[k->s->layer[l].first + j];
+    return &k->s->tensor[*index];
+}
+
+tn_ffn_kind tn_cost_ffn_kind(const tn_cost *k, int32_t l, int32_t *fixed_units, int32_t *n_modes)
+{
+    int32_t i, n = 0, n_fixed = 0;
+    float share = NAN;
+    bool equal = true;
+    const tn_shape_layer *layer = &k->s->layer[l];
+    *fixed_units = 0;
+    *n_modes = 1;
+    for (int32_t j = 0; j < layer->n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (!is_ffn(t) || t->rows <= 1) continue;
+        n++;
+        const float f = fixed_share(k, i);
+        if (isnan(f)) continue;
+        if (n_fixed && f != share) equal = false;
+        share = f;
+        n_fixed++;
+    }
+    if (n_fixed == 0) return TN_FFN_FREE;
+    if (n_fixed < n || !equal) {
+        *n_modes = 1 << (n - n_fixed);
+        return TN_FFN_MIXED;
+    }
+    *fixed_units = share <= 0   ? 0
+                   : share >= 1 ? layer->n_units
+                                : (int32_t)lround(share * layer->n_units);
+    return TN_FFN_FIXED;
+}
+
+double tn_cost_share(const tn_cost *k, int32_t i, bool home, int32_t units)
+{
+    const tn_shape_tensor *t = &k->s->tensor[i];
+    const float f = fixed_share(k, i);
+    if (t->layer < 0) return isnan(f) ? 0 : f;
+    int32_t fixed_units, n_modes;
+    if (!is_ffn(t)) return isnan(f) ? home : f;
+    const tn_shape_layer *layer = &k->s->layer[t->layer];
+    if (tn_cost_ffn_kind(k, t->layer, &fixed_units, &n_modes) != TN_FFN_MIXED)
+        return layer->ffn_bytes
+                   ? (double)tn_shape_ffn_bytes(layer, units) / (double)layer->ffn_bytes
+                   : 0;
+    if (!isnan(f)) return f;
+    int bit = 0, j;
+    for (int32_t m = 0; m < layer->n; m++) {
+        const tn_shape_tensor *u = tensor_of(k, t->layer, m, &j);
+        if (j == i) break;
+        if (is_ffn(u) && u->rows > 1 && isnan(fixed_share(k, j))) bit++;
+    }
+    return units >> bit & 1;
+}
+
+bool tn_cost_home_allowed(const tn_cost *k, int32_t l, bool home)
+{
+    bool here = false, there = false;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        const float f = fixed_share(k, i);
+        if (!t->kv || t->rows <= 1 || (f != 0.0f && f != 1.0f)) continue;
+        if ((f == 1.0f) == home)
+            here = true;
+        else
+            there = true;
+    }
+    return here || !there;
+}
+
+/* Whether every tensor of the attention part is where its home is. */
+static bool attn_plain(const tn_cost *k, int32_t l, bool home)
+{
+    int32_t i;
+    for (int32_t j = 0; k->fixed && j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        const float f = k->fixed[i];
+        if (!is_ffn(t) && !isnan(f) && f != (home ? 1.0f : 0.0f)) return false;
+    }
+    return true;
+}
+
+uint64_t tn_cost_attn_bytes(const tn_cost *k, int32_t l, bool home)
+{
+    uint64_t bytes = 0;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (!is_ffn(t)) bytes += (uint64_t)ceil(tn_cost_share(k, i, home, 0) * (double)t->bytes);
+    }
+    return bytes;
+}
+
+uint64_t tn_cost_ffn_device_bytes(const tn_cost *k, int32_t l, int32_t units)
+{
+    int32_t fixed_units, n_modes, i;
+    if (tn_cost_ffn_kind(k, l, &fixed_units, &n_modes) != TN_FFN_MIXED)
+        return tn_shape_ffn_bytes(&k->s->layer[l], units);
+    uint64_t bytes = 0;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (is_ffn(t))
+            bytes += (uint64_t)ceil(tn_cost_share(k, i, false, units) * (double)t->bytes);
+    }
+    return bytes;
+}
+
+/* ---- op after op -------------------------------------------------------------------------------
+ */
+
+/* Time of a run of ops from home back to home, each group where its shares say. */
+static double walk_time(const tn_cost *k, const tn_walk_op *op, int n_ops, int d, bool home,
+                        int64_t n)
+{
+    double total = 0;
+    bool on_device = home;
+    for (int i = 0; i < n_ops;) {
+        double host = 0, device = 0;
+        const int group = op[i].group;
+        for (; i < n_ops && op[i].group == group; i++) {
+            host += (1 - op[i].share) * op[i].host_s;
+            device += op[i].share * op[i].device_s;
+        }
+        if (host > 0 && device > 0) {
+            total += 2 * tn_cost_hop(k, d, n) + join_sides(k, host, device);
+            continue;
+        }
+        if (on_device != (device > 0)) total += tn_cost_hop(k, d, n);
+        on_device = device > 0;
+        total += host + device;
+    }
+    return total + (on_device != home ? tn_cost_hop(k, d, n) : 0);
+}
+
+/* A host tensor of a batch is multiplied where it lies or streamed, whichever is faster. */
+static double host_or_stream(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n)
+{
+    const double here = tensor_time(k, t, TN_HOST, n);
+    if (n == 1 || d == TN_HOST) return here;
+    const double used = t->n_expert > 1 ? met(&k->s->layer[t->layer], n) : 1.0;
+    const double stream = 2 * tn_cost_hop(k, d, n) +
+                          fmax(tensor_time(k, t, d, n), used * (double)t->bytes / k->link[d]);
+    return fmin(here, stream);
+}
+
+static void add_op(tn_walk_op *op, int *n_ops, double device_s, double host_s, double share,
+                   int group)
+{
+    if (*n_ops < TN_WALK_OPS) op[(*n_ops)++] = (tn_walk_op){device_s, host_s, share, group};
+}
+
+/* Adds the tensors of one part as one group; their floor is one operation. */
+static void add_part(const tn_cost *k, int32_t l, int d, bool home, int32_t mode, int64_t n,
+                     tn_part part, int group, tn_walk_op *op, int *n_ops)
+{
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (t->part != part ||
+            (t->part != TN_PART_NORM && t->part != TN_PART_FFN_NORM && t->rows <= 1))
+            continue;
+        add_op(op, n_ops, d == TN_HOST ? 0 : tensor_time(k, t, d, n) + op_floor(k, d),
+               host_or_stream(k, t, d, n) + op_floor(k, TN_HOST), tn_cost_share(k, i, home, mode),
+               group);
+    }
+}
+
+static double attend_time(const tn_cost *k, int32_t l, int d, int64_t n, double attended)
+{
+    const tn_shape_layer *y = &k->s->layer[l];
+    const tn_side_rates *r = rates(k, d);
+    /* A batch reads the KV it attends to once per 64 queries; its scores are arithmetic. */
+    const double reads = n > 64 ? 64.0 : (double)n;
+    const double read = attended / reads * tn_kv_kind_bytes(k->c.kv, y->kv_elements) /
+                        (r->kv[k->c.kv] * scale(k, d));
+    if (n == 1) return read;
+    const double flops = 4.0 * attended * y->n_head * y->head_dim;
+    return fmax(read, flops / (tn_profile_flops(r, n) * scale(k, d)));
+}
+
+int tn_cost_walk_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended,
+                      tn_walk_op op[TN_WALK_OPS])
+{
+    int n_ops = 0;
+    add_part(k, l, d, home, 0, n, TN_PART_NORM, 0, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_QKV, 1, op, &n_ops);
+    add_op(op, &n_ops, d == TN_HOST ? 0 : attend_time(k, l, d, n, attended) + op_floor(k, d),
+           attend_time(k, l, TN_HOST, n, attended) + op_floor(k, TN_HOST), home, 2);
+    add_part(k, l, d, home, 0, n, TN_PART_OUT, 3, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_FFN_NORM, 4, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_ROUTER, 5, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_SHARED, 5, op, &n_ops);
+    return n_ops;
+}
+
+int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode, int64_t n,
+                     tn_walk_op op[TN_WALK_OPS])
+{
+    int n_ops = 0;
+    add_part(k, l, d, home, mode, n, TN_PART_GATE, 0, op, &n_ops);
+    add_part(k, l, d, home, mode, n, TN_PART_UP, 0, op, &n_ops);
+    add_part(k, l, d, home, mode, n, TN_PART_DOWN, 1, op, &n_ops);
+    return n_ops;
+}
+
+/* ---- attention ---------------------------------------------------------------------------------
+ */
+
+/* Weights of the attention part on one side. */
+static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n)
+{
+    double sum = 0;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (!is_ffn(t)) sum += tensor_time(k, t, d, n);
+    }
+    return sum;
+}
+
+double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended)
+{
+    if (d != TN_HOST && !attn_plain(k, l, home)) {
+        tn_walk_op op[TN_WALK_OPS];
+        const int n_ops = tn_cost_walk_attn(k, l, d, home, n, attended, op);
+        return walk_time(k, op, n_ops, d, home, n);
+    }
+    const int side = home ? d : TN_HOST;
+    double weights = attn_weights(k, l, side, n);
+    if (!home && d != TN_HOST && n > 1) {
+        const double bytes = (double)(tn_cost_attn_bytes(k, l, true));
+        const double stream =
+            2 * tn_cost_hop(k, d, n) + fmax(attn_weights(k, l, d, n), bytes / k->link[d]);
+        weights = fmin(weights, stream);
+    }
+    return attn_ops * op_floor(k, side) + weights + attend_time(k, l, side, n, attended);
+}
+
+/* ---- FFN ---------------------------------------------------------------------------------------
+ */
+
+double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n)
+{
+    double sum = 0;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (is_ffn(t)) sum += tensor_time(k, t, d, n);
+    }
+    return sum;
+}
+
+void tn_cost_hits(const tn_shape_layer *l, int32_t units, double *pmf)
+{
+    const int e = l->n_expert, u = l->n_used;
+    memset(pmf, 0, (size_t)(u + 1) * sizeof *pmf);
+    /* Hypergeometric, in logarithms: u different experts are drawn, `units` of e are ours. */
+    const double all = lgamma(e + 1.0) - lgamma(u + 1.0) - lgamma(e - u + 1.0);
+    for (int h = 0; h <= u; h++) {
+        const int m = u - h, rest = e - units;
+        if (h > units || m > rest) continue;
+        const double ours = lgamma(units + 1.0) - lgamma(h + 1.0) - lgamma(units - h + 1.0);
+        const double theirs = lgamma(rest + 1.0) - lgamma(m + 1.0) - lgamma(rest - m + 1.0);
+        pmf[h] = exp(ours + theirs - all);
+    }
+}
+
+/* Mean over the experts a token may meet of the time until both sides are done. */
+static double experts_time(const tn_cost *k, int32_t l, int d, int32_t units)
+{
+    const tn_shape_layer *y = &k->s->layer[l];
+    double pmf[max_used + 1], mean = 0;
+    const double host = tn_cost_ffn_side(k, l, TN_HOST, 1) / y->n_used;
+    const double device = tn_cost_ffn_side(k, l, d, 1) / y->n_used;
+    if (y->n_used > max_used) return host * y->n_used;
+    tn_cost_hits(y, units, pmf);
+    for (int h = 0; h <= y->n_used; h++) {
+        const int m = y->n_used - h;
+        if (pmf[h] > 0)
+            mean += pmf[h] * join_sides(k, m ? m * host + ffn_ops * op_floor(k, TN_HOST) : 0,
+                                        h ? h * device + ffn_ops * op_floor(k, d) : 0);
+    }
+    return mean;
+}
+
+static double decode_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units)
+{
+    const tn_shape_layer *y = &k->s->layer[l];
+    const double x = d == TN_HOST ? 0 : 2 * tn_cost_hop(k, d, 1);
+    if (units <= 0 || d == TN_HOST)
+        return (home ? x : 0) + tn_cost_ffn_side(k, l, TN_HOST, 1) + ffn_ops * op_floor(k, TN_HOST);
+    if (units >= y->n_units)
+        return (home ? 0 : x) + tn_cost_ffn_side(k, l, d, 1) + ffn_ops * op_floor(k, d);
+    if (y->n_expert) return x + experts_time(k, l, d, units);
+    const double f = (double)tn_shape_ffn_bytes(y, units) / (double)y->ffn_bytes;
+    return x + join_sides(
+                   k, (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, 1) + ffn_ops * op_floor(k, TN_HOST),
+                   f * tn_cost_ffn_side(k, l, d, 1) + ffn_ops * op_floor(k, d));
+}
+
+tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, bool home, int32_t units,
+                                     int64_t n)
+{
+    const tn_shape_layer *y = &k->s->layer[l];
+    const double f = (double)tn_shape_ffn_bytes(y, units) / (double)y->ffn_bytes;
+    (void)home;
+    return (tn_prefill_ffn){
+        .device_s = f * tn_cost_ffn_side(k, l, d, n),
+        .host_s = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n),
+        .all_device_s = tn_cost_ffn_side(k, l, d, n),
+        .copy_s = (1 - f) * met(y, n) * (double)y->ffn_bytes / k->link[d],
+        .hops_s = 2 * tn_cost_hop(k, d, n),
+    };
+}
+
+/* Host and device share what the host holds: the host takes the part at which it is done together
+ * with the slower of copying and the device. */
+static double share_best(const tn_cost *k, const tn_prefill_ffn *f, double *host_part)
+{
+    const double host = f->host_s / k->p->contended.host_beside_copy;
+    const double copy = f->copy_s / k->p->contended.copy_beside_host;
+    const double streamed = f->all_device_s - f->device_s;
+    const double by_copy = host + copy > 0 ? copy / (host + copy) : 1;
+    const double by_device = host + streamed > 0 ? (f->device_s + streamed) / (host + streamed) : 1;
+    double part = fmax(by_copy, by_device);
+    if (part > 1) part = 1;
+    *host_part = part;
+    return fmax(part * host, fmax((1 - part) * copy, f->device_s + (1 - part) * streamed));
+}
+
+double tn_cost_prefill_best(const tn_cost *k, const tn_prefill_ffn *f, bool home,
+                            tn_prefill_way *way, double *host_part)
+{
+    /* The activations cross where the other side than home takes part. */
+    const bool only_host = !(f->device_s > 0);
+    double best = (home || !only_host ? f->hops_s : 0) + join_sides(k, f->host_s, f->device_s);
+    *way = TN_PREFILL_IN_PLACE;
+    *host_part = 1;
+    const double stream = (home ? 0 : f->hops_s) + fmax(f->all_device_s, f->copy_s);
+    if (stream < best) {
+        best = stream;
+        *way = TN_PREFILL_STREAM;
+        *host_part = 0;
+    }
+    double part;
+    const double both = f->hops_s + share_best(k, f, &part);
+    if (both < best) {
+        best = both;
+        *way = TN_PREFILL_BOTH;
+        *host_part = part;
+    }
+    return best;
+}
+
+static double prefill_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
+{
+    if (d == TN_HOST) return tn_cost_ffn_side(k, l, TN_HOST, n) + ffn_ops * op_floor(k, TN_HOST);
+    if (units >= k->s->layer[l].n_units)
+        return (home ? 0 : 2 * tn_cost_hop(k, d, n)) + tn_cost_ffn_side(k, l, d, n) +
+               ffn_ops * op_floor(k, d);
+    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, home, units, n);
+    tn_prefill_way way;
+    double part;
+    return tn_cost_prefill_best(k, &f, home, &way, &part) + ffn_ops * op_floor(k, TN_HOST);
+}
+
+double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
+{
+    int32_t fixed, n_modes;
+    if (d != TN_HOST && tn_cost_ffn_kind(k, l, &fixed, &n_modes) == TN_FFN_MIXED) {
+        tn_walk_op op[TN_WALK_OPS];
+        const int n_ops = tn_cost_walk_ffn(k, l, d, home, units, n, op);
+        return walk_time(k, op, n_ops, d, home, n);
+    }
+    return n == 1 ? decode_ffn(k, l, d, home, units) : prefill_ffn(k, l, d, home, units, n);
+}
+
+/* ---- head --------------------------------------------------------------------------------------
+ */
+
+double tn_cost_head(const tn_cost *k, int d, bool home, int32_t units)
+{
+    const tn_shape_tensor *t = &k->s->tensor[k->s->head];
+    const double hop = d == TN_HOST ? 0 : tn_cost_hop(k, d, 1);
+    const double f = (double)tn_shape_head_bytes(k->s, units) / (double)t->bytes;
+    const double host = f < 1 ? (1 - f) * tensor_time(k, t, TN_HOST, 1) + op_floor(k, TN_HOST) : 0;
+    if (units <= 0 || d == TN_HOST) return (home ? hop : 0) + host;
+    const double device = f * tensor_time(k, t, d, 1) + op_floor(k, d);
+    if (units >= k->s->head_units) return (home ? hop : 2 * hop) + device;
+    return 2 * hop + join_sides(k, host, device);
+}
+
+/* ---- the request -------------------------------------------------------------------------------
+ */
+
+int64_t tn_cost_live(const tn_cost *k)
+{
+    const int64_t live = k->c.request.depth + k->c.request.n_prompt + k->c.request.n_gen;
+    return live < k->c.n_ctx ? live : k->c.n_ctx;
+}
+
+/* Batches of the prompt: n_full of n_batch tokens, then one of the rest. */
+static int64_t batches(const tn_cost *k, int64_t *rest)
+{
+    *rest = k->c.request.n_prompt % k->c.n_batch;
+    return k->c.request.n_prompt / k->c.n_batch;
+}
+
+double tn_cost_attn_request(const tn_cost *k, int32_t l, int d, bool home)
+{
+    const tn_request *r = &k->c.request;
+    const int64_t window = k->s->layer[l].window, start = r->depth + r->n_prompt;
+    double sum = 0;
+    for (int64_t at = 0; at < r->n_prompt; at += k->c.n_batch) {
+        const int64_t n = r->n_prompt - at < k->c.n_batch ? r->n_prompt - at : k->c.n_batch;
+        sum += tn_cost_attn(k, l, d, home, n, tn_cost_attended(r->depth + at, n, window));
+    }
+    if (!r->n_gen) return sum;
+    const double mean = tn_cost_attended(start, r->n_gen, window) / (double)r->n_gen;
+    return sum + (double)r->n_gen * tn_cost_attn(k, l, d, home, 1, mean);
+}
+
+double tn_cost_ffn_request(const tn_cost *k, int32_t l, int d, bool home, int32_t units)
+{
+    int64_t rest;
+    const int64_t full = batches(k, &rest);
+    double sum = (double)k->c.request.n_gen * tn_cost_ffn(k, l, d, home, units, 1);
+    if (full) sum += (double)full * tn_cost_ffn(k, l, d, home, units, k->c.n_batch);
+    return sum + (rest ? tn_cost_ffn(k, l, d, home, units, rest) : 0);
+}
+
+double tn_cost_layer_request(const tn_cost *k, int32_t l, int d, bool home, int32_t units)
+{
+    return tn_cost_attn_request(k, l, d, home) + tn_cost_ffn_request(k, l, d, home, units);
+}
+
+/* The prompt's last token needs the head as well. */
+double tn_cost_head_request(const tn_cost *k, int d, bool home, int32_t units)
+{
+    return (double)(k->c.request.n_gen + (k->c.request.n_prompt > 0)) *
+           tn_cost_head(k, d, home, units);
+}
+
+double tn_cost_move_request(const tn_cost *k, int from, int to)
+{
+    int64_t rest;
+    const int64_t full = batches(k, &rest);
+    return (double)k->c.request.n_gen * tn_cost_move(k, from, to, 1) +
+           (full ? (double)full * tn_cost_move(k, from, to, k->c.n_batch) : 0) +
+           (rest ? tn_cost_move(k, from, to, rest) : 0);
+}
+
+/* ---- buffers -----------------------------------------------------------------------------------
+ */
+
+/* Activations of a batch: residual, normed, attention in and out, FFN hidden twice; and logits. */
+static uint64_t activation_bytes(const tn_cost *k)
+{
+    uint64_t heads = 0, used = 1;
+    for (int32_t l = 0; l < k->s->n_layers; l++) {
+        const tn_shape_layer *y = &k->s->layer[l];
+        const uint64_t h = (uint64_t)y->n_head * (uint64_t)y->head_dim;
+        if (h > heads) heads = h;
+        if ((uint64_t)y->n_used > used) used = (uint64_t)y->n_used;
+    }
+    const uint64_t per_token =
+        4 * (uint64_t)k->s->n_embd + 3 * heads + 2 * used * (uint64_t)k->s->n_ff_max;
+    return 4 * ((uint64_t)k->c.n_batch * per_token + (uint64_t)k->s->n_vocab);
+}
+
+uint64_t tn_cost_device_buffers(const tn_cost *k)
+{
+    uint64_t unit = 0; /* two slots of the largest thing that is streamed */
+    for (int32_t l = 0; l < k->s->n_layers; l++)
+        if (k->s->layer[l].unit_bytes > unit) unit = k->s->layer[l].unit_bytes;
+    return activation_bytes(k) + 2 * unit;
+}
+
+uint64_t tn_cost_host_buffers(const tn_cost *k)
+{
+    return activation_bytes(k) + k->s->embed_bytes;
+}

@@ -1,0 +1,608 @@
+/* Exact choice of modes along a chain.
+ *
+ * 1. Prices. Each limited resource gets a price per byte; with prices instead of limits the chain
+ * is solved by one backward sweep. Raising a price until its limit holds gives a lower bound (the
+ *    Lagrangian dual), and choices that fit, which greedy filling improves.
+ * 2. Certificate. A forward sweep keeps, for every stage and place, the states that no other state
+ *    beats in cost and in every resource, and of those only the ones whose cost so far plus the
+ *    priced cost to go is below the best choice known. With good prices few are left. */
+#include "plan_solve.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { max_segments = 8, max_states = 100000, n_prices = 2 * max_segments + 1 };
+
+typedef struct state {
+    double cost, priced;   /* priced: with the prices of everything used so far */
+    uint64_t use[TN_USES]; /* of the current segment; host: of the whole chain */
+    uint64_t mask;         /* classes that have an interior mode in this place */
+    int32_t parent;        /* index among all states, -1 at the start */
+    int16_t place, mode;
+} state;
+
+typedef struct solver {
+    const tn_chain *c;
+    const tn_allocator *a;
+    double price[TN_USES][max_segments], best_price[TN_USES][max_segments];
+    double *best;     /* [n_stages][n_places] priced cost from this stage on, at this place */
+    int32_t *arg;     /* [n_stages][n_places] the place after */
+    double *low;      /* [n_classes][n_places] cheapest priced mode */
+    int32_t *low_at;  /* its index */
+    int32_t *members; /* [n_classes] */
+    tn_choice *path, *incumbent;     /* [n_stages] */
+    tn_choice *over, *under, *blend; /* [n_stages] the paths just above and below a limit */
+    double incumbent_cost, bound;
+    bool impossible;      /* a limit that no price can hold */
+    bool active[TN_USES]; /* resources of which everything together might exceed a limit */
+    state *states;
+    int32_t n_states, *first; /* first state of each stage */
+    state *fresh;
+    int32_t n_fresh;
+} solver;
+
+static const tn_menu *menu_at(const tn_chain *c, int32_t stage, int32_t place)
+{
+    return &c->menu[c->cls[stage] * c->n_places + place];
+}
+
+static int32_t row(int32_t place, int use)
+{
+    return use == TN_USE_HOST ? 0 : place / 2;
+}
+
+/* Limits on a resource: one a segment, one for the host. */
+static int32_t n_rows(const tn_chain *c, int use)
+{
+    return use == TN_USE_HOST ? 1 : c->n_places / 2;
+}
+
+/* May q follow p before this stage, and at what cost? The last stage stays where the residual is.
+ */
+static double hop_cost(const tn_chain *c, int32_t stage, int32_t p, int32_t q)
+{
+    if (stage == c->n_stages - 1 && stage > 0 && p != q) return INFINITY;
+    if (stage > 0 && q / 2 < p / 2) return INFINITY;
+    return c->hop[(stage == 0 ? c->n_places : p) * c->n_places + q];
+}
+
+/* ---- prices ------------------------------------------------------------------------------------
+ */
+
+static double priced(const solver *s, const tn_mode *m, int32_t place)
+{
+    double v = m->cost;
+    for (int u = 0; u < TN_USES; u++)
+        v += s->price[u][row(place, u)] * (double)m->use[u];
+    return v;
+}
+
+static void price_menus(solver *s)
+{
+    const tn_chain *c = s->c;
+    for (int32_t k = 0; k < c->n_classes; k++)
+        for (int32_t p = 0; p < c->n_places; p++) {
+            const tn_menu *menu = &c->menu[k * c->n_places + p];
+            double low = INFINITY;
+            int32_t at = -1;
+            for (int32_t i = 0; i < menu->n; i++) {
+                const double v = priced(s, &menu->mode[i], p);
+                if (v < low) low = v, at = i;
+            }
+            s->low[k * c->n_places + p] = low;
+            s->low_at[k * c->n_places + p] = at;
+        }
+}
+
+/* Solves the priced chain: fills best and arg, and the path of the optimum. */
+static double sweep(solver *s)
+{
+    const tn_chain *c = s->c;
+    const int32_t np = c->n_places, last = c->n_stages - 1;
+    price_menus(s);
+    for (int32_t i = last; i >= 0; i--)
+        for (int32_t p = 0; p < np; p++) {
+            double v = i == last ? 0 : INFINITY;
+            for (int32_t q = 0; i < last && q < np; q++) {
+                const double w = hop_cost(c, i + 1, p, q) + s->best[(i + 1) * np + q];
+                if (w < v) v = w, s->arg[i * np + p] = q;
+            }
+            s->best[i * np + p] = v + s->low[c->cls[i] * np + p];
+        }
+    double total = INFINITY;
+    int32_t at = 0;
+    for (int32_t p = 0; p < np; p++) {
+        const double v = hop_cost(c, 0, 0, p) + s->best[p];
+        if (v < total) total = v, at = p;
+    }
+    for (int32_t i = 0; i <= last; i++) {
+        s->path[i] = (tn_choice){at, s->low_at[c->cls[i] * np + at]};
+        at = s->arg[i * np + at];
+    }
+    for (int u = 0; u < TN_USES; u++)
+        for (int d = 0; d < n_rows(c, u); d++)
+            total -= s->price[u][d] * (double)c->cap[u][d];
+    return total;
+}
+
+static void usage(const tn_chain *c, const tn_choice *choice, double use[TN_USES][max_segments])
+{
+    memset(use, 0, sizeof(double[TN_USES][max_segments]));
+    for (int32_t i = 0; i < c->n_stages; i++) {
+        const tn_mode *m = &menu_at(c, i, choice[i].place)->mode[choice[i].mode];
+        for (int u = 0; u < TN_USES; u++)
+            use[u][row(choice[i].place, u)] += (double)m->use[u];
+    }
+}
+
+double tn_chain_cost(const tn_chain *c, const tn_choice *choice)
+{
+    double use[TN_USES][max_segments], cost = 0;
+    for (int32_t i = 0; i < c->n_stages; i++) {
+        if (choice[i].mode < 0 || choice[i].mode >= menu_at(c, i, choice[i].place)->n)
+            return INFINITY;
+        cost += hop_cost(c, i, i ? choice[i - 1].place : 0, choice[i].place) +
+                menu_at(c, i, choice[i].place)->mode[choice[i].mode].cost;
+    }
+    usage(c, choice, use);
+    for (int u = 0; u < TN_USES; u++)
+        for (int d = 0; d < n_rows(c, u); d++)
+            if (use[u][d] > (double)c->cap[u][d]) return INFINITY;
+    return cost;
+}
+
+/* ---- choices that fit --------------------------------------------------------------------------
+ */
+
+static bool fits(const tn_chain *c, double use[TN_USES][max_segments], const tn_mode *from,
+                 const tn_mode *to, int32_t place)
+{
+    for (int u = 0; u < TN_USES; u++) {
+        const int32_t d = row(place, u);
+        const double after = use[u][d] - (double)from->use[u] + (double)to->use[u];
+        if (to->use[u] > from->use[u] && after > (double)c->cap[u][d]) return false;
+    }
+    return true;
+}
+
+/* What a change takes of the limits, as a share of them. */
+static double taken(const tn_chain *c, const tn_mode *from, const tn_mode *to, int32_t place)
+{
+    double sum = 0;
+    for (int u = 0; u < TN_USES; u++)
+        if (to->use[u] > from->use[u] && c->cap[u][row(place, u)])
+            sum += (double)(to->use[u] - from->use[u]) / (double)c->cap[u][row(place, u)];
+    return sum;
+}
+
+static void change(const tn_chain *c, double use[TN_USES][max_segments], tn_choice *x,
+                   int32_t stage, int32_t mode)
+{
+    const tn_menu *menu = menu_at(c, stage, x->place);
+    for (int u = 0; u < TN_USES; u++)
+        use[u][row(x->place, u)] +=
+            (double)menu->mode[mode].use[u] - (double)menu->mode[x->mode].use[u];
+    x->mode = mode;
+}
+
+/* Whether an earlier stage is in the same class, place and mode. */
+static bool repeated(const tn_chain *c, const tn_choice *choice, int32_t i)
+{
+    for (int32_t j = 0; j < i; j++)
+        if (c->cls[j] == c->cls[i] && choice[j].place == choice[i].place &&
+            choice[j].mode == choice[i].mode)
+            return true;
+    return false;
+}
+
+/* Spends what is left: again and again the change of one stage's mode that gains most for what it
+ * takes (`thrifty`), or most. */
+static void fill(const tn_chain *c, tn_choice *choice, double use[TN_USES][max_segments],
+                 bool thrifty)
+{
+    for (int32_t round = 0; round < 4 * c->n_stages; round++) {
+        double best = 0, best_gain = 0;
+        int32_t stage = -1, mode = -1;
+        for (int32_t i = 0; i < c->n_stages; i++) {
+            const tn_menu *menu = menu_at(c, i, choice[i].place);
+            const tn_mode *from = &menu->mode[choice[i].mode];
+            if (repeated(c, choice, i)) continue;
+            for (int32_t j = 0; j < menu->n; j++) {
+                const tn_mode *to = &menu->mode[j];
+                const double gain = from->cost - to->cost;
+                if (!(gain > 0) || !fits(c, use, from, to, choice[i].place)) continue;
+                const double value =
+                    thrifty ? gain / (taken(c, from, to, choice[i].place) + 1e-9) : gain;
+                const bool tie = value > best * (1 - 1e-9) && gain > best_gain;
+                if (!(value > best * (1 + 1e-9)) && !tie) continue;
+                best = value;
+                best_gain = gain;
+                stage = i;
+                mode = j;
+            }
+        }
+        if (stage < 0) return;
+        change(c, use, &choice[stage], stage, mode);
+    }
+}
+
+/* The best pair of changes of two stages that together fit; false if none gains. */
+static bool exchange(const tn_chain *c, tn_choice *choice, double use[TN_USES][max_segments])
+{
+    double best = 1e-12;
+    int32_t at[2] = {-1, -1}, to[2] = {0, 0};
+    for (int32_t i = 0; i < c->n_stages; i++) {
+        if (repeated(c, choice, i)) continue;
+        for (int32_t k = 0; k < c->n_stages; k++) {
+            if (k == i || choice[k].place / 2 != choice[i].place / 2) continue;
+            const bool twin = c->cls[k] == c->cls[i] && choice[k].place == choice[i].place &&
+                              choice[k].mode == choice[i].mode;
+            if (!twin && repeated(c, choice, k)) continue;
+            const tn_menu *x = menu_at(c, i, choice[i].place), *y = menu_at(c, k, choice[k].place);
+            const tn_mode *from = &x->mode[choice[i].mode], *give = &y->mode[choice[k].mode];
+            for (int32_t j = 0; j < y->n; j++) {
+                double less[TN_USES][max_segments];
+                const double loss = y->mode[j].cost - give->cost;
+                memcpy(less, use, sizeof less);
+                for (int u = 0; u < TN_USES; u++)
+                    less[u][row(choice[k].place, u)] +=
+                        (double)y->mode[j].use[u] - (double)give->use[u];
+                for (int32_t m = 0; m < x->n; m++) {
+                    const double gain = from->cost - x->mode[m].cost - loss;
+                    if (!(gain > best) || !fits(c, less, from, &x->mode[m], choice[i].place) ||
+                        !fits(c, less, give, &y->mode[j], choice[k].place))
+                        continue;
+                    best = gain;
+                    at[0] = i, to[0] = m;
+                    at[1] = k, to[1] = j;
+                }
+            }
+        }
+    }
+    if (at[0] < 0) return false;
+    change(c, use, &choice[at[0]], at[0], to[0]);
+    change(c, use, &choice[at[1]], at[1], to[1]);
+    return true;
+}
+
+/* Makes a choice that fits better without moving anything to another place. */
+static void improve(const tn_chain *c, tn_choice *choice)
+{
+    double use[TN_USES][max_segments];
+    usage(c, choice, use);
+    fill(c, choice, use, true);
+    fill(c, choice, use, false);
+}
+
+static void offer(solver *s, const tn_choice *choice)
+{
+    const double cost = tn_chain_cost(s->c, choice);
+    if (!(cost < s->incumbent_cost)) return;
+    s->incumbent_cost = cost;
+    memcpy(s->incumbent, choice, (size_t)s->c->n_stages * sizeof *choice);
+}
+
+/* One sweep with the prices in force: a bound, and perhaps a better choice. True if price (u, d)'s
+ * limit holds. */
+static bool probe(solver *s, int u, int32_t d, bool use_path)
+{
+    double use[TN_USES][max_segments];
+    const double bound = sweep(s);
+    if (!isfinite(bound)) return true;
+    if (bound > s->bound) {
+        s->bound = bound;
+        memcpy(s->best_price, s->price, sizeof s->price);
+    }
+    usage(s->c, s->path, use);
+    const bool ok = use[u][d] <= (double)s->c->cap[u][d];
+    if (use_path && isfinite(tn_chain_cost(s->c, s->path))) {
+        improve(s->c, s->path);
+        offer(s, s->path);
+    }
+    return ok;
+}
+
+static void keep(const solver *s, tn_choice *copy)
+{
+    memcpy(copy, s->path, (size_t)s->c->n_stages * sizeof *copy);
+}
+
+/* The first n stages of one path and the rest of the other; true if that fits. */
+static bool blend_at(solver *s, const tn_choice *first, const tn_choice *rest, int32_t n)
+{
+    memcpy(s->blend, rest, (size_t)s->c->n_stages * sizeof *rest);
+    memcpy(s->blend, first, (size_t)n * sizeof *first);
+    return isfinite(tn_chain_cost(s->c, s->blend));
+}
+
+/* Where many stages are alike they all change sides at one price, from too much to too little: the
+ * best is a mixture of the paths just above and below the limit. */
+static void blend_paths(solver *s)
+{
+    enum { samples = 12 };
+    const int32_t n_stages = s->c->n_stages, step = n_stages > samples ? n_stages / samples : 1;
+    for (int order = 0; order < 2; order++) {
+        const tn_choice *first = order ? s->under : s->over, *rest = order ? s->over : s->under;
+        int32_t edge = -1; /* where it stops fitting, or begins to */
+        bool before = blend_at(s, first, rest, 0);
+        for (int32_t n = 1; n <= n_stages; n++) {
+            const bool now = blend_at(s, first, rest, n);
+            if (now != before) edge = now ? n : n - 1;
+            before = now;
+            if (!now || n % step) continue;
+            improve(s->c, s->blend);
+            offer(s, s->blend);
+        }
+        if (edge < 0 || !blend_at(s, first, rest, edge)) continue;
+        improve(s->c, s->blend);
+        offer(s, s->blend);
+    }
+}
+
+/* The lowest price at which the limit of (u, d) holds, all other prices as they are. */
+static void raise_price(solver *s, int u, int32_t d, double scale)
+{
+    double lo = 0, hi = s->price[u][d] > 0 ? s->price[u][d] : scale;
+    s->price[u][d] = 0;
+    if (probe(s, u, d, true)) return;
+    bool holds = false;
+    keep(s, s->over);
+    for (int i = 0; i < 40 && !holds; i++) {
+        s->price[u][d] = hi;
+        holds = probe(s, u, d, false);
+        if (holds) break;
+        keep(s, s->over);
+        lo = hi;
+        hi *= 4;
+    }
+    if (!holds) {
+        s->impossible = true;
+        return;
+    }
+    for (int i = 0; i < 40 && hi - lo > 1e-7 * hi; i++) {
+        s->price[u][d] = 0.5 * (lo + hi);
+        if (probe(s, u, d, false)) {
+            hi = s->price[u][d];
+            keep(s, s->under);
+        } else {
+            lo = s->price[u][d];
+            keep(s, s->over);
+        }
+    }
+    s->price[u][d] = hi;
+    probe(s, u, d, true);
+    blend_paths(s);
+}
+
+static void find_prices(solver *s)
+{
+    const double first = sweep(s);
+    s->bound = first;
+    const double scale = isfinite(first) ? fabs(first) / 1e11 + 1e-30 : 1e-12;
+    for (int round = 0; round < 6 && !s->impossible; round++) {
+        const double before = s->bound;
+        for (int u = 0; u < TN_USES; u++)
+            for (int32_t d = 0; s->active[u] && d < n_rows(s->c, u) && !s->impossible; d++)
+                raise_price(s, u, d, scale);
+        if (round && s->bound - before <= 1e-6 * fabs(before)) break;
+    }
+    if (s->impossible) return;
+    for (int i = 0; i < 30 && !isfinite(s->incumbent_cost); i++) {
+        for (int u = 0; u < TN_USES; u++)
+            for (int32_t d = 0; s->active[u] && d < n_rows(s->c, u); d++)
+                s->price[u][d] = 4 * s->price[u][d] + scale / 64;
+        probe(s, 0, 0, true);
+    }
+}
+
+/* ---- certificate -------------------------------------------------------------------------------
+ */
+
+static int by_cost(const void *x, const void *y)
+{
+    const state *a = x, *b = y;
+    if (a->cost != b->cost) return a->cost < b->cost ? -1 : 1;
+    if (a->use[0] != b->use[0]) return a->use[0] < b->use[0] ? -1 : 1;
+    return 0;
+}
+
+static bool beats(const state *a, const state *b)
+{
+    return a->use[0] <= b->use[0] && a->use[1] <= b->use[1] && a->use[2] <= b->use[2] &&
+           (a->mask & ~b->mask) == 0;
+}
+
+/* Of fresh[], sorted by cost, keeps what nothing before it beats. False when there are too many. */
+static bool keep_best(solver *s)
+{
+    const int32_t start = s->n_states;
+    qsort(s->fresh, (size_t)s->n_fresh, sizeof *s->fresh, by_cost);
+    int64_t work = 0;
+    for (int32_t i = 0; i < s->n_fresh; i++) {
+        bool beaten = false;
+        for (int32_t j = s->n_states - 1; j >= start && !beaten; j--, work++)
+            beaten = beats(&s->states[j], &s->fresh[i]);
+        if (beaten) continue;
+        if (s->n_states == max_states || work > 20000000) return false;
+        s->states[s->n_states++] = s->fresh[i];
+    }
+    return true;
+}
+
+static bool over(const tn_chain *c, const state *x)
+{
+    for (int u = 0; u < TN_USES; u++)
+        if (x->use[u] > c->cap[u][row(x->place, u)]) return true;
+    return false;
+}
+
+/* Every way on from one state to one place of stage i. */
+static bool extend(solver *s, int32_t i, int32_t from, int32_t q, double limit)
+{
+    const tn_chain *c = s->c;
+    static const state start = {.parent = -1, .place = 0};
+    const state *p = from < 0 ? &start : &s->states[from];
+    const double hop = hop_cost(c, i, p->place, q);
+    const tn_menu *menu = menu_at(c, i, q);
+    const double low = s->low[c->cls[i] * c->n_places + q];
+    const double to_go = s->best[i * c->n_places + q] - low;
+    if (!(p->priced + hop + low + to_go < limit)) return true;
+    const bool same = from >= 0 && p->place / 2 == q / 2;
+    for (int32_t j = 0; j < menu->n; j++) {
+        const tn_mode *m = &menu->mode[j];
+        const double value = p->priced + hop + priced(s, m, q);
+        if (!(value + to_go < limit)) continue;
+        state x = {p->cost + hop + m->cost, value, {0}, 0, from, (int16_t)q, (int16_t)j};
+        for (int u = 0; u < TN_USES; u++)
+            if (s->active[u]) x.use[u] = (same || u == TN_USE_HOST ? p->use[u] : 0) + m->use[u];
+        x.mask = same ? p->mask : 0;
+        if (m->interior && s->members[c->cls[i]] > 1 && c->cls[i] < 32) {
+            const uint64_t bit = 1ull << (2 * c->cls[i] + q % 2);
+            if (x.mask & bit) continue;
+            x.mask |= bit;
+        }
+        if (over(c, &x)) continue;
+        if (s->n_fresh == max_states) return false;
+        s->fresh[s->n_fresh++] = x;
+    }
+    return true;
+}
+
+/* The forward sweep; false when it was cut short. A better choice than the incumbent replaces it.
+ */
+static bool certify(solver *s, double limit)
+{
+    const tn_chain *c = s->c;
+    s->n_states = 0;
+    int32_t lo = -1, hi = 0; /* states of the stage before; -1: the start */
+    for (int32_t i = 0; i < c->n_stages; i++) {
+        const int32_t begin = s->n_states;
+        for (int32_t q = 0; q < c->n_places; q++) {
+            s->n_fresh = 0;
+            for (int32_t k = lo; k < hi; k++)
+                if (!extend(s, i, k, q, limit)) return false;
+            if (!keep_best(s)) return false;
+        }
+        lo = begin;
+        hi = s->n_states;
+        if (lo == hi) return true; /* nothing can beat the incumbent */
+    }
+    int32_t at = lo;
+    for (int32_t k = lo; k < hi; k++)
+        if (s->states[k].cost < s->states[at].cost) at = k;
+    for (int32_t i = c->n_stages - 1; i >= 0; i--) {
+        s->path[i] = (tn_choice){s->states[at].place, s->states[at].mode};
+        at = s->states[at].parent;
+    }
+    offer(s, s->path);
+    return true;
+}
+
+/* A resource of which the chain's greediest modes together stay within every limit plays no part.
+ */
+static void find_active(solver *s)
+{
+    const tn_chain *c = s->c;
+    for (int u = 0; u < TN_USES; u++) {
+        double most = 0;
+        for (int32_t i = 0; i < c->n_stages; i++) {
+            uint64_t top = 0;
+            for (int32_t p = 0; p < c->n_places; p++)
+                for (int32_t j = 0; j < menu_at(c, i, p)->n; j++)
+                    if (menu_at(c, i, p)->mode[j].use[u] > top)
+                        top = menu_at(c, i, p)->mode[j].use[u];
+            most += (double)top;
+        }
+        for (int32_t d = 0; d < n_rows(c, u); d++)
+            if (most > (double)c->cap[u][d]) s->active[u] = true;
+    }
+}
+
+/* ---- all together ------------------------------------------------------------------------------
+ */
+
+static bool make(solver *s)
+{
+    const size_t n = (size_t)s->c->n_stages, np = (size_t)s->c->n_places;
+    const size_t nc = (size_t)s->c->n_classes;
+    s->best = tn_alloc(s->a, n * np, sizeof *s->best);
+    s->arg = tn_alloc(s->a, n * np, sizeof *s->arg);
+    s->low = tn_alloc(s->a, nc * np, sizeof *s->low);
+    s->low_at = tn_alloc(s->a, nc * np, sizeof *s->low_at);
+    s->members = tn_alloc(s->a, nc, sizeof *s->members);
+    s->path = tn_alloc(s->a, n, sizeof *s->path);
+    s->over = tn_alloc(s->a, n, sizeof *s->over);
+    s->under = tn_alloc(s->a, n, sizeof *s->under);
+    s->blend = tn_alloc(s->a, n, sizeof *s->blend);
+    s->incumbent = tn_alloc(s->a, n, sizeof *s->incumbent);
+    s->states = tn_alloc_raw(s->a, max_states, sizeof *s->states);
+    s->fresh = tn_alloc_raw(s->a, max_states, sizeof *s->fresh);
+    return s->best && s->arg && s->low && s->low_at && s->members && s->path && s->over &&
+           s->under && s->blend && s->incumbent && s->states && s->fresh;
+}
+
+static void unmake(solver *s)
+{
+    void *all[] = {s->best, s->arg,       s->low,    s->low_at, s->members,
+                   s->path, s->incumbent, s->states, s->fresh};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        tn_free(s->a, all[i]);
+}
+
+/* Proven relative distance of the incumbent from the best. */
+static double distance(const solver *s)
+{
+    if (!isfinite(s->incumbent_cost)) return INFINITY;
+    return fmax(0, (s->incumbent_cost - s->bound) / s->incumbent_cost);
+}
+
+/* The certificate, with wider tolerance where the exact one is not affordable. */
+static double prove(solver *s)
+{
+    static const double tolerance[] = {1e-9, 1e-4, 1e-3};
+    memcpy(s->price, s->best_price, sizeof s->price);
+    sweep(s);
+    double caps = 0;
+    for (int u = 0; u < TN_USES; u++)
+        for (int32_t d = 0; d < n_rows(s->c, u); d++)
+            caps += s->price[u][d] * (double)s->c->cap[u][d];
+    for (size_t i = 0; i < sizeof tolerance / sizeof *tolerance; i++) {
+        if (distance(s) <= tolerance[i]) return distance(s);
+        const double known = s->incumbent_cost * (1 - tolerance[i]);
+        if (certify(s, known + caps)) return tolerance[i];
+    }
+    return isfinite(s->incumbent_cost) ? distance(s) : 0;
+}
+
+/* Changes of two stages at once, where the prices leave a gap. */
+static void polish(solver *s)
+{
+    double use[TN_USES][max_segments];
+    if (!isfinite(s->incumbent_cost) || distance(s) <= 1e-9) return;
+    memcpy(s->blend, s->incumbent, (size_t)s->c->n_stages * sizeof *s->blend);
+    usage(s->c, s->blend, use);
+    for (int i = 0; i < 4 && exchange(s->c, s->blend, use); i++)
+        fill(s->c, s->blend, use, false);
+    offer(s, s->blend);
+}
+
+tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, double *gap,
+                         const tn_allocator *a, tn_error *err)
+{
+    solver s = {.c = c, .a = a, .incumbent_cost = INFINITY, .bound = -INFINITY};
+    if (!make(&s)) {
+        unmake(&s);
+        return tn_fail_nomem(err, max_states * sizeof *s.states, "the planner's search");
+    }
+    for (int32_t i = 0; i < c->n_stages; i++)
+        s.members[c->cls[i]]++;
+    find_active(&s);
+    find_prices(&s);
+    polish(&s);
+    *gap = s.impossible ? 0 : prove(&s);
+    *cost = s.incumbent_cost;
+    memcpy(choice, s.incumbent, (size_t)c->n_stages * sizeof *choice);
+    unmake(&s);
+    return TN_OK;
+}
