@@ -71,6 +71,13 @@ for h in gguf/*.h kernels/*.h engine/*.h cli/*.h bench/*.h; do
     # shellcheck disable=SC2086 # several flags
     rule "$h stands alone" "$(${CC:-cc} -std=c11 -D_GNU_SOURCE $isa -fsyntax-only -x c "$h" 2>&1)"
 done
+# A stranger's program may be C99 or C++11, and pedantic.
+rule 'tenon.h is clean C99' \
+    "$(${CC:-cc} -std=c99 -pedantic -Wall -Wextra -fsyntax-only -x c engine/tenon.h 2>&1)"
+if command -v "${CXX:-c++}" >/dev/null; then
+    rule 'tenon.h is clean C++11' \
+        "$(${CXX:-c++} -std=c++11 -pedantic -Wall -Wextra -fsyntax-only -x c++ engine/tenon.h 2>&1)"
+fi
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
