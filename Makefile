@@ -186,7 +186,7 @@ MODEL ?= smollm2-135m
 
 chat: ## talk to MODEL=id or file (installs, builds and fetches what is missing); ARGS='...'
 	@sh deps.sh build models </dev/null >&2
-	@$(SUBMAKE) tenon plugins </dev/null >&2
+	@+$(SUBMAKE) tenon plugins </dev/null >&2
 	@model=$$($(PYTHON) python/fetch_models.py --path $(MODEL) </dev/null) || exit 1; \
 	./tenon chat "$$model" $(ARGS); s=$$?; [ $$s -eq 130 ] || exit $$s
 
@@ -201,7 +201,7 @@ bench: tenon-bench ## measure MODEL=id or file; ARGS='...'
 
 test: ## all tests that need no network, no GPU and no model from outside
 	@sh deps.sh build test </dev/null
-	@$(SUBMAKE) run-tests
+	@+$(SUBMAKE) run-tests
 
 run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
 	@sh tests/run.sh $(BIN)tenon $(TESTS) \
@@ -210,16 +210,16 @@ run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHAR
 test-models: ## tests on the real models, which are fetched first
 	@sh deps.sh build models test </dev/null
 	@$(PYTHON) python/fetch_models.py smollm2-135m gemma3-270m
-	@$(SUBMAKE) run-test-models
+	@+$(SUBMAKE) run-test-models
 
 run-test-models: $(MODELTESTS) $(BIN)tenon $(BIN)tenon-bench
 	@sh tests/run.sh $(BIN)tenon $(MODELTESTS) $(wildcard tests/modeltest_*.py)
 
 asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(SUBMAKE) CONFIG=asan BUILD=build/asan run-tests
+	@+$(SUBMAKE) CONFIG=asan BUILD=build/asan run-tests
 
 tsan: ## the tests of what runs threads under ThreadSanitizer
-	@$(SUBMAKE) CONFIG=tsan BUILD=build/tsan run-threaded
+	@+$(SUBMAKE) CONFIG=tsan BUILD=build/tsan run-threaded
 
 run-threaded: $(THREADED)
 	@sh tests/run.sh $(BIN)tenon $(THREADED)
@@ -228,7 +228,7 @@ FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))
 SECONDS ?= 60
 
 fuzz: ## the libFuzzer targets (with clang), in build/fuzz/tests/
-	@$(SUBMAKE) CONFIG=fuzz BUILD=build/fuzz CC=$(CLANG) $(FUZZERS:%=build/fuzz/tests/%)
+	@+$(SUBMAKE) CONFIG=fuzz BUILD=build/fuzz CC=$(CLANG) $(FUZZERS:%=build/fuzz/tests/%)
 
 fuzz-run: fuzz ## run every fuzz target for SECONDS=60
 	@sh tests/fuzz.sh build/fuzz/tests $(SECONDS) $(FUZZERS)

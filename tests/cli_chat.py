@@ -31,8 +31,8 @@ def chat_in_a_pipe(t):
         joined,
         "the answer to the same message in a file",
     )
-    two = t.ok(*args, stdin=b"Hello\nAgain\n/undo\nAgain\n").decode()
-    equal(two, first.decode() + two[len(first) :], "first answer")
+    two = t.ok(*args, stdin=b"Hello\nAgain\n/undo\nAgain\n")
+    equal(two[: len(first)], first, "first answer")
     again = two[len(first) :]
     equal(again[: len(again) // 2], again[len(again) // 2 :], "the answer after /undo")
     equal(t.ok(*args, stdin=b"Hello\n/retry\n"), out + out, "greedy /retry")

@@ -87,8 +87,8 @@ static inline void tiny_layer(tiny_writer *t, int i)
 static inline int tiny_vocab(tiny_writer *t)
 {
     static const char *const spm[] = {"<unk>", "<s>", "</s>", "<0x0A>", "<0x41>", "\xe2\x96\x81",
-                                      "a", "b", "c", "\xe2\x96\x81" "a", "ab", "abc"};
-    static const char *const bpe[] = {"<|end|>", "a", "b", "c", "d", "\xc4\xa0", "\xc4\xa0" "a", "ab",
+                                      "a", "b", "c", "\xe2\x96\x81\x61", "ab", "abc"};
+    static const char *const bpe[] = {"<|end|>", "a", "b", "c", "d", "\xc4\xa0", "\xc4\xa0\x61", "ab",
                                       "abc", "1", "2", "\xc4\x8a"};
     static const char *const merges[] = {"\xc4\xa0 a", "a b", "ab c"};
     enum { n = sizeof spm / sizeof *spm, n_merges = sizeof merges / sizeof *merges };
