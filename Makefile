@@ -265,7 +265,7 @@ Version: $(VERSION)
 Requires.private: $(PKGS)
 Libs: -L$${libdir} -ltenon
 Libs.private: -lm -lpthread -ldl
-Cflags: -I$${includedir}
+Cflags: -I$${includedir}/tenon -I$${includedir}
 endef
 export PC_FILE
 
@@ -279,7 +279,7 @@ install: all ## programs, library, headers, pkg-config file, man pages, completi
 	    sed 's|"../gguf/|"|' $$f >"$(DESTDIR)$(PREFIX)/include/tenon/$${f##*/}"; done
 	@printf '%s\n' "$$PC_FILE" >'$(DESTDIR)$(PREFIX)/lib/pkgconfig/tenon.pc'
 	./tenon --generate man >'$(DESTDIR)$(PREFIX)/share/man/man1/tenon.1'
-	install -m 644 bench/tenon-bench.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
+	./tenon-bench --generate man >'$(DESTDIR)$(PREFIX)/share/man/man1/tenon-bench.1'
 	./tenon --generate bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/tenon'
 	./tenon --generate zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tenon'
 	./tenon --generate fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tenon.fish'
