@@ -65,47 +65,6 @@ static tn_status collect(source *src, const tn_vocab *v, const tn_piece *p, size
     return TN_OK;
 }
 
-/* ---- special tokens in the text ---- */
-
-/* First index in ids[lo, hi) whose byte `at` is above c (or not below it). All share the bytes
- * before. */
-static int32_t bound(const tn_vocab *v, const int32_t *ids, int32_t lo, int32_t hi, size_t at,
-                     uint8_t c, bool above)
-{
-    while (lo < hi) {
-        const int32_t mid = lo + (hi - lo) / 2;
-        const uint8_t b = (uint8_t)v->tokens[ids[mid]].text[at];
-        if (b < c || (above && b == c))
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return lo;
-}
-
-/* The longest token spelled at s, -1 if there is none. Control tokens must end before n_parse. */
-static int32_t longest_special(const tn_vocab *v, const tn_matcher *m, const char *s, size_t n,
-                               size_t n_parse)
-{
-    int32_t best = -1, lo = m->first[(uint8_t)s[0]], hi = m->first[(uint8_t)s[0] + 1];
-    for (size_t at = 1; lo < hi; at++) {
-        for (; lo < hi && v->tokens[m->ids[lo]].n_text == at; lo++)
-            if (v->tokens[m->ids[lo]].attr == TN_TOKEN_USER_DEFINED || at <= n_parse)
-                best = m->ids[lo];
-        if (at == n) break;
-        lo = bound(v, m->ids, lo, hi, at, (uint8_t)s[at], false);
-        hi = bound(v, m->ids, lo, hi, at, (uint8_t)s[at], true);
-    }
-    return best;
-}
-
-static inline bool may_start(const tn_matcher *m, const char *s, size_t n)
-{
-    const uint8_t a = (uint8_t)s[0];
-    if (n == 1) return m->first[a] < m->first[a + 1];
-    return m->pairs[a * 32u + (uint8_t)s[1] / 8] >> (uint8_t)s[1] % 8 & 1;
-}
-
 /* ---- text between special tokens ---- */
 
 static bool reserve(tokenizer *t, size_t n)
@@ -192,8 +151,8 @@ static tn_status scan(tokenizer *t, const source *src)
         const bool parse = src->stretches[k].parse;
         const tn_matcher *m = &v->match[parse];
         int32_t id = -1;
-        if (may_start(m, src->text + at, src->n - at))
-            id = longest_special(v, m, src->text + at, src->n - at, parse ? parse_end - at : 0);
+        if (tn_matcher_may_start(m, src->text + at, src->n - at))
+            id = tn_matcher_longest(m, v, src->text + at, src->n - at, parse ? parse_end - at : 0);
         if (id < 0) {
             at++;
             continue;

@@ -99,7 +99,14 @@ static inline bool tn_ids_push(tn_ids *out, int32_t id)
     return true;
 }
 
-/* ---- tokenizer_vocab.c ---- */
+/* ---- tokenizer_tables.c ---- */
+
+/* Fills v->texts from v->tokens. */
+tn_status tn_vocab_index_texts(tn_vocab *v, tn_error *err);
+/* Fills v->pairs and byte_id from `tokenizer.ggml.merges`. */
+tn_status tn_vocab_index_merges(tn_vocab *v, const tn_gguf_key *merges, tn_error *err);
+/* Bytes of a byte-level token; characters outside the alphabet stand for themselves. */
+uint32_t tn_decode_byte_level(char *dst, const char *s, uint32_t n);
 
 /* The mergeable token with that text in the table's spelling, or -1. */
 int32_t tn_vocab_find(const tn_vocab *v, const char *text, size_t len);
@@ -111,6 +118,24 @@ static inline uint64_t tn_pair_hash(int32_t left, int32_t right)
     const uint64_t h = key * 0x9E3779B97F4A7C15u;
     return h ^ h >> 29;
 }
+
+/* ---- tokenizer_special.c ---- */
+
+/* Makes m find the tokens with one of the attributes. */
+tn_status tn_matcher_build(tn_matcher *m, const tn_vocab *v, unsigned attrs, tn_error *err);
+/* The longest token spelled at s (n >= 1 bytes), -1 if there is none. Tokens that are not
+ * user-defined must end within n_parse bytes. */
+int32_t tn_matcher_longest(const tn_matcher *m, const tn_vocab *v, const char *s, size_t n,
+                           size_t n_parse);
+/* False where no token can start: a quick answer for nearly every place in a text. */
+static inline bool tn_matcher_may_start(const tn_matcher *m, const char *s, size_t n)
+{
+    const uint8_t a = (uint8_t)s[0];
+    if (n == 1) return m->first[a] < m->first[a + 1];
+    return m->pairs[a * 32u + (uint8_t)s[1] / 8] >> (uint8_t)s[1] % 8 & 1;
+}
+/* Sets v->end for control tokens that are known by their text. */
+void tn_vocab_mark_ends(tn_vocab *v);
 
 /* ---- tokenizer_text.c ---- */
 

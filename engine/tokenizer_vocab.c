@@ -4,7 +4,6 @@
 
 #include <limits.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
@@ -27,126 +26,6 @@ static tn_status fail_key(const builder *b, const tn_gguf_key *k, const char *wh
                    what);
 }
 
-/* ---- the byte-level alphabet ---- */
-
-/* The byte that a character of the byte-level alphabet stands for, -1 if it is none of it.
- * Printable Latin-1 stands for itself, the other 68 bytes follow from U+0100 on. */
-static int byte_of_char(uint32_t c)
-{
-    if ((c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c <= 0xAC) || (c >= 0xAE && c <= 0xFF))
-        return (int)c;
-    if (c < 0x100 || c > 0x143) return -1;
-    c -= 0x100;
-    return c < 0x21 ? (int)c : c < 0x21 + 0x22 ? (int)(c - 0x21 + 0x7F) : 0xAD;
-}
-static uint32_t char_of_byte(uint8_t b)
-{
-    if (byte_of_char(b) == b) return b;
-    return b < 0x21 ? 0x100u + b : b == 0xAD ? 0x143u : 0x121u + b - 0x7F;
-}
-
-/* ---- text table ---- */
-
-static inline uint64_t fold(uint64_t a, uint64_t b)
-{
-    const unsigned __int128 m = (unsigned __int128)a * b;
-    return (uint64_t)m ^ (uint64_t)(m >> 64);
-}
-
-static inline uint64_t text_hash(uint64_t seed, const char *s, size_t n)
-{
-    uint64_t h = seed ^ n * 0xA0761D6478BD642Fu, w;
-    for (; n >= 8; n -= 8, s += 8) {
-        memcpy(&w, s, 8);
-        h = fold(h ^ w, 0xE7037ED1A0B428DBu);
-    }
-    w = 0;
-    for (size_t i = 0; i < n; i++)
-        w |= (uint64_t)(uint8_t)s[i] << (8 * i);
-    return fold(h ^ w, 0x8EBC6AF09C88C6E3u);
-}
-
-/* The text under which a token is in the table. */
-static inline const char *table_text(const tn_vocab *v, const tn_vocab_token *t, uint32_t *n)
-{
-    *n = v->kind == TN_VOCAB_LLAMA ? t->n_bytes : t->n_text;
-    return v->kind == TN_VOCAB_LLAMA ? t->bytes : t->text;
-}
-
-/* Slot of the text, or the free one where it belongs. */
-static inline struct tn_text_slot *find_slot(const tn_vocab *v, const char *s, size_t n,
-                                             uint64_t hash)
-{
-    for (size_t i = (size_t)(hash >> 32) & v->texts.mask;; i = (i + 1) & v->texts.mask) {
-        struct tn_text_slot *slot = &v->texts.slots[i];
-        if (slot->id < 0) return slot;
-        if (slot->hash != (uint32_t)hash) continue;
-        uint32_t len;
-        const char *text = table_text(v, &v->tokens[slot->id], &len);
-        if (len == n && memcmp(text, s, n) == 0) return slot;
-    }
-}
-
-/* Any token with that text, or -1. */
-static int32_t find_any(const tn_vocab *v, const char *s, size_t n)
-{
-    return find_slot(v, s, n, text_hash(v->texts.seed, s, n))->id;
-}
-
-int32_t tn_vocab_find(const tn_vocab *v, const char *s, size_t n)
-{
-    const int32_t id = find_any(v, s, n);
-    return id >= 0 && v->tokens[id].mergeable ? id : -1;
-}
-
-int32_t tn_vocab_find_bytes(const tn_vocab *v, const char *s, size_t n)
-{
-    char text[2 * TN_MAX_TOKEN_BYTES];
-    size_t to = 0;
-    if (n > TN_MAX_TOKEN_BYTES) return -1;
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t b = (uint8_t)s[i];
-        if (b > 0x20 && b < 0x7F)
-            text[to++] = (char)b;
-        else
-            to += tn_utf8_put(text + to, char_of_byte(b));
-    }
-    return tn_vocab_find(v, text, to);
-}
-
-/* At least twice as many slots as records. */
-static size_t table_slots(size_t n)
-{
-    size_t slots = 16;
-    while (slots < 2 * n)
-        slots *= 2;
-    return slots;
-}
-
-static tn_status build_texts(builder *b)
-{
-    tn_vocab *v = b->v;
-    const size_t n = table_slots((size_t)v->n);
-    v->texts.slots = tn_alloc_raw(v->a, n, sizeof *v->texts.slots);
-    if (!v->texts.slots) return tn_fail_nomem(b->err, n * sizeof *v->texts.slots, "the vocabulary");
-    v->texts.mask = n - 1;
-    /* Where the loader puts things: a file cannot know which texts will collide. */
-    v->texts.seed = fold((uint64_t)(uintptr_t)v->texts.slots, 0x9E3779B97F4A7C15u);
-    for (size_t i = 0; i < n; i++)
-        v->texts.slots[i] = (struct tn_text_slot){0, -1};
-    for (int32_t id = 0; id < v->n; id++) {
-        uint32_t len;
-        const char *s = table_text(v, &v->tokens[id], &len);
-        const uint64_t hash = text_hash(v->texts.seed, s, len);
-        struct tn_text_slot *slot = find_slot(v, s, len, hash);
-        /* Of two tokens with one text the first counts, but a mergeable one before any other. */
-        if (slot->id < 0 || (v->tokens[id].mergeable && !v->tokens[slot->id].mergeable))
-            *slot = (struct tn_text_slot){(uint32_t)hash, id};
-        if (v->tokens[id].mergeable && len > v->max_bytes) v->max_bytes = len;
-    }
-    return TN_OK;
-}
-
 /* ---- tokens ---- */
 
 /* An array key that must be there, with elements of the kind. */
@@ -166,23 +45,6 @@ static tn_status get_array(builder *b, const tn_gguf_key **out, const char *name
                                                : "is no array of I32");
     if ((*out)->n > (uint64_t)max_records) return fail_key(b, *out, "has too many elements");
     return TN_OK;
-}
-
-/* Bytes of a byte-level token; characters outside the alphabet stand for themselves. */
-static uint32_t decode_byte_level(char *dst, const char *s, uint32_t n)
-{
-    uint32_t to = 0;
-    for (uint32_t i = 0; i < n;) {
-        const uint8_t c = (uint8_t)s[i];
-        int byte = -1;
-        if (c < 0x80)
-            byte = byte_of_char(c);
-        else if (c >= 0xC2 && c <= 0xC5 && i + 1 < n && ((uint8_t)s[i + 1] & 0xC0) == 0x80)
-            byte = byte_of_char((c & 0x1Fu) << 6 | (s[i + 1] & 0x3Fu));
-        dst[to++] = byte >= 0 ? (char)byte : s[i];
-        i += byte >= 0 && c >= 0x80 ? 2 : 1;
-    }
-    return to;
 }
 
 /* Bytes of a llama token: U+2581 stands for a space. */
@@ -249,7 +111,7 @@ static tn_status read_token(builder *b, int32_t id, tn_str s, char **to)
         else if (t->attr == TN_TOKEN_USER_DEFINED)
             memcpy(*to, s.data, t->n_bytes = t->n_text);
         else
-            t->n_bytes = decode_byte_level(*to, s.data, t->n_text);
+            t->n_bytes = tn_decode_byte_level(*to, s.data, t->n_text);
     }
     t->mergeable = s.len > 0 && (t->attr == TN_TOKEN_NORMAL || t->attr == TN_TOKEN_USER_DEFINED ||
                                  t->attr == TN_TOKEN_UNUSED);
@@ -280,7 +142,7 @@ static tn_status read_tokens(builder *b)
     tn_str text;
     for (int32_t id = 0; !s && tn_gguf_str_walk(b->tokens, &pos, &text); id++)
         s = read_token(b, id, text, &to);
-    return s ? s : build_texts(b);
+    return s ? s : tn_vocab_index_texts(v, b->err);
 }
 
 /* ---- scores ---- */
@@ -346,62 +208,13 @@ static tn_status read_scores(builder *b)
     return s;
 }
 
-/* ---- merges ---- */
-
-static void add_pair(tn_pair_table *t, int32_t left, int32_t right, int32_t rank, int32_t id)
-{
-    size_t i = (size_t)tn_pair_hash(left, right) & t->mask;
-    for (; t->slots[i].left >= 0; i = (i + 1) & t->mask)
-        if (t->slots[i].left == left && t->slots[i].right == right) return; /* the first counts */
-    t->slots[i] = (struct tn_pair_slot){left, right, rank, id};
-}
-
-static tn_status read_merge(builder *b, int32_t rank, tn_str s)
-{
-    tn_vocab *v = b->v;
-    char text[2 * TN_MAX_TOKEN_BYTES];
-    const char *space = s.len > 2 ? memchr(s.data + 1, ' ', s.len - 2) : NULL;
-    if (!space || s.len > sizeof text)
-        return fail_key(b, b->merges, "has a merge that is not two tokens");
-    const size_t n_left = (size_t)(space - s.data), n_right = s.len - n_left - 1;
-    memcpy(text, s.data, n_left);
-    memcpy(text + n_left, space + 1, n_right);
-    const int32_t left = find_any(v, s.data, n_left), right = find_any(v, space + 1, n_right);
-    const int32_t id = find_any(v, text, n_left + n_right);
-    if (left < 0 || right < 0 || id < 0) {
-        char what[64];
-        snprintf(what, sizeof what, "has merge %d, which names an unknown token", rank);
-        return fail_key(b, b->merges, what);
-    }
-    /* Text never becomes a control token by merging. */
-    if (v->tokens[id].mergeable) add_pair(&v->pairs, left, right, rank, id);
-    return TN_OK;
-}
+/* ---- special tokens ---- */
 
 static tn_status read_merges(builder *b)
 {
-    tn_vocab *v = b->v;
     tn_status s = get_array(b, &b->merges, "tokenizer.ggml.merges", TN_GGUF_STRING, true);
-    if (s) return s;
-    const size_t n = table_slots((size_t)b->merges->n);
-    v->n_ranks = (int32_t)b->merges->n;
-    v->pairs.mask = n - 1;
-    v->pairs.slots = tn_alloc_raw(v->a, n, sizeof *v->pairs.slots);
-    if (!v->pairs.slots) return tn_fail_nomem(b->err, n * sizeof *v->pairs.slots, "the vocabulary");
-    for (size_t i = 0; i < n; i++)
-        v->pairs.slots[i].left = -1;
-    size_t pos = 0;
-    tn_str text;
-    for (int32_t rank = 0; !s && tn_gguf_str_walk(b->merges, &pos, &text); rank++)
-        s = read_merge(b, rank, text);
-    for (int i = 0; i < 256; i++) {
-        char c[4];
-        v->byte_id[i] = tn_vocab_find(v, c, tn_utf8_put(c, char_of_byte((uint8_t)i)));
-    }
-    return s;
+    return s ? s : tn_vocab_index_merges(b->v, b->merges, b->err);
 }
-
-/* ---- special tokens ---- */
 
 static tn_status read_id(builder *b, const char *name, int32_t *id)
 {
@@ -416,49 +229,6 @@ static tn_status read_id(builder *b, const char *name, int32_t *id)
     if (value >= (uint32_t)b->v->n) return fail_key(b, k, "is no token of the vocabulary");
     *id = (int32_t)value;
     return TN_OK;
-}
-
-/* Control tokens that end a turn or a text in the models of the field. */
-static const char *const end_texts[] = {
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "[e~[",
-    "<\xEF\xBD\x9C"
-    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-};
-
-/* The control token with that text, -1 if there is none. */
-static int32_t find_control(const tn_vocab *v, const char *text)
-{
-    const size_t n = strlen(text);
-    for (int32_t i = 0; i < v->match[1].n; i++) {
-        const int32_t id = v->match[1].ids[i];
-        const tn_vocab_token *t = &v->tokens[id];
-        if (t->attr == TN_TOKEN_CONTROL && t->n_text == n && memcmp(t->text, text, n) == 0)
-            return id;
-    }
-    return -1;
 }
 
 static tn_status read_specials(builder *b)
@@ -477,79 +247,10 @@ static tn_status read_specials(builder *b)
     if (!s) s = tn_gguf_get_bool(b->g, "tokenizer.ggml.add_bos_token", &v->add_bos, b->err);
     if (!s) s = tn_gguf_get_bool(b->g, "tokenizer.ggml.add_eos_token", &v->add_eos, b->err);
     if (s) return s;
-    for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++) {
-        const int32_t id = find_control(v, end_texts[i]);
-        if (id >= 0) v->end[id] = true;
-    }
-    /* Where <|return|> and <|call|> end a turn, <|end|> only ends a message. */
-    const int32_t end = find_control(v, "<|end|>");
-    if (end >= 0 && ((find_control(v, "<|return|>") >= 0 && find_control(v, "<|call|>") >= 0) ||
-                     (find_control(v, "<|calls|>") >= 0 && find_control(v, "<|flush|>") >= 0)))
-        v->end[end] = false;
+    tn_vocab_mark_ends(v);
     if (v->eos >= 0) v->end[v->eos] = true;
     if (eot >= 0) v->end[eot] = true;
     if (eom >= 0) v->end[eom] = true;
-    return TN_OK;
-}
-
-/* ---- the matchers ---- */
-
-static int compare_texts(const tn_vocab *v, int32_t x, int32_t y)
-{
-    const tn_vocab_token *a = &v->tokens[x], *b = &v->tokens[y];
-    const int c = memcmp(a->text, b->text, a->n_text < b->n_text ? a->n_text : b->n_text);
-    if (c) return c;
-    if (a->n_text != b->n_text) return a->n_text < b->n_text ? -1 : 1;
-    return x < y ? -1 : 1;
-}
-
-/* Heapsort: in place, and no input makes it slow. */
-static void sort_ids(const tn_vocab *v, int32_t *ids, int32_t n)
-{
-    for (int32_t start = n / 2 - 1, end = n - 1; end > 0;) {
-        int32_t i = start;
-        if (start >= 0) {
-            start--;
-        } else {
-            const int32_t top = ids[0];
-            ids[0] = ids[end];
-            ids[end--] = top;
-            i = 0;
-        }
-        const int32_t moved = ids[i];
-        for (int32_t child; (child = 2 * i + 1) <= end; i = child) {
-            if (child < end && compare_texts(v, ids[child], ids[child + 1]) < 0) child++;
-            if (compare_texts(v, moved, ids[child]) >= 0) break;
-            ids[i] = ids[child];
-        }
-        ids[i] = moved;
-    }
-}
-
-static tn_status build_matcher(builder *b, tn_matcher *m, unsigned attrs)
-{
-    const tn_vocab *v = b->v;
-    for (int32_t id = 0; id < v->n; id++)
-        m->n += (v->tokens[id].attr & attrs) != 0 && v->tokens[id].n_text > 0;
-    m->ids = tn_alloc_raw(v->a, (size_t)m->n, sizeof *m->ids);
-    if (!m->ids) return tn_fail_nomem(b->err, (size_t)m->n * sizeof *m->ids, "the vocabulary");
-    int32_t n = 0;
-    for (int32_t id = 0; id < v->n; id++)
-        if ((v->tokens[id].attr & attrs) && v->tokens[id].n_text > 0) m->ids[n++] = id;
-    sort_ids(v, m->ids, n);
-    for (int32_t i = 0, byte = 0; byte <= 256; byte++) {
-        while (i < n && (uint8_t)v->tokens[m->ids[i]].text[0] < byte)
-            i++;
-        m->first[byte] = i;
-    }
-    for (int32_t i = 0; i < n; i++) {
-        const tn_vocab_token *t = &v->tokens[m->ids[i]];
-        const unsigned row = (uint8_t)t->text[0] * 32u;
-        if (t->n_text == 1)
-            memset(m->pairs + row, 0xFF, 32);
-        else
-            m->pairs[row + (uint8_t)t->text[1] / 8] |= (uint8_t)(1u << (uint8_t)t->text[1] % 8);
-    }
     return TN_OK;
 }
 
@@ -633,10 +334,10 @@ static tn_status read_all(builder *b)
                              b->err);
     if (!s) s = read_tokens(b);
     if (!s) s = v->kind == TN_VOCAB_LLAMA ? read_scores(b) : read_merges(b);
-    if (!s) s = build_matcher(b, &v->match[0], TN_TOKEN_USER_DEFINED);
+    if (!s) s = tn_matcher_build(&v->match[0], v, TN_TOKEN_USER_DEFINED, b->err);
     if (!s)
-        s = build_matcher(b, &v->match[1],
-                          TN_TOKEN_USER_DEFINED | TN_TOKEN_CONTROL | TN_TOKEN_UNKNOWN);
+        s = tn_matcher_build(&v->match[1], v,
+                             TN_TOKEN_USER_DEFINED | TN_TOKEN_CONTROL | TN_TOKEN_UNKNOWN, b->err);
     if (!s) s = read_specials(b);
     if (!s) s = read_habits(b);
     if (!s && row.steps) s = tn_pre_new(&v->pre, row.steps, v->a, b->err);
