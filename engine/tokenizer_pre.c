@@ -15,9 +15,9 @@
 /* ---- the table ---- */
 
 /* White space as Unicode has it; PCRE2's \s takes U+180E too. */
-#define WS                                                                                         \
-    "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
-    "\\x{3000}"
+#define WIDE "\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define WS "\\x09-\\x0d\\x20" WIDE
+#define INLINE "\\x09\\x0b\\x0c\\x20" WIDE /* white space that ends no line */
 #define S "[" WS "]"
 #define NOT_S "[^" WS "]"
 #define CONTRACTION "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -94,11 +94,12 @@ static const tn_pre_step qwen35[] = {{CONTRACTION "|" LEAD "[\\p{L}\\p{M}]+|\\p{
                                                   "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES "|" SPACES,
                                       false},
                                      {0}};
+/* White space is cut into long pieces, so the search for a line end must not start anew in each. */
 static const tn_pre_step jais2[] = {
-    {CONTRACTION "|" LEAD "\\p{L}+|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES "|" S
-                 "{512}(?!" NOT_S ")|" S "{256}(?!" NOT_S ")|" S "{128}(?!" NOT_S ")|" S
-                 "{64}(?!" NOT_S ")|" S "{32}(?!" NOT_S ")|" S "{16}(?!" NOT_S ")|" S "{8}(?!" NOT_S
-                 ")|" S "{4}(?!" NOT_S ")|" S "{1,2}(?!" NOT_S ")|" S,
+    {CONTRACTION "|" LEAD "\\p{L}+|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|(?<![" INLINE
+                 "])" LINES "|" S "{512}(?!" NOT_S ")|" S "{256}(?!" NOT_S ")|" S "{128}(?!" NOT_S
+                 ")|" S "{64}(?!" NOT_S ")|" S "{32}(?!" NOT_S ")|" S "{16}(?!" NOT_S ")|" S
+                 "{8}(?!" NOT_S ")|" S "{4}(?!" NOT_S ")|" S "{1,2}(?!" NOT_S ")|" S,
      false},
     {0}};
 static const tn_pre_step bailing[] = {{CONTRACTION "|" LEAD "\\p{L}+|\\p{N}| ?[^" WS
@@ -157,7 +158,10 @@ static const tn_pre_step chameleon[] = {{"<sentinel:[0-9]+>", false},
                                         {0}};
 /* The originals look ahead over all digits at every digit: \d{1,3}(?=(?:\d{3})*\b) and the like. */
 static const tn_pre_step tiny_aya[] = {
-    {"(?<!\\p{Nd})\\p{Nd}++(?![\\p{L}\\p{M}\\p{Pc}])", true}, {GPT4O, false}, {0}};
+    {"(?<!\\p{Nd})\\p{Nd}++(?![\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe])",
+     true},
+    {GPT4O, false},
+    {0}};
 static const tn_pre_step superbpe[] = {{"\\p{N}+", false}, {"\\p{Nd}+", true}, {0}};
 static const tn_pre_step afmoe[] = {
     {"\\p{Nd}+", true},
