@@ -176,6 +176,9 @@ $(BIN)tenon-bench: $(BENCH_OBJ) $(STATIC)
 $(BUILD)/tests/test_% $(BUILD)/tests/modeltest_%: TN_CFLAGS += -Itests
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(STATIC)
 	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
+# These test the benchmark's own parts.
+$(BUILD)/tests/test_bench_%: $(BUILD)/tests/test_bench_%.o $(filter-out %/main.o,$(BENCH_OBJ)) $(STATIC)
+	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
 
 # ---- using ---------------------------------------------------------------------------------------
 
@@ -205,7 +208,7 @@ test: ## all tests that need no network, no GPU and no model from outside
 
 run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
 	@sh tests/run.sh $(BIN)tenon $(TESTS) \
-	    $(if $(filter release,$(CONFIG)),$(wildcard tests/test_*.py),tests/test_cli.py)
+	    $(if $(filter release,$(CONFIG)),$(wildcard tests/test_*.py),tests/test_cli.py tests/test_bench.py)
 
 test-models: ## tests on the real models, which are fetched first
 	@sh deps.sh build models test </dev/null

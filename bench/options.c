@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include "peer.h"
 #include "term.h"
 
 #include <errno.h>
@@ -272,6 +273,21 @@ static int check_pairs(const tn_bench_words *pairs)
     return TN_EXIT_OK;
 }
 
+static int check_peers(const tn_bench_words *peers)
+{
+    for (size_t i = 0; i < peers->n; i++) {
+        char *command =
+            tn_bench_peer_command(peers->at[i], &(tn_bench_peer_test){"", "", 1, 1, 0, 1, 1});
+        free(command);
+        if (command) continue;
+        tn_bench_say("option --peer: '%s' is neither llama-bench nor has {model}, {prompt}, "
+                     "{generate}, {depth}, {threads} or {batch} in it",
+                     peers->at[i]);
+        return TN_EXIT_USAGE;
+    }
+    return TN_EXIT_OK;
+}
+
 static int check(tn_bench_settings *s)
 {
     int code;
@@ -286,6 +302,7 @@ static int check(tn_bench_settings *s)
         tn_bench_say("name a model: tenon-bench -m FILE, or --synthetic SHAPE:TYPE");
         return TN_EXIT_USAGE;
     }
+    if ((code = check_peers(&s->peers))) return code;
     if ((code = check_words(&s->kv, "kv", "f16", "f32", "f32"))) return code;
     if ((code = check_words(&s->load, "load", "auto", "read", "map"))) return code;
     return check_pairs(&s->pairs);

@@ -309,9 +309,10 @@ static tn_status finish(pid_t pid, const char *command, const text *said, tn_err
     if (tn_bench_signal()) return tn_bench_fail(err, TN_ECANCELED, "interrupted");
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return TN_OK;
     last_line(said, line);
-    const bool missing = WIFEXITED(status) && WEXITSTATUS(status) == 127;
-    return tn_bench_fail(err, missing ? TN_ENOENT : TN_EIO, "'%.120s' ended with %s %d%s%s",
-                         command, WIFSIGNALED(status) ? "signal" : "exit code",
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        return tn_bench_fail(err, TN_ENOENT, "%s", *line ? line : "no such program");
+    return tn_bench_fail(err, TN_EIO, "'%.150s' ended with %s %d%s%s", command,
+                         WIFSIGNALED(status) ? "signal" : "exit code",
                          WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
                          *line ? ": " : "", line);
 }

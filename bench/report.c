@@ -16,7 +16,7 @@
  * are left out. */
 typedef struct column {
     const char *head;
-    int width; /* negative = to the left */
+    int width; /* negative = to the left; 0 = as long as the longest name */
     void (*print)(const tn_bench_report *r, const tn_bench_row *row, char *text, size_t cap);
     bool (*wanted)(const tn_bench_report *r); /* NULL = always */
 } column;
@@ -179,8 +179,8 @@ static bool any_threads(const tn_bench_report *r)
 }
 
 static const column columns[] = {
-    {"model", -34, c_model, any_model},
-    {"engine", -12, c_engine, any_peer},
+    {"model", 0, c_model, any_model},
+    {"engine", 0, c_engine, any_peer},
     {"threads", 7, c_threads, any_threads},
     {"batch", 6, c_batch, any_batch},
     {"kv", -4, c_kv, any_kv},
@@ -197,6 +197,24 @@ static const column columns[] = {
     {"RSS MiB", 7, c_rss, NULL},
 };
 enum { n_columns = sizeof columns / sizeof *columns };
+
+static int longest(const tn_bench_words *words, int least)
+{
+    for (size_t i = 0; i < words->n; i++) {
+        const char *slash = strrchr(words->at[i], '/');
+        const int len = (int)strlen(slash ? slash + 1 : words->at[i]);
+        if (len > least && len <= 60) least = len;
+    }
+    return least;
+}
+
+/* Of the column; negative = to the left. */
+static int width_of(const tn_bench_report *r, const column *c)
+{
+    if (c->print == c_model) return -longest(&r->set->synthetic, longest(&r->set->models, 5));
+    if (c->print == c_engine) return -longest(&r->set->peers, 6);
+    return c->print == c_test && r->set->pairs.n ? c->width - 6 : c->width;
+}
 
 /* ---- Markdown -----------------------------------------------------------------------------------
  */
@@ -229,15 +247,15 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
 static void md_head(const tn_bench_report *r, FILE *f)
 {
     for (int i = 0; i < n_columns; i++)
-        if (shown(r, &columns[i])) fprintf(f, "| %*s ", columns[i].width, columns[i].head);
+        if (shown(r, &columns[i])) fprintf(f, "| %*s ", width_of(r, &columns[i]), columns[i].head);
     fprintf(f, "|\n");
     for (int i = 0; i < n_columns; i++) {
         if (!shown(r, &columns[i])) continue;
-        const int width = abs(columns[i].width);
-        fprintf(f, "|%c", columns[i].width < 0 ? ':' : '-');
-        for (int k = 0; k < width; k++)
+        const int width = width_of(r, &columns[i]);
+        fprintf(f, "|%c", width < 0 ? ':' : '-');
+        for (int k = 0; k < abs(width); k++)
             fputc('-', f);
-        fputc(columns[i].width < 0 ? '-' : ':', f);
+        fputc(width < 0 ? '-' : ':', f);
     }
     fprintf(f, "|\n");
 }
@@ -262,7 +280,7 @@ static void md_row(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
     for (int i = 0; i < n_columns; i++) {
         if (!shown(r, &columns[i])) continue;
         columns[i].print(r, row, text, sizeof text);
-        md_cell(f, text, columns[i].width);
+        md_cell(f, text, width_of(r, &columns[i]));
     }
     fprintf(f, "|\n");
 }
@@ -273,7 +291,7 @@ static void md_end(const tn_bench_report *r, FILE *f)
     for (size_t i = 0; i < r->rows.n; i++) {
         char name[64];
         const tn_bench_row *row = &r->rows.at[i];
-        if (!row->disturbed) continue;
+        if (!row->disturbed || row->peer) continue;
         if (first) fprintf(f, "\n\\* disturbed, measure again on a quiet machine:\n");
         first = false;
         fprintf(f, "- %s: %s\n", tn_bench_test_name(row, name), row->disturbed);
@@ -298,31 +316,53 @@ static void csv_field(FILE *f, const char *text, bool first)
     fputc('"', f);
 }
 
-/* Scalars of the row's JSON object, nested ones as "a.b"; lists and what is long are left out. */
+static void csv_value(FILE *f, const json_t *value, bool first)
+{
+    char text[640] = "";
+    if (json_is_string(value)) snprintf(text, sizeof text, "%s", json_string_value(value));
+    if (json_is_integer(value))
+        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
+    if (json_is_real(value)) snprintf(text, sizeof text, "%.9g", json_real_value(value));
+    if (json_is_boolean(value)) snprintf(text, sizeof text, "%d", json_is_true(value));
+    csv_field(f, text, first);
+}
+
+static void csv_interval(FILE *f, const char *key, const json_t *value, bool head, bool first)
+{
+    static const char *const ends[] = {"_low", "_high"};
+    for (size_t i = 0; i < 2; i++) {
+        char text[640];
+        snprintf(text, sizeof text, "%s%s", key, ends[i]);
+        if (head)
+            csv_field(f, text, first && i == 0);
+        else
+            csv_value(f, json_array_get(value, i), first && i == 0);
+    }
+}
+
+/* What the row's JSON object holds, nested objects as "a.b", without lists of samples: every row
+ * has the same fields. */
 static void csv_fields(FILE *f, const json_t *o, const char *prefix, bool head, bool *first)
 {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)o, key, value)
     {
-        char text[640];
+        char text[600];
         snprintf(text, sizeof text, "%s%s", prefix, key);
-        if (json_is_array(value) || strcmp(key, "watch") == 0 || strcmp(key, "token_seconds") == 0)
-            continue;
+        const bool list = strcmp(key, "samples") == 0 || strstr(key, "_samples");
+        if (list || strcmp(key, "watch") == 0) continue;
         if (json_is_object(value)) {
             strncat(text, ".", sizeof text - strlen(text) - 1);
             csv_fields(f, value, text, head, first);
             continue;
         }
-        if (!head) {
-            *text = 0;
-            if (json_is_string(value)) snprintf(text, sizeof text, "%s", json_string_value(value));
-            if (json_is_integer(value))
-                snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
-            if (json_is_real(value)) snprintf(text, sizeof text, "%.6g", json_real_value(value));
-            if (json_is_boolean(value)) snprintf(text, sizeof text, "%d", json_is_true(value));
-        }
-        csv_field(f, text, *first);
+        if (strcmp(key, "ci95") == 0)
+            csv_interval(f, text, value, head, *first);
+        else if (head)
+            csv_field(f, text, *first);
+        else
+            csv_value(f, value, *first);
         *first = false;
     }
 }

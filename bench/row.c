@@ -108,10 +108,9 @@ static json_t *params_json(const tn_bench_row *row)
     return o;
 }
 
-/* Percentiles of the times between tokens, in seconds; null where none were generated. */
+/* Percentiles of the times between tokens, in seconds; nulls where none were generated. */
 static json_t *token_times_json(const tn_bench_samples *s)
 {
-    if (s->n == 0) return json_null();
     json_t *o = json_object();
     set_number(o, "p50", tn_bench_quantile(s->at, s->n, 0.50));
     set_number(o, "p95", tn_bench_quantile(s->at, s->n, 0.95));
@@ -159,7 +158,7 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     set_number(o, "limit_gb_per_second", row->peak_gb_per_second);
     set_number(o, "percent_of_limit", tn_bench_percent(row));
     set_number(o, "peak_rss_bytes", row->peak_rss_bytes);
-    if (row->peer) json_object_set_new(o, "tenon_over_this", ratio_json(&row->against));
+    json_object_set_new(o, "tenon_over_this", ratio_json(&row->against));
     json_object_set_new(o, "warmup_runs", json_integer(row->warmup_runs));
     json_object_set_new(o, "warmup_settled", json_boolean(row->settled));
     json_object_set_new(o, "disturbed", row->disturbed ? json_string(row->disturbed) : json_null());

@@ -122,13 +122,7 @@ static tn_status run_peer(const tn_bench_run *run, tn_bench_row *row)
     size_t len = 0;
     double rate = NAN;
     tn_status s = TN_OK;
-    if (!run->source->file)
-        s = tn_bench_fail(&err, TN_EUNSUPPORTED, "a peer needs a model file");
-    else if (!command)
-        s = tn_bench_fail(&err, TN_EARG,
-                          "peer '%.100s' is neither llama-bench nor has {model}, {prompt}, "
-                          "{generate}, {depth}, {threads} or {batch} in it",
-                          row->peer);
+    if (!run->source->file) s = tn_bench_fail(&err, TN_EUNSUPPORTED, "a peer needs a model file");
     if (!s) s = tn_bench_peer_run(command, &text, &len, &err);
     if (!s) s = tn_bench_peer_parse(text, len, &test, &rate, &err);
     if (!s) tn_bench_samples_add(&row->rate, rate);
