@@ -1,0 +1,361 @@
+/* Parts of the benchmark: lists, adapters of other programs, verdicts of comparisons, disturbances.
+ */
+#include "harness.h"
+
+#include "../bench/cells.h"
+#include "../bench/compare.h"
+#include "../bench/pagecache.h"
+#include "../bench/peer.h"
+#include "../bench/watch.h"
+
+#include <jansson.h>
+
+/* ---- lists --------------------------------------------------------------------------------------
+ */
+
+static void list(const char *text, const char *want)
+{
+    tn_bench_ints l = {0};
+    char got[200] = "";
+    if (!tn_bench_ints_read(&l, text, 0, 1e6)) {
+        snprintf(got, sizeof got, "refused");
+    } else {
+        for (size_t i = 0; i < l.n; i++)
+            snprintf(got + strlen(got), sizeof got - strlen(got), "%s%d", i ? " " : "", l.at[i]);
+    }
+    CHECK_MSG(strcmp(got, want) == 0, "'%s' is %s, want %s", text, got, want);
+    free(l.at);
+}
+
+TEST(lists_and_ranges)
+{
+    list("512", "512");
+    list("1,2,4", "1 2 4");
+    list("1-4", "1 2 3 4");
+    list("0-4096+1024", "0 1024 2048 3072 4096");
+    list("1-64*4", "1 4 16 64");
+    list("8,1-3,16-20+3", "8 1 2 3 16 19");
+    list("5-5", "5");
+    for (int i = 0; i < 14; i++) {
+        static const char *const bad[] = {"",        "-1",       "1-",    "4-1",   "1,,2",
+                                          "1-4+0",   "1-4*1",    "0-4*2", "x",     "1.5",
+                                          "2000000", "1-999999", " 1",    "1-4+1x"};
+        list(bad[i], "refused");
+    }
+}
+
+TEST(cells_walk_upwards)
+{
+    int32_t prompt[] = {512, 0}, generate[] = {16}, depth[] = {4096, 0, 4096};
+    char *pairs[] = {"8,4"};
+    const tn_bench_settings set = {
+        .prompt = {prompt, 2}, .generate = {generate, 1}, .depth = {depth, 3}, .pairs = {pairs, 1}};
+    size_t n;
+    static const int tokens[] = {512, 16, 12};
+    tn_bench_cell *c = tn_bench_cells_make(&set, &n);
+    CHECK_INT(n, 6);
+    for (size_t i = 0; i < n && n == 6; i++) {
+        CHECK_INT(c[i].depth, i < 3 ? 0 : 4096);
+        CHECK_INT(tn_bench_cell_tokens(&c[i]), c[i].depth + tokens[i % 3]);
+        CHECK_INT(c[i].pair, i % 3 == 2);
+    }
+    CHECK_INT(tn_bench_largest_cell(c, n, INT32_MAX), 4608);
+    CHECK_INT(tn_bench_largest_cell(c, n, 4607), 4112);
+    CHECK_INT(tn_bench_largest_cell(c, n, 11), 0);
+    free(c);
+}
+
+TEST(parts_of_a_split_model)
+{
+    static const struct {
+        const char *path;
+        unsigned i, n;
+        const char *want;
+    } known[] = {{"a/m.gguf", 0, 1, "a/m.gguf"},
+                 {"a/m-00001-of-00012.gguf", 0, 12, "a/m-00001-of-00012.gguf"},
+                 {"a/m-00001-of-00012.gguf", 11, 12, "a/m-00012-of-00012.gguf"},
+                 {"m.gguf", 1, 2, "m.gguf"}};
+    for (size_t k = 0; k < 4; k++) {
+        char *got = tn_bench_part_path(known[k].path, known[k].i, known[k].n);
+        CHECK_STR(got, known[k].want);
+        free(got);
+    }
+}
+
+/* ---- adapters -----------------------------------------------------------------------------------
+ */
+
+static const tn_bench_peer_test pp512 = {"m o'd.gguf", "f16", 512, 0, 0, 4, 256};
+static const tn_bench_peer_test tg64 = {"m.gguf", "f32", 0, 64, 1024, 4, 512};
+
+static void command(const char *words, const tn_bench_peer_test *test, const char *want)
+{
+    char *got = tn_bench_peer_command(words, test);
+    CHECK_STR(got, want);
+    free(got);
+}
+
+TEST(commands_of_peers)
+{
+    command("llama-bench -fa 1", &pp512,
+            "llama-bench -fa 1 -m 'm o'\\''d.gguf' -p 512 -n 0 -t 4 -b 256 -r 1 -o json -ub 256 "
+            "-ctk f16 -ctv f16");
+    command("LD_LIBRARY_PATH=/x /opt/ik/bin/ik-llama-bench", &tg64,
+            "LD_LIBRARY_PATH=/x /opt/ik/bin/ik-llama-bench -m 'm.gguf' -p 0 -n 64 -t 4 -b 512 -r 1 "
+            "-o json -d 1024 -ub 512 -ctk f32 -ctv f32");
+    command("old/tenon-bench", &tg64,
+            "old/tenon-bench -m 'm.gguf' -p 0 -n 64 -t 4 -b 512 -r 1 -o json -d 1024 --kv f32 "
+            "--warmup 1 --no-hash");
+    command("x -m {model} {prompt}/{generate}/{depth}/{threads}/{batch}/{kv}{", &tg64,
+            "x -m 'm.gguf' 0/64/1024/4/512/'f32'{");
+    CHECK(tn_bench_peer_command("vllm bench", &tg64) == NULL);
+}
+
+/* As llama.cpp's llama-bench writes it (shortened), prompt and generation in one run. */
+static const char llama_json[] =
+    "[\n  {\n    \"build_commit\": \"1234567\",\n    \"n_batch\": 2048,\n    \"n_threads\": 4,\n"
+    "    \"n_prompt\": 512,\n    \"n_gen\": 0,\n    \"n_depth\": 0,\n    \"avg_ns\": 1,\n"
+    "    \"avg_ts\": 1080.1,\n    \"stddev_ts\": 1.0,\n    \"samples_ts\": [ 1080.0, 1081.0 ]\n  "
+    "},\n"
+    "  {\n    \"n_prompt\": 0,\n    \"n_gen\": 64,\n    \"avg_ts\": 122.25,\n"
+    "    \"samples_ts\": [ 122.25 ]\n  }\n]\n";
+
+static double parse(const char *text, const tn_bench_peer_test *test)
+{
+    double rate = 0;
+    tn_error err = {0};
+    const tn_status s = tn_bench_peer_parse(text, strlen(text), test, &rate, &err);
+    CHECK((s == TN_OK) == (err.msg[0] == 0));
+    return s ? -1 : rate;
+}
+
+TEST(output_of_llama_bench)
+{
+    char noisy[2000];
+    CHECK_NEAR(parse(llama_json, &pp512), 1080.5, 1e-9);
+    CHECK_NEAR(parse(llama_json, &tg64), 122.25, 1e-9);
+    snprintf(noisy, sizeof noisy, "warning: [x] asserts are on\n[not json\n%s\nbye\n", llama_json);
+    CHECK_NEAR(parse(noisy, &tg64), 122.25, 1e-9);
+    const tn_bench_peer_test other = {"m", "f16", 0, 65, 0, 4, 512};
+    CHECK_NEAR(parse(llama_json, &other), -1, 0);
+    /* Forks without samples, and JSON lines. */
+    CHECK_NEAR(parse("[{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 7.5}]", &pp512), 7.5, 0);
+    CHECK_NEAR(parse("{\"n_prompt\": 1, \"n_gen\": 0, \"avg_ts\": 1.5}\n"
+                     "{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 2.5}\n",
+                     &pp512),
+               2.5, 0);
+    CHECK_NEAR(parse("[{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 0}]", &pp512), -1, 0);
+}
+
+TEST(output_of_tenon_bench)
+{
+    CHECK_NEAR(parse("{\"results\": [{\"test\": \"tg64\", \"parameters\": {\"n_prompt\": 0, "
+                     "\"n_gen\": 64}, \"tokens_per_second\": 33.5}]}",
+                     &tg64),
+               33.5, 0);
+    CHECK_NEAR(parse("{\"results\": [{\"parameters\": {\"n_prompt\": 0, \"n_gen\": 64}, "
+                     "\"tokens_per_second\": null}]}",
+                     &tg64),
+               -1, 0);
+}
+
+TEST(output_that_ends_in_a_number)
+{
+    CHECK_NEAR(parse("loading\nspeed: 12.5\n\ndone\n", &tg64), 12.5, 0);
+    CHECK_NEAR(parse("1\n2\n3.25", &tg64), 3.25, 0);
+    CHECK_NEAR(parse("no number at all\n", &tg64), -1, 0);
+    CHECK_NEAR(parse("", &tg64), -1, 0);
+    CHECK_NEAR(parse("nan\n", &tg64), -1, 0);
+    CHECK_NEAR(parse("-5\n", &tg64), -1, 0);
+}
+
+TEST(running_a_peer)
+{
+    char *text;
+    size_t len;
+    tn_error err = {0};
+    REQUIRE(tn_bench_peer_run("echo out; echo err >&2; echo more", &text, &len, &err) == TN_OK);
+    CHECK_STR(text, "out\nmore\n");
+    CHECK_INT(len, 9);
+    free(text);
+    CHECK_INT(tn_bench_peer_run("echo reason >&2; exit 3", &text, &len, &err), TN_EIO);
+    CHECK(!text && strstr(err.msg, "exit code 3") && strstr(err.msg, "reason"));
+    CHECK_INT(tn_bench_peer_run("no-such-program-xyz -m a", &text, &len, &err), TN_ENOENT);
+    CHECK(strstr(err.msg, "no-such-program-xyz") != NULL);
+    CHECK_INT(tn_bench_peer_run("kill -9 $$", &text, &len, &err), TN_EIO);
+    CHECK(strstr(err.msg, "signal 9") != NULL);
+    /* More than a pipe holds on both. */
+    REQUIRE(tn_bench_peer_run("i=0; while [ $i -lt 20000 ]; do echo 1234567; echo 1234567 >&2; "
+                              "i=$((i + 1)); done",
+                              &text, &len, &err) == TN_OK);
+    CHECK_INT(len, 160000);
+    free(text);
+}
+
+/* ---- comparisons --------------------------------------------------------------------------------
+ */
+
+/* A report with one row of n samples spread by 0.1 % around `rate`. */
+static json_t *report(const char *test, int threads, double rate, int n)
+{
+    json_t *samples = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(samples, json_real(rate * (1 + 0.001 * (i - n / 2.0) / n)));
+    return json_pack("{s:[{s:i,s:s,s:s,s:{s:i,s:i,s:s},s:o,s:n}]}", "results", "model", 0, "test",
+                     test, "engine", "tenon", "parameters", "threads", threads, "batch", 512, "kv",
+                     "f16", "samples", samples, "disturbed");
+}
+
+static void compared(double old, double new, int n, double threshold, const char *want)
+{
+    size_t slower;
+    json_t *a = report("tg64", 2, old, n), *b = report("tg64", 2, new, n);
+    json_t *out = tn_bench_compare_reports(a, b, threshold, &slower);
+    const json_t *row = json_array_get(json_object_get(out, "rows"), 0);
+    CHECK_STR(json_string_value(json_object_get(row, "verdict")), want);
+    CHECK_NEAR(json_number_value(json_object_get(row, "ratio")), new / old, 1e-9);
+    CHECK_INT(slower, strcmp(want, "slower") == 0);
+    json_decref(out);
+    json_decref(a);
+    json_decref(b);
+}
+
+TEST(verdicts)
+{
+    compared(100, 90, 5, 5, "slower");
+    compared(100, 97, 5, 5, "same");
+    compared(100, 97, 5, 2, "slower");
+    compared(100, 111, 5, 5, "faster");
+    compared(100, 100, 5, 5, "same");
+    compared(100, 100, 5, 0, "same");
+    compared(100, 50, 3, 5, "unsure"); /* three and three can never be certain */
+    compared(100, 50, 4, 5, "slower"); /* p = 2/70 */
+}
+
+/* Overlapping samples: the medians are apart, the test is not convinced. */
+TEST(noise_is_no_regression)
+{
+    size_t slower;
+    json_t *a = report("tg64", 2, 100, 5), *b = report("tg64", 2, 100, 5);
+    const double noisy_a[] = {80, 90, 100, 110, 120}, noisy_b[] = {70, 85, 92, 105, 118};
+    json_t *x = json_object_get(json_array_get(json_object_get(a, "results"), 0), "samples");
+    json_t *y = json_object_get(json_array_get(json_object_get(b, "results"), 0), "samples");
+    for (size_t i = 0; i < 5; i++) {
+        json_array_set_new(x, i, json_real(noisy_a[i]));
+        json_array_set_new(y, i, json_real(noisy_b[i]));
+    }
+    json_t *out = tn_bench_compare_reports(a, b, 5, &slower);
+    const json_t *row = json_array_get(json_object_get(out, "rows"), 0);
+    CHECK_STR(json_string_value(json_object_get(row, "verdict")), "unsure");
+    CHECK_INT(slower, 0);
+    json_decref(out);
+    json_decref(a);
+    json_decref(b);
+}
+
+TEST(what_is_compared_with_what)
+{
+    size_t slower;
+    json_t *a = report("tg64", 2, 100, 5), *b = report("tg64", 4, 90, 5);
+    /* Neither report sweeps threads: compared, and said. */
+    json_t *out = tn_bench_compare_reports(a, b, 5, &slower);
+    CHECK_INT(json_array_size(json_object_get(out, "rows")), 1);
+    CHECK_INT(json_array_size(json_object_get(out, "notes")), 1);
+    CHECK_INT(slower, 1);
+    json_decref(out);
+    /* The old one does: rows pair by it. */
+    json_t *more = report("tg64", 4, 90, 5);
+    json_array_extend(json_object_get(a, "results"), json_object_get(more, "results"));
+    out = tn_bench_compare_reports(a, b, 5, &slower);
+    CHECK_INT(json_array_size(json_object_get(out, "rows")), 1);
+    CHECK_INT(json_array_size(json_object_get(out, "notes")), 1);
+    CHECK_INT(slower, 0);
+    json_decref(out);
+    json_t *other = report("pp512", 2, 90, 5);
+    out = tn_bench_compare_reports(b, other, 5, &slower);
+    CHECK_INT(json_array_size(json_object_get(out, "rows")), 0);
+    json_decref(out);
+    json_decref(other);
+    json_decref(more);
+    json_decref(a);
+    json_decref(b);
+}
+
+/* ---- disturbances -------------------------------------------------------------------------------
+ */
+
+static const tn_bench_moment calm = {.wall = 10,
+                                     .own_cpu = 5,
+                                     .waited = 1,
+                                     .busy = 100,
+                                     .steal = 3,
+                                     .clock_mhz = 3000,
+                                     .throttled = 7,
+                                     .load = 2,
+                                     .cpus = 2};
+
+/* Ten seconds in which this process used both CPUs. */
+static tn_bench_moment later(void)
+{
+    tn_bench_moment m = calm;
+    m.wall += 10;
+    m.own_cpu += 20;
+    m.busy += 20;
+    return m;
+}
+
+static void verdict(const tn_bench_moment *after, const char *want)
+{
+    char text[300];
+    const tn_bench_watch w = tn_bench_watch_make(&calm, after);
+    const bool marked = tn_bench_watch_verdict(&w, text, sizeof text);
+    CHECK_INT(marked, want != NULL);
+    CHECK_MSG(!want || strstr(text, want), "'%s', want '%s'", text, want);
+}
+
+TEST(disturbances_are_marked)
+{
+    tn_bench_moment m = later();
+    verdict(&m, NULL);
+    m.busy += 0.5; /* 2.5 % of two CPUs */
+    verdict(&m, NULL);
+    m = later();
+    m.busy += 5;
+    verdict(&m, "other programs used 25 %");
+    m = later();
+    m.steal += 1;
+    verdict(&m, "hypervisor took 5 %");
+    m = later();
+    m.waited += 1;
+    verdict(&m, "waited for a CPU 10 %");
+    m = later();
+    m.clock_mhz = 2500;
+    verdict(&m, "3000 to 2500 MHz");
+    m = later();
+    m.throttled += 2;
+    verdict(&m, "throttled for heat 2 times");
+}
+
+TEST(what_is_unknown_marks_nothing)
+{
+    const tn_bench_moment blind = {.wall = 10,
+                                   .own_cpu = 5,
+                                   .waited = -1,
+                                   .busy = -1,
+                                   .steal = -1,
+                                   .clock_mhz = -1,
+                                   .throttled = -1,
+                                   .load = -1,
+                                   .cpus = 2};
+    tn_bench_moment after = blind;
+    char text[300];
+    after.wall += 1;
+    const tn_bench_watch w = tn_bench_watch_make(&blind, &after);
+    CHECK(!tn_bench_watch_verdict(&w, text, sizeof text));
+    json_t *o = tn_bench_watch_json(&w);
+    CHECK(json_is_null(json_object_get(o, "others_percent")));
+    CHECK(json_is_null(json_object_get(o, "clock_before_mhz")));
+    json_decref(o);
+}
+
+TEST_MAIN
