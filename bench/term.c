@@ -11,6 +11,7 @@
 static volatile sig_atomic_t pending, n_signals;
 static bool err_terminal, drawn;
 static double last_drawn;
+static const FILE *complained; /* about this one, once is enough */
 
 /* A program that no longer listens can still be stopped: the third signal ends it at once. */
 static void on_signal(int number)
@@ -99,7 +100,8 @@ int tn_bench_flush(FILE *f, const char *name)
 {
     errno = 0;
     if (fflush(f) == 0 && !ferror(f)) return TN_EXIT_OK;
-    tn_bench_say("cannot write %s: %s", name, strerror(errno ? errno : EIO));
+    if (f != complained) tn_bench_say("cannot write %s: %s", name, strerror(errno ? errno : EIO));
+    complained = f;
     return TN_EXIT_IO;
 }
 

@@ -124,7 +124,7 @@ TEST(mann_whitney_of_many)
         b[i] = i + 4.5;
     }
     CHECK_NEAR(tn_bench_mann_whitney(a, 20, b, 20), 0.0304112560, 1e-9);
-    CHECK_NEAR(tn_bench_mann_whitney(a, 21, b, 21), 0.033587, 0.001);
+    CHECK_NEAR(tn_bench_mann_whitney(a, 21, b, 21), 0.033587, 0.002);
 }
 
 /* C = 3 for two groups of five (tables of the Mann-Whitney interval): the third smallest and third

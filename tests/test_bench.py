@@ -1,0 +1,452 @@
+#!/usr/bin/env python3
+"""Tests of tenon-bench, through pipes and pseudo-terminals. No speed is ever checked.
+
+usage: test_bench.py TENON DATA_DIR [NAME]
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+
+import cli_lib
+from cli_lib import case, check, equal, main
+
+# What a peer prints: llama-bench's JSON for the options it was given, and a note on stderr.
+FAKE = """#!/bin/sh
+echo "$*" >>{log}
+p=0 n=0
+while [ $# -gt 0 ]; do
+    case $1 in -p) p=$2 ;; -n) n=$2 ;; esac
+    shift
+done
+echo 'loading' >&2
+echo "[{{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"avg_ts\\": 3.5, \\"samples_ts\\": [3.5]}}]"
+"""
+
+
+class Bench(cli_lib.Tenon):
+    """tenon-bench, which lies beside tenon; its messages start with its own name."""
+
+    def __init__(self, path, data):
+        super().__init__(os.path.join(os.path.dirname(os.path.abspath(path)), "tenon-bench"), data)
+
+    def fails(self, want, *args, words=(), **kw):
+        code, out, err = self.run(*args, **kw)
+        text = err.decode(errors="replace")
+        equal(code, want, f"exit code of {args} ({text})")
+        check("tenon-bench: " in text, f"{args}: no message on stderr: {text!r}")
+        for word in words:
+            check(word in text, f"{args}: {word!r} is not in the message: {text!r}")
+        return out
+
+    def quick(self, *args):
+        return (self.model, "-p", "8", "-n", "4", "--warmup", "1", *args)
+
+    def report(self, *args):
+        return json.loads(self.ok(*self.quick("-o", "json", *args)))
+
+
+cli_lib.Tenon = Bench
+
+
+def finite(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+# ---- usage --------------------------------------------------------------------------------------
+
+
+@case
+def wrong_usage_is_64(t):
+    for args in (
+        (),
+        ("-m",),
+        ("-m", t.model, "--nope"),
+        ("-m", t.model, "-p", "x"),
+        ("-m", t.model, "-p", "-1"),
+        ("-m", t.model, "-d", "4-1"),
+        ("-m", t.model, "-r", "0"),
+        ("-m", t.model, "-b", "0"),
+        ("-m", t.model, "--pg", "8"),
+        ("-m", t.model, "--pg", "8,0"),
+        ("-m", t.model, "--pg", "1-8"),
+        ("-m", t.model, "--kv", "q8"),
+        ("-m", t.model, "--kv", ""),
+        ("-m", t.model, "--load", "fast"),
+        ("-m", t.model, "-o", "sql"),
+        ("-m", t.model, "--peer", "vllm bench"),
+        ("--compare", "one.json"),
+        ("--generate", "html"),
+        ("--synthetic", "llama-135m"),
+        ("--synthetic", "no-such-shape:q4_0"),
+        ("-m", t.model, "--isa", "bogus"),
+    ):
+        t.fails(64, *args)
+    t.fails(64, "-m", t.model, "-p", "12x", words=("--n-prompt", "12x"))
+
+
+@case
+def help_fits_a_terminal(t):
+    lines = t.ok("--help").decode().splitlines()
+    check(len(lines) > 30, "help is short")
+    check(max(map(len, lines)) <= 80, f"too wide: {max(lines, key=len)!r}")
+    check(all(o in "\n".join(lines) for o in ("--peer", "--compare", "--svg")), "options missing")
+
+
+@case
+def man_page_lists_every_option(t):
+    options = set(re.findall(r"(--[a-z-]+)", t.ok("--help").decode()))
+    page = t.ok("--generate", "man").decode()
+    check(page.startswith(".TH TENON-BENCH 1"), f"{page[:40]!r}")
+    missing = [o for o in options if o.replace("-", "\\-") not in page]
+    equal(missing, [], "options without a place in the man page")
+
+
+@case
+def version_is_the_librarys(t):
+    lines = t.ok("--version").decode().split()
+    equal(lines[0], "tenon-bench", "first word")
+    check(re.fullmatch(r"\d+\.\d+\.\d+", lines[1]), f"{lines}")
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+def check_row(row, model_keys):
+    for key in ("tokens_per_second", "median", "mad", "gb_per_second", "percent_of_limit"):
+        check(finite(row[key]) and row[key] >= 0, f"{key} of {row['test']}: {row[key]}")
+    equal(row["tokens_per_second"], row["median"], "tokens_per_second")
+    samples = sorted(row["samples"])
+    equal(len(samples), 5, "samples")
+    check(all(finite(s) and s > 0 for s in samples), f"samples {samples}")
+    equal(row["median"], samples[2], "median of five")
+    equal((row["min"], row["max"]), (samples[0], samples[-1]), "min and max")
+    low, high = row["ci95"]
+    check(low <= samples[0] and samples[-1] <= high, f"interval {low}, {high}")
+    check(row["label"] == "measured" and row["engine"] == "tenon" and row["error"] is None, f"{row}")
+    check(finite(row["peak_rss_bytes"]) and row["peak_rss_bytes"] > 1e6, f"{row['peak_rss_bytes']}")
+    check(row["weight_bytes_per_token"] > 0 and row["kv_bytes_per_token"] >= 0, f"{row}")
+    near = row["median"] * (row["weight_bytes_per_token"] + row["kv_bytes_per_token"]) / 1e9
+    check(abs(row["gb_per_second"] / near - 1) < 1e-6, "gb_per_second is not rate times bytes")
+    limit = 100 * row["gb_per_second"] / row["limit_gb_per_second"]
+    check(abs(row["percent_of_limit"] / limit - 1) < 1e-6, "percent_of_limit")
+    for key in model_keys:
+        check(key in row["parameters"], f"no {key} among the parameters")
+
+
+@case
+def json_schema(t):
+    r = t.report("-d", "0,300", "--pg", "8,4")
+    with open(t.model, "rb") as f:
+        equal(r["model"]["sha256"], hashlib.sha256(f.read()).hexdigest(), "sha256")
+    equal(r["model"]["path"], t.model, "path")
+    equal(sum(r["model"]["bytes_by_type"].values()), r["model"]["weight_bytes"], "bytes by type")
+    check(finite(r["model"]["first_load"]["seconds"]), "first load")
+    equal(r["models"], [r["model"]], "models")
+    e = r["environment"]
+    for path in (
+        "build.commit build.dirty build.compiler build.flags cpu.model cpu.caches cpu.clock "
+        "cpu.smt memory.bytes memory.numa_nodes system.kernel gpu_driver date command "
+        "engine read_peak"
+    ).split():
+        at = e
+        for key in path.split("."):
+            check(key in at, f"environment has no {path}")
+            at = at[key]
+    names = ["pp8", "tg4", "pp8+tg4 (pp)", "pp8+tg4 (tg)"]
+    names += [n + " @ d300" for n in names]
+    equal([row["test"] for row in r["results"]], names, "tests")
+    for row in r["results"]:
+        check_row(row, ("n_prompt", "n_gen", "depth", "threads", "batch", "kv", "isa", "load"))
+        prompt = row["test"].startswith("pp8") and "(tg)" not in row["test"]
+        check(finite(row["time_to_first_token"]) == prompt, f"time to first token of {row}")
+        times = row["token_seconds"]
+        check(
+            (times["p50"] is None)
+            if prompt
+            else 0 < times["p50"] <= times["p95"] <= times["p99"] <= times["max"],
+            f"token times {times}",
+        )
+        equal(row["parameters"]["depth"], 300 if "d300" in row["test"] else 0, "depth")
+    deep = [row["kv_bytes_per_token"] for row in r["results"] if row["test"].startswith("tg4")]
+    check(deep[1] > 50 * deep[0], f"KV bytes do not grow with the depth: {deep}")
+
+
+@case
+def bytes_are_those_of_the_model(t):
+    info = t.report()
+    row = info["results"][1]
+    ratio = row["weight_bytes_per_token"] / info["model"]["weight_bytes_per_token"]
+    check(0.9 < ratio < 1.1, f"{ratio} of the bytes that the model says a token reads")
+
+
+@case
+def every_combination_is_measured(t):
+    r = t.report("-t", "1,2", "--kv", "f16,f32", "-b", "4,8", "-r", "1", "--isa", "scalar,best")
+    seen = {
+        (p["threads"], p["kv"], p["batch"], p["isa"])
+        for p in (row["parameters"] for row in r["results"])
+    }
+    equal(len(r["results"]), 32, "rows")
+    best = {isa for _, _, _, isa in seen} - {"scalar"}
+    equal(len(seen), 16 if best else 8, "combinations")
+    equal(r["results"][0]["ci95"], None, "interval of one run")
+
+
+@case
+def several_models(t):
+    other = t.file("other.gguf", open(t.model, "rb").read())
+    r = json.loads(
+        t.ok(t.model, "-m", other, "-p", "4", "-n", "0", "-r", "1", "--warmup", "0", "-o", "json")
+    )
+    equal([m["path"] for m in r["models"]], [other, t.model], "models")
+    equal([row["model"] for row in r["results"]], [0, 1], "models of the rows")
+
+
+@case
+def forms_agree(t):
+    args = t.quick("-r", "2", "--no-hash")
+    lines = [json.loads(line) for line in t.ok(*args, "-o", "jsonl").splitlines()]
+    equal([list(line) for line in lines], [["environment"], ["model"], ["result"], ["result"]], "lines")
+    equal(lines[1]["model"]["sha256"], None, "sha256 with --no-hash")
+    rows = list(csv.reader(io.StringIO(t.ok(*args, "-o", "csv").decode())))
+    equal({len(row) for row in rows}, {len(rows[0])}, "fields of every CSV line")
+    for key in ("test", "tokens_per_second", "ci95_low", "token_seconds.p99", "percent_of_limit"):
+        check(key in rows[0], f"no {key} in CSV")
+    at = rows[0].index("test")
+    equal([row[at] for row in rows[1:]], ["pp8", "tg4"], "tests in CSV")
+    table = t.ok(*args).decode().splitlines()
+    bars = {line.count("|") for line in table if line.startswith("|")}
+    equal(len(bars), 1, "different numbers of columns in the table")
+    check(any("pp8" in line for line in table) and "threads" in table[0], f"{table}")
+
+
+@case
+def table_shows_what_is_not_default(t):
+    head = t.ok(*t.quick("-r", "1", "-b", "16", "--kv", "f32", "--load", "map")).decode()
+    for word in ("batch", "kv", "load", "f32", "map", "16"):
+        check(word in head, f"{word} is not in the table:\n{head}")
+    head = t.ok(*t.quick("-r", "1")).decode()
+    check("batch" not in head and "| kv" not in head, f"defaults in the table:\n{head}")
+
+
+@case
+def load_time_rows(t):
+    r = t.report("--load-time", "-r", "3")
+    rows = {row["test"]: row for row in r["results"]}
+    warm = rows["load (warm)"]
+    equal((warm["unit"], warm["tokens_per_second"], len(warm["samples"])), ("GB/s", None, 3), "warm")
+    cold = rows["load (cold)"]  # where the kernel keeps the file it must say so
+    check(cold["error"] or len(cold["samples"]) == 3, f"{cold}")
+    check("pp8" in rows, "the tests after the loads are missing")
+
+
+@case
+def text_and_random(t):
+    path = t.file("text.txt", b"Once upon a time there was a king.\n" * 20)
+    for more in (("--text", path), ("--random",), ("--random", "--seed", "7")):
+        check(t.report("-r", "1", *more)["results"][0]["samples"], f"{more}")
+    t.fails(66, *t.quick("--text", "no/such/text"), words=("no/such/text",))
+    t.fails(74, *t.quick("--text", t.file("empty.txt", b"")), words=("empty",))
+
+
+@case
+def synthetic_models(t):
+    args = ("--synthetic", "llama-135m:q4_0", "-p", "8", "-n", "0", "-r", "1", "--warmup", "0")
+    r = json.loads(t.ok(*args, "-o", "json"))
+    check(r["model"]["synthetic"] is True and r["model"]["sha256"] is None, f"{r['model']}")
+    check(b"llama-135m:q4_0" in t.ok(*args), "the table does not name the synthetic model")
+
+
+# ---- what cannot be measured --------------------------------------------------------------------
+
+
+@case
+def impossible_cells_stay_in_their_row(t):
+    r = t.report("-r", "1", "-d", "0,2147483000", "--isa", "bogus,best")
+    rows = r["results"]
+    equal(len(rows), 8, "rows")
+    bad = [row for row in rows if row["error"]]
+    equal(len(bad), 6, "rows with an error")
+    for row in bad:
+        check(row["samples"] == [] and row["tokens_per_second"] is None, f"{row}")
+    check("bogus" in rows[0]["error"], rows[0]["error"])
+    check(re.search("n_ctx|KV cache|memory", rows[-1]["error"]), rows[-1]["error"])
+    check("bogus" in t.ok(*t.quick("-r", "1", "--isa", "bogus,best")).decode(), "reason in the table")
+
+
+@case
+def missing_and_broken_models(t):
+    t.fails(66, "no/such/model.gguf", words=("no/such/model.gguf",))
+    t.fails(65, t.file("broken.gguf", b"GGUF" + bytes(100)), words=("broken.gguf",))
+    # One that works is enough.
+    out = t.ok("no/such/model.gguf", *t.quick("-r", "1"))
+    check(b"no/such/model.gguf" in out and b"pp8" in out, f"{out!r}")
+
+
+@case
+def output_errors_are_74(t):
+    for more in ((), ("-o", "json"), ("-o", "csv"), ("-o", "jsonl"), ("--out", "/dev/full")):
+        with open("/dev/full", "wb") as full:
+            p = subprocess.run(
+                [t.path, *t.quick("-r", "1", *more)], stdout=full, stderr=subprocess.PIPE
+            )
+        equal(p.returncode, 74, f"exit code of {more} into a full disk")
+        equal(p.stderr.count(b"cannot write"), 1, f"messages in {p.stderr!r}")
+    for args in (("--help",), ("--generate", "man"), t.quick("-r", "1")):
+        reader, writer = os.pipe()
+        os.close(reader)
+        p = subprocess.run([t.path, *args], stdout=writer, stderr=subprocess.PIPE)
+        os.close(writer)
+        equal(p.returncode, 74, f"exit code of {args} with nobody reading")
+    t.fails(74, *t.quick("-r", "1", "--svg", "/no/such/folder/a.svg"), words=("a.svg",))
+    t.fails(74, *t.quick("-r", "1", "--out", "/no/such/folder/a.json"), words=("a.json",))
+
+
+@case
+def signals_keep_what_is_finished(t):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        p = t.start(t.model, "-p", "8", "-n", "4,1000", "-r", "10000", "--warmup", "0", "-o", "jsonl")
+        lines = [p.stdout.readline() for _ in range(3)]
+        check(b'"pp8"' in lines[2], f"{lines}")
+        time.sleep(0.2)
+        p.send_signal(number)
+        out, _ = p.communicate(timeout=30)
+        equal(p.returncode, code, "exit code")
+        for line in out.splitlines():
+            check(len(json.loads(line)["result"]["samples"]) == 10000, "a row that was not finished")
+    p = t.start(t.model, "-p", "8", "-n", "2000", "-r", "10000", "--warmup", "0", "-o", "json")
+    time.sleep(1.5)
+    p.send_signal(signal.SIGINT)
+    out, _ = p.communicate(timeout=30)
+    equal(p.returncode, 130, "exit code")
+    r = json.loads(out)
+    check(all(row["test"] == "pp8" for row in r["results"]), "a row that was not finished")
+
+
+# ---- terminals ----------------------------------------------------------------------------------
+
+
+@case
+def progress_only_on_a_terminal(t):
+    args = t.quick("-r", "3", "-d", "0,2000", "-n", "64")
+    _, _, err = t.run(*args)
+    equal(err, b"", "stderr in a pipe")
+    tty = t.terminal(*args)
+    equal(tty.wait(), 0, "exit code")
+    check(b" left: " in tty.seen and b"run 3 of 3" in tty.seen or b"warm-up" in tty.seen, "no progress")
+    check(b"\r\x1b[K|" in tty.seen or b"\r\x1b[K" in tty.seen, "the progress line stays")
+
+
+@case
+def out_leaves_a_table_on_a_terminal(t):
+    path = os.path.join(t.dir, "report.json")
+    tty = t.terminal(*t.quick("-r", "1", "-o", "json", "--out", path))
+    equal(tty.wait(), 0, "exit code")
+    check(b"| pp8" in tty.seen, f"no table: {tty.seen!r}")
+    with open(path) as f:
+        equal(len(json.load(f)["results"]), 2, "rows in the file")
+    equal(t.ok(*t.quick("-r", "1", "-o", "json", "--out", path)), b"", "stdout in a pipe")
+
+
+# ---- drawings, comparisons, peers ---------------------------------------------------------------
+
+
+@case
+def drawings(t):
+    for depths, what in (("0,64,256", "circle"), ("0", "rect")):
+        path = os.path.join(t.dir, "a.svg")
+        t.ok(*t.quick("-r", "2", "-d", depths, "-t", "1,2", "--svg", path))
+        tree = xml.etree.ElementTree.parse(path)
+        marks = tree.iter("{http://www.w3.org/2000/svg}" + what)
+        equal(
+            len([m for m in marks if m.get("width") != "100%"]),
+            4 * len(depths.split(",")),
+            f"{what}s for depths {depths}",
+        )
+        check("2 threads" in "".join(tree.getroot().itertext()), "no legend")
+        check("nan" not in open(path).read(), "nan in the drawing")
+
+
+def changed(t, report, factor, name):
+    for row in report["results"]:
+        row["samples"] = [s * factor * (1 + 0.001 * i) for i, s in enumerate([100.0] * 5)]
+    return t.file(name, json.dumps(report).encode())
+
+
+@case
+def comparisons(t):
+    r = t.report()
+    old = changed(t, r, 1.0, "old.json")
+    slow = changed(t, r, 0.9, "slow.json")
+    equal(t.run("--compare", old, old)[0], 0, "exit code for equal reports")
+    code, out, _ = t.run("--compare", old, slow)
+    equal(code, 1, "exit code for 10 % slower")
+    check(b"2 of 2 rows slower" in out and b"0.900" in out, f"{out!r}")
+    equal(t.run("--compare", old, slow, "--threshold", "20")[0], 0, "exit code below the threshold")
+    equal(t.run("--compare", slow, old)[0], 0, "exit code for faster")
+    code, out, _ = t.run("--compare", old, slow, "-o", "json")
+    equal([row["verdict"] for row in json.loads(out)["rows"]], ["slower"] * 2, "verdicts")
+    lines = t.file("old.jsonl", t.ok(*t.quick("-o", "jsonl")))
+    check(t.run("--compare", lines, lines)[0] == 0, "JSON lines cannot be compared")
+    t.fails(66, "--compare", old, "no/such.json", words=("no/such.json",))
+    t.fails(65, "--compare", old, t.file("x.json", b"{}"), words=("x.json",))
+    t.fails(65, "--compare", old, t.file("x.json", b"nonsense"), words=("x.json",))
+    r["results"] = []
+    t.fails(65, "--compare", old, t.file("none.json", json.dumps(r).encode()))
+    with open("/dev/full", "wb") as full:
+        p = subprocess.run([t.path, "--compare", old, slow], stdout=full, stderr=subprocess.PIPE)
+    equal(p.returncode, 74, "exit code into a full disk")
+
+
+@case
+def peers_alternate(t):
+    log = os.path.join(t.dir, "log")
+    fake = os.path.join(t.dir, "llama-bench")
+    with open(fake, "w") as f:
+        f.write(FAKE.format(log=log))
+    os.chmod(fake, 0o755)
+    env = t.env(PATH=t.dir + ":" + os.environ["PATH"])
+    args = t.quick("-r", "4", "-d", "32", "-t", "1", "--peer", "llama-bench -fa 1", "--pg", "4,2")
+    code, out, err = t.run(*args, "-o", "json", env=env)
+    equal((code, err), (0, b""), "exit code and messages")
+    rows = json.loads(out)["results"]
+    equal(
+        [(r["test"], r["engine"]) for r in rows[:4]],
+        [(n, e) for n in ("pp8 @ d32", "tg4 @ d32") for e in ("tenon", "llama-bench -fa 1")],
+        "rows",
+    )
+    equal(rows[1]["samples"], [3.5] * 4, "the peer's samples")
+    ratio = rows[1]["tenon_over_this"]["ratio"]
+    check(abs(ratio * 3.5 / rows[0]["median"] - 1) < 1e-6, f"ratio {ratio}")
+    check(rows[0]["tenon_over_this"]["ratio"] is None, "a ratio to itself")
+    with open(log) as f:
+        calls = f.read().splitlines()
+    equal(len(calls), 8, "calls of the peer")
+    check(
+        calls[0].startswith(f"-fa 1 -m {t.model} -p 8 -n 0 -t 1 -b 512 -r 1 -o json -d 32"),
+        f"call {calls[0]!r}",
+    )
+    table = t.run(*args, env=env)[1]
+    check(b"tenon / peer" in table and b"llama-bench -fa 1" in table, f"{table!r}")
+
+
+@case
+def peers_that_fail_keep_the_sweep_going(t):
+    r = t.report("-r", "2", "--peer", "no-such-llama-bench", "--peer", "echo {prompt} {generate} 7")
+    errors = [row["error"] for row in r["results"]]
+    check("not found" in errors[1] and errors[0] is None and errors[2] is None, f"{errors}")
+    equal(r["results"][2]["samples"], [7, 7], "samples of the other peer")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
