@@ -12,13 +12,18 @@ static const char qwen3moe[] = "tests/data/arch/qwen3moe/model-f16.gguf";
 static const char q4_k[] = "tests/data/quant/Q4_K_S.gguf";
 
 /* Pseudo-random tokens, the same in every test. */
-static const int32_t *some_tokens(void)
+static int32_t random_tokens[n_long];
+
+__attribute__((constructor)) static void fill_tokens(void)
 {
-    static int32_t tokens[n_long];
     uint64_t seed = 5;
     for (int i = 0; i < n_long; i++)
-        tokens[i] = (int32_t)(test_rand(&seed) % n_vocab);
-    return tokens;
+        random_tokens[i] = (int32_t)(test_rand(&seed) % n_vocab);
+}
+
+static const int32_t *some_tokens(void)
+{
+    return random_tokens;
 }
 
 static tn_status try_context(tn_model *m, tn_context_options o, tn_context **out, tn_error *err)
@@ -499,7 +504,6 @@ TEST(two_engines_three_models_eight_threads)
     tn_model *models[3];
     static float want[3][n_vocab];
     caller callers[8];
-    some_tokens(); /* filled before threads share it */
     for (int i = 0; i < 2; i++) {
         const tn_engine_options eo = {.struct_size = sizeof eo, .threads = 2};
         REQUIRE(tn_engine_new(&engines[i], &eo, NULL) == TN_OK);
