@@ -13,7 +13,8 @@ struct tn_engine {
     tn_allocator a;
     tn_kernels kernels;
     tn_pool *pool;
-    tn_blas *blas;         /* NULL: our own kernels serve */
+    tn_blas *blas;         /* NULL: not opened yet, or our own kernels serve */
+    bool blas_tried;
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
@@ -23,6 +24,9 @@ struct tn_engine {
 };
 
 void tn_engine_log(const tn_engine *e, tn_log_level level, const char *fmt, ...) TN_PRINTF(3, 4);
+/* Opens OpenBLAS for the engine unless that was tried already; its absence is logged, not an error.
+ * Takes the engine's turn. TN_ENOMEM. */
+tn_status tn_engine_open_blas(tn_engine *e, tn_error *err);
 /* Copies a caller's options struct into a zeroed full-size one, honouring its struct_size.
  * Returns TN_EARG if struct_size is zero or not a plausible size. */
 tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what, tn_error *err);

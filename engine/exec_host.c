@@ -9,7 +9,8 @@
 enum {
     attend_chunks = 32,    /* pieces of the context in decode, at most */
     attend_min_chunk = 64, /* positions */
-    tile_floats = 1 << 18
+    least_tile = 1 << 18,  /* floats */
+    blas_tokens = 16,      /* batches from this size on are worth a call of OpenBLAS */
 };
 
 bool tn_host_reads_q8(const tn_weight *w)
@@ -38,11 +39,19 @@ static int64_t max64(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* Whether products of the FFN's first half read 8-bit (q8) or float32 (f32) inputs, and its second.
- */
+/* Whether products of the FFN's first half read 8-bit (q8) or float32 (f32) inputs, and its second;
+ * the most columns of an unquantised matrix, and of one in F16 or BF16; routers left out. */
 typedef struct readers {
     bool in_q8, in_f32, down_q8, down_f32;
+    int64_t f32_cols, wide_cols;
 } readers;
+
+static void note_matrix(readers *r, const tn_weight *w)
+{
+    if (tn_host_reads_q8(w)) return;
+    r->f32_cols = max64(r->f32_cols, w->cols);
+    if (w->type != TN_TYPE_F32) r->wide_cols = max64(r->wide_cols, w->cols);
+}
 
 static readers find_readers(const tn_model *m)
 {
@@ -54,7 +63,15 @@ static readers find_readers(const tn_model *m)
         r.in_f32 |= !gate || !up;
         r.down_q8 |= tn_host_reads_q8(&y->ffn_down);
         r.down_f32 |= !tn_host_reads_q8(&y->ffn_down);
+        note_matrix(&r, &y->attn_q);
+        note_matrix(&r, &y->attn_k);
+        note_matrix(&r, &y->attn_v);
+        note_matrix(&r, &y->attn_output);
+        note_matrix(&r, &y->ffn_gate);
+        note_matrix(&r, &y->ffn_up);
+        note_matrix(&r, &y->ffn_down);
     }
+    note_matrix(&r, &m->output);
     return r;
 }
 
@@ -74,10 +91,20 @@ static void lay_out_experts(tn_host *h, arena *a, readers r)
     if (r.in_q8) h->slot_q = take(a, slots * (hp->n_embd / 32), sizeof *h->slot_q);
 }
 
-static void lay_out(tn_host *h, arena *a)
+/* [threads] buffers of n floats each. */
+static float **take_per_thread(tn_host *h, arena *a, int64_t n)
+{
+    float **list = take(a, h->e->n_threads, sizeof *list);
+    for (int i = 0; i < h->e->n_threads; i++) {
+        float *p = take(a, n, sizeof *p);
+        if (list) list[i] = p;
+    }
+    return list;
+}
+
+static void lay_out(tn_host *h, arena *a, readers r)
 {
     const tn_hparams *hp = &h->m->hp;
-    const readers r = find_readers(h->m);
     const int64_t n = h->n_batch, n_q = (int64_t)hp->n_head * hp->head_dim_k;
     const int64_t n_att = (int64_t)hp->n_head * hp->head_dim_v;
     const int64_t in_cols = max64(hp->n_embd, n_att);
@@ -96,12 +123,9 @@ static void lay_out(tn_host *h, arena *a)
     h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
                       sizeof *h->partial);
     lay_out_experts(h, a, r);
-    h->tile_floats = max64(tile_floats, 64 * n);
-    h->tile = take(a, h->e->n_threads, sizeof *h->tile);
-    for (int i = 0; i < h->e->n_threads; i++) {
-        float *tile = take(a, h->tile_floats, sizeof *tile);
-        if (h->tile) h->tile[i] = tile;
-    }
+    h->tile_floats = max64(least_tile, 2 * tn_host_grain(n) * n);
+    h->tile = take_per_thread(h, a, h->tile_floats);
+    if (h->blas && r.wide_cols) h->wide = take_per_thread(h, a, tn_host_grain(n) * r.wide_cols);
 }
 
 tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n_batch,
@@ -109,12 +133,18 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
 {
     *h = (tn_host){
         .m = m, .e = m->engine, .kern = &m->engine->kernels, .kv = kv, .n_batch = n_batch};
+    const readers r = find_readers(m);
+    if (r.f32_cols && n_batch >= blas_tokens) {
+        tn_status s = tn_engine_open_blas(h->e, err);
+        if (s) return s;
+        h->blas = h->e->blas;
+    }
     arena a = {NULL, 0};
-    lay_out(h, &a);
+    lay_out(h, &a, r);
     h->arena = tn_alloc_raw(m->a, a.used, 1);
     if (!h->arena) return tn_fail_nomem(err, a.used, "activations");
     a = (arena){h->arena, 0};
-    lay_out(h, &a);
+    lay_out(h, &a, r);
     return TN_OK;
 }
 
@@ -128,7 +158,7 @@ void tn_host_free(tn_host *h)
 
 int64_t tn_host_grain(int64_t n)
 {
-    return n < 16 ? 32 : 128;
+    return n < blas_tokens ? 32 : 128;
 }
 
 /* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 8. */
@@ -140,10 +170,30 @@ static tn_weight rows_of(const tn_weight *w, int64_t row0, int64_t row1)
     return part;
 }
 
+/* Unquantised weights and many tokens. The pieces are the same whoever computes them, because
+ * OpenBLAS promises no order of sums that is independent of the shape. */
+static void blas_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+                      int worker)
+{
+    const int64_t piece = tn_host_grain(x->n);
+    for (int64_t row = 0; row < w->rows; row += piece) {
+        const int64_t n = w->rows - row < piece ? w->rows - row : piece;
+        const float *rows = (const float *)w->data + row * w->cols;
+        for (int64_t i = 0; w->type != TN_TYPE_F32 && i < n; i++)
+            h->kern->dequantize[w->layout][w->type](w, row + i, h->wide[worker] + i * w->cols);
+        if (w->type != TN_TYPE_F32) rows = h->wide[worker];
+        tn_blas_matmul(h->blas, rows, n, w->cols, x->f, x->f_stride, x->n, y + row, y_stride);
+    }
+}
+
 void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                   int64_t row0, int64_t row1, int worker)
 {
     const tn_weight part = rows_of(w, row0, row1);
+    if (h->blas && x->n >= blas_tokens && !tn_host_reads_q8(w)) {
+        blas_rows(h, &part, x, y, y_stride, worker);
+        return;
+    }
     h->kern->matmul[w->layout][w->type](&part, x, y, y_stride, 0, part.rows, h->e->scratch[worker]);
 }
 
@@ -489,7 +539,8 @@ static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
         const tn_host_group *g = &h->groups[i / r->per_group];
         const int64_t first = i % r->per_group, left = r->per_group - first;
         const int64_t n = end - i < left ? end - i : left;
-        int64_t row1 = (first + n) * r->grain, step = h->tile_floats / (2 * g->x.n) / 32 * 32;
+        int64_t row1 = (first + n) * r->grain;
+        const int64_t step = h->tile_floats / (2 * g->x.n) / r->grain * r->grain;
         if (row1 > n_ff) row1 = n_ff;
         for (int64_t row = first * r->grain; row < row1; row += step)
             gated_rows(r, g, row, row + step < row1 ? row + step : row1, worker);

@@ -39,6 +39,8 @@ typedef struct tn_host {
     float *partial;   /* attention of one token over split context */
     float **tile;     /* [threads] tile_floats each: results of a thread before they are combined */
     int64_t tile_floats;
+    const tn_blas *blas; /* NULL: our own kernels serve, or nothing here is unquantised */
+    float **wide;        /* [threads] rows of F16 or BF16 weights as float32, for OpenBLAS */
 
     /* Experts. used: per token. Slots are (token, choice) pairs, sorted by expert, then token. */
     int32_t used;
@@ -85,7 +87,8 @@ bool tn_host_reads_q8(const tn_weight *w);
 void tn_host_norm(tn_host *h, const float *weight, bool to_q8);
 /* y[t][r] = W x over all rows, on all threads. */
 void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y);
-/* One range of rows of a product, in one thread. y[t * y_stride + (r - row0)]. */
+/* One range of rows of a product, in one thread: y[t * y_stride + (r - row0)]. row0 is a multiple
+ * of tn_host_grain() of the batch. */
 void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                   int64_t row0, int64_t row1, int worker);
 /* hidden = act(gate x) * up x of every group. */

@@ -135,7 +135,7 @@ typedef struct sum_run {
 static void sum_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     const sum_run *r = arg;
-    const int64_t n = r->h->m->hp.n_embd, step = r->h->tile_floats / r->h->n_batch / 32 * 32;
+    const int64_t n = r->h->m->hp.n_embd, step = r->h->tile_floats / r->h->n / r->grain * r->grain;
     int64_t row1 = end * r->grain < n ? end * r->grain : n;
     for (int64_t row = begin * r->grain; row < row1; row += step)
         sum_rows(r->h, row, row + step < row1 ? row + step : row1, worker);

@@ -100,7 +100,7 @@ static const char *refuse(void *lib, entries *e)
     return NULL;
 }
 
-void tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why)
+tn_status tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why)
 {
     const char *unused;
     if (!why) why = &unused;
@@ -109,11 +109,11 @@ void tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why)
     entries e;
     *why = lib ? refuse(lib, &e)
                : "OpenBLAS was not found; the package libopenblas0-pthread has it (optional)";
-    if (*why) return;
+    if (*why) return TN_OK;
     tn_blas *b = tn_alloc(a, 1, sizeof *b);
     if (!b) {
         *why = "out of memory";
-        return;
+        return TN_ENOMEM;
     }
     e.set_threads(1);
     b->a = a;
@@ -124,6 +124,7 @@ void tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why)
     snprintf(b->text, sizeof b->text, "%s %s %.32s %s", name, version, e.get_core(),
              e.get_parallel() == 1 ? "pthread" : "OpenMP");
     *out = b;
+    return TN_OK;
 }
 
 void tn_blas_close(tn_blas *b)

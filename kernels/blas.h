@@ -15,8 +15,9 @@ typedef struct tn_blas tn_blas;
 /* Opens the pthread build of OpenBLAS, sets it to one thread, and refuses builds whose
  * openblas_get_parallel() is 0 (Debian's serial build gives silently wrong results from concurrent
  * calls) or whose chosen core is older than this CPU (5x slower): *out stays NULL, `why` (a static
- * sentence) says so, and the caller uses its own FMA kernel. why may be NULL. */
-void tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why);
+ * sentence) says so, and the caller uses its own FMA kernel. why may be NULL. TN_OK either way;
+ * TN_ENOMEM if the handle itself could not be allocated. */
+tn_status tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why);
 /* Frees the handle; the library itself stays loaded. NULL is fine. */
 void tn_blas_close(tn_blas *b);
 const char *tn_blas_describe(const tn_blas *b); /* "OpenBLAS 0.3.21 Haswell pthread" */

@@ -188,4 +188,44 @@ TEST(what_never_fits_is_refused)
     tn_engine_free(e);
 }
 
+/* Logits after 40 tokens of a model with unquantised weights: large batches go through OpenBLAS,
+ * where there is one. */
+static bool unquantised_logits(int threads, int32_t n_batch, float *logits)
+{
+    enum { n = 40, n_vocab = 49152 };
+    tn_engine *e = NULL;
+    tn_model *m = NULL;
+    tn_context *c = NULL;
+    int32_t tokens[n];
+    for (int i = 0; i < n; i++)
+        tokens[i] = i * 331 % n_vocab;
+    const tn_engine_options eo = {.struct_size = sizeof eo, .threads = threads};
+    const tn_context_options co = {.struct_size = sizeof co, .n_batch = n_batch};
+    const bool ok = tn_engine_new(&e, &eo, NULL) == TN_OK &&
+                    tn_model_open_synthetic(&m, e, "llama-135m", "f16", NULL, NULL) == TN_OK &&
+                    tn_context_new(&c, m, &co, NULL) == TN_OK &&
+                    tn_context_eval(c, tokens, n, NULL) == TN_OK;
+    CHECK(ok);
+    if (ok) memcpy(logits, tn_context_logits(c), n_vocab * sizeof *logits);
+    tn_context_free(c);
+    tn_model_close(m);
+    tn_engine_free(e);
+    return ok;
+}
+
+TEST(unquantised_weights_give_the_same_bits_on_any_number_of_threads)
+{
+    enum { n_vocab = 49152 };
+    static float one[n_vocab], three[n_vocab], small[n_vocab];
+    REQUIRE(unquantised_logits(1, 512, one) && unquantised_logits(3, 512, three));
+    CHECK(memcmp(one, three, sizeof one) == 0);
+    REQUIRE(unquantised_logits(2, 10, small));
+    double magnitude = 0;
+    for (int i = 0; i < n_vocab; i++)
+        magnitude = fmax(magnitude, fabs((double)one[i]));
+    const distance d = compare(small, one, n_vocab);
+    CHECK_MSG(magnitude > 1e-6 && d.max_abs <= 1e-3 * magnitude, "off by %g of %g", d.max_abs,
+              magnitude);
+}
+
 TEST_MAIN
