@@ -507,11 +507,22 @@ tn_status tn_plan_candidate(tn_plan *out, const tn_shape *s, const tn_profile *p
     return status;
 }
 
-float *tn_plan_fixed(const tn_plan *plan, const tn_allocator *a)
+/* The share that a rule asked for, from what became of it: units are whole. */
+static float asked_share(const tn_plan *plan, const tn_shape *s, int32_t i)
+{
+    const tn_shape_tensor *t = &s->tensor[i];
+    if (i == s->head) return (float)plan->head_units / (float)s->head_units;
+    const bool unit =
+        t->part >= TN_PART_GATE && t->part <= TN_PART_DOWN && !plan->layer[t->layer].mixed;
+    if (!unit || s->layer[t->layer].n_units == 0) return plan->share[i];
+    return (float)plan->layer[t->layer].units / (float)s->layer[t->layer].n_units;
+}
+
+float *tn_plan_fixed(const tn_plan *plan, const tn_shape *s, const tn_allocator *a)
 {
     float *fixed = tn_alloc(a, (size_t)plan->n_tensors, sizeof *fixed);
     for (int32_t i = 0; fixed && i < plan->n_tensors; i++)
-        fixed[i] = plan->rule[i] >= 0 ? plan->share[i] : NAN;
+        fixed[i] = plan->rule[i] >= 0 ? asked_share(plan, s, i) : NAN;
     return fixed;
 }
 
@@ -524,7 +535,7 @@ tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_prof
     tn_status status = tn_constraints_fill(&full, c, s, p, err);
     if (status) return status;
     full.rules = NULL;
-    float *fixed = tn_plan_fixed(plan, a);
+    float *fixed = tn_plan_fixed(plan, s, a);
     if (!fixed) return tn_fail_nomem(err, (size_t)plan->n_tensors * sizeof *fixed, "the boundary");
     tn_cost_init(&k, s, p, &full, fixed);
     status = tn_plan_units(plan, &k, live, units, a, err);

@@ -158,7 +158,7 @@ typedef struct tn_plan_layer {
 typedef struct tn_prediction {
     double request_s, prefill_tok_s, ttft_s;
     int32_t n_depths;
-    int64_t depth[5]; /* live tokens: 0, 4,096, 16,384, n_ctx - 1 as far as they fit */
+    int64_t depth[5]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they fit */
     double decode_tok_s[5];
     double step_s; /* one token, mean over the request */
 } tn_prediction;
@@ -192,7 +192,7 @@ typedef struct tn_plan {
     float *share;  /* [n_tensors] of the device: 0 host, 1 device; file order */
     int16_t *rule; /* [n_tensors] the override that decided, -1 = the planner */
     uint64_t live; /* tokens for whose KV room is kept at these units */
-    bool elastic; /* units move with the live context, see tn_plan_boundary */
+    bool elastic;  /* units move with the live context, see tn_plan_boundary */
     bool dropping; /* the host has masters, so that units may also go below the planned ones */
     bool feasible;
     uint64_t short_bytes; /* by how much it does not fit, 0 if it does */
@@ -244,7 +244,12 @@ tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_prof
                            const tn_constraints *c, int64_t live, int32_t *units,
                            const tn_allocator *a, tn_error *err);
 
-/* json_plan.c. The plan and all that is said about it; "units" alone suffices to replay. */
+/* Why a layer's attention part (ffn false) or FFN is where it is, or the head (layer = n_layers).
+ */
+void tn_plan_reason(const tn_planned *p, const tn_shape *s, const tn_profile *profile,
+                    int32_t layer, bool ffn, char *out, size_t cap);
+
+/* json_plan.c. The plan and all that is said about it. */
 tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profile *profile,
                           char **out, const tn_allocator *a, tn_error *err);
 /* Reads a plan back and predicts it anew. TN_EFORMAT names the key; TN_EARG: the plan is for

@@ -230,13 +230,15 @@ static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a,
     const double prefill = r->n_prompt ? out->ttft_s : 0;
     out->step_s = r->n_gen ? (out->request_s - prefill) / (double)r->n_gen : 0;
     tn_status s = TN_OK;
-    for (size_t i = 0; i <= sizeof depths / sizeof *depths && !s; i++) {
-        const int64_t full = k->c.n_ctx - 1, depth = i < 3 ? depths[i] : full;
-        if (i < 3 && depth >= full) continue;
-        s = tn_plan_units(plan, k, depth + 1, units, a, err);
+    for (size_t i = 0; i < sizeof depths / sizeof *depths + 1 && !s; i++) {
+        const int64_t depth = i < 3 ? depths[i] : k->c.n_ctx;
+        if (i < 3 && depth >= k->c.n_ctx) continue;
+        const int64_t before =
+            depth < k->c.n_ctx ? depth : k->c.n_ctx - 1; /* the token is live, too */
+        s = tn_plan_units(plan, k, before + 1, units, a, err);
         if (s) break;
         out->depth[out->n_depths] = depth;
-        out->decode_tok_s[out->n_depths++] = 1.0 / tn_plan_step(plan, k, depth, units);
+        out->decode_tok_s[out->n_depths++] = 1.0 / tn_plan_step(plan, k, before, units);
     }
     tn_free(a, units);
     return s;
@@ -283,7 +285,8 @@ static void host_memory(tn_plan *plan, const tn_cost *k)
     m->budget = tn_cost_host_budget(k);
     m->buffers = tn_cost_host_buffers(k) - k->s->embed_bytes;
     m->weights = k->s->weight_bytes;
-    for (int32_t d = 0; d < k->p->n_devices; d++) m->weights -= plan->device[d].weights;
+    for (int32_t d = 0; d < k->p->n_devices; d++)
+        m->weights -= plan->device[d].weights;
     if (k->s->tied) m->weights += tn_shape_head_bytes(k->s, plan->head_units);
     for (int32_t l = 0; l < plan->n_layers; l++) {
         const tn_plan_layer *y = &plan->layer[l];

@@ -58,7 +58,7 @@ uint64_t tn_cost_budget(const tn_cost *k, int32_t d);
 uint64_t tn_cost_host_budget(const tn_cost *k);
 /* The overrides a plan was made under, as tn_cost wants them; freed by the caller, NULL = no
  * memory. */
-float *tn_plan_fixed(const tn_plan *plan, const tn_allocator *a);
+float *tn_plan_fixed(const tn_plan *plan, const tn_shape *s, const tn_allocator *a);
 tn_status tn_plan_alloc(tn_plan *plan, const tn_shape *s, const tn_allocator *a, tn_error *err);
 
 #endif
