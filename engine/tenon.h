@@ -361,6 +361,115 @@ TN_API tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t ele
 TN_API tn_status tn_inspect_json(const tn_inspect *in, char **out, tn_error *err);
 TN_API void tn_inspect_string_free(const tn_inspect *in, char *s);
 
+/* ---- placement: what runs where, and how fast it would be ----------------------------------------- */
+
+/* A plan for a model on a machine, made from the file's header alone: no engine, no device, no tensor
+ * data. Immutable: any number of threads may read one. Times are predictions from the machine's
+ * profile, for one sequence. */
+typedef struct tn_placement tn_placement;
+
+enum { TN_PLACEMENT_DEVICES = 8, TN_PLACEMENT_DEPTHS = 5 };
+
+typedef struct tn_placement_options {
+    size_t struct_size;
+    const char *hardware;  /* name of a shipped profile, or the path of a JSON file; NULL = this machine */
+    const char *plan_file; /* replay this plan instead of planning; NULL = plan */
+    const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match wins */
+    size_t n_place;
+    const char *request;   /* "chat" (2048+512, the default), "long" (24576+512), "batch" (8192+32), or
+                              counts "PROMPT+GENERATED" or "PROMPT+GENERATED@DEPTH" */
+    int64_t n_ctx;         /* 0 = what the model was trained for */
+    int32_t n_batch;       /* 0 = 512 */
+    int32_t threads;       /* 0 = as the profile says */
+    tn_kv_type kv;
+    uint64_t vram[TN_PLACEMENT_DEVICES]; /* bytes per device, 0 = what is free, UINT64_MAX = none */
+    uint64_t ram;          /* bytes of host memory, 0 = what is free */
+    bool fixed;            /* what is on a device stays there */
+    tn_allocator allocator; /* all zero = malloc */
+} tn_placement_options;
+
+/* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such
+ * as "llama-70b:q4_k_m". Needs no memory beyond the header. TN_ENOENT, TN_EIO, TN_EFORMAT (file, profile
+ * or plan; the key is named), TN_EUNSUPPORTED (architecture), TN_EARG (an option, contradictions with
+ * both sides named, a plan for another model or machine), TN_ENOMEM. That a model does not fit is no
+ * error: see tn_placement_info. */
+TN_API tn_status tn_placement_open(tn_placement **out, const char *path, const tn_placement_options *opt,
+                                   tn_error *err);
+TN_API void tn_placement_close(tn_placement *p);
+
+typedef struct tn_placement_prediction {
+    double request_s;     /* the whole request */
+    double ttft_s;        /* until its first token */
+    double prefill_tok_s; /* its prompt */
+    double step_s;        /* a generated token, mean over the request */
+    int32_t n_depths;
+    int64_t depth[TN_PLACEMENT_DEPTHS]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they fit */
+    double decode_tok_s[TN_PLACEMENT_DEPTHS];
+} tn_placement_prediction;
+
+typedef struct tn_placement_info {
+    size_t struct_size; /* set by the caller */
+    const char *arch, *hardware, *label; /* label: "measured", or where the profile's figures are from */
+    const char *chosen; /* all-host, layers, ffn-host, ffn-blocks, water-fill, optimum or file */
+    bool feasible;        /* everything fits */
+    uint64_t short_bytes; /* by how much it does not */
+    bool elastic;         /* device memory that live KV does not need holds weights */
+    int32_t n_layers, n_devices;
+    int64_t n_ctx, n_prompt, n_generated, depth; /* context and request in force */
+    uint64_t weight_bytes;
+    tn_placement_prediction predicted;
+    double optimum_s; /* request time of the best plan; 0 for a replayed one */
+    double gap;       /* proven relative distance of that from the lower bound */
+} tn_placement_info;
+TN_API tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err);
+
+typedef struct tn_placement_memory {
+    const char *name;       /* of the device or host */
+    uint64_t budget_bytes;  /* what may be used */
+    uint64_t weight_bytes, kv_bytes, buffer_bytes; /* when the request ends */
+    uint64_t kv_full_bytes; /* KV of a full context */
+    uint64_t master_bytes;  /* host: copies of weights on the device, so that they can be dropped */
+} tn_placement_memory;
+/* device -1 is the host. TN_EARG if there is no such device. */
+TN_API tn_status tn_placement_get_memory(const tn_placement *p, int32_t device, tn_placement_memory *mem,
+                                         tn_error *err);
+
+/* One layer; row n_layers is the output head (in the ffn fields). */
+typedef struct tn_placement_row {
+    int32_t device;    /* that serves it, -1 = none */
+    bool attn;         /* attention and KV are on the device */
+    double ffn_share;  /* of the FFN's bytes on the device, at the end of the request */
+    int32_t units, of; /* slabs or experts on the device; of 0: the tensors are placed one by one */
+    bool experts;
+    int64_t window;    /* of attention, 0 = all */
+    uint64_t attn_bytes, kv_bytes, ffn_bytes; /* kv: of a full context */
+    char attn_reason[200], ffn_reason[200];
+} tn_placement_row;
+TN_API tn_status tn_placement_get_row(const tn_placement *p, int32_t layer, tn_placement_row *row,
+                                      tn_error *err);
+
+/* Candidate i: its name and prediction; NULL after the last. *fits says whether it is possible. */
+TN_API const char *tn_placement_candidate(const tn_placement *p, size_t i, bool *fits,
+                                          tn_placement_prediction *prediction);
+/* Note i of a kind, NULL after the last; *request_s (may be NULL): predicted with it, 0 = not told. */
+typedef enum tn_placement_note_kind {
+    TN_PLACEMENT_PRICE,  /* what more memory, another KV type or a longer context would change */
+    TN_PLACEMENT_REMEDY, /* what would make it fit, cheapest first */
+    TN_PLACEMENT_WARNING
+} tn_placement_note_kind;
+TN_API const char *tn_placement_note(const tn_placement *p, tn_placement_note_kind kind, size_t i,
+                                     double *request_s);
+/* Everything as JSON, which plan_file accepts. Freed with tn_placement_string_free. */
+TN_API tn_status tn_placement_json(const tn_placement *p, char **out, tn_error *err);
+TN_API void tn_placement_string_free(const tn_placement *p, char *s);
+
+/* Name of shipped hardware profile i, NULL after the last. */
+TN_API const char *tn_hardware_name(size_t i);
+/* A profile as JSON with the source of each figure: name as in tn_placement_options, NULL = this
+ * machine. Freed with tn_hardware_string_free. */
+TN_API tn_status tn_hardware_json(const char *name, char **out, tn_error *err);
+TN_API void tn_hardware_string_free(char *s);
+
 #ifdef __cplusplus
 }
 #endif
