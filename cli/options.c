@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define C(name) (1u << TN_CMD_##name)
-#define ALL (C(CHAT) | C(RUN) | C(INSPECT) | C(TOKENIZE) | C(LOGITS) | C(PERPLEXITY))
+#define ALL (C(CHAT) | C(RUN) | C(INSPECT) | C(TOKENIZE) | C(LOGITS) | C(PERPLEXITY) | C(PLAN))
 #define TALK (C(CHAT) | C(RUN))
 #define EVAL (TALK | C(LOGITS) | C(PERPLEXITY))
 #define F(field) offsetof(tn_settings, field)
@@ -36,10 +36,15 @@ const tn_command_info tn_commands[TN_CMD_COUNT] = {
     {"perplexity", "MODEL", "measure how well a model predicts a text",
      "The text is cut into chunks of --ctx tokens, the second half of each is scored. Ends with "
      "'perplexity: X +/- Y' (one standard error)."},
+    {"plan", "MODEL", "show where a model's tensors would go and how fast it would be",
+     "Reads only the header. MODEL is a GGUF file, or SHAPE:TYPE for a shape tenon knows, such as "
+     "llama-70b:q4_k_m. --hardware answers for a machine one does not own; without it the plan is "
+     "for this machine. --json prints everything, and --plan replays what it printed. --svg FILE (or "
+     "--out FILE) draws the picture."},
 };
 
 const tn_option tn_options[] = {
-    {'m', "model", "FILE", TN_OPT_TEXT, F(model), 0, 0, ALL, "the model, instead of the argument"},
+    {'m', "model", "FILE", TN_OPT_TEXT, F(model), 0, 0, ALL, NULL},
     {'p', "prompt", "TEXT", TN_OPT_TEXT, F(prompt), 0, 0, TALK | C(TOKENIZE),
      "prompt (chat: the first message)"},
     {'f', "file", "FILE", TN_OPT_TEXT, F(file), 0, 0, C(RUN) | C(TOKENIZE) | C(PERPLEXITY),
@@ -47,9 +52,10 @@ const tn_option tn_options[] = {
     {0, "system", "TEXT", TN_OPT_TEXT, F(system), 0, 0, TALK, "system message"},
     {'n', "predict", "N", TN_OPT_INT, F(predict), -1, BIG, TALK,
      "generate at most N tokens, -1 = until the model ends (default)"},
-    {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, BIG, EVAL,
-     "context in tokens, 0 = what the model was trained for (perplexity: chunk, default 512)"},
-    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL,
+    {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, BIG, EVAL | C(PLAN),
+     "context in tokens (32k = 32,768), 0 = what the model was trained for (perplexity: chunk, "
+     "default 512)"},
+    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL | C(PLAN),
      "compute threads, 0 = physical cores"},
     {'s', "seed", "N", TN_OPT_SEED, F(seed), 0, 0, TALK, "seed of the sampler, default random"},
     {0, "temp", "X", TN_OPT_FLOAT, F(temp), 0, 1e6, TALK, "temperature, 0 = greedy"},
@@ -73,7 +79,8 @@ const tn_option tn_options[] = {
     {0, "shift", NULL, TN_OPT_FLAG, F(shift), 0, 0, C(CHAT),
      "when the context is full drop the oldest turns"},
     {0, "no-history", NULL, TN_OPT_FLAG, F(no_history), 0, 0, C(CHAT), "keep no history file"},
-    {0, "json", NULL, TN_OPT_FLAG, F(json), 0, 0, C(RUN) | C(INSPECT) | C(PERPLEXITY),
+    {0, "json", NULL, TN_OPT_FLAG, F(json), 0, 0,
+     C(RUN) | C(INSPECT) | C(PERPLEXITY) | C(PLAN),
      "JSON output (run: one event a line)"},
     {0, "jsonl", NULL, TN_OPT_FLAG, F(jsonl), 0, 0, C(TOKENIZE),
      "JSON strings in, JSON arrays out"},
@@ -83,9 +90,9 @@ const tn_option tn_options[] = {
      "text that spells a control token becomes that token (run: with --raw)"},
     {0, "tokens", "LIST", TN_OPT_TEXT, F(tokens), 0, 0, C(LOGITS),
      "ids separated by commas or spaces; @FILE, - is standard input"},
-    {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS),
-     "where to write, - is standard output"},
-    {0, "kv", "f16|f32", TN_OPT_CHOICE, F(kv), 0, 0, EVAL,
+    {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS) | C(PLAN),
+     "where to write, - is standard output (plan: a picture as SVG)"},
+    {0, "kv", "f16|f32", TN_OPT_CHOICE, F(kv), 0, 0, EVAL | C(PLAN),
      "type of the KV cache, default f16 (logits and --exact: f32)"},
     {0, "exact", NULL, TN_OPT_FLAG, F(exact), 0, 0, EVAL,
      "dequantised weights, float32 activations: slow reference"},
@@ -93,10 +100,21 @@ const tn_option tn_options[] = {
      "mean KL divergence to the exact weights"},
     {0, "load", "auto|read|map", TN_OPT_CHOICE, F(load), 0, 0, EVAL,
      "read into memory, or map the file (do not change it meanwhile)"},
-    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL,
+    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL | C(PLAN),
      "tokens evaluated at once, default 512"},
     {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE),
      "highest instruction set to use: scalar, avx2, ..."},
+    {0, "place", "REGEX=SIDE", TN_OPT_PLACE, F(places), 0, 0, C(PLAN),
+     "tensors whose name matches go to SIDE: host, device or split:X; may be repeated"},
+    {0, "vram", "SIZE", TN_OPT_TEXT, F(vram), 0, 0, C(PLAN),
+     "device memory to use: 12G, 8000M; one a device, separated by commas"},
+    {0, "ram", "SIZE", TN_OPT_TEXT, F(ram), 0, 0, C(PLAN), "host memory to use"},
+    {0, "for", "REQUEST", TN_OPT_TEXT, F(request), 0, 0, C(PLAN),
+     "what is to be fast: chat (default), long, batch, or PROMPT+GENERATED[@DEPTH] tokens"},
+    {0, "plan", "FILE", TN_OPT_TEXT, F(plan), 0, 0, C(PLAN), "replay a plan that --json printed"},
+    {0, "hardware", "NAME|FILE", TN_OPT_TEXT, F(hardware), 0, 0, C(PLAN),
+     "a hardware profile: shipped (rtx3060-ddr4, rtx4090-ddr5, h200-server, ...) or a JSON file"},
+    {0, "svg", "FILE", TN_OPT_TEXT, F(svg), 0, 0, C(PLAN), NULL},
     {'v', "verbose", NULL, TN_OPT_FLAG, F(verbose), 0, 0, ALL, "more messages on standard error"},
     {'h', "help", NULL, TN_OPT_FLAG, F(help), 0, 0, ALL, "print help and exit"},
     {0, "version", NULL, TN_OPT_FLAG, F(version), 0, 0, ALL,
@@ -135,10 +153,18 @@ static int read_number(const tn_settings *s, const tn_option *o, const char *val
     char *end, want[80];
     errno = 0;
     *out = o->kind == TN_OPT_INT ? (double)strtoll(value, &end, 10) : strtod(value, &end);
+    if (o->kind == TN_OPT_INT && end != value && (*end == 'k' || *end == 'K')) *out *= 1024, end++;
     if (end != value && !*end && !errno && *out >= o->min && *out <= o->max) return TN_EXIT_OK;
     snprintf(want, sizeof want, "a%s from %.10g to %.10g",
              o->kind == TN_OPT_INT ? " whole number" : " number", o->min, o->max);
     return bad(s, o, value, want);
+}
+
+static int read_place(tn_settings *s, const tn_option *o, const char *value)
+{
+    if (s->n_places == TN_MAX_REPEATS) return bad(s, o, value, "possible: there are 64 already");
+    s->places[s->n_places++] = value;
+    return TN_EXIT_OK;
 }
 
 static int read_seed(tn_settings *s, const tn_option *o, const char *value)
@@ -207,6 +233,7 @@ static int store(tn_settings *s, const tn_option *o, const char *value)
     case TN_OPT_CHOICE: return read_choice(s, o, value);
     case TN_OPT_STOP: return read_stop(s, o, value);
     case TN_OPT_BIAS: return read_bias(s, o, value);
+    case TN_OPT_PLACE: return read_place(s, o, value);
     }
     return TN_EXIT_INTERNAL;
 }

@@ -28,6 +28,7 @@ typedef enum tn_command {
     TN_CMD_TOKENIZE,
     TN_CMD_LOGITS,
     TN_CMD_PERPLEXITY,
+    TN_CMD_PLAN,
     TN_CMD_COUNT
 } tn_command;
 
@@ -43,6 +44,7 @@ typedef struct tn_bias_option {
 typedef struct tn_settings {
     tn_command command;
     const char *model, *prompt, *file, *system, *format, *isa, *tokens, *out, *generate;
+    const char *hardware, *plan, *vram, *ram, *request, *svg;
     int32_t predict, ctx, batch, threads, top_k, repeat_last_n;
     int32_t kv, load; /* number of the choice */
     uint64_t seed;
@@ -54,6 +56,8 @@ typedef struct tn_settings {
     size_t n_stops;
     tn_bias_option bias[TN_MAX_REPEATS];
     size_t n_bias;
+    const char *places[TN_MAX_REPEATS];
+    size_t n_places;
 } tn_settings;
 
 typedef enum tn_opt_kind {
@@ -64,7 +68,8 @@ typedef enum tn_opt_kind {
     TN_OPT_SEED,
     TN_OPT_CHOICE,
     TN_OPT_STOP,
-    TN_OPT_BIAS
+    TN_OPT_BIAS,
+    TN_OPT_PLACE
 } tn_opt_kind;
 
 typedef struct tn_option {

@@ -42,5 +42,6 @@ int tn_cmd_inspect(const tn_settings *set);
 int tn_cmd_tokenize(const tn_settings *set);
 int tn_cmd_logits(const tn_settings *set);
 int tn_cmd_perplexity(const tn_settings *set);
+int tn_cmd_plan(const tn_settings *set);
 
 #endif

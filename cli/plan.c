@@ -1,0 +1,341 @@
+/* tenon plan: where a model's tensors would go, and how fast it would be. */
+#include "session.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double MiB = 1024.0 * 1024.0;
+enum { bar_width = 40 };
+
+/* ---- options -----------------------------------------------------------------------------------
+ */
+
+/* "12G", "8000M", "1T" or bytes; false if it is none of these. *end is what follows. */
+static bool read_size(const char *text, const char **end, uint64_t *bytes)
+{
+    static const char units[] = "KMGT";
+    char *after;
+    if ((*text < '0' || *text > '9') && *text != '.') return false;
+    double v = strtod(text, &after);
+    const char *unit = *after ? strchr(units, *after & ~0x20) : NULL;
+    if (unit && *after >= 'A') {
+        for (const char *u = units; u <= unit; u++)
+            v *= 1024;
+        after++;
+        if (*after == 'i') after++;
+        if (*after == 'B') after++;
+    }
+    *end = after;
+    *bytes = (uint64_t)v;
+    return v >= 0 && v < 1e15;
+}
+
+static int read_sizes(const char *option, const char *text, uint64_t *bytes, size_t n)
+{
+    size_t i = 0;
+    const char *s = text;
+    for (; s && i < n; i++) {
+        if (!read_size(s, &s, &bytes[i]) || (*s && *s != ',')) break;
+        if (bytes[i] == 0) bytes[i] = UINT64_MAX; /* "0" is nothing at all, not the default */
+        if (!*s) return TN_EXIT_OK;
+        s++;
+    }
+    tn_say("option --%s: '%s' is no size such as 12G or 8000M%s", option, text,
+           n > 1 ? ", or several separated by commas" : "");
+    return TN_EXIT_USAGE;
+}
+
+static int read_options(tn_placement_options *o, const tn_settings *set)
+{
+    *o = (tn_placement_options){.struct_size = sizeof *o,
+                                .hardware = set->hardware,
+                                .plan_file = set->plan,
+                                .place = set->places,
+                                .n_place = set->n_places,
+                                .request = set->request,
+                                .n_ctx = set->ctx == TN_UNSET ? 0 : set->ctx,
+                                .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
+                                .threads = set->threads == TN_UNSET ? 0 : set->threads,
+                                .kv = tn_settings_kv(set, TN_KV_F16)};
+    int code = TN_EXIT_OK;
+    if (set->vram) code = read_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);
+    if (!code && set->ram) code = read_sizes("ram", set->ram, &o->ram, 1);
+    return code;
+}
+
+/* ---- text --------------------------------------------------------------------------------------
+ */
+
+static void print_prediction(const char *name, bool fits, const tn_placement_prediction *p)
+{
+    if (!fits) {
+        tn_outf("  %-12s does not fit\n", name);
+        return;
+    }
+    tn_outf("  %-12s %10.2f %10.2f %10.1f   ", name, p->request_s, p->ttft_s, p->prefill_tok_s);
+    for (int32_t i = 0; i < p->n_depths; i++)
+        tn_outf(" %9.2f", p->decode_tok_s[i]);
+    tn_outf("\n");
+}
+
+static void print_table(const tn_placement *p, const tn_placement_info *f)
+{
+    tn_outf(
+        "\npredicted     request s   first s   prompt/s    decode tok/s at live depth\n  %-45s   ",
+        "");
+    for (int32_t i = 0; i < f->predicted.n_depths; i++)
+        tn_outf(" %9lld", (long long)f->predicted.depth[i]);
+    tn_outf("\n");
+    print_prediction(f->chosen, true, &f->predicted);
+    bool fits;
+    tn_placement_prediction c;
+    const char *name;
+    for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++)
+        if (strcmp(name, f->chosen) != 0) print_prediction(name, fits, &c);
+}
+
+static int print_memory(const tn_placement *p, const tn_placement_info *f)
+{
+    tn_outf("\nmemory, MiB      budget      used   weights        KV   buffers   masters  KV if "
+            "full\n");
+    for (int32_t d = 0; d <= f->n_devices; d++) {
+        tn_placement_memory m;
+        tn_error err = {0};
+        const int32_t device = d < f->n_devices ? d : -1;
+        const tn_status s = tn_placement_get_memory(p, device, &m, &err);
+        if (s) return tn_session_fail(s, &err);
+        char name[16];
+        snprintf(name, sizeof name, device < 0 ? "host" : "device %d", device);
+        const uint64_t used = m.weight_bytes + m.kv_bytes + m.buffer_bytes + m.master_bytes;
+        tn_outf("  %-10s %11.0f %9.0f %9.0f %9.0f %9.0f %9.0f %11.0f   %s\n", name,
+                (double)m.budget_bytes / MiB, (double)used / MiB, (double)m.weight_bytes / MiB,
+                (double)m.kv_bytes / MiB, (double)m.buffer_bytes / MiB,
+                (double)m.master_bytes / MiB, (double)m.kv_full_bytes / MiB, m.name);
+    }
+    return TN_EXIT_OK;
+}
+
+static void print_bar(double share, bool fancy)
+{
+    const int n = (int)lround(share * bar_width);
+    for (int i = 0; i < bar_width; i++)
+        tn_outf("%s", i < n ? fancy ? "█" : "#" : fancy ? "░" : ".");
+}
+
+static bool same_row(const tn_placement_row *a, const tn_placement_row *b)
+{
+    return a->device == b->device && a->attn == b->attn && a->of == b->of &&
+           (a->units == 0) == (b->units == 0) && (a->units == a->of) == (b->units == b->of);
+}
+
+/* A row per layer; reasons where they change. */
+static int print_rows(const tn_placement *p, const tn_placement_info *f)
+{
+    tn_placement_row last = {.device = -2};
+    const bool fancy = tn_out_is_terminal();
+    tn_outf("\n%-7s %-9s %-*s  on the device%s\n", "layer", "attention", bar_width, "feed-forward",
+            f->n_devices > 1 ? " (which)" : "");
+    for (int32_t l = 0; l <= f->n_layers; l++) {
+        tn_placement_row r;
+        tn_error err = {0};
+        const tn_status s = tn_placement_get_row(p, l, &r, &err);
+        if (s) return tn_session_fail(s, &err);
+        const bool head = l == f->n_layers;
+        char name[16];
+        snprintf(name, sizeof name, head ? "head" : "%d", l);
+        tn_outf("%-7s %-9s ", name, head ? "" : r.attn ? "device" : "host");
+        print_bar(r.ffn_share, fancy);
+        if (r.of)
+            tn_outf("  %d/%d %s", r.units, r.of,
+                    head        ? "rows/1024"
+                    : r.experts ? "experts"
+                                : "slabs");
+        else
+            tn_outf("  %.0f %% by single tensors", 100 * r.ffn_share);
+        if (f->n_devices > 1) tn_outf(" (%d)", r.device);
+        if (head || !same_row(&r, &last))
+            tn_outf("  %s%s%s", r.attn_reason, *r.attn_reason ? "; " : "", r.ffn_reason);
+        tn_outf("\n");
+        last = r;
+    }
+    return TN_EXIT_OK;
+}
+
+static void print_notes(const tn_placement *p)
+{
+    const char *text;
+    for (size_t i = 0; (text = tn_placement_note(p, TN_PLACEMENT_PRICE, i, NULL)); i++)
+        tn_outf("%s%s\n", i ? "  " : "\nprices\n  ", text);
+}
+
+/* What is missing and what would help, for a plan that does not fit. */
+static void say_short(const tn_placement *p, const tn_placement_info *f)
+{
+    const char *text;
+    double seconds;
+    tn_say("this does not fit: %.0f MiB are missing", ceil((double)f->short_bytes / MiB));
+    for (size_t i = 0; (text = tn_placement_note(p, TN_PLACEMENT_REMEDY, i, &seconds)); i++)
+        tn_say("  it would with %s: the request would take %.1f s", text, seconds);
+}
+
+static void say_warnings(const tn_placement *p)
+{
+    const char *text;
+    for (size_t i = 0; (text = tn_placement_note(p, TN_PLACEMENT_WARNING, i, NULL)); i++)
+        tn_say("warning: %s", text);
+}
+
+static void print_summary(const tn_settings *set, const tn_placement_info *f)
+{
+    tn_outf("%s (%s, %d layers, %.2f GiB of weights) on %s\n", set->model, f->arch, f->n_layers,
+            (double)f->weight_bytes / MiB / 1024, f->hardware);
+    tn_outf("figures of the machine: %s\n", f->label);
+    tn_outf("context %lld; request of %lld + %lld tokens", (long long)f->n_ctx,
+            (long long)f->n_prompt, (long long)f->n_generated);
+    if (f->depth) tn_outf(" after %lld", (long long)f->depth);
+    tn_outf("\nplan: %s", f->chosen);
+    if (f->optimum_s > 0)
+        tn_outf(", %.1f %% above the optimum (which is proven within %.2g %%)",
+                100 * fmax(0, f->predicted.request_s / f->optimum_s - 1), 100 * f->gap);
+    tn_outf("%s\n", f->elastic ? "; weights move as the context grows and shrinks" : "");
+}
+
+static int print_text(const tn_settings *set, const tn_placement *p, const tn_placement_info *f)
+{
+    print_summary(set, f);
+    if (f->feasible) print_table(p, f);
+    int code = print_memory(p, f);
+    if (!code) code = print_rows(p, f);
+    if (!code) print_notes(p);
+    return code;
+}
+
+static int print_json(const tn_placement *p)
+{
+    char *text;
+    tn_error err = {0};
+    const tn_status s = tn_placement_json(p, &text, &err);
+    if (s) return tn_session_fail(s, &err);
+    tn_out(text, strlen(text));
+    tn_out("\n", 1);
+    tn_placement_string_free(p, text);
+    return TN_EXIT_OK;
+}
+
+/* ---- picture -----------------------------------------------------------------------------------
+ */
+
+enum { row_height = 12, left = 60, attn_width = 90, ffn_width = 420, gap = 6, top = 64 };
+
+static void svg_text(FILE *out, const char *s)
+{
+    for (; *s; s++) {
+        if (*s == '<')
+            fputs("&lt;", out);
+        else if (*s == '>')
+            fputs("&gt;", out);
+        else if (*s == '&')
+            fputs("&amp;", out);
+        else if (*s == '"')
+            fputs("&quot;", out);
+        else if ((unsigned char)*s >= 0x20)
+            fputc(*s, out);
+    }
+}
+
+static void svg_rect(FILE *out, double x, double y, double w, const char *class, const char *title)
+{
+    fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" class=\"%s\">", x, y, w,
+            row_height - 2, class);
+    fputs("<title>", out);
+    svg_text(out, title);
+    fputs("</title></rect>\n", out);
+}
+
+static void svg_row(FILE *out, const tn_placement_row *r, int32_t l, bool head)
+{
+    const double y = top + (double)l * row_height, x = left + attn_width + gap;
+    fprintf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">", left - gap, y + row_height - 3);
+    if (head)
+        fputs("head</text>\n", out);
+    else
+        fprintf(out, "%d</text>\n", l);
+    if (!head) svg_rect(out, left, y, attn_width, r->attn ? "d" : "h", r->attn_reason);
+    svg_rect(out, x, y, ffn_width, "h", r->ffn_reason);
+    if (r->ffn_share > 0) svg_rect(out, x, y, ffn_width * r->ffn_share, "d", r->ffn_reason);
+}
+
+static void svg_head(FILE *out, const tn_settings *set, const tn_placement_info *f)
+{
+    const int width = left + attn_width + gap + ffn_width + gap;
+    fprintf(out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+            "font-family=\"sans-serif\" font-size=\"9\">\n"
+            "<style>text{fill:#222}.d{fill:#2a7f62}.h{fill:#d9c9a3}</style>\n"
+            "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"18\" "
+            "font-size=\"13\">",
+            width, top + (f->n_layers + 2) * row_height, left);
+    svg_text(out, set->model);
+    fputs(" on ", out);
+    svg_text(out, f->hardware);
+    fprintf(out,
+            "</text>\n<text x=\"%d\" y=\"34\">plan: %s, predicted %.2f tok/s; device green, host "
+            "sand</text>\n",
+            left, f->chosen, f->predicted.n_depths ? f->predicted.decode_tok_s[0] : 0);
+    fprintf(
+        out,
+        "<text x=\"%d\" y=\"%d\">attention, KV</text><text x=\"%d\" y=\"%d\">feed-forward</text>\n",
+        left, top - 6, left + attn_width + gap, top - 6);
+}
+
+static int write_svg(const char *path, const tn_settings *set, const tn_placement *p,
+                     const tn_placement_info *f)
+{
+    FILE *out = strcmp(path, "-") == 0 ? stdout : fopen(path, "we");
+    if (!out) {
+        tn_say("%s: %s", path, strerror(errno));
+        return TN_EXIT_IO;
+    }
+    svg_head(out, set, f);
+    for (int32_t l = 0; l <= f->n_layers; l++) {
+        tn_placement_row r;
+        if (tn_placement_get_row(p, l, &r, NULL) == TN_OK) svg_row(out, &r, l, l == f->n_layers);
+    }
+    fputs("</svg>\n", out);
+    const bool failed = fflush(out) != 0 || ferror(out);
+    if (!failed && (out == stdout || fclose(out) == 0)) return TN_EXIT_OK;
+    tn_say("%s: writing failed: %s", path, strerror(errno));
+    return TN_EXIT_IO;
+}
+
+/* ---- the command -------------------------------------------------------------------------------
+ */
+
+int tn_cmd_plan(const tn_settings *set)
+{
+    tn_placement_options opt;
+    tn_placement *p;
+    tn_error err = {0};
+    int code = read_options(&opt, set);
+    if (code) return code;
+    tn_status s = tn_placement_open(&p, set->model, &opt, &err);
+    if (s) return tn_session_fail(s, &err);
+    tn_placement_info f = {.struct_size = sizeof f};
+    s = tn_placement_get_info(p, &f, &err);
+    if (s) code = tn_session_fail(s, &err);
+    const char *picture = set->svg ? set->svg : set->out;
+    say_warnings(p);
+    if (!code && picture) code = write_svg(picture, set, p, &f);
+    if (!code && set->json)
+        code = print_json(p);
+    else if (!code && !(picture && strcmp(picture, "-") == 0))
+        code = print_text(set, p, &f);
+    if (!code && !f.feasible) {
+        say_short(p, &f);
+        code = TN_EXIT_MEMORY;
+    }
+    tn_placement_close(p);
+    return code;
+}
