@@ -156,22 +156,66 @@ static void free_overrides(overrides *o, const tn_allocator *a)
 /* ---- the optimum -------------------------------------------------------------------------------
  */
 
-static tn_status solve_room(const tn_cost *k, tn_room room, const int16_t *rule, tn_plan *plan,
-                            double *gap, const tn_allocator *a, tn_error *err)
+/* Prices a problem by the host memory it takes, time being a tie-breaker. */
+static void price_by_bytes(tn_planner *p)
+{
+    const int32_t np = p->chain.n_places;
+    for (int32_t i = 0; i < p->chain.n_classes * np; i++)
+        for (int32_t j = 0; j < p->menu[i].n; j++) {
+            tn_mode *m = &p->menu[i].mode[j];
+            m->cost = 1e-9 * (double)m->use[TN_USE_HOST] + 1e-6 * m->cost;
+        }
+    for (int32_t i = 0; i < (np + 1) * np; i++)
+        p->hop[i] *= 1e-6;
+}
+
+/* The choice that needs the least host memory, if that were no matter; *p is to be freed. */
+static tn_status frugal(const tn_cost *k, tn_planner *p, double *cost, const tn_allocator *a,
+                        tn_error *err)
+{
+    tn_cost loose = *k;
+    double gap;
+    loose.c.ram = 1ull << 50;
+    tn_status s =
+        tn_planner_make(p, &loose, k->p->n_devices ? TN_ROOM_STATIC : TN_ROOM_HOST, a, err);
+    if (s) return s;
+    price_by_bytes(p);
+    p->chain.quick = true;
+    s = tn_chain_solve(&p->chain, p->choice, cost, &gap, a, err);
+    if (s) tn_planner_free(p);
+    return s;
+}
+
+/* Where host memory is so short that the search found nothing: starts from the frugal choice. */
+static tn_status solve_tight(tn_planner *p, double *cost, double *gap, const tn_allocator *a,
+                             tn_error *err)
+{
+    tn_planner f;
+    tn_status s = frugal(&p->k, &f, cost, a, err);
+    if (s) return s;
+    memcpy(p->choice, f.choice, (size_t)p->chain.n_stages * sizeof *p->choice);
+    tn_planner_free(&f);
+    return tn_chain_solve(&p->chain, p->choice, cost, gap, a, err);
+}
+
+static tn_status solve_room(const tn_cost *k, tn_room room, bool quick, const int16_t *rule,
+                            tn_plan *plan, double *gap, const tn_allocator *a, tn_error *err)
 {
     tn_planner p;
     double cost;
     tn_status s = tn_planner_make(&p, k, room, a, err);
     if (s) return s;
+    p.chain.quick = quick;
     s = tn_chain_solve(&p.chain, p.choice, &cost, gap, a, err);
+    if (!s && !isfinite(cost) && room == TN_ROOM_STATIC) s = solve_tight(&p, &cost, gap, a, err);
     if (!s && isfinite(cost)) s = tn_planner_plan(&p, TN_PLAN_OPTIMUM, rule, plan, err);
     tn_planner_free(&p);
     return s;
 }
 
 /* The best of elastic, static and no device; feasible is false where none fits. */
-static tn_status solve(const tn_cost *k, const int16_t *rule, tn_plan *best, double *gap,
-                       const tn_allocator *a, tn_error *err)
+static tn_status solve(const tn_cost *k, bool quick, const int16_t *rule, tn_plan *best,
+                       double *gap, const tn_allocator *a, tn_error *err)
 {
     static const tn_room rooms[] = {TN_ROOM_ELASTIC, TN_ROOM_STATIC, TN_ROOM_HOST};
     *best = (tn_plan){.feasible = false};
@@ -182,7 +226,7 @@ static tn_status solve(const tn_cost *k, const int16_t *rule, tn_plan *best, dou
         if (rooms[i] != TN_ROOM_HOST && k->p->n_devices == 0) continue;
         if (rooms[i] == TN_ROOM_ELASTIC && k->c.fixed) continue;
         if (rooms[i] == TN_ROOM_STATIC && best->feasible) continue; /* elastic is never worse */
-        const tn_status s = solve_room(k, rooms[i], rule, &plan, &g, a, err);
+        const tn_status s = solve_room(k, rooms[i], quick, rule, &plan, &g, a, err);
         if (s) {
             tn_plan_free(best, a);
             return s;
@@ -218,29 +262,37 @@ static tn_status candidate(const tn_cost *k, tn_strategy strategy, const int16_t
 /* ---- what does not fit -------------------------------------------------------------------------
  */
 
-/* A plan that breaks limits as little as can be told quickly: all host without overrides, else what
- * overrides force; for the message and the memory table. */
+static tn_status frugal_plan(const tn_cost *k, const int16_t *rule, tn_plan *plan,
+                             const tn_allocator *a, tn_error *err)
+{
+    tn_planner p;
+    double cost;
+    *plan = (tn_plan){.feasible = false};
+    tn_status s = frugal(k, &p, &cost, a, err);
+    if (s) return s;
+    if (isfinite(cost)) s = tn_planner_plan(&p, TN_PLAN_OPTIMUM, rule, plan, err);
+    tn_planner_free(&p);
+    return s;
+}
+
+/* A plan that breaks limits as little as possible, for the message and the memory table: the least
+ * host memory, or where overrides exceed a device, as if it were larger. */
 static tn_status hopeless(const tn_cost *k, const int16_t *rule, tn_plan *plan,
                           const tn_allocator *a, tn_error *err)
 {
-    tn_cost loose = *k;
-    loose.c.ram = 1ull << 50;
-    double gap;
-    tn_status s = solve(&loose, rule, plan, &gap, a, err); /* only the host's limit given up */
-    if (s) return s;
-    if (!plan->feasible) {
+    tn_status s = frugal_plan(k, rule, plan, a, err);
+    if (!s && !plan->layer) {
+        tn_cost loose = *k;
         tn_profile big = *k->p;
-        for (int32_t d = 0; d < big.n_devices; d++)
+        for (int32_t d = 0; d < big.n_devices; d++) {
             big.device[d].memory_bytes = 1ull << 50;
-        loose.p = &big;
-        for (int32_t d = 0; d < TN_MAX_DEVICES; d++)
             loose.c.vram[d] = 0;
-        s = solve(&loose, rule, plan, &gap, a, err);
+        }
+        loose.p = &big;
+        s = frugal_plan(&loose, rule, plan, a, err);
     }
-    if (s || !plan->feasible) return s;
+    if (s || !plan->layer) return s;
     plan->feasible = false;
-    plan->short_bytes = 0;
-    plan->predicted.n_depths = 0;
     return tn_plan_account(plan, k, a, err);
 }
 
@@ -264,10 +316,29 @@ static tn_status try_with(const tn_cost *k, const tn_constraints *c, double *req
     double gap;
     tn_cost_init(&other, k->s, k->p, c, k->fixed);
     *request_s = INFINITY;
-    const tn_status s = solve(&other, NULL, &plan, &gap, a, err);
+    const tn_status s = solve(&other, true, NULL, &plan, &gap, a, err);
     if (!s && plan.feasible) *request_s = plan.predicted.request_s;
     tn_plan_free(&plan, a);
     return s;
+}
+
+/* Whether anything at all fits into the devices and the host with n_ctx tokens. */
+static tn_status fits_at_all(const tn_cost *k, int64_t n_ctx, bool *fits, const tn_allocator *a,
+                             tn_error *err)
+{
+    tn_plan plan;
+    tn_cost other = *k;
+    other.c.n_ctx = n_ctx;
+    *fits = false;
+    const tn_request *r = &k->c.request;
+    if (r->depth + r->n_prompt + r->n_gen > n_ctx) return TN_OK; /* the request itself needs more */
+    const tn_status s = frugal_plan(&other, NULL, &plan, a, err);
+    if (s || !plan.layer) return s;
+    other.fixed = k->fixed;
+    const tn_status t = tn_plan_account(&plan, &other, a, err);
+    *fits = !t && plan.short_bytes == 0;
+    tn_plan_free(&plan, a);
+    return t;
 }
 
 /* The longest context that fits, in steps of 256. */
@@ -275,24 +346,23 @@ static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_all
                                  tn_error *err)
 {
     int64_t lo = 0, hi = k->c.n_ctx / 256;
-    double best = INFINITY, t;
+    double t;
     while (hi - lo > 1) {
-        tn_constraints c = k->c;
+        bool fits;
         const int64_t mid = (lo + hi) / 2;
-        c.n_ctx = mid * 256;
-        if (c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) {
-            lo = mid; /* the request itself needs more */
-            continue;
-        }
-        const tn_status s = try_with(k, &c, &t, a, err);
+        const tn_status s = fits_at_all(k, mid * 256, &fits, a, err);
         if (s) return s;
-        if (isfinite(t))
-            lo = mid, best = t;
+        if (fits)
+            lo = mid;
         else
             hi = mid;
     }
-    if (isfinite(best)) note_remedy(out, best, "--ctx %lld", (long long)lo * 256);
-    return TN_OK;
+    if (!lo) return TN_OK;
+    tn_constraints c = k->c;
+    c.n_ctx = lo * 256;
+    const tn_status s = try_with(k, &c, &t, a, err);
+    if (!s && isfinite(t)) note_remedy(out, t, "--ctx %lld", (long long)lo * 256);
+    return s;
 }
 
 static tn_status find_remedies(tn_planned *out, const tn_cost *k, const tn_allocator *a,
@@ -308,7 +378,7 @@ static tn_status find_remedies(tn_planned *out, const tn_cost *k, const tn_alloc
             note_remedy(out, t, "a KV cache of %s", c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0");
         c.kv = k->c.kv;
     }
-    const uint64_t more = (out->plan.short_bytes + (1 << 20) - 1) >> 20 << 20;
+    const uint64_t more = ((out->plan.short_bytes >> 20) + 1) << 20;
     c.ram = tn_cost_host_budget(k) + more;
     if (!s) s = try_with(k, &c, &t, a, err);
     if (!s && isfinite(t))
@@ -352,7 +422,7 @@ static tn_status step_with(const tn_cost *k, const tn_profile *p, const tn_const
     tn_plan plan;
     double gap;
     tn_cost_init(&other, k->s, p, c, k->fixed);
-    const tn_status s = solve(&other, NULL, &plan, &gap, a, err);
+    const tn_status s = solve(&other, true, NULL, &plan, &gap, a, err);
     *out = plan.predicted;
     if (!plan.feasible) out->step_s = NAN;
     tn_plan_free(&plan, a);
@@ -423,6 +493,19 @@ static tn_status copy_plan(tn_plan *out, const tn_plan *from, const tn_shape *s,
     return TN_OK;
 }
 
+/* A search that was cut short may be beaten within its gap: then that plan is the best known. */
+static tn_status take_over(tn_plan *optimum, const tn_plan *plan, const tn_shape *s,
+                           const tn_allocator *a, tn_error *err)
+{
+    tn_plan copy;
+    const tn_status status = copy_plan(&copy, plan, s, a, err);
+    if (status) return status;
+    tn_plan_free(optimum, a);
+    *optimum = copy;
+    optimum->strategy = TN_PLAN_OPTIMUM;
+    return TN_OK;
+}
+
 /* Lists the candidates and takes the simplest that is good enough. */
 static tn_status choose(tn_planned *out, const tn_cost *k, const int16_t *rule,
                         const tn_allocator *a, tn_error *err)
@@ -435,7 +518,9 @@ static tn_status choose(tn_planned *out, const tn_cost *k, const int16_t *rule,
         if (s) break;
         out->candidate[out->n_candidates++] =
             (tn_candidate){(tn_strategy)i, plan.feasible, plan.predicted};
-        const bool take = !chosen && plan.feasible && i < TN_PLAN_WATER_FILL &&
+        if (plan.feasible && plan.predicted.request_s < out->optimum.predicted.request_s)
+            s = take_over(&out->optimum, &plan, k->s, a, err);
+        const bool take = !s && !chosen && plan.feasible && i < TN_PLAN_WATER_FILL &&
                           good_enough(&plan.predicted, &out->optimum.predicted);
         if (take) {
             out->plan = plan;
@@ -452,7 +537,7 @@ static tn_status make(tn_planned *out, const tn_shape *s, const tn_profile *p, c
 {
     tn_cost k;
     tn_cost_init(&k, s, p, &out->c, o->fixed);
-    tn_status status = solve(&k, o->rule, &out->optimum, &out->gap, a, err);
+    tn_status status = solve(&k, false, o->rule, &out->optimum, &out->gap, a, err);
     if (status) return status;
     if (out->optimum.feasible) {
         status = choose(out, &k, o->rule, a, err);
@@ -501,7 +586,7 @@ tn_status tn_plan_candidate(tn_plan *out, const tn_shape *s, const tn_profile *p
     run.c.rules = NULL;
     tn_cost_init(&k, s, p, &run.c, o.fixed);
     if (!status)
-        status = strategy == TN_PLAN_OPTIMUM ? solve(&k, o.rule, out, &gap, a, err)
+        status = strategy == TN_PLAN_OPTIMUM ? solve(&k, false, o.rule, out, &gap, a, err)
                                              : candidate(&k, strategy, o.rule, out, a, err);
     free_overrides(&o, a);
     return status;

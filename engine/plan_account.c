@@ -306,8 +306,12 @@ static uint64_t excess(const tn_plan_memory *m, uint64_t kv)
 
 tn_status tn_plan_account(tn_plan *plan, const tn_cost *k, const tn_allocator *a, tn_error *err)
 {
+    plan->host = (tn_plan_memory){.budget = 0};
+    plan->short_bytes = 0;
+    plan->predicted = (tn_prediction){.n_depths = 0};
     fill_shares(plan, k);
     for (int32_t d = 0; d < k->p->n_devices; d++) {
+        plan->device[d] = (tn_plan_memory){.budget = 0};
         device_memory(plan, k, d);
         plan->short_bytes += excess(&plan->device[d], plan->device[d].kv);
     }

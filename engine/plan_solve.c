@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { max_segments = 8, max_states = 100000, n_prices = 2 * max_segments + 1 };
+enum { max_segments = 8, max_states = 60000, max_work = 4000000, n_prices = 2 * max_segments + 1 };
 
 typedef struct state {
     double cost, priced;   /* priced: with the prices of everything used so far */
@@ -424,7 +424,7 @@ static bool keep_best(solver *s)
         for (int32_t j = s->n_states - 1; j >= start && !beaten; j--, work++)
             beaten = beats(&s->states[j], &s->fresh[i]);
         if (beaten) continue;
-        if (s->n_states == max_states || work > 20000000) return false;
+        if (s->n_states == max_states || work > max_work) return false;
         s->states[s->n_states++] = s->fresh[i];
     }
     return true;
@@ -544,8 +544,8 @@ static bool make(solver *s)
 
 static void unmake(solver *s)
 {
-    void *all[] = {s->best, s->arg,       s->low,    s->low_at, s->members,
-                   s->path, s->incumbent, s->states, s->fresh};
+    void *all[] = {s->best, s->arg,   s->low,   s->low_at,    s->members, s->path,
+                   s->over, s->under, s->blend, s->incumbent, s->states,  s->fresh};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         tn_free(s->a, all[i]);
 }
@@ -598,9 +598,13 @@ tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, dou
     for (int32_t i = 0; i < c->n_stages; i++)
         s.members[c->cls[i]]++;
     find_active(&s);
+    if (isfinite(tn_chain_cost(c, choice))) {
+        improve(c, choice);
+        offer(&s, choice);
+    }
     find_prices(&s);
-    polish(&s);
-    *gap = s.impossible ? 0 : prove(&s);
+    if (!c->quick) polish(&s);
+    *gap = s.impossible ? 0 : c->quick && isfinite(s.incumbent_cost) ? distance(&s) : prove(&s);
     *cost = s.incumbent_cost;
     memcpy(choice, s.incumbent, (size_t)c->n_stages * sizeof *choice);
     unmake(&s);

@@ -29,9 +29,10 @@ typedef struct tn_menu {
 
 typedef struct tn_chain {
     int32_t n_stages, n_classes, n_places;
-    const int32_t *cls;       /* [n_stages] */
-    const tn_menu *menu;      /* [n_classes][n_places] */
-    const double *hop;        /* [n_places + 1][n_places]; row n_places: into the first stage */
+    const int32_t *cls;  /* [n_stages] */
+    const tn_menu *menu; /* [n_classes][n_places] */
+    const double *hop;   /* [n_places + 1][n_places]; row n_places: into the first stage */
+    bool quick; /* no certificate: what the prices and filling give, typically within 0.1 % */
     uint64_t cap[TN_USES][8]; /* live and full per segment; host in [TN_USE_HOST][0] */
 } tn_chain;
 
@@ -39,9 +40,10 @@ typedef struct tn_choice {
     int32_t place, mode; /* index in the menu */
 } tn_choice;
 
-/* Fills choice[n_stages]. The last stage stays at the place of the one before. *cost: of the
- * choice, +infinity if nothing fits. *gap: proven relative distance to the best, at most 1e-9
- * unless the search had to be cut short. TN_ENOMEM. */
+/* Fills choice[n_stages]; what is in it before serves as a first guess if it fits. The last stage
+ * stays at the place of the one before. *cost: of the choice, +infinity if nothing fits. *gap:
+ * proven relative distance to the best, at most 1e-9 unless the search had to be cut short.
+ * TN_ENOMEM. */
 tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, double *gap,
                          const tn_allocator *a, tn_error *err);
 /* Cost of a choice, +infinity where it breaks a limit or is not allowed. */

@@ -1,0 +1,529 @@
+/* The planner against exhaustive search, and what every plan must satisfy. */
+#include "plan_random.h"
+
+#include "../engine/plan_chain.h"
+
+#include <time.h>
+
+static const tn_allocator *const heap = &tn_default_allocator;
+
+/* ---- exhaustive search -------------------------------------------------------------------------
+ */
+
+typedef struct option {
+    double cost;
+    uint64_t live, full, host;
+} option;
+
+typedef struct search {
+    const tn_cost *k;
+    bool elastic, host_only;
+    int n_places;
+    option *opt[8][2 * TN_MAX_DEVICES]; /* [stage][place]: [units] */
+    int n_opt[8];
+    uint64_t cap[TN_MAX_DEVICES], ram;
+    double best;
+} search;
+
+/* Adds the stages from `stage` on; live and full are what the current device already holds. */
+static void search_from(search *s, int stage, int place, double cost, uint64_t live, uint64_t full,
+                        uint64_t host)
+{
+    const int n_layers = s->k->s->n_layers;
+    if (cost >= s->best) return;
+    if (stage > n_layers) {
+        s->best = cost;
+        return;
+    }
+    for (int q = 0; q < s->n_places; q++) {
+        if (stage == n_layers && q != place) continue;
+        if (place >= 0 && q / 2 < place / 2) continue;
+        const int from = place >= 0 && place % 2 ? place / 2 : TN_HOST,
+                  to = q % 2 ? q / 2 : TN_HOST;
+        const double hop = s->host_only ? 0 : tn_cost_move_request(s->k, from, to);
+        const bool same = place >= 0 && place / 2 == q / 2;
+        for (int u = 0; u < s->n_opt[stage]; u++) {
+            const option *o = &s->opt[stage][q][u];
+            const uint64_t l = (same ? live : 0) + o->live, f = (same ? full : 0) + o->full;
+            if ((s->elastic && l > s->cap[q / 2]) || f > s->cap[q / 2] || host + o->host > s->ram)
+                continue;
+            search_from(s, stage + 1, q, cost + hop + o->cost, l, f, host + o->host);
+        }
+        if (s->host_only) break;
+    }
+}
+
+static option layer_option(const search *s, int l, int d, bool home, int units)
+{
+    const tn_cost *k = s->k;
+    const tn_shape_layer *y = &k->s->layer[l];
+    uint64_t attn = 0;
+    for (int32_t j = 0; j < y->n; j++) {
+        const tn_shape_tensor *t = &k->s->tensor[k->s->of_layer[y->first + j]];
+        if (t->part < TN_PART_GATE || t->part > TN_PART_DOWN) attn += t->bytes;
+    }
+    const uint64_t ffn = tn_shape_ffn_bytes(y, units);
+    const uint64_t kv_live = tn_shape_kv_bytes(y, k->c.kv, tn_cost_live(k), k->c.page_size);
+    const uint64_t kv_full = tn_shape_kv_bytes(y, k->c.kv, k->c.n_ctx, k->c.page_size);
+    return (option){tn_cost_layer_request(k, l, d, home, units), (home ? attn + kv_live : 0) + ffn,
+                    (home ? attn + kv_full : 0) + (s->elastic ? 0 : ffn),
+                    (home ? 0 : attn + kv_full) + (s->elastic ? y->ffn_bytes : y->ffn_bytes - ffn)};
+}
+
+static double exhaustive(const tn_cost *k, bool elastic, bool host_only)
+{
+    search s = {.k = k, .elastic = elastic, .host_only = host_only, .best = INFINITY};
+    const tn_shape *m = k->s;
+    s.n_places = host_only ? 1 : 2 * k->p->n_devices;
+    for (int i = 0; i <= m->n_layers; i++) {
+        const bool head = i == m->n_layers;
+        s.n_opt[i] = host_only ? 1 : (head ? m->head_units : m->layer[i].n_units) + 1;
+        for (int q = 0; q < s.n_places; q++) {
+            s.opt[i][q] = malloc((size_t)s.n_opt[i] * sizeof(option));
+            for (int u = 0; u < s.n_opt[i]; u++) {
+                const int d = host_only ? TN_HOST : q / 2;
+                const uint64_t bytes = m->tensor[m->head].bytes, on = tn_shape_head_bytes(m, u);
+                s.opt[i][q][u] = head ? (option){tn_cost_head_request(k, d, q % 2, u), on, on,
+                                                 m->tied ? bytes : bytes - on}
+                                      : layer_option(&s, i, d, q % 2, u);
+            }
+        }
+    }
+    for (int d = 0; d < k->p->n_devices; d++)
+        if (tn_cost_budget(k, d) > tn_cost_device_buffers(k))
+            s.cap[d] = tn_cost_budget(k, d) - tn_cost_device_buffers(k);
+    const uint64_t ram = tn_cost_host_budget(k), used = tn_cost_host_buffers(k);
+    s.ram = ram > used ? ram - used : 0;
+    search_from(&s, 0, -1, 0, 0, 0, 0);
+    for (int i = 0; i <= m->n_layers; i++)
+        for (int q = 0; q < s.n_places; q++)
+            free(s.opt[i][q]);
+    return s.best;
+}
+
+static double best_of_all(const tn_cost *k)
+{
+    const double elastic = k->c.fixed ? INFINITY : exhaustive(k, true, false);
+    const double with = isfinite(elastic) ? elastic : exhaustive(k, false, false);
+    return fmin(with, exhaustive(k, false, true));
+}
+
+/* Budgets from nothing to plenty. */
+static void random_constraints(uint64_t *seed, const tn_shape *s, const tn_profile *p,
+                               tn_constraints *c)
+{
+    *c = (tn_constraints){
+        .n_batch = 1 << test_int(seed, 2, 6), .page_size = 16, .fixed = test_int(seed, 0, 3) == 0};
+    c->request = (tn_request){0, test_int(seed, 0, 60), test_int(seed, 1, 40)};
+    tn_cost k;
+    tn_constraints full;
+    tn_constraints_fill(&full, c, s, p, NULL);
+    tn_cost_init(&k, s, p, &full, NULL);
+    const double all = (double)s->weight_bytes + (double)s->n_layers * 64 * 4 * full.n_ctx;
+    for (int d = 0; d < p->n_devices; d++)
+        c->vram[d] = tn_cost_device_buffers(&k) +
+                     (uint64_t)(test_uniform(seed, 0, 1.1) * all / p->n_devices);
+    if (test_int(seed, 0, 3) == 0)
+        c->ram = tn_cost_host_buffers(&k) + (uint64_t)(test_uniform(seed, 0.3, 1.3) * all);
+}
+
+static void compare_with_exhaustive(uint64_t seed, int n_layers, int n_devices, bool experts,
+                                    int *partial, int *feasible)
+{
+    tn_shape s;
+    tn_planned out;
+    tn_constraints c;
+    tn_error err = {0};
+    const uint64_t first = seed;
+    const test_model m = random_model(&seed, n_layers, experts);
+    const tn_profile p = random_profile(&seed, n_devices);
+    REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    random_constraints(&seed, &s, &p, &c);
+    const tn_status status = tn_plan_make(&out, &s, &p, &c, heap, &err);
+    CHECK_MSG(status == TN_OK, "seed %llu: %s", (unsigned long long)first, err.msg);
+    if (status == TN_OK) {
+        tn_cost k;
+        tn_cost_init(&k, &s, &p, &out.c, NULL);
+        const double best = best_of_all(&k);
+        CHECK_MSG(out.optimum.feasible == (bool)isfinite(best), "seed %llu: feasible %d, best %g",
+                  (unsigned long long)first, out.optimum.feasible, best);
+        if (out.optimum.feasible && isfinite(best)) {
+            (*feasible)++;
+            for (int l = 0; l < s.n_layers; l++)
+                if (out.optimum.layer[l].units > 0 &&
+                    out.optimum.layer[l].units < s.layer[l].n_units)
+                    (*partial)++;
+            const double got = out.optimum.predicted.request_s;
+            CHECK_MSG(fabs(got - best) <= 2e-9 * best, "seed %llu: optimum %.12g, exhaustive %.12g",
+                      (unsigned long long)first, got, best);
+        }
+        tn_planned_free(&out);
+    }
+    tn_shape_free(&s);
+}
+
+TEST(optimum_equals_exhaustive_search)
+{
+    int partial = 0, feasible = 0;
+    for (uint64_t i = 0; i < 240 && tn_failures == 0; i++)
+        compare_with_exhaustive(1000 + i, 2 + (int)(i % 2), 1, i % 4 == 3, &partial, &feasible);
+    CHECK_MSG(feasible >= 200, "only %d cases fit", feasible);
+    CHECK_MSG(partial >= 60, "only %d layers are split", partial);
+}
+
+TEST(optimum_equals_exhaustive_search_on_two_devices)
+{
+    int partial = 0, feasible = 0;
+    for (uint64_t i = 0; i < 60 && tn_failures == 0; i++)
+        compare_with_exhaustive(5000 + i, 2, 2, i % 4 == 3, &partial, &feasible);
+    CHECK_MSG(feasible >= 40 && partial >= 10, "%d cases fit, %d layers are split", feasible,
+              partial);
+}
+
+/* ---- properties --------------------------------------------------------------------------------
+ */
+
+/* Device memory from the shares of all tensors and the KV, without the planner's own tables. */
+static void check_budget(const tn_planned *out, const tn_shape *s, const tn_profile *p,
+                         const int32_t *units, int64_t live, const char *what)
+{
+    tn_cost k;
+    tn_cost_init(&k, s, p, &out->c, NULL);
+    for (int d = 0; d < p->n_devices; d++) {
+        double bytes = 0;
+        for (int l = 0; l < s->n_layers; l++) {
+            if (out->plan.layer[l].device != d) continue;
+            const tn_shape_layer *y = &s->layer[l];
+            for (int32_t j = 0; j < y->n; j++) {
+                const int32_t i = s->of_layer[y->first + j];
+                const bool ffn =
+                    s->tensor[i].part >= TN_PART_GATE && s->tensor[i].part <= TN_PART_DOWN;
+                if (!ffn) bytes += (double)out->plan.share[i] * (double)s->tensor[i].bytes;
+            }
+            bytes += (double)tn_shape_ffn_bytes(y, units[l]);
+            if (out->plan.layer[l].attn)
+                bytes += (double)tn_shape_kv_bytes(y, out->c.kv, live, out->c.page_size);
+        }
+        if (out->plan.layer[s->n_layers - 1].device == d)
+            bytes += (double)tn_shape_head_bytes(s, out->plan.head_units);
+        if (bytes > 0) bytes += (double)tn_cost_device_buffers(&k);
+        CHECK_MSG(bytes <= (double)tn_cost_budget(&k, d),
+                  "%s: device %d holds %.0f of %llu bytes at %lld", what, d, bytes,
+                  (unsigned long long)tn_cost_budget(&k, d), (long long)live);
+    }
+    const tn_plan_memory *h = &out->plan.host;
+    CHECK_MSG(h->weights + h->kv + h->buffers + h->masters <= h->budget, "%s: the host is over",
+              what);
+}
+
+/* The boundary at many depths: within budget, falling with depth, the same whatever came before. */
+static void check_boundary(const tn_planned *out, const tn_shape *s, const tn_profile *p,
+                           const char *what)
+{
+    int32_t units[200], again[200];
+    uint64_t before = UINT64_MAX;
+    REQUIRE(s->n_layers <= 200);
+    for (int i = 0; i <= 8; i++) {
+        const int64_t live = out->c.n_ctx * i / 8 > 0 ? out->c.n_ctx * i / 8 : 1;
+        REQUIRE(tn_plan_boundary(&out->plan, s, p, &out->c, live, units, heap, NULL) == TN_OK);
+        check_budget(out, s, p, units, live, what);
+        uint64_t sum = 0;
+        for (int l = 0; l < s->n_layers; l++)
+            sum += tn_shape_ffn_bytes(&s->layer[l], units[l]);
+        /* Whole layers may pay more than the bytes they take, hence one layer of slack. */
+        CHECK_MSG(sum <= before || sum - before <= s->layer[0].ffn_bytes, "%s: grows at %lld", what,
+                  (long long)live);
+        before = sum;
+        REQUIRE(tn_plan_boundary(&out->plan, s, p, &out->c, live, again, heap, NULL) == TN_OK);
+        CHECK(memcmp(units, again, (size_t)s->n_layers * sizeof *units) == 0);
+    }
+}
+
+static const struct {
+    const char *name;
+    const test_model *model;
+} real[] = {{"8b", &model_8b},
+            {"70b", &model_70b},
+            {"405b", &model_405b},
+            {"30b-a3b", &model_30b_a3b},
+            {"gemma-27b", &model_gemma_27b}};
+enum { n_real = sizeof real / sizeof *real };
+
+TEST(real_shapes_on_shipped_machines)
+{
+    int partial = 0, elastic = 0;
+    for (int i = 0; i < n_real; i++) {
+        tn_shape s;
+        REQUIRE(test_shape(&s, real[i].model, 0) == TN_OK);
+        for (size_t j = 0; tn_profile_shipped_name(j); j++) {
+            tn_profile p;
+            tn_planned out;
+            tn_error err = {0};
+            char what[80];
+            snprintf(what, sizeof what, "%s on %s", real[i].name, tn_profile_shipped_name(j));
+            REQUIRE(tn_profile_shipped(&p, tn_profile_shipped_name(j)));
+            CHECK(tn_profile_check(&p, what, &err) == TN_OK);
+            const tn_constraints c = {.n_ctx = 32768};
+            REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, &err) == TN_OK);
+            if (!out.optimum.feasible) {
+                CHECK_MSG(out.plan.short_bytes > 0 && out.n_remedies > 0,
+                          "%s: does not fit, no word", what);
+                tn_planned_free(&out);
+                continue;
+            }
+            CHECK_MSG(out.gap <= 1e-3, "%s: gap %g", what, out.gap);
+            for (int k = 0; k < out.n_candidates; k++)
+                CHECK_MSG(!out.candidate[k].feasible || out.optimum.predicted.request_s <=
+                                                            out.candidate[k].predicted.request_s,
+                          "%s: %s is better than the optimum", what,
+                          tn_strategy_name(out.candidate[k].strategy));
+            CHECK(out.plan.predicted.request_s <= 1.03 * out.optimum.predicted.request_s);
+            for (int l = 0; l < s.n_layers; l++)
+                if (out.plan.layer[l].units > 0 && out.plan.layer[l].units < s.layer[l].n_units)
+                    partial++;
+            elastic += out.plan.dropping;
+            check_boundary(&out, &s, &p, what);
+            tn_planned_free(&out);
+        }
+        tn_shape_free(&s);
+    }
+    CHECK_MSG(partial > 100 && elastic > 5, "%d split layers, %d elastic plans", partial, elastic);
+}
+
+TEST(more_memory_is_never_slower)
+{
+    for (uint64_t i = 0; i < 60; i++) {
+        uint64_t seed = 9000 + i;
+        tn_shape s;
+        tn_constraints c;
+        const test_model m = random_model(&seed, 3, i % 3 == 2);
+        const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        random_constraints(&seed, &s, &p, &c);
+        c.ram = 0;
+        double before = INFINITY;
+        for (int step = 0; step < 6; step++) {
+            tn_planned out;
+            REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+            const double now = out.optimum.feasible ? out.optimum.predicted.request_s : INFINITY;
+            CHECK_MSG(now <= before * (1 + 4e-9), "seed %llu: %.12g becomes %.12g",
+                      (unsigned long long)(9000 + i), before, now);
+            before = now;
+            tn_planned_free(&out);
+            for (int d = 0; d < p.n_devices; d++)
+                c.vram[d] += 5000 + c.vram[d] / 20;
+        }
+        tn_shape_free(&s);
+    }
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Printed, not checked: a busy machine must not fail a test. */
+TEST(how_long_405b_takes)
+{
+    static const char *const machines[] = {"h200-server", "8x-h200-server"};
+    tn_shape s;
+    REQUIRE(test_shape(&s, &model_405b, 0) == TN_OK);
+    for (int i = 0; i < 2; i++) {
+        tn_profile p;
+        tn_plan plan;
+        REQUIRE(tn_profile_shipped(&p, machines[i]));
+        tn_constraints c = {.n_ctx = 32768};
+        for (int d = 0; i == 1 && d < 8; d++)
+            c.vram[d] = 30ull << 30; /* more than one hand full */
+        const double start = seconds();
+        REQUIRE(tn_plan_candidate(&plan, &s, &p, &c, TN_PLAN_OPTIMUM, heap, NULL) == TN_OK);
+        printf("405B on %d device%s: planned in %.2f s\n", p.n_devices, i ? "s" : "",
+               seconds() - start);
+        CHECK(plan.feasible);
+        tn_plan_free(&plan, heap);
+    }
+    tn_shape_free(&s);
+}
+
+/* ---- sizes -------------------------------------------------------------------------------------
+ */
+
+TEST(kv_is_counted_exactly)
+{
+    tn_shape s;
+    REQUIRE(test_shape(&s, &model_gemma_27b, 0) == TN_OK);
+    CHECK_INT(s.layer[0].window, 1024);
+    CHECK_INT(s.layer[5].window, 0);
+    CHECK_INT(s.layer[11].window, 0);
+    const uint64_t position = 2 * 16 * 128; /* K and V elements */
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_F16, 32768, 256), 32768 * position * 2);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], TN_KV_KIND_F16, 32768, 256), 1024 * position * 2);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], TN_KV_KIND_F16, 300, 256), 512 * position * 2);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_F32, 256, 256), 256 * position * 4);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_Q8_0, 256, 256), 256 * position / 32 * 34);
+    tn_shape_free(&s);
+}
+
+TEST(slabs_add_up)
+{
+    for (uint64_t i = 0; i < 40; i++) {
+        uint64_t seed = 77 + i;
+        tn_shape s;
+        const test_model m = random_model(&seed, 2, i % 4 == 0);
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        const tn_shape_layer *y = &s.layer[0];
+        CHECK(y->n_units >= 1 && (y->n_expert || y->granule % 16 == 0));
+        CHECK_INT(tn_shape_ffn_bytes(y, 0), 0);
+        CHECK_INT(tn_shape_ffn_bytes(y, y->n_units), y->ffn_bytes);
+        /* The last slab has the remainder: it is the largest, by less than one slab. */
+        const uint64_t last = y->ffn_bytes - tn_shape_ffn_bytes(y, y->n_units - 1);
+        CHECK(last >= y->unit_bytes && last < 2 * y->unit_bytes);
+        uint64_t ffn = 0;
+        for (int32_t t = 0; t < s.n_tensors; t++)
+            if (s.tensor[t].layer == 0 && strstr(s.tensor[t].name, "ffn_") &&
+                !strstr(s.tensor[t].name, "norm") && !strstr(s.tensor[t].name, "inp"))
+                ffn += s.tensor[t].bytes;
+        CHECK_INT(y->ffn_bytes, ffn);
+        tn_shape_free(&s);
+    }
+}
+
+TEST(attended_positions_add_up)
+{
+    for (int64_t window = 0; window < 12; window += 3)
+        for (int64_t start = 0; start < 9; start++) {
+            int64_t sum = 0;
+            for (int64_t n = 0; n < 9; n++) {
+                CHECK_NEAR(tn_cost_attended(start, n, window), (double)sum, 1e-9);
+                const int64_t next = start + n + 1;
+                sum += window && next > window ? window : next;
+            }
+        }
+}
+
+/* The hypergeometric weights against counting every subset of experts. */
+TEST(expert_hits_are_counted_exactly)
+{
+    const tn_shape_layer l = {.n_expert = 7, .n_used = 3};
+    for (int units = 0; units <= 7; units++) {
+        double pmf[4], want[4] = {0};
+        int all = 0;
+        for (int set = 0; set < 128; set++) {
+            if (__builtin_popcount((unsigned)set) != 3) continue;
+            want[__builtin_popcount((unsigned)set & ((1u << units) - 1))]++;
+            all++;
+        }
+        tn_cost_hits(&l, units, pmf);
+        for (int h = 0; h <= 3; h++)
+            CHECK_NEAR(pmf[h], want[h] / all, 1e-12);
+    }
+}
+
+/* ---- errors ------------------------------------------------------------------------------------
+ */
+
+static void refuses(const tn_shape *s, const tn_profile *p, const tn_constraints *c,
+                    const char *word1, const char *word2)
+{
+    tn_planned out;
+    tn_error err = {0};
+    CHECK(tn_plan_make(&out, s, p, c, heap, &err) == TN_EARG);
+    CHECK_MSG(strstr(err.msg, word1) && strstr(err.msg, word2), "'%s' lacks %s or %s", err.msg,
+              word1, word2);
+}
+
+TEST(contradictions_name_both_sides)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_rules rules = {.a = heap};
+    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    tn_constraints c = {.n_ctx = 1024, .request = {0, 2048, 512}};
+    refuses(&s, &p, &c, "--for", "--ctx");
+    c = (tn_constraints){.vram = {64ull << 30}};
+    refuses(&s, &p, &c, "--vram", "RTX 3060");
+    c = (tn_constraints){.vram = {1ull << 30, 1ull << 30}};
+    refuses(&s, &p, &c, "--vram", "rtx3060-ddr4");
+    tn_profile_generic(&p);
+    REQUIRE(tn_rules_add(&rules, "ffn_up=device", NULL) == TN_OK);
+    c = (tn_constraints){.rules = &rules};
+    refuses(&s, &p, &c, "--place", "generic-host");
+    tn_rules_free(&rules);
+    tn_shape_free(&s);
+}
+
+TEST(what_does_not_fit_says_by_how_much)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out, again;
+    REQUIRE(test_shape(&s, &model_70b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    tn_constraints c = {.n_ctx = 8192};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(!out.plan.feasible && out.plan.short_bytes > 0);
+    CHECK(out.n_remedies > 0 && out.n_remedies <= 2 && out.remedy[0].request_s > 0);
+    /* With as much more as it asks for (and a mebibyte of rounding) it fits, with much less it does
+     * not. */
+    c.ram = p.host.memory_bytes - p.host.reserved_bytes + out.plan.short_bytes + (1 << 20);
+    REQUIRE(tn_plan_make(&again, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(again.plan.feasible);
+    tn_planned_free(&again);
+    c.ram -= 256u << 20;
+    REQUIRE(tn_plan_make(&again, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(!again.plan.feasible);
+    tn_planned_free(&again);
+    tn_planned_free(&out);
+    tn_shape_free(&s);
+}
+
+/* Lets the first `left` allocations succeed and counts those that are not freed. */
+static long left, alive;
+
+static void *count_alloc(void *user, size_t bytes, size_t align)
+{
+    (void)user;
+    if (left == 0) return NULL;
+    left--;
+    void *p = aligned_alloc(align, (bytes + align - 1) / align * align);
+    alive += p != NULL;
+    return p;
+}
+
+static void count_free(void *user, void *p)
+{
+    (void)user;
+    alive -= p != NULL;
+    free(p);
+}
+
+TEST(every_allocation_may_fail)
+{
+    const tn_allocator counting = {count_alloc, count_free, NULL};
+    uint64_t seed = 3;
+    tn_shape s;
+    tn_planned out;
+    tn_constraints c;
+    const test_model m = random_model(&seed, 2, false);
+    const tn_profile p = random_profile(&seed, 1);
+    REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    random_constraints(&seed, &s, &p, &c);
+    tn_status status = TN_ENOMEM;
+    long n = 0;
+    for (; status != TN_OK && n < 100000 && tn_failures == 0; n++) {
+        left = n;
+        alive = 0;
+        status = tn_plan_make(&out, &s, &p, &c, &counting, NULL);
+        CHECK_MSG(status == TN_OK || status == TN_ENOMEM, "allocation %ld: status %d", n,
+                  (int)status);
+        if (status == TN_OK) tn_planned_free(&out);
+        CHECK_MSG(alive == 0, "allocation %ld failing leaks %ld blocks", n, alive);
+    }
+    CHECK(status == TN_OK && n > 50);
+    tn_shape_free(&s);
+}
+
+TEST_MAIN
