@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(32) route_tokens(RouteArgs a)
             const int e = k * 32 + lane;
             if (taken >> k & 1) continue;
             const float s = scores[e];
-            const float gate = softmax ? expf(s - top) / (a.renormalise ? 1 : all)
-                                       : 1.0f / (1.0f + expf(-s));
+            const float gate = softmax ? expf(s - top) / all : 1.0f / (1.0f + expf(-s));
             const float rank = rank_of(a, s, gate, e);
             if (at >= 0 && !(rank > best)) continue;
             best = rank;
