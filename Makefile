@@ -102,10 +102,11 @@ $(EMU_PLUGIN): $(EMU_OBJ) $(STATIC)
 
 # For this machine's GPUs; without any for the oldest we know, as PTX that the driver translates.
 NATIVE := $(if $(CUDA_ARCHS),,$(if $(GPU),1))
-gencode = $(foreach a,$(1),-gencode arch=compute_$(a),code=sm_$(a))
-NVCC_ARCH = $(if $(CUDA_ARCHS),$(call gencode,$(CUDA_ARCHS)) \
-              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)),\
-              $(if $(NATIVE),-arch=native,-gencode arch=compute_75,code=compute_75))
+comma := ,
+gencode = -gencode arch=compute_$(1)$(comma)code=$(2)_$(1)
+NVCC_ARCH = $(if $(CUDA_ARCHS),$(foreach a,$(CUDA_ARCHS),$(call gencode,$a,sm)) \
+              $(call gencode,$(lastword $(CUDA_ARCHS)),compute),\
+              $(if $(NATIVE),-arch=native,$(call gencode,75,compute)))
 NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
             -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter
 

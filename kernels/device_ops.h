@@ -1,17 +1,18 @@
 /* The device op table: one slot and one contract per operation, in plain C.
  *
- * Every pointer named here is a device pointer unless said otherwise. An op enqueues its work on the
- * stream and returns at once; it allocates nothing, synchronises nothing and may be captured into a
- * graph. What changes from token to token (positions, lengths, page tables, expert choices) is read
- * from device memory, so that a recorded graph is replayed as it is. The structs are read during the
- * call only.
+ * Every pointer named here is a device pointer unless said otherwise. An op enqueues its work on
+ * the stream and returns at once; it allocates nothing, synchronises nothing and may be captured
+ * into a graph. What changes from token to token (positions, lengths, page tables, expert choices)
+ * is read from device memory, so that a recorded graph is replayed as it is. The structs are read
+ * during the call only.
  *
  * An op returns TN_OK, TN_EARG where the arguments break the contract, TN_EUNSUPPORTED where can_do
  * would have said no (nothing has been enqueued then), or TN_EDEVICE where a launch failed. Ops on
  * different streams may be called from different threads at once.
  *
  * scalar.c and scalar_ops.c define the results. Sums are grouped differently here, and activations
- * are rounded by tn_dacts' own rule, so tests compare with an error relative to the sum of magnitudes. */
+ * are rounded by tn_dacts' own rule, so tests compare with an error relative to the sum of
+ * magnitudes. */
 #ifndef TN_DEVICE_OPS_H
 #define TN_DEVICE_OPS_H
 
@@ -22,36 +23,40 @@
 extern "C" {
 #endif
 
+/* ---- weights -----------------------------------------------------------------------------------
+ */
 
-/* ---- weights ----------------------------------------------------------------------------------- */
-
-/* A matrix on the device; y = W x has rows outputs. The bytes are those of the file, rearranged: what
- * 32 columns of a row hold in one block is spread over up to four planes, so that consecutive lanes
- * load consecutive 16-byte words of quants. kernels/cuda/weights.h documents the planes. A row of a
- * plane starts at a multiple of 16 bytes. A view: it owns nothing. */
+/* A matrix on the device; y = W x has rows outputs. The bytes are those of the file, rearranged:
+ * what 32 columns of a row hold in one block is spread over up to four planes, so that consecutive
+ * lanes load consecutive 16-byte words of quants. kernels/cuda/weights.h documents the planes. A
+ * row of a plane starts at a multiple of 16 bytes. A view: it owns nothing. */
 enum { TN_DPLANES = 4 };
 typedef struct tn_dweight {
-    uint32_t type;  /* tn_type */
+    uint32_t type; /* tn_type */
     int64_t rows, cols;
-    uint8_t *plane[TN_DPLANES]; /* quants or floats, high bits, scale bytes, float16 scales; or NULL */
+    uint8_t
+        *plane[TN_DPLANES]; /* quants or floats, high bits, scale bytes, float16 scales; or NULL */
     int64_t stride[TN_DPLANES]; /* bytes between rows */
 } tn_dweight;
 
-/* Bytes of a matrix on the device, a multiple of 256; 0 where the device has no such type, cols is no
- * multiple of its block, or the size overflows. Host only, any thread, as all of this section. */
+/* Bytes of a matrix on the device, a multiple of 256; 0 where the device has no such type, cols is
+ * no multiple of its block, or the size overflows. Host only, any thread, as all of this section.
+ */
 size_t tn_dweight_bytes(uint32_t type, int64_t rows, int64_t cols);
 /* The matrix in tn_dweight_bytes at `base`, which is 256-byte aligned. */
 tn_dweight tn_dweight_at(void *base, uint32_t type, int64_t rows, int64_t cols);
 /* Rows [row0, row0 + n). */
 tn_dweight tn_dweight_rows(const tn_dweight *w, int64_t row0, int64_t n);
-/* Columns [col0, col0 + n): both multiples of the type's block, and of 8 where it is unquantised. */
+/* Columns [col0, col0 + n): both multiples of the type's block, and of 8 where it is unquantised.
+ */
 tn_dweight tn_dweight_cols(const tn_dweight *w, int64_t col0, int64_t n);
 
-/* ---- activations ------------------------------------------------------------------------------- */
+/* ---- activations -------------------------------------------------------------------------------
+ */
 
 /* The scales of 32 activations rounded to 8 bits, one for each half of 16:
- * element i is d[i / 16] * q[i], and sum[h] is the sum of the q of half h. d[h] is max|x| / 127 of the
- * half, 0 for zeros and NaN where a value is not finite. */
+ * element i is d[i / 16] * q[i], and sum[h] is the sum of the q of half h. d[h] is max|x| / 127 of
+ * the half, 0 for zeros and NaN where a value is not finite. */
 typedef struct tn_dscale {
     float d[2];
     int32_t sum[2];
@@ -60,13 +65,14 @@ typedef struct tn_dscale {
 /* n vectors of cols elements. Rows of f are 16-byte aligned: f_stride is a multiple of 4. */
 typedef struct tn_dacts {
     int64_t n, cols;
-    float *f;         /* [n][f_stride]; may be NULL where only quantised weights read it */
+    float *f; /* [n][f_stride]; may be NULL where only quantised weights read it */
     int64_t f_stride;
     int8_t *q;        /* [n][cols], 16-byte aligned; may be NULL where only f is read */
     tn_dscale *scale; /* [n][cols / 32], 16-byte aligned */
 } tn_dacts;
 
-/* ---- matrix products ------------------------------------------------------------------------------ */
+/* ---- matrix products
+ * ------------------------------------------------------------------------------ */
 
 /* Most vectors that matvec takes at once. */
 enum { TN_MATVEC_MAX = 8 };
@@ -75,28 +81,28 @@ enum { TN_MATVEC_MAX = 8 };
  * y[t][r] = act(w x + bias) * (up x + up_bias), and add must be false. Quantised types read x.q and
  * x.scale, the others x.f in float32.
  *
- * Experts: where `expert` is set, w (and up, the biases) hold n_experts matrices of `rows` rows each
- * one after the other, so w.rows is rows * n_experts; there are n_items results, item i being
+ * Experts: where `expert` is set, w (and up, the biases) hold n_experts matrices of `rows` rows
+ * each one after the other, so w.rows is rows * n_experts; there are n_items results, item i being
  * y[i] = W[expert[i]] x[i / per_token]. A negative expert gives zeros. */
 typedef struct tn_dmatvec {
-    tn_dweight w, up;             /* up.plane[0] NULL: none; else the type and shape of w */
+    tn_dweight w, up; /* up.plane[0] NULL: none; else the type and shape of w */
     tn_activation act;
-    tn_dacts x;                   /* n <= TN_MATVEC_MAX unless there are experts */
-    float *y;                     /* [x.n or n_items][y_stride] */
+    tn_dacts x; /* n <= TN_MATVEC_MAX unless there are experts */
+    float *y;   /* [x.n or n_items][y_stride] */
     int64_t y_stride;
-    const float *bias, *up_bias;  /* [w.rows] or NULL */
+    const float *bias, *up_bias; /* [w.rows] or NULL */
     bool add;
-    const int32_t *expert;        /* [n_items] or NULL */
+    const int32_t *expert; /* [n_items] or NULL */
     int64_t n_items, rows;
     int32_t per_token;
 } tn_dmatvec;
 typedef tn_status (*tn_device_matvec_fn)(tn_stream *s, const tn_dmatvec *a);
 
 /* The same product for many vectors, by cuBLAS: no experts, no `up`, any n >= 1; always reads x.f.
- * Quantised weights are dequantised to float16, x is rounded to float16 (under a common power of two
- * where it would overflow) and sums are float32; F32, F16 and BF16 weights are multiplied in float32
- * with TF32 off. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so many rows are
- * multiplied at a time. */
+ * Quantised weights are dequantised to float16, x is rounded to float16 (under a common power of
+ * two where it would overflow) and sums are float32; F32, F16 and BF16 weights are multiplied in
+ * float32 with TF32 off. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so
+ * many rows are multiplied at a time. */
 typedef struct tn_dgemm {
     tn_dweight w;
     tn_dacts x;
@@ -111,20 +117,24 @@ typedef tn_status (*tn_device_gemm_fn)(tn_stream *s, const tn_dgemm *a);
 /* Workspace for `rows` rows at a time; w.rows lets the product run in one pass. Host only. */
 typedef size_t (*tn_device_gemm_bytes_fn)(uint32_t type, int64_t n, int64_t rows, int64_t cols);
 
-/* ---- weights in and out ---------------------------------------------------------------------------- */
+/* ---- weights in and out
+ * ---------------------------------------------------------------------------- */
 
-/* Fills the matrix w from rows as they lie in the file, which are in device memory at src, row_bytes
- * apart (2-byte aligned for quantised types, else aligned to an element). */
+/* Fills the matrix w from rows as they lie in the file, which are in device memory at src,
+ * row_bytes apart (2-byte aligned for quantised types, else aligned to an element). */
 typedef tn_status (*tn_device_repack_fn)(tn_stream *s, const tn_dweight *w, const void *src,
                                          size_t row_bytes);
-/* The same from the host's interleaved layout R8 (kernels/repack.h): groups of 8 rows, 4-byte aligned. */
+/* The same from the host's interleaved layout R8 (kernels/repack.h): groups of 8 rows, 4-byte
+ * aligned. */
 typedef tn_status (*tn_device_repack_r8_fn)(tn_stream *s, const tn_dweight *w, const void *src,
                                             size_t row_bytes);
-/* out[i][c] = scale * w[ids[i]][c] for i < n: rows of an embedding. ids outside [0, w.rows) give NaN. */
+/* out[i][c] = scale * w[ids[i]][c] for i < n: rows of an embedding. ids outside [0, w.rows) give
+ * NaN. */
 typedef tn_status (*tn_device_gather_fn)(tn_stream *s, const tn_dweight *w, const int32_t *ids,
                                          int64_t n, float scale, float *out, int64_t out_stride);
 
-/* ---- norms and elementwise ------------------------------------------------------------------------- */
+/* ---- norms and elementwise
+ * ------------------------------------------------------------------------- */
 
 /* For each of n rows, in this order, every step optional:
  *   x += r                        (r set, r_norm NULL)
@@ -147,17 +157,19 @@ typedef tn_status (*tn_device_norm_fn)(tn_stream *s, const tn_dnorm *a);
 /* Rounds x.f to x.q and x.scale; cols is a multiple of 32. */
 typedef tn_status (*tn_device_quantize_fn)(tn_stream *s, const tn_dacts *x);
 /* gate[t][i] = act(gate[t][i]) * up[t][i] for n rows of cols elements. */
-typedef tn_status (*tn_device_glu_fn)(tn_stream *s, float *gate, int64_t gate_stride, const float *up,
-                                      int64_t up_stride, int64_t n, int64_t cols, tn_activation act);
+typedef tn_status (*tn_device_glu_fn)(tn_stream *s, float *gate, int64_t gate_stride,
+                                      const float *up, int64_t up_stride, int64_t n, int64_t cols,
+                                      tn_activation act);
 /* y[t][i] = a * y[t][i] + b * x[t][i] + bias[i]; x and bias may be NULL. */
 typedef tn_status (*tn_device_axpby_fn)(tn_stream *s, float *y, int64_t y_stride, float a,
-                                        const float *x, int64_t x_stride, float b, const float *bias,
-                                        int64_t n, int64_t cols);
+                                        const float *x, int64_t x_stride, float b,
+                                        const float *bias, int64_t n, int64_t cols);
 /* y[t][i] = cap * tanh(y[t][i] / cap) */
 typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stride, int64_t n,
                                           int64_t cols, float cap);
 
-/* ---- attention --------------------------------------------------------------------------------------- */
+/* ---- attention
+ * --------------------------------------------------------------------------------------- */
 
 /* One layer's KV cache behind page tables. The page at index p of a sequence holds positions
  * [p * page_size, (p + 1) * page_size); its base address is pages[seq * pages_stride + p], and this
@@ -166,8 +178,8 @@ typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stri
  * Q8_0: the quants [n_head_kv][page_size][head_dim], then the float16 scales
  * [n_head_kv][page_size][head_dim / 32]: the same bytes as blocks of 34, but aligned. */
 typedef struct tn_dkv {
-    uint32_t type;     /* TN_TYPE_F16, TN_TYPE_F32 or TN_TYPE_Q8_0 */
-    int32_t page_size; /* a power of two, at least 16 */
+    uint32_t type;                             /* TN_TYPE_F16, TN_TYPE_F32 or TN_TYPE_Q8_0 */
+    int32_t page_size;                         /* a power of two, at least 16 */
     int32_t n_head_kv, head_dim_k, head_dim_v; /* dims: multiples of 8 (Q8_0: of 32), at most 256 */
     void *const *pages;
     int64_t pages_stride, k_at, v_at;
@@ -200,11 +212,11 @@ typedef tn_status (*tn_device_rope_append_fn)(tn_stream *s, const tn_drope *a);
 
 /* Attention of n query tokens, token t at position pos[t] of sequence seq[t], over the keys that
  * window lets it see (as in tn_attend). Both ops compute the same thing:
- * attend   splits the context of every token over n_splits blocks and joins the parts: for decoding,
- *          any mix of sequences. workspace: attend_bytes(n, n_head, head_dim_v, n_splits).
- * attend_tiles  works on tiles of queries: for a run of tokens of ONE sequence (seq[0]) at consecutive
- *          positions from pos[0] on. No workspace. With F16 pages the products are those of tensor
- *          cores: q and the weights are rounded to float16, sums are float32. */
+ * attend   splits the context of every token over n_splits blocks and joins the parts: for
+ * decoding, any mix of sequences. workspace: attend_bytes(n, n_head, head_dim_v, n_splits).
+ * attend_tiles  works on tiles of queries: for a run of tokens of ONE sequence (seq[0]) at
+ * consecutive positions from pos[0] on. No workspace. With F16 pages the products are those of
+ * tensor cores: q and the weights are rounded to float16, sums are float32. */
 typedef struct tn_dattend {
     tn_dkv kv;
     const float *q; /* [n][q_stride], head h at h * head_dim_k; 16-byte aligned rows */
@@ -224,7 +236,8 @@ typedef tn_status (*tn_device_attend_fn)(tn_stream *s, const tn_dattend *a);
 typedef size_t (*tn_device_attend_bytes_fn)(int64_t n, int32_t n_head, int32_t head_dim_v,
                                             int32_t n_splits);
 
-/* ---- experts --------------------------------------------------------------------------------------- */
+/* ---- experts
+ * --------------------------------------------------------------------------------------- */
 
 typedef enum tn_gating { TN_GATING_SOFTMAX = 0, TN_GATING_SIGMOID } tn_gating;
 /* From the router's scores of n tokens to `used` experts each: p = gating(scores); the experts with
@@ -250,10 +263,11 @@ typedef tn_status (*tn_device_combine_fn)(tn_stream *s, float *y, int64_t y_stri
                                           int64_t x_stride, const float *weight, int32_t used,
                                           int64_t n, int64_t cols, bool add);
 
-/* ---- sampling ---------------------------------------------------------------------------------------- */
+/* ---- sampling
+ * ---------------------------------------------------------------------------------------- */
 
-/* id[t], and value[t] where not NULL, of the largest of cols values in each of n rows; the lowest index
- * where equal; NaN counts as smallest. */
+/* id[t], and value[t] where not NULL, of the largest of cols values in each of n rows; the lowest
+ * index where equal; NaN counts as smallest. */
 typedef tn_status (*tn_device_argmax_fn)(tn_stream *s, const float *x, int64_t x_stride, int64_t n,
                                          int64_t cols, int32_t *id, float *value);
 /* The k largest of each row in descending order, equal ones by index: id[n][k], value[n][k].
@@ -261,7 +275,8 @@ typedef tn_status (*tn_device_argmax_fn)(tn_stream *s, const float *x, int64_t x
 typedef tn_status (*tn_device_top_k_fn)(tn_stream *s, const float *x, int64_t x_stride, int64_t n,
                                         int64_t cols, int32_t k, int32_t *id, float *value);
 
-/* ---- the table ----------------------------------------------------------------------------------------- */
+/* ---- the table
+ * ----------------------------------------------------------------------------------------- */
 
 typedef enum tn_device_op {
     TN_DOP_MATVEC,       /* type: of the weights; shape.cols */

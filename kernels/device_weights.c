@@ -3,12 +3,19 @@
 
 /* Bytes of 256 columns in each plane; kernels/cuda/weights.h says what they hold. */
 static const uint16_t plane_bytes[TN_TYPE_COUNT][TN_DPLANES] = {
-    [TN_TYPE_F32] = {1024},         [TN_TYPE_F16] = {512},          [TN_TYPE_BF16] = {512},
-    [TN_TYPE_Q4_0] = {128, 0, 0, 16}, [TN_TYPE_Q4_1] = {128, 0, 0, 32},
-    [TN_TYPE_Q5_0] = {128, 32, 0, 16}, [TN_TYPE_Q5_1] = {128, 32, 0, 32},
-    [TN_TYPE_Q8_0] = {256, 0, 0, 16}, [TN_TYPE_Q2_K] = {64, 0, 16, 4},
-    [TN_TYPE_Q3_K] = {64, 32, 12, 2}, [TN_TYPE_Q4_K] = {128, 0, 12, 4},
-    [TN_TYPE_Q5_K] = {128, 32, 12, 4}, [TN_TYPE_Q6_K] = {128, 64, 16, 2},
+    [TN_TYPE_F32] = {1024},
+    [TN_TYPE_F16] = {512},
+    [TN_TYPE_BF16] = {512},
+    [TN_TYPE_Q4_0] = {128, 0, 0, 16},
+    [TN_TYPE_Q4_1] = {128, 0, 0, 32},
+    [TN_TYPE_Q5_0] = {128, 32, 0, 16},
+    [TN_TYPE_Q5_1] = {128, 32, 0, 32},
+    [TN_TYPE_Q8_0] = {256, 0, 0, 16},
+    [TN_TYPE_Q2_K] = {64, 0, 16, 4},
+    [TN_TYPE_Q3_K] = {64, 32, 12, 2},
+    [TN_TYPE_Q4_K] = {128, 0, 12, 4},
+    [TN_TYPE_Q5_K] = {128, 32, 12, 4},
+    [TN_TYPE_Q6_K] = {128, 64, 16, 2},
 };
 
 enum { row_align = 16, plane_align = 256 };
@@ -30,7 +37,8 @@ static bool plane_end(size_t at, int64_t rows, int64_t stride, size_t *end)
 {
     size_t bytes;
     return tn_mul_size((size_t)rows, (size_t)stride, &bytes) && tn_add_size(at, bytes, end) &&
-           tn_add_size(*end, plane_align - 1, end) && (*end = *end / plane_align * plane_align, true);
+           tn_add_size(*end, plane_align - 1, end) &&
+           (*end = *end / plane_align * plane_align, true);
 }
 
 size_t tn_dweight_bytes(uint32_t type, int64_t rows, int64_t cols)

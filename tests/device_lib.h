@@ -1,7 +1,7 @@
 /* For tests of device ops: a device, guarded memory on it, comparisons that NaN fails.
  *
- * The device is the emulated one, in three thread schedules; `--cuda` takes a GPU instead. Without a
- * plug-in every case is skipped. */
+ * The device is the emulated one, in three thread schedules; `--cuda` takes a GPU instead. Without
+ * a plug-in every case is skipped. */
 #ifndef TN_DEVICE_LIB_H
 #define TN_DEVICE_LIB_H
 
@@ -14,10 +14,11 @@
 static tn_device *dev;
 static const tn_device_ops *ops;
 static tn_stream *stream;
-static tn_kernels host; /* scalar: the definition */
+static tn_kernels host;       /* scalar: the definition */
 static const char *no_device; /* why there is none */
 
-/* ---- memory with guards ------------------------------------------------------------------------ */
+/* ---- memory with guards ------------------------------------------------------------------------
+ */
 
 enum { GUARD = 256, GUARD_BYTE = 0xa5, MAX_BUFFERS = 64 };
 
@@ -43,8 +44,10 @@ static inline void *device_new(size_t bytes, const void *init)
     if (dev->api->alloc(dev, bytes + 2 * GUARD, "a test", &base, &err)) device_fail("alloc", &err);
     uint8_t *all = malloc(bytes + 2 * GUARD);
     memset(all, GUARD_BYTE, bytes + 2 * GUARD);
-    if (init) memcpy(all + GUARD, init, bytes);
-    else memset(all + GUARD, 0xff, bytes);
+    if (init)
+        memcpy(all + GUARD, init, bytes);
+    else
+        memset(all + GUARD, 0xff, bytes);
     if (dev->api->upload(dev, base, all, bytes + 2 * GUARD, &err)) device_fail("upload", &err);
     free(all);
     buffers[n_buffers++] = (buffer){base, bytes};
@@ -94,12 +97,14 @@ static inline void done(const char *what)
     n_buffers = 0;
 }
 
-/* ---- data ---------------------------------------------------------------------------------------- */
+/* ---- data
+ * ---------------------------------------------------------------------------------------- */
 
 static inline float *random_floats(size_t n, float size, uint64_t *seed)
 {
     float *x = malloc((n + 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = size * test_randf(seed);
+    for (size_t i = 0; i < n; i++)
+        x[i] = size * test_randf(seed);
     return x;
 }
 
@@ -112,25 +117,29 @@ static inline float *random_rows(int64_t n, int64_t cols, float size, uint64_t *
 {
     const int64_t stride = padded(cols);
     float *x = malloc((size_t)(n * stride) * sizeof *x);
-    for (int64_t i = 0; i < n * stride; i++) x[i] = i % stride < cols ? size * test_randf(seed) : NAN;
+    for (int64_t i = 0; i < n * stride; i++)
+        x[i] = i % stride < cols ? size * test_randf(seed) : NAN;
     return x;
 }
 
-/* ---- comparison -------------------------------------------------------------------------------- */
+/* ---- comparison --------------------------------------------------------------------------------
+ */
 
 /* |got - want| <= tol everywhere; says the first that is not. */
-static inline bool near_all(const char *what, const float *got, const double *want, const double *tol,
-                            size_t n)
+static inline bool near_all(const char *what, const float *got, const double *want,
+                            const double *tol, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         if (!(fabs((double)got[i] - want[i]) <= tol[i])) {
-            FAIL("%s: [%zu] is %.9g, want %.9g within %.3g", what, i, (double)got[i], want[i], tol[i]);
+            FAIL("%s: [%zu] is %.9g, want %.9g within %.3g", what, i, (double)got[i], want[i],
+                 tol[i]);
             return false;
         }
     return true;
 }
 
-/* ---- main -------------------------------------------------------------------------------------- */
+/* ---- main --------------------------------------------------------------------------------------
+ */
 
 static inline bool open_device(bool cuda)
 {

@@ -1,18 +1,19 @@
-/* Attention on the device: rope, head norms, KV append, decoding and tiles, over paged caches of every
- * type, against the definition in double precision. Pages that must not be read are absent, positions
- * that must not be read hold NaN. */
+/* Attention on the device: rope, head norms, KV append, decoding and tiles, over paged caches of
+ * every type, against the definition in double precision. Pages that must not be read are absent,
+ * positions that must not be read hold NaN. */
 #include "device_lib.h"
 
-/* ---- a paged cache on the device ----------------------------------------------------------------- */
+/* ---- a paged cache on the device
+ * ----------------------------------------------------------------- */
 
 typedef struct cache {
     tn_dkv kv;
-    int64_t len, n_pages;       /* of each sequence */
+    int64_t len, n_pages; /* of each sequence */
     int n_seq;
     size_t k_bytes, page_bytes;
-    uint8_t *pages;             /* on the device, one after the other in a scrambled order */
-    int32_t *where;             /* [n_seq][n_pages] which one; -1: absent */
-    float *value[2];            /* [n_seq][n_head_kv][len][dim] as stored */
+    uint8_t *pages;  /* on the device, one after the other in a scrambled order */
+    int32_t *where;  /* [n_seq][n_pages] which one; -1: absent */
+    float *value[2]; /* [n_seq][n_head_kv][len][dim] as stored */
 } cache;
 
 static void store_row(const tn_dkv *kv, uint8_t *page, int64_t head, int64_t slot, int32_t dim,
@@ -48,7 +49,8 @@ static void store_row(const tn_dkv *kv, uint8_t *page, int64_t head, int64_t slo
 /* Positions [first, len) of every sequence hold random values, all others NaN. */
 static cache make_cache(tn_dkv kv, int n_seq, int64_t len, int64_t first, uint64_t *seed)
 {
-    cache c = {.kv = kv, .len = len, .n_seq = n_seq, .n_pages = (len + kv.page_size - 1) / kv.page_size};
+    cache c = {
+        .kv = kv, .len = len, .n_seq = n_seq, .n_pages = (len + kv.page_size - 1) / kv.page_size};
     c.k_bytes = tn_dkv_bytes(kv.type, kv.page_size, kv.n_head_kv, kv.head_dim_k);
     c.page_bytes = c.k_bytes + tn_dkv_bytes(kv.type, kv.page_size, kv.n_head_kv, kv.head_dim_v);
     const int64_t all = n_seq * c.n_pages;
@@ -59,7 +61,8 @@ static cache make_cache(tn_dkv kv, int n_seq, int64_t len, int64_t first, uint64
     c.pages = device_new((size_t)all * c.page_bytes, NULL);
     for (int w = 0; w < 2; w++)
         c.value[w] = calloc((size_t)n_seq * (size_t)kv.n_head_kv * (size_t)len *
-                                (size_t)(w ? kv.head_dim_v : kv.head_dim_k), sizeof(float));
+                                (size_t)(w ? kv.head_dim_v : kv.head_dim_k),
+                            sizeof(float));
     for (int64_t p = 0; p < all; p++) {
         const int64_t page = (p * 7 + 3) % all; /* a permutation unless 7 divides all */
         const bool absent = (p % c.n_pages + 1) * kv.page_size <= first;
@@ -71,9 +74,10 @@ static cache make_cache(tn_dkv kv, int n_seq, int64_t len, int64_t first, uint64
                     const int64_t pos = p % c.n_pages * kv.page_size + slot;
                     const int32_t dim = w ? kv.head_dim_v : kv.head_dim_k;
                     float x[256], stored[256];
-                    for (int i = 0; i < dim; i++) x[i] = pos < first || pos >= len ? NAN : test_randf(seed);
-                    store_row(&kv, bytes + (size_t)c.where[p] * c.page_bytes + (w ? c.k_bytes : 0), h,
-                              slot, dim, x, stored);
+                    for (int i = 0; i < dim; i++)
+                        x[i] = pos < first || pos >= len ? NAN : test_randf(seed);
+                    store_row(&kv, bytes + (size_t)c.where[p] * c.page_bytes + (w ? c.k_bytes : 0),
+                              h, slot, dim, x, stored);
                     if (pos < len)
                         memcpy(c.value[w] + ((p / c.n_pages * kv.n_head_kv + h) * len + pos) * dim,
                                stored, (size_t)dim * sizeof(float));
@@ -81,7 +85,8 @@ static cache make_cache(tn_dkv kv, int n_seq, int64_t len, int64_t first, uint64
         if (absent) c.where[p] = -1;
     }
     tn_error err = {0};
-    if (dev->api->upload(dev, c.pages, bytes, (size_t)all * c.page_bytes, &err)) FAIL("%s", err.msg);
+    if (dev->api->upload(dev, c.pages, bytes, (size_t)all * c.page_bytes, &err))
+        FAIL("%s", err.msg);
     c.kv.pages = device_new((size_t)all * sizeof *table, table);
     c.kv.pages_stride = c.n_pages;
     c.kv.k_at = 0;
@@ -98,7 +103,8 @@ static void free_cache(cache *c)
     free(c->value[1]);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------- */
+/* ---- attention
+ * ------------------------------------------------------------------------------------- */
 
 typedef struct attend_case {
     uint32_t type;
@@ -134,7 +140,8 @@ static void attend_reference(const attend_case *k, const attend_data *d, int t, 
     }
     if (k->sinks && d->sinks[h] > max) max = d->sinks[h];
     if (k->sinks) sum += exp(d->sinks[h] - max);
-    for (int32_t j = lo; j <= pos; j++) sum += w[j] = exp(w[j] - max);
+    for (int32_t j = lo; j <= pos; j++)
+        sum += w[j] = exp(w[j] - max);
     for (int32_t i = 0; i < k->dim_v; i++) {
         want[i] = scale[i] = 0;
         for (int32_t j = lo; j <= pos; j++) {
@@ -150,9 +157,13 @@ static attend_data make_attend(const attend_case *k, uint64_t *seed)
 {
     attend_data d = {0};
     const int n_seq = k->several ? k->n : 1, len = k->pos0 + k->n;
-    const int32_t first = k->window > 0 && !k->several && k->pos0 + 1 > k->window ? k->pos0 + 1 - k->window : 0;
-    const tn_dkv kv = {.type = k->type, .page_size = k->page, .n_head_kv = k->n_head_kv,
-                       .head_dim_k = k->dim_k, .head_dim_v = k->dim_v};
+    const int32_t first =
+        k->window > 0 && !k->several && k->pos0 + 1 > k->window ? k->pos0 + 1 - k->window : 0;
+    const tn_dkv kv = {.type = k->type,
+                       .page_size = k->page,
+                       .n_head_kv = k->n_head_kv,
+                       .head_dim_k = k->dim_k,
+                       .head_dim_v = k->dim_v};
     d.c = make_cache(kv, n_seq, len, first, seed);
     d.pos = malloc((size_t)k->n * sizeof *d.pos);
     d.seq = k->several ? malloc((size_t)k->n * sizeof *d.seq) : NULL;
@@ -160,8 +171,12 @@ static attend_data make_attend(const attend_case *k, uint64_t *seed)
         d.pos[t] = k->several ? (k->pos0 * t + 5) % len : k->pos0 + t;
         if (k->several) d.seq[t] = (t * 2 + 1) % k->n;
     }
-    d.a = (tn_dattend){.kv = d.c.kv, .n = k->n, .n_head = k->n_head, .window = k->window,
-                       .softcap = k->softcap, .n_splits = k->splits,
+    d.a = (tn_dattend){.kv = d.c.kv,
+                       .n = k->n,
+                       .n_head = k->n_head,
+                       .window = k->window,
+                       .softcap = k->softcap,
+                       .n_splits = k->splits,
                        .scale = 3.0f / sqrtf((float)k->dim_k),
                        .q_stride = padded((int64_t)k->n_head * k->dim_k) + 4,
                        .out_stride = padded((int64_t)k->n_head * k->dim_v) + 8};
@@ -177,8 +192,8 @@ static attend_data make_attend(const attend_case *k, uint64_t *seed)
     return d;
 }
 
-/* Float32 throughout, but tensor cores see q, k, v and the weights in 11 bits: scores up to about 15
- * then are off by 15 / 2048 * 2, and so are the weights, relatively. */
+/* Float32 throughout, but tensor cores see q, k, v and the weights in 11 bits: scores up to about
+ * 15 then are off by 15 / 2048 * 2, and so are the weights, relatively. */
 static double attend_tolerance(const attend_case *k)
 {
     return k->tiles && k->type != TN_TYPE_F32 ? 1.2e-2 : 4e-6;
@@ -196,11 +211,12 @@ static void check_attend(const attend_case *k, uint64_t *seed)
             const float *o = got + t * d.a.out_stride + h * k->dim_v;
             for (int i = 0; i < k->dim_v; i++)
                 if (!(fabs(o[i] - want[i]) <= attend_tolerance(k) * scale[i] + 1e-30)) {
-                    FAIL("%s type %s page %d heads %d/%d dims %d/%d window %d n %d pos %d splits %d: token %d "
+                    FAIL("%s type %s page %d heads %d/%d dims %d/%d window %d n %d pos %d splits "
+                         "%d: token %d "
                          "head %d [%d] is %.9g, want %.9g, magnitudes %g",
-                         k->tiles ? "tiles" : "decode", tn_type_get(k->type)->name, k->page, k->n_head,
-                         k->n_head_kv, k->dim_k, k->dim_v, k->window, k->n, d.pos[t], k->splits, t, h, i,
-                         (double)o[i], want[i], scale[i]);
+                         k->tiles ? "tiles" : "decode", tn_type_get(k->type)->name, k->page,
+                         k->n_head, k->n_head_kv, k->dim_k, k->dim_v, k->window, k->n, d.pos[t],
+                         k->splits, t, h, i, (double)o[i], want[i], scale[i]);
                     break;
                 }
         }
@@ -223,19 +239,90 @@ TEST(decode_shapes)
     NEED_DEVICE;
     uint64_t seed = 1;
     static const attend_case cases[] = {
-        {.page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32, .dim_v = 32, .n = 1, .pos0 = 0, .splits = 1},
-        {.page = 16, .n_head = 9, .n_head_kv = 3, .dim_k = 64, .dim_v = 64, .n = 1, .pos0 = 76, .splits = 2},
-        {.page = 32, .n_head = 4, .n_head_kv = 4, .dim_k = 128, .dim_v = 128, .n = 2, .pos0 = 70, .splits = 3},
-        {.page = 256, .n_head = 8, .n_head_kv = 1, .dim_k = 128, .dim_v = 64, .n = 1, .pos0 = 300, .splits = 8},
-        {.page = 16, .n_head = 11, .n_head_kv = 1, .dim_k = 96, .dim_v = 96, .n = 1, .pos0 = 40, .splits = 5},
-        {.page = 64, .n_head = 6, .n_head_kv = 3, .dim_k = 256, .dim_v = 256, .n = 1, .pos0 = 65, .splits = 2},
-        {.page = 16, .n_head = 5, .n_head_kv = 1, .dim_k = 64, .dim_v = 64, .n = 1, .pos0 = 100, .splits = 4,
+        {.page = 16,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .dim_k = 32,
+         .dim_v = 32,
+         .n = 1,
+         .pos0 = 0,
+         .splits = 1},
+        {.page = 16,
+         .n_head = 9,
+         .n_head_kv = 3,
+         .dim_k = 64,
+         .dim_v = 64,
+         .n = 1,
+         .pos0 = 76,
+         .splits = 2},
+        {.page = 32,
+         .n_head = 4,
+         .n_head_kv = 4,
+         .dim_k = 128,
+         .dim_v = 128,
+         .n = 2,
+         .pos0 = 70,
+         .splits = 3},
+        {.page = 256,
+         .n_head = 8,
+         .n_head_kv = 1,
+         .dim_k = 128,
+         .dim_v = 64,
+         .n = 1,
+         .pos0 = 300,
+         .splits = 8},
+        {.page = 16,
+         .n_head = 11,
+         .n_head_kv = 1,
+         .dim_k = 96,
+         .dim_v = 96,
+         .n = 1,
+         .pos0 = 40,
+         .splits = 5},
+        {.page = 64,
+         .n_head = 6,
+         .n_head_kv = 3,
+         .dim_k = 256,
+         .dim_v = 256,
+         .n = 1,
+         .pos0 = 65,
+         .splits = 2},
+        {.page = 16,
+         .n_head = 5,
+         .n_head_kv = 1,
+         .dim_k = 64,
+         .dim_v = 64,
+         .n = 1,
+         .pos0 = 100,
+         .splits = 4,
          .window = 33},
-        {.page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32, .dim_v = 32, .n = 3, .pos0 = 46, .splits = 2,
-         .window = 16, .softcap = 5},
-        {.page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 64, .dim_v = 64, .n = 2, .pos0 = 33, .splits = 64,
+        {.page = 16,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .dim_k = 32,
+         .dim_v = 32,
+         .n = 3,
+         .pos0 = 46,
+         .splits = 2,
+         .window = 16,
+         .softcap = 5},
+        {.page = 16,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .dim_k = 64,
+         .dim_v = 64,
+         .n = 2,
+         .pos0 = 33,
+         .splits = 64,
          .sinks = true},
-        {.page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32, .dim_v = 32, .n = 5, .pos0 = 50, .splits = 3,
+        {.page = 16,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .dim_k = 32,
+         .dim_v = 32,
+         .n = 5,
+         .pos0 = 50,
+         .splits = 3,
          .several = true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -245,10 +332,26 @@ TEST(decode_shapes)
             check_attend(&k, &seed);
         }
     for (int t = 0; t < 2; t++) { /* heads that are no multiple of 32 */
-        check_attend(&(attend_case){.type = kv_types[t], .page = 16, .n_head = 2, .n_head_kv = 1, .dim_k = 80,
-                                    .dim_v = 80, .n = 1, .pos0 = 50, .splits = 2}, &seed);
-        check_attend(&(attend_case){.type = kv_types[t], .page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 16,
-                                    .dim_v = 24, .n = 1, .pos0 = 35, .splits = 2}, &seed);
+        check_attend(&(attend_case){.type = kv_types[t],
+                                    .page = 16,
+                                    .n_head = 2,
+                                    .n_head_kv = 1,
+                                    .dim_k = 80,
+                                    .dim_v = 80,
+                                    .n = 1,
+                                    .pos0 = 50,
+                                    .splits = 2},
+                     &seed);
+        check_attend(&(attend_case){.type = kv_types[t],
+                                    .page = 16,
+                                    .n_head = 4,
+                                    .n_head_kv = 2,
+                                    .dim_k = 16,
+                                    .dim_v = 24,
+                                    .n = 1,
+                                    .pos0 = 35,
+                                    .splits = 2},
+                     &seed);
     }
 }
 
@@ -262,10 +365,31 @@ TEST(tile_shapes)
         {.page = 16, .n_head = 2, .n_head_kv = 2, .dim_k = 128, .dim_v = 128, .n = 17, .pos0 = 37},
         {.page = 256, .n_head = 2, .n_head_kv = 1, .dim_k = 96, .dim_v = 64, .n = 70, .pos0 = 5},
         {.page = 32, .n_head = 1, .n_head_kv = 1, .dim_k = 256, .dim_v = 256, .n = 19, .pos0 = 20},
-        {.page = 16, .n_head = 2, .n_head_kv = 1, .dim_k = 32, .dim_v = 32, .n = 80, .pos0 = 50, .window = 20},
-        {.page = 16, .n_head = 2, .n_head_kv = 1, .dim_k = 64, .dim_v = 64, .n = 33, .pos0 = 9, .softcap = 6,
+        {.page = 16,
+         .n_head = 2,
+         .n_head_kv = 1,
+         .dim_k = 32,
+         .dim_v = 32,
+         .n = 80,
+         .pos0 = 50,
+         .window = 20},
+        {.page = 16,
+         .n_head = 2,
+         .n_head_kv = 1,
+         .dim_k = 64,
+         .dim_v = 64,
+         .n = 33,
+         .pos0 = 9,
+         .softcap = 6,
          .window = 13},
-        {.page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32, .dim_v = 32, .n = 21, .pos0 = 3, .sinks = true},
+        {.page = 16,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .dim_k = 32,
+         .dim_v = 32,
+         .n = 21,
+         .pos0 = 3,
+         .sinks = true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int t = 0; t < 3; t++) {
@@ -275,16 +399,31 @@ TEST(tile_shapes)
             check_attend(&k, &seed);
         }
     for (int t = 0; t < 2; t++)
-        check_attend(&(attend_case){.type = kv_types[t], .page = 16, .n_head = 2, .n_head_kv = 1, .dim_k = 80,
-                                    .dim_v = 80, .n = 20, .pos0 = 7, .tiles = true}, &seed);
+        check_attend(&(attend_case){.type = kv_types[t],
+                                    .page = 16,
+                                    .n_head = 2,
+                                    .n_head_kv = 1,
+                                    .dim_k = 80,
+                                    .dim_v = 80,
+                                    .n = 20,
+                                    .pos0 = 7,
+                                    .tiles = true},
+                     &seed);
 }
 
 TEST(attend_refuses)
 {
     NEED_DEVICE;
     uint64_t seed = 3;
-    const attend_case k = {.type = TN_TYPE_F16, .page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32,
-                           .dim_v = 32, .n = 1, .pos0 = 3, .splits = 1};
+    const attend_case k = {.type = TN_TYPE_F16,
+                           .page = 16,
+                           .n_head = 4,
+                           .n_head_kv = 2,
+                           .dim_k = 32,
+                           .dim_v = 32,
+                           .n = 1,
+                           .pos0 = 3,
+                           .splits = 1};
     attend_data d = make_attend(&k, &seed);
     tn_dattend a = d.a;
     a.n_splits = 65;
@@ -296,7 +435,8 @@ TEST(attend_refuses)
     a.kv.head_dim_k = 36;
     CHECK_INT(ops->attend(stream, &a), TN_EARG);
     CHECK_INT(ops->attend_tiles(stream, &a), TN_EARG);
-    const tn_device_shape bad = {.head_dim_k = 36, .head_dim_v = 32}, good = {.head_dim_k = 96, .head_dim_v = 64};
+    const tn_device_shape bad = {.head_dim_k = 36, .head_dim_v = 32},
+                          good = {.head_dim_k = 96, .head_dim_v = 64};
     CHECK(!ops->can_do(TN_DOP_ATTEND, TN_TYPE_F16, bad));
     CHECK(ops->can_do(TN_DOP_ATTEND, TN_TYPE_Q8_0, good));
     CHECK(!ops->can_do(TN_DOP_ATTEND, TN_TYPE_Q4_0, good));
@@ -307,7 +447,8 @@ TEST(attend_refuses)
     free_cache(&d.c);
 }
 
-/* ---- rope and append ------------------------------------------------------------------------------- */
+/* ---- rope and append
+ * ------------------------------------------------------------------------------- */
 
 TEST(rope_table)
 {
@@ -315,10 +456,12 @@ TEST(rope_table)
     enum { n = 5, n_rot = 20 };
     static const int32_t pos[n] = {0, 1, 77, 4096, 131071};
     float inv_freq[n_rot / 2];
-    for (int i = 0; i < n_rot / 2; i++) inv_freq[i] = (float)pow(10000, -2.0 * i / n_rot);
+    for (int i = 0; i < n_rot / 2; i++)
+        inv_freq[i] = (float)pow(10000, -2.0 * i / n_rot);
     float *cs = device_floats(n * n_rot, NULL);
     CHECK_INT(ops->rope_table(stream, cs, device_new(sizeof pos, pos), n,
-                              device_floats(n_rot / 2, inv_freq), n_rot, 1.25f), TN_OK);
+                              device_floats(n_rot / 2, inv_freq), n_rot, 1.25f),
+              TN_OK);
     float *got = device_get(cs, n * n_rot * sizeof *got);
     for (int t = 0; t < n; t++)
         for (int i = 0; i < n_rot / 2; i++) {
@@ -345,20 +488,26 @@ static void turn(const rope_case *k, float *x, const float *norm, const float *c
 }
 
 /* Row of K (which 0) or V as it lies in the cache. */
-static void read_row(const cache *c, const uint8_t *pages, int which, int seq, int32_t pos, int32_t h,
-                     float *out)
+static void read_row(const cache *c, const uint8_t *pages, int which, int seq, int32_t pos,
+                     int32_t h, float *out)
 {
     const tn_dkv *kv = &c->kv;
     const int32_t dim = which ? kv->head_dim_v : kv->head_dim_k;
-    const uint8_t *page = pages + (size_t)c->where[seq * c->n_pages + pos / kv->page_size] * c->page_bytes +
+    const uint8_t *page = pages +
+                          (size_t)c->where[seq * c->n_pages + pos / kv->page_size] * c->page_bytes +
                           (which ? c->k_bytes : 0);
-    const size_t at = ((size_t)h * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim;
+    const size_t at =
+        ((size_t)h * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim;
     const uint8_t *scales = page + (size_t)kv->n_head_kv * (size_t)kv->page_size * (size_t)dim;
     for (size_t i = 0; i < (size_t)dim; i++) {
         uint16_t b;
-        if (kv->type == TN_TYPE_F32) memcpy(&out[i], page + 4 * (at + i), 4);
-        else if (kv->type == TN_TYPE_F16) memcpy(&b, page + 2 * (at + i), 2), out[i] = tn_f16_to_f32(b);
-        else memcpy(&b, scales + (at + i) / 32 * 2, 2), out[i] = tn_f16_to_f32(b) * (int8_t)page[at + i];
+        if (kv->type == TN_TYPE_F32)
+            memcpy(&out[i], page + 4 * (at + i), 4);
+        else if (kv->type == TN_TYPE_F16)
+            memcpy(&b, page + 2 * (at + i), 2), out[i] = tn_f16_to_f32(b);
+        else
+            memcpy(&b, scales + (at + i) / 32 * 2, 2),
+                out[i] = tn_f16_to_f32(b) * (int8_t)page[at + i];
     }
 }
 
@@ -374,7 +523,8 @@ static void check_row(const rope_case *k, const char *what, const float *got, co
                       int32_t dim, uint32_t type)
 {
     double amax = 0;
-    for (int i = 0; i < dim; i++) amax = fmax(amax, fabs((double)want[i]));
+    for (int i = 0; i < dim; i++)
+        amax = fmax(amax, fabs((double)want[i]));
     for (int i = 0; i < dim && tn_failures < 5; i++)
         CHECK_MSG(fabs((double)got[i] - (double)want[i]) <= stored_error(type, want[i], amax),
                   "rope %s, type %d, style %d, dims %d/%d, n_rot %d: [%d] is %.9g, want %.9g", what,
@@ -388,18 +538,33 @@ static void check_rope(const rope_case *k, uint64_t *seed)
     const int n_seq = k->several ? k->n : 1, len = 40;
     const int64_t qs = k->n_head * k->dim_k + 1, ks = k->n_head_kv * k->dim_k + 2,
                   vs = k->n_head_kv * k->dim_v + 3;
-    tn_dkv kv = {.type = cached ? k->type : TN_TYPE_F32, .page_size = k->page, .n_head_kv = k->n_head_kv,
-                 .head_dim_k = k->dim_k, .head_dim_v = k->dim_v};
+    tn_dkv kv = {.type = cached ? k->type : TN_TYPE_F32,
+                 .page_size = k->page,
+                 .n_head_kv = k->n_head_kv,
+                 .head_dim_k = k->dim_k,
+                 .head_dim_v = k->dim_v};
     cache c = make_cache(kv, n_seq, len, 0, seed);
-    float *q = random_floats((size_t)(k->n * qs), 1, seed), *kk = random_floats((size_t)(k->n * ks), 1, seed);
-    float *v = random_floats((size_t)(k->n * vs), 1, seed), *norm = random_floats((size_t)k->dim_k, 1, seed);
+    float *q = random_floats((size_t)(k->n * qs), 1, seed),
+          *kk = random_floats((size_t)(k->n * ks), 1, seed);
+    float *v = random_floats((size_t)(k->n * vs), 1, seed),
+          *norm = random_floats((size_t)k->dim_k, 1, seed);
     float *cs = random_floats((size_t)(k->n * k->n_rot), 1, seed);
     int32_t pos[16], seq[16];
-    for (int t = 0; t < k->n; t++) pos[t] = k->several ? (t * 11 + 2) % len : 14 + t, seq[t] = k->several ? t : 0;
-    tn_drope a = {.q = device_floats((size_t)(k->n * qs), q), .k = device_floats((size_t)(k->n * ks), kk),
-                  .v = device_floats((size_t)(k->n * vs), v), .q_stride = qs, .k_stride = ks,
-                  .v_stride = vs, .n = k->n, .n_head = k->n_head, .eps = 1e-5f, .style = k->style,
-                  .n_rot = k->n_rot, .cs = device_floats((size_t)(k->n * k->n_rot), cs), .kv = c.kv,
+    for (int t = 0; t < k->n; t++)
+        pos[t] = k->several ? (t * 11 + 2) % len : 14 + t, seq[t] = k->several ? t : 0;
+    tn_drope a = {.q = device_floats((size_t)(k->n * qs), q),
+                  .k = device_floats((size_t)(k->n * ks), kk),
+                  .v = device_floats((size_t)(k->n * vs), v),
+                  .q_stride = qs,
+                  .k_stride = ks,
+                  .v_stride = vs,
+                  .n = k->n,
+                  .n_head = k->n_head,
+                  .eps = 1e-5f,
+                  .style = k->style,
+                  .n_rot = k->n_rot,
+                  .cs = device_floats((size_t)(k->n * k->n_rot), cs),
+                  .kv = c.kv,
                   .pos = device_new(sizeof pos, pos)};
     if (!cached) a.kv.pages = NULL;
     if (k->several) a.seq = device_new(sizeof seq, seq);
@@ -411,7 +576,8 @@ static void check_rope(const rope_case *k, uint64_t *seed)
     for (int t = 0; t < k->n; t++) {
         for (int h = 0; h < k->n_head; h++) {
             turn(k, q + t * qs + h * k->dim_k, norm, cs + t * k->n_rot);
-            check_row(k, "q", got_q + t * qs + h * k->dim_k, q + t * qs + h * k->dim_k, k->dim_k, TN_TYPE_F32);
+            check_row(k, "q", got_q + t * qs + h * k->dim_k, q + t * qs + h * k->dim_k, k->dim_k,
+                      TN_TYPE_F32);
         }
         CHECK(got_q[t * qs + qs - 1] == q[t * qs + qs - 1]);
         for (int h = 0; h < k->n_head_kv; h++) {
@@ -431,7 +597,8 @@ static void check_rope(const rope_case *k, uint64_t *seed)
         float row[256];
         const int32_t other = k->several ? pos[0] + 1 : 13;
         read_row(&c, pages, 0, seq[0], other, h, row);
-        CHECK(memcmp(row, c.value[0] + ((int64_t)h * len + other) * k->dim_k, (size_t)k->dim_k * 4) == 0);
+        CHECK(memcmp(row, c.value[0] + ((int64_t)h * len + other) * k->dim_k,
+                     (size_t)k->dim_k * 4) == 0);
     }
     free(q), free(kk), free(v), free(norm), free(cs), free(got_q), free(got_k), free(pages);
     done("rope");
@@ -445,20 +612,51 @@ TEST(rope_append)
     static const uint32_t caches[] = {TN_TYPE_COUNT, TN_TYPE_F32, TN_TYPE_F16, TN_TYPE_Q8_0};
     for (int i = 0; i < 4; i++)
         for (int style = TN_ROPE_NONE; style <= TN_ROPE_NEOX; style++) {
-            rope_case k = {.type = caches[i], .n = 3, .n_head = 3, .n_head_kv = 1, .dim_k = 64, .dim_v = 64,
-                           .n_rot = 64, .page = 16, .style = (tn_rope_style)style};
+            rope_case k = {.type = caches[i],
+                           .n = 3,
+                           .n_head = 3,
+                           .n_head_kv = 1,
+                           .dim_k = 64,
+                           .dim_v = 64,
+                           .n_rot = 64,
+                           .page = 16,
+                           .style = (tn_rope_style)style};
             check_rope(&k, &seed);
-            k = (rope_case){.type = caches[i], .n = 4, .n_head = 4, .n_head_kv = 2, .dim_k = 96, .dim_v = 32,
-                            .n_rot = 40, .page = 32, .style = (tn_rope_style)style, .norms = true,
+            k = (rope_case){.type = caches[i],
+                            .n = 4,
+                            .n_head = 4,
+                            .n_head_kv = 2,
+                            .dim_k = 96,
+                            .dim_v = 32,
+                            .n_rot = 40,
+                            .page = 32,
+                            .style = (tn_rope_style)style,
+                            .norms = true,
                             .several = true};
             check_rope(&k, &seed);
-            k = (rope_case){.type = caches[i], .n = 1, .n_head = 2, .n_head_kv = 2, .dim_k = 256, .dim_v = 256,
-                            .n_rot = 256, .page = 16, .style = (tn_rope_style)style, .norms = true};
+            k = (rope_case){.type = caches[i],
+                            .n = 1,
+                            .n_head = 2,
+                            .n_head_kv = 2,
+                            .dim_k = 256,
+                            .dim_v = 256,
+                            .n_rot = 256,
+                            .page = 16,
+                            .style = (tn_rope_style)style,
+                            .norms = true};
             check_rope(&k, &seed);
         }
     for (int i = 0; i < 3; i++)
-        check_rope(&(rope_case){.type = caches[i], .n = 2, .n_head = 2, .n_head_kv = 1, .dim_k = 80, .dim_v = 16,
-                                .n_rot = 30, .page = 16, .style = TN_ROPE_NEOX}, &seed);
+        check_rope(&(rope_case){.type = caches[i],
+                                .n = 2,
+                                .n_head = 2,
+                                .n_head_kv = 1,
+                                .dim_k = 80,
+                                .dim_v = 16,
+                                .n_rot = 30,
+                                .page = 16,
+                                .style = TN_ROPE_NEOX},
+                   &seed);
 }
 
 /* A recorded decode step: positions come from device memory, so the graph follows them. */
@@ -467,8 +665,15 @@ TEST(graph_follows_positions)
     NEED_DEVICE;
     uint64_t seed = 5;
     tn_error err = {0};
-    const attend_case k = {.type = TN_TYPE_F16, .page = 16, .n_head = 4, .n_head_kv = 2, .dim_k = 32,
-                           .dim_v = 32, .n = 1, .pos0 = 90, .splits = 3};
+    const attend_case k = {.type = TN_TYPE_F16,
+                           .page = 16,
+                           .n_head = 4,
+                           .n_head_kv = 2,
+                           .dim_k = 32,
+                           .dim_v = 32,
+                           .n = 1,
+                           .pos0 = 90,
+                           .splits = 3};
     attend_data d = make_attend(&k, &seed);
     tn_graph *g = NULL;
     CHECK_INT(dev->api->graph_begin(dev, stream, &err), TN_OK);
@@ -478,12 +683,14 @@ TEST(graph_follows_positions)
     for (int i = 0; i < 4; i++) {
         double want[32], scale[32];
         d.pos[0] = positions[i];
-        CHECK_INT(dev->api->upload(dev, (void *)(uintptr_t)d.a.pos, d.pos, sizeof *d.pos, &err), TN_OK);
+        CHECK_INT(dev->api->upload(dev, (void *)(uintptr_t)d.a.pos, d.pos, sizeof *d.pos, &err),
+                  TN_OK);
         CHECK_INT(dev->api->graph_launch(dev, g, stream, &err), TN_OK);
         float *got = device_get(d.a.out, 4 * 32 * sizeof *got);
         for (int h = 0; h < 4; h++) {
             attend_reference(&k, &d, 0, h, want, scale);
-            for (int j = 0; j < 32; j++) CHECK_NEAR(got[h * 32 + j], want[j], 4e-6 * scale[j]);
+            for (int j = 0; j < 32; j++)
+                CHECK_NEAR(got[h * 32 + j], want[j], 4e-6 * scale[j]);
         }
         free(got);
     }

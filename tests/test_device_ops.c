@@ -1,12 +1,13 @@
-/* Everything on the device that is neither a product nor attention: norms, rounding, activations, sums,
- * routing, sampling, against the host's scalar kernels. */
+/* Everything on the device that is neither a product nor attention: norms, rounding, activations,
+ * sums, routing, sampling, against the host's scalar kernels. */
 #include "device_lib.h"
 
-/* ---- rounding to 8 bits ------------------------------------------------------------------------- */
+/* ---- rounding to 8 bits -------------------------------------------------------------------------
+ */
 
 /* Every half has its own scale, and every element is within half a step. */
-static void check_rounding(const char *what, const float *x, int64_t stride, int64_t n, int64_t cols,
-                           const int8_t *q, const tn_dscale *s, double slack)
+static void check_rounding(const char *what, const float *x, int64_t stride, int64_t n,
+                           int64_t cols, const int8_t *q, const tn_dscale *s, double slack)
 {
     for (int64_t t = 0; t < n; t++)
         for (int64_t c = 0; c < cols && tn_failures < 5; c += 16) {
@@ -14,12 +15,14 @@ static void check_rounding(const char *what, const float *x, int64_t stride, int
             const double d = s[at / 32].d[at % 32 / 16];
             double amax = 0;
             int sum = 0;
-            for (int i = 0; i < 16; i++) amax = fmax(amax, fabs((double)x[t * stride + c + i]));
-            CHECK_MSG(fabs(d - amax / 127) <= 1e-6 * d + slack, "%s: scale %g, maximum %g", what, d, amax);
+            for (int i = 0; i < 16; i++)
+                amax = fmax(amax, fabs((double)x[t * stride + c + i]));
+            CHECK_MSG(fabs(d - amax / 127) <= 1e-6 * d + slack, "%s: scale %g, maximum %g", what, d,
+                      amax);
             for (int i = 0; i < 16; i++) {
                 const double v = x[t * stride + c + i];
-                CHECK_MSG(fabs(d * q[at + i] - v) <= d * 0.5001 + slack, "%s: %g became %d * %g", what, v,
-                          q[at + i], d);
+                CHECK_MSG(fabs(d * q[at + i] - v) <= d * 0.5001 + slack, "%s: %g became %d * %g",
+                          what, v, q[at + i], d);
                 sum += q[at + i];
             }
             CHECK_INT(s[at / 32].sum[at % 32 / 16], sum);
@@ -35,7 +38,8 @@ TEST(quantize)
         const int64_t n = shapes[i][0], cols = shapes[i][1];
         tn_dacts x = {.n = n, .cols = cols, .f_stride = cols + 4};
         float *f = random_floats((size_t)(n * x.f_stride), 3, &seed);
-        for (int j = 0; j < 16; j++) f[j] = 0;
+        for (int j = 0; j < 16; j++)
+            f[j] = 0;
         x.f = device_floats((size_t)(n * x.f_stride), f);
         x.q = device_new((size_t)(n * cols), NULL);
         x.scale = device_new((size_t)(n * cols / 32) * sizeof *x.scale, NULL);
@@ -54,11 +58,13 @@ TEST(quantize_extremes)
 {
     NEED_DEVICE;
     float f[128];
-    for (int i = 0; i < 128; i++) f[i] = (float)i;
+    for (int i = 0; i < 128; i++)
+        f[i] = (float)i;
     f[5] = NAN;
     f[40] = INFINITY;
     f[63] = -INFINITY;
-    for (int i = 80; i < 96; i++) f[i] = 1e-40f;
+    for (int i = 80; i < 96; i++)
+        f[i] = 1e-40f;
     f[127] = 3e38f;
     tn_dacts x = {.n = 1, .cols = 128, .f_stride = 128, .f = device_floats(128, f)};
     x.q = device_new(128, NULL);
@@ -73,7 +79,8 @@ TEST(quantize_extremes)
     done("extremes");
 }
 
-/* ---- norms ------------------------------------------------------------------------------------- */
+/* ---- norms -------------------------------------------------------------------------------------
+ */
 
 typedef struct norm_case {
     int64_t n, cols;
@@ -83,7 +90,8 @@ typedef struct norm_case {
 static void check_norm(const norm_case *k, uint64_t *seed)
 {
     const int64_t stride = padded(k->cols) + 4, cols = k->cols;
-    float *x = random_floats((size_t)(k->n * stride), 2, seed), *r = random_floats((size_t)(k->n * stride), 3, seed);
+    float *x = random_floats((size_t)(k->n * stride), 2, seed),
+          *r = random_floats((size_t)(k->n * stride), 3, seed);
     float *w = random_floats((size_t)cols, 1, seed), *rw = random_floats((size_t)cols, 1, seed);
     float *y = malloc((size_t)(k->n * stride) * sizeof *y), *u = malloc((size_t)cols * sizeof *u);
     tn_dnorm a = {.x = device_floats((size_t)(k->n * stride), x), .x_stride = stride, .eps = 1e-5f};
@@ -104,12 +112,15 @@ static void check_norm(const norm_case *k, uint64_t *seed)
         host.rms_norm(y + t * stride, x + t * stride, k->w ? w : NULL, cols, a.eps);
     }
     float *gx = device_get(a.x, (size_t)(k->n * stride) * sizeof *gx);
-    for (int64_t i = 0; i < k->n * stride && tn_failures < 5; i++) CHECK_NEAR(gx[i], x[i], 5e-6);
+    for (int64_t i = 0; i < k->n * stride && tn_failures < 5; i++)
+        CHECK_NEAR(gx[i], x[i], 5e-6);
     if (k->f) {
         float *gy = device_get(a.y.f, (size_t)(k->n * stride) * sizeof *gy);
         for (int64_t i = 0; i < k->n * stride && tn_failures < 5; i++) {
-            if (i % stride < cols) CHECK_NEAR(gy[i], y[i], 3e-6 * (1 + fabs((double)y[i])));
-            else CHECK(isnan(gy[i]));
+            if (i % stride < cols)
+                CHECK_NEAR(gy[i], y[i], 3e-6 * (1 + fabs((double)y[i])));
+            else
+                CHECK(isnan(gy[i]));
         }
         free(gy);
     }
@@ -131,11 +142,20 @@ TEST(norm)
     for (int i = 0; i < 5; i++) {
         const norm_case k = {.n = 1 + i % 3, .cols = sizes[i], .w = true, .f = i % 2, .q = true};
         check_norm(&k, &seed);
-        check_norm(&(norm_case){.n = 2, .cols = sizes[i], .residual = true, .w = i % 2, .f = true}, &seed);
-        check_norm(&(norm_case){.n = 3, .cols = sizes[i], .residual = true, .r_norm = true, .w = true,
-                                .q = true, .f = true}, &seed);
+        check_norm(&(norm_case){.n = 2, .cols = sizes[i], .residual = true, .w = i % 2, .f = true},
+                   &seed);
+        check_norm(&(norm_case){.n = 3,
+                                .cols = sizes[i],
+                                .residual = true,
+                                .r_norm = true,
+                                .w = true,
+                                .q = true,
+                                .f = true},
+                   &seed);
         check_norm(&(norm_case){.n = 2, .cols = sizes[i], .residual = true, .r_norm = true}, &seed);
-        check_norm(&(norm_case){.n = 2, .cols = sizes[i] + 1, .residual = true, .f = true, .w = true}, &seed);
+        check_norm(
+            &(norm_case){.n = 2, .cols = sizes[i] + 1, .residual = true, .f = true, .w = true},
+            &seed);
         check_norm(&(norm_case){.n = 1, .cols = sizes[i] - 29, .f = true}, &seed);
     }
     tn_dnorm bad = {.x = device_floats(40, NULL), .x_stride = 40, .y = {.n = 1, .cols = 40}};
@@ -145,7 +165,8 @@ TEST(norm)
     done("refused");
 }
 
-/* ---- elementwise --------------------------------------------------------------------------------- */
+/* ---- elementwise
+ * --------------------------------------------------------------------------------- */
 
 TEST(glu)
 {
@@ -153,16 +174,19 @@ TEST(glu)
     uint64_t seed = 3;
     const int64_t n = 3, cols = 133, gs = 135, us = 140;
     for (int act = TN_ACT_SILU; act <= TN_ACT_GELU; act++) {
-        float *g = random_floats((size_t)(n * gs), 12, &seed), *u = random_floats((size_t)(n * us), 2, &seed);
+        float *g = random_floats((size_t)(n * gs), 12, &seed),
+              *u = random_floats((size_t)(n * us), 2, &seed);
         g[0] = 1000, g[1] = -1000, g[2] = -30, g[3] = 0, g[4] = -9;
         float *d = device_floats((size_t)(n * gs), g);
         CHECK_INT(ops->glu(stream, d, gs, device_floats((size_t)(n * us), u), us, n, cols,
-                           (tn_activation)act), TN_OK);
+                           (tn_activation)act),
+                  TN_OK);
         float *got = device_get(d, (size_t)(n * gs) * sizeof *got);
         for (int64_t t = 0; t < n; t++) {
             host.glu(g + t * gs, u + t * us, cols, (tn_activation)act);
             for (int64_t i = 0; i < gs && tn_failures < 5; i++)
-                CHECK_NEAR(got[t * gs + i], g[t * gs + i], 3e-6 * fabs((double)g[t * gs + i]) + 1e-10);
+                CHECK_NEAR(got[t * gs + i], g[t * gs + i],
+                           3e-6 * fabs((double)g[t * gs + i]) + 1e-10);
         }
         free(g), free(u), free(got);
         done("glu");
@@ -175,7 +199,8 @@ TEST(axpby_and_softcap)
     uint64_t seed = 4;
     const int64_t n = 3, cols = 130, ys = 131, xs = 134;
     for (int what = 0; what < 4; what++) {
-        float *y = random_floats((size_t)(n * ys), 40, &seed), *x = random_floats((size_t)(n * xs), 2, &seed);
+        float *y = random_floats((size_t)(n * ys), 40, &seed),
+              *x = random_floats((size_t)(n * xs), 2, &seed);
         float *b = random_floats((size_t)cols, 2, &seed), *d = device_floats((size_t)(n * ys), y);
         const float *dx = what & 1 ? device_floats((size_t)(n * xs), x) : NULL;
         const float *db = what & 2 ? device_floats((size_t)cols, b) : NULL;
@@ -196,27 +221,37 @@ TEST(axpby_and_softcap)
     done("refused");
 }
 
-/* ---- experts ------------------------------------------------------------------------------------- */
+/* ---- experts
+ * ------------------------------------------------------------------------------------- */
 
 static double gate_of(tn_gating g, const float *s, int n, int e)
 {
     double sum = 0;
     if (g == TN_GATING_SIGMOID) return 1 / (1 + exp(-(double)s[e]));
-    for (int i = 0; i < n; i++) sum += exp((double)s[i] - (double)s[e]);
+    for (int i = 0; i < n; i++)
+        sum += exp((double)s[i] - (double)s[e]);
     return 1 / sum;
 }
 
-static void check_route(int n, int n_expert, int used, tn_gating gating, bool biased, bool renormalise,
-                        uint64_t *seed)
+static void check_route(int n, int n_expert, int used, tn_gating gating, bool biased,
+                        bool renormalise, uint64_t *seed)
 {
     const int stride = n_expert + 3;
-    float *s = random_floats((size_t)(n * stride), 4, seed), *bias = random_floats((size_t)n_expert, 1, seed);
+    float *s = random_floats((size_t)(n * stride), 4, seed),
+          *bias = random_floats((size_t)n_expert, 1, seed);
     int32_t *where = malloc((size_t)n_expert * sizeof *where);
-    for (int e = 0; e < n_expert; e++) where[e] = e % 3 ? 1000 + e : -1;
+    for (int e = 0; e < n_expert; e++)
+        where[e] = e % 3 ? 1000 + e : -1;
     if (n_expert > 4 && !biased) s[1] = s[3] = s[4]; /* equal scores: the lower index */
-    tn_droute a = {.scores = device_floats((size_t)(n * stride), s), .scores_stride = stride, .n = n,
-                   .n_expert = n_expert, .used = used, .gating = gating, .renormalise = renormalise,
-                   .scale = 2.5f, .where = device_new((size_t)n_expert * sizeof *where, where)};
+    tn_droute a = {.scores = device_floats((size_t)(n * stride), s),
+                   .scores_stride = stride,
+                   .n = n,
+                   .n_expert = n_expert,
+                   .used = used,
+                   .gating = gating,
+                   .renormalise = renormalise,
+                   .scale = 2.5f,
+                   .where = device_new((size_t)n_expert * sizeof *where, where)};
     const size_t count = (size_t)(n * used);
     a.expert = device_new(count * 4, NULL), a.chosen = device_new(count * 4, NULL);
     a.weight = device_floats(count, NULL);
@@ -232,7 +267,8 @@ static void check_route(int n, int n_expert, int used, tn_gating gating, bool bi
             int best = -1;
             double best_rank = 0;
             for (int e = 0; e < n_expert; e++) {
-                const double rank = biased ? gate_of(gating, row, n_expert, e) + (double)bias[e] : (double)row[e];
+                const double rank =
+                    biased ? gate_of(gating, row, n_expert, e) + (double)bias[e] : (double)row[e];
                 if (!taken[e] && (best < 0 || rank > best_rank)) best = e, best_rank = rank;
             }
             taken[best] = true;
@@ -257,8 +293,8 @@ TEST(route)
     static const int shapes[][2] = {{8, 2}, {1, 1}, {64, 6}, {128, 8}, {33, 33}, {1024, 64}};
     for (int i = 0; i < 6; i++)
         for (int v = 0; v < 8; v++)
-            check_route(1 + i % 3, shapes[i][0], shapes[i][1], v & 1 ? TN_GATING_SIGMOID : TN_GATING_SOFTMAX,
-                        v & 2, v & 4, &seed);
+            check_route(1 + i % 3, shapes[i][0], shapes[i][1],
+                        v & 1 ? TN_GATING_SIGMOID : TN_GATING_SOFTMAX, v & 2, v & 4, &seed);
     const tn_device_shape many = {.cols = 1025, .used = 1};
     CHECK(!ops->can_do(TN_DOP_ROUTE, 0, many));
 }
@@ -270,15 +306,19 @@ TEST(combine)
     const int64_t n = 3, cols = 70, ys = 71, xs = 73;
     const int32_t used = 3;
     for (int add = 0; add < 2; add++) {
-        float *y = random_floats((size_t)(n * ys), 1, &seed), *x = random_floats((size_t)(n * used * xs), 1, &seed);
-        float *w = random_floats((size_t)(n * used), 1, &seed), *d = device_floats((size_t)(n * ys), y);
+        float *y = random_floats((size_t)(n * ys), 1, &seed),
+              *x = random_floats((size_t)(n * used * xs), 1, &seed);
+        float *w = random_floats((size_t)(n * used), 1, &seed),
+              *d = device_floats((size_t)(n * ys), y);
         CHECK_INT(ops->combine(stream, d, ys, device_floats((size_t)(n * used * xs), x), xs,
-                               device_floats((size_t)(n * used), w), used, n, cols, add), TN_OK);
+                               device_floats((size_t)(n * used), w), used, n, cols, add),
+                  TN_OK);
         float *got = device_get(d, (size_t)(n * ys) * sizeof *got);
         for (int64_t i = 0; i < n * ys && tn_failures < 5; i++) {
             const int64_t t = i / ys, c = i % ys;
             double v = add || c >= cols ? y[i] : 0;
-            for (int j = 0; j < used && c < cols; j++) v += (double)w[t * used + j] * x[(t * used + j) * xs + c];
+            for (int j = 0; j < used && c < cols; j++)
+                v += (double)w[t * used + j] * x[(t * used + j) * xs + c];
             CHECK_NEAR(got[i], v, 2e-6);
         }
         free(y), free(x), free(w), free(got);
@@ -286,7 +326,8 @@ TEST(combine)
     }
 }
 
-/* ---- sampling ---------------------------------------------------------------------------------- */
+/* ---- sampling ----------------------------------------------------------------------------------
+ */
 
 static const float *sort_values;
 static int by_value(const void *a, const void *b)
@@ -302,8 +343,10 @@ static void check_best(int64_t n, int64_t cols, int32_t k, bool coarse, uint64_t
 {
     const int64_t stride = cols + 1;
     float *x = random_floats((size_t)(n * stride), 20, seed);
-    for (int64_t i = 0; coarse && i < n * stride; i++) x[i] = rintf(x[i] / 10);
-    for (int64_t i = 0; coarse && i < n * stride; i += 3) x[i] = x[i] == 0 ? -0.0f : x[i];
+    for (int64_t i = 0; coarse && i < n * stride; i++)
+        x[i] = rintf(x[i] / 10);
+    for (int64_t i = 0; coarse && i < n * stride; i += 3)
+        x[i] = x[i] == 0 ? -0.0f : x[i];
     if (cols > 9 && !coarse) x[7] = NAN;
     float *d = device_floats((size_t)(n * stride), x), *best = device_floats((size_t)n, NULL);
     int32_t *id = device_new((size_t)n * 4, NULL), *ids = device_new((size_t)(n * k) * 4, NULL);
@@ -311,11 +354,13 @@ static void check_best(int64_t n, int64_t cols, int32_t k, bool coarse, uint64_t
     CHECK_INT(ops->argmax(stream, d, stride, n, cols, id, best), TN_OK);
     CHECK_INT(ops->top_k(stream, d, stride, n, cols, k, ids, values), TN_OK);
     int32_t *got_id = device_get(id, (size_t)n * 4), *got = device_get(ids, (size_t)(n * k) * 4);
-    float *got_best = device_get(best, (size_t)n * 4), *got_values = device_get(values, (size_t)(n * k) * 4);
+    float *got_best = device_get(best, (size_t)n * 4),
+          *got_values = device_get(values, (size_t)(n * k) * 4);
     int32_t *order = malloc((size_t)cols * sizeof *order);
     for (int64_t t = 0; t < n; t++) {
         sort_values = x + t * stride;
-        for (int32_t i = 0; i < cols; i++) order[i] = i;
+        for (int32_t i = 0; i < cols; i++)
+            order[i] = i;
         qsort(order, (size_t)cols, sizeof *order, by_value);
         CHECK_INT(got_id[t], order[0]);
         CHECK(memcmp(&got_best[t], &sort_values[order[0]], 4) == 0);

@@ -1,10 +1,11 @@
-/* Weights on the device: repack from both layouts, gather, mat-vecs and GEMMs of every type, against
- * the host's scalar kernels. */
+/* Weights on the device: repack from both layouts, gather, mat-vecs and GEMMs of every type,
+ * against the host's scalar kernels. */
 #include "device_lib.h"
 
-static const uint32_t types[] = {TN_TYPE_F32,  TN_TYPE_F16,  TN_TYPE_BF16, TN_TYPE_Q4_0, TN_TYPE_Q4_1,
-                                 TN_TYPE_Q5_0, TN_TYPE_Q5_1, TN_TYPE_Q8_0, TN_TYPE_Q2_K, TN_TYPE_Q3_K,
-                                 TN_TYPE_Q4_K, TN_TYPE_Q5_K, TN_TYPE_Q6_K};
+static const uint32_t types[] = {TN_TYPE_F32,  TN_TYPE_F16,  TN_TYPE_BF16, TN_TYPE_Q4_0,
+                                 TN_TYPE_Q4_1, TN_TYPE_Q5_0, TN_TYPE_Q5_1, TN_TYPE_Q8_0,
+                                 TN_TYPE_Q2_K, TN_TYPE_Q3_K, TN_TYPE_Q4_K, TN_TYPE_Q5_K,
+                                 TN_TYPE_Q6_K};
 enum { N_TYPES = sizeof types / sizeof *types };
 
 /* A matrix on both sides. */
@@ -21,7 +22,8 @@ static void dequantise(const tn_weight *w, float *out)
         host.dequantize[w->layout][w->type](w, r, out + r * w->cols);
 }
 
-static matrix make_matrix(uint32_t type, int64_t rows, int64_t cols, weight_fill fill, uint64_t *seed)
+static matrix make_matrix(uint32_t type, int64_t rows, int64_t cols, weight_fill fill,
+                          uint64_t *seed)
 {
     matrix m = {0};
     guarded mem;
@@ -47,7 +49,8 @@ static void free_matrix(matrix *m)
     free(m->plain);
 }
 
-/* ---- repack and gather --------------------------------------------------------------------------- */
+/* ---- repack and gather
+ * --------------------------------------------------------------------------- */
 
 /* Rows come back as the host dequantises them, but for one rounding in value = a * q - b. */
 static void check_gather(const matrix *m, const char *what)
@@ -61,7 +64,8 @@ static void check_gather(const matrix *m, const char *what)
     for (int i = 0; i < 3; i++)
         for (int64_t c = 0; c < cols; c++) {
             const float v = m->value[ids[i] * cols + c], p = m->plain[ids[i] * cols + c];
-            CHECK_NEAR(got[i * stride + c], 0.5f * v, 1.2e-7 * (fabs((double)p) + fabs((double)(v - p))));
+            CHECK_NEAR(got[i * stride + c], 0.5f * v,
+                       1.2e-7 * (fabs((double)p) + fabs((double)(v - p))));
             if (tn_failures) {
                 FAIL("%s %s: row %d, column %lld", what, tn_type_get(m->w.type)->name, (int)ids[i],
                      (long long)c);
@@ -69,7 +73,8 @@ static void check_gather(const matrix *m, const char *what)
                 return;
             }
         }
-    for (int64_t c = 0; c < cols; c++) CHECK(isnan(got[3 * stride + c]));
+    for (int64_t c = 0; c < cols; c++)
+        CHECK(isnan(got[3 * stride + c]));
     free(got);
 }
 
@@ -124,7 +129,8 @@ TEST(weight_sizes)
     CHECK_INT(tn_dweight_bytes(TN_TYPE_COUNT, 1, 256), 0);
 }
 
-/* ---- activations ------------------------------------------------------------------------------- */
+/* ---- activations -------------------------------------------------------------------------------
+ */
 
 typedef struct acts {
     tn_dacts d;
@@ -145,7 +151,8 @@ static acts make_device_acts(int64_t n, int64_t cols, float size, uint64_t *seed
     CHECK_INT(ops->quantize(stream, &a.d), TN_OK);
     int8_t *q = device_get(a.d.q, (size_t)(n * cols));
     tn_dscale *s = device_get(a.d.scale, (size_t)(n * cols / 32) * sizeof *s);
-    for (int64_t i = 0; i < n * cols; i++) a.value[i] = (double)s[i / 32].d[i % 32 / 16] * q[i];
+    for (int64_t i = 0; i < n * cols; i++)
+        a.value[i] = (double)s[i / 32].d[i % 32 / 16] * q[i];
     free(q);
     free(s);
     return a;
@@ -163,7 +170,8 @@ static double act_of(const acts *a, uint32_t type, int64_t t, int64_t c)
     return is_quantised(type) ? a->value[t * a->d.cols + c] : (double)a->f[t * a->d.f_stride + c];
 }
 
-/* ---- mat-vec ----------------------------------------------------------------------------------- */
+/* ---- mat-vec -----------------------------------------------------------------------------------
+ */
 
 /* Relative to the sum of magnitudes: sums of up to about a hundred floats in a row, then a tree. */
 static const double MATVEC_TOLERANCE = 2e-6;
@@ -216,7 +224,8 @@ static void check_matvec(const matvec_case *k, uint64_t *seed)
         for (int64_t r = 0; r < stride && tn_failures < 5; r++) {
             const int64_t at = t * stride + r;
             if (r >= k->rows) {
-                CHECK_MSG(got[at] == before[at], "%s: written between rows", tn_type_get(k->type)->name);
+                CHECK_MSG(got[at] == before[at], "%s: written between rows",
+                          tn_type_get(k->type)->name);
                 continue;
             }
             double mag, up_mag, want = product(&w, &x, r, t, &mag), tol;
@@ -250,7 +259,8 @@ static void check_matvec(const matvec_case *k, uint64_t *seed)
 static int64_t odd_cols(uint32_t type, int i)
 {
     const int64_t block = tn_type_get(type)->block;
-    static const int64_t small[4] = {1, 3, 33, 70}, super[4] = {1, 3, 5, 9}, plain[4] = {8, 37, 1030, 2300};
+    static const int64_t small[4] = {1, 3, 33, 70}, super[4] = {1, 3, 5, 9},
+                         plain[4] = {8, 37, 1030, 2300};
     return block == 1 ? plain[i] : block == 32 ? 32 * small[i] : 256 * super[i];
 }
 
@@ -262,9 +272,13 @@ TEST(matvec_shapes)
     for (int i = 0; i < N_TYPES; i++)
         for (int c = 0; c < 4; c++)
             for (int n = 0; n < 5; n++)
-                check_matvec(&(matvec_case){.type = types[i], .rows = rows[(c + n) % 4], .n = ns[n],
-                                            .cols = odd_cols(types[i], c), .size = 1,
-                                            .bias = n == 1, .add = n % 2},
+                check_matvec(&(matvec_case){.type = types[i],
+                                            .rows = rows[(c + n) % 4],
+                                            .n = ns[n],
+                                            .cols = odd_cols(types[i], c),
+                                            .size = 1,
+                                            .bias = n == 1,
+                                            .add = n % 2},
                              &seed);
 }
 
@@ -274,8 +288,13 @@ TEST(matvec_glu)
     uint64_t seed = 4;
     for (int i = 0; i < N_TYPES; i++)
         for (int n = 1; n <= 4; n += 3)
-            check_matvec(&(matvec_case){.type = types[i], .rows = 5, .n = n, .size = 0.5f, .glu = true,
-                                        .cols = odd_cols(types[i], n == 1 ? 3 : 1), .bias = n > 1,
+            check_matvec(&(matvec_case){.type = types[i],
+                                        .rows = 5,
+                                        .n = n,
+                                        .size = 0.5f,
+                                        .glu = true,
+                                        .cols = odd_cols(types[i], n == 1 ? 3 : 1),
+                                        .bias = n > 1,
                                         .act = n == 1 ? TN_ACT_SILU : TN_ACT_GELU},
                          &seed);
 }
@@ -286,14 +305,17 @@ TEST(matvec_fills)
     uint64_t seed = 5;
     for (int i = 0; i < N_TYPES; i++)
         for (int fill = 1; fill < FILL_COUNT; fill++)
-            check_matvec(&(matvec_case){.type = types[i], .rows = 3, .n = 2, .cols = odd_cols(types[i], 1),
+            check_matvec(&(matvec_case){.type = types[i],
+                                        .rows = 3,
+                                        .n = 2,
+                                        .cols = odd_cols(types[i], 1),
                                         .size = fill == FILL_TINY ? 1e4f : 1e-3f,
                                         .fill = (weight_fill)fill},
                          &seed);
 }
 
-/* The host's scalar product with its own rounding of the activations: what differs is that rounding,
- * at most half a step of 1/127 of a half's maximum on either side. */
+/* The host's scalar product with its own rounding of the activations: what differs is that
+ * rounding, at most half a step of 1/127 of a half's maximum on either side. */
 TEST(matvec_against_host_rounding)
 {
     NEED_DEVICE;
@@ -312,7 +334,8 @@ TEST(matvec_against_host_rounding)
         float *got = device_get(v.y, sizeof want);
         for (int64_t r = 0; r < rows; r++) {
             double mag = 0;
-            for (int64_t c = 0; c < cols; c++) mag += fabs((double)m.value[r * cols + c]);
+            for (int64_t c = 0; c < cols; c++)
+                mag += fabs((double)m.value[r * cols + c]);
             CHECK_NEAR(got[r], want[r], mag * 0.2 / 127);
         }
         free(got);
@@ -344,7 +367,8 @@ TEST(matvec_slabs)
                 const int64_t at = (3 + r) * cols + part + c;
                 const double a = act_of(&x, types[i], 0, c);
                 want += m.value[at] * a;
-                mag += (fabs((double)m.plain[at]) + fabs((double)(m.value[at] - m.plain[at]))) * fabs(a);
+                mag += (fabs((double)m.plain[at]) + fabs((double)(m.value[at] - m.plain[at]))) *
+                       fabs(a);
             }
             CHECK_NEAR(got[r], want, MATVEC_TOLERANCE * mag);
         }
@@ -362,20 +386,28 @@ TEST(matvec_experts)
     uint64_t seed = 8;
     static const int32_t choice[6] = {2, 0, 3, -1, 1, 2};
     for (int i = 0; i < N_TYPES; i++) {
-        const int64_t block = tn_type_get(types[i])->block, cols = block == 1 ? 44 : block, rows = 5;
+        const int64_t block = tn_type_get(types[i])->block, cols = block == 1 ? 44 : block,
+                      rows = 5;
         matrix m = make_matrix(types[i], 4 * rows, cols, FILL_RANDOM, &seed);
         acts x = make_device_acts(3, cols, 1, &seed);
         float *bias = random_floats((size_t)(4 * rows), 1, &seed);
-        const tn_dmatvec v = {.w = m.d, .x = x.d, .y_stride = 7, .y = device_floats(6 * 7, NULL),
-                              .expert = device_new(sizeof choice, choice), .n_items = 6, .rows = rows,
-                              .per_token = 2, .bias = device_floats((size_t)(4 * rows), bias)};
+        const tn_dmatvec v = {.w = m.d,
+                              .x = x.d,
+                              .y_stride = 7,
+                              .y = device_floats(6 * 7, NULL),
+                              .expert = device_new(sizeof choice, choice),
+                              .n_items = 6,
+                              .rows = rows,
+                              .per_token = 2,
+                              .bias = device_floats((size_t)(4 * rows), bias)};
         CHECK_INT(ops->matvec(stream, &v), TN_OK);
         float *got = device_get(v.y, 6 * 7 * sizeof *got);
         for (int64_t item = 0; item < 6; item++)
             for (int64_t r = 0; r < rows; r++) {
                 double want = 0, mag = 0;
                 const int64_t row = choice[item] * rows + r;
-                if (choice[item] >= 0) want = product(&m, &x, row, item / 2, &mag) + (double)bias[row];
+                if (choice[item] >= 0)
+                    want = product(&m, &x, row, item / 2, &mag) + (double)bias[row];
                 CHECK_NEAR(got[7 * item + r], want, MATVEC_TOLERANCE * (mag + 2));
             }
         free(got);
@@ -410,7 +442,8 @@ TEST(matvec_refuses)
     free_matrix(&m);
 }
 
-/* ---- GEMM -------------------------------------------------------------------------------------- */
+/* ---- GEMM --------------------------------------------------------------------------------------
+ */
 
 /* Quantised: weights and activations each rounded to 11 bits. The others: float32. */
 static double gemm_tolerance(uint32_t type)
@@ -418,7 +451,8 @@ static double gemm_tolerance(uint32_t type)
     return is_quantised(type) ? 1.2e-3 : 2e-6;
 }
 
-static void check_gemm(uint32_t type, int64_t n, float size, bool add, int64_t piece, uint64_t *seed)
+static void check_gemm(uint32_t type, int64_t n, float size, bool add, int64_t piece,
+                       uint64_t *seed)
 {
     const int64_t rows = 21, stride = 24, cols = odd_cols(type, 1);
     matrix w = make_matrix(type, rows, cols, FILL_RANDOM, seed);

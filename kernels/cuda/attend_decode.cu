@@ -1,10 +1,10 @@
-/* Attention of single tokens over a long context: the keys are split over blocks, each walks its part
- * with an online softmax, a second kernel joins the parts.
+/* Attention of single tokens over a long context: the keys are split over blocks, each walks its
+ * part with an online softmax, a second kernel joins the parts.
  *
- * A block serves up to HB query heads of one KV head, so K and V are read once for all of them. Tiles of
- * 32 keys: K goes through shared memory (asynchronously, the next tile during the current V), a lane
- * computes the score of one key, a warp the softmax of one head; V goes straight from memory into
- * registers, eight columns a thread. */
+ * A block serves up to HB query heads of one KV head, so K and V are read once for all of them.
+ * Tiles of 32 keys: K goes through shared memory (asynchronously, the next tile during the current
+ * V), a lane computes the score of one key, a warp the softmax of one head; V goes straight from
+ * memory into registers, eight columns a thread. */
 #include "kv.h"
 #include "ops.h"
 
@@ -14,7 +14,8 @@ struct DecodeArgs {
     KvPlane kp, vp;
     const float *q;
     int64_t q_stride;
-    int n_head, group, head_blocks; /* group: query heads of a KV head; head_blocks: blocks for them */
+    int n_head, group,
+        head_blocks; /* group: query heads of a KV head; head_blocks: blocks for them */
     float scale, softcap;
     int window;
     const int32_t *pos, *seq;
@@ -27,8 +28,8 @@ template <int T> static constexpr __host__ __device__ int key_bytes(int dim)
     return T == TN_TYPE_F32 ? 4 * dim : T == TN_TYPE_F16 ? 2 * dim : dim;
 }
 
-/* Shared memory: a tile of keys (rows padded against bank conflicts, Q8_0 with 8 scales behind), the
- * queries, scores by part, weights. */
+/* Shared memory: a tile of keys (rows padded against bank conflicts, Q8_0 with 8 scales behind),
+ * the queries, scores by part, weights. */
 template <int T, int HB> struct DecodeShared {
     int row, tile, q, scores; /* bytes */
     __host__ __device__ DecodeShared(int dim_k)
@@ -40,11 +41,15 @@ template <int T, int HB> struct DecodeShared {
         q = HB * dim_k * 4;
         scores = WARPS * (HB > WARPS ? HB / WARPS : 1) * TILE * 4;
     }
-    __host__ __device__ int bytes() const { return tile + q + scores; }
+    __host__ __device__ int bytes() const
+    {
+        return tile + q + scores;
+    }
 };
 
 /* Keys [lo, hi) that this block walks. */
-__device__ __forceinline__ void decode_range(const DecodeArgs &a, int pos, int split, int *lo, int *hi)
+__device__ __forceinline__ void decode_range(const DecodeArgs &a, int pos, int split, int *lo,
+                                             int *hi)
 {
     const int end = pos + 1, begin = a.window > 0 && end > a.window ? end - a.window : 0;
     const int chunk = ((end - begin + a.n_splits - 1) / a.n_splits + TILE - 1) / TILE * TILE;
@@ -54,8 +59,8 @@ __device__ __forceinline__ void decode_range(const DecodeArgs &a, int pos, int s
 
 /* Starts copying keys [t0, t0 + TILE) to shared memory; rows behind hi become zero. */
 template <int T>
-__device__ __forceinline__ void fetch_keys(const DecodeArgs &a, uint8_t *tile, int row_bytes, int seq,
-                                           int head, int t0, int hi)
+__device__ __forceinline__ void fetch_keys(const DecodeArgs &a, uint8_t *tile, int row_bytes,
+                                           int seq, int head, int t0, int hi)
 {
     const int words = key_bytes<T>(a.kp.dim) / 16;
     for (int i = threadIdx.x; i < TILE * words; i += THREADS) {
@@ -97,10 +102,12 @@ __device__ __forceinline__ float score_part(const float *q, const uint8_t *k, in
             const float d = f16_bits_to_f32(load<uint16_t>(k + dim + c / 32 * 2));
             const int2 w = load<int2>(k + c);
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = d * (float)(int8_t)((i < 4 ? w.x : w.y) >> 8 * (i % 4));
+            for (int i = 0; i < 8; i++)
+                v[i] = d * (float)(int8_t)((i < 4 ? w.x : w.y) >> 8 * (i % 4));
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) s = fmaf(q[c + i], v[i], s);
+        for (int i = 0; i < 8; i++)
+            s = fmaf(q[c + i], v[i], s);
     }
     return s;
 }
@@ -120,8 +127,9 @@ __device__ __forceinline__ void tile_scores(float *scores, const float *q, const
 #pragma unroll
     for (int r = 0; r < Rounds<HB>::rounds; r++) {
         const int head = HB > WARPS ? r * WARPS + warp : warp % HB;
-        scores[(r * WARPS + warp) * TILE + lane] = score_part<T>(
-            q + head * dim, tile + lane * row_bytes, dim, HB > WARPS ? 0 : warp / HB, Rounds<HB>::parts);
+        scores[(r * WARPS + warp) * TILE + lane] =
+            score_part<T>(q + head * dim, tile + lane * row_bytes, dim, HB > WARPS ? 0 : warp / HB,
+                          Rounds<HB>::parts);
     }
 }
 
@@ -130,14 +138,16 @@ struct Running {
     float max, sum;
 };
 
-/* Turns the scores of a head into weights, in place; returns the factor on what was summed so far. */
+/* Turns the scores of a head into weights, in place; returns the factor on what was summed so far.
+ */
 template <int HB>
 __device__ __forceinline__ float tile_softmax(const DecodeArgs &a, float *scores, int head, int nt,
                                               Running *run)
 {
     const int lane = threadIdx.x % 32;
     float s = 0;
-    for (int p = 0; p < Rounds<HB>::parts; p++) s += scores[(p * HB + head) * TILE + lane];
+    for (int p = 0; p < Rounds<HB>::parts; p++)
+        s += scores[(p * HB + head) * TILE + lane];
     s *= a.scale;
     if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
     if (lane >= nt) s = -INFINITY;
@@ -152,8 +162,9 @@ __device__ __forceinline__ float tile_softmax(const DecodeArgs &a, float *scores
 
 /* acc[h] += weights of head h times V, over the keys key, key + step, ... of the tile. */
 template <int T, int HB>
-__device__ __forceinline__ void tile_values(const DecodeArgs &a, float acc[HB][8], const float *weights,
-                                            int seq, int head, int t0, int nt, int key, int step, int c)
+__device__ __forceinline__ void tile_values(const DecodeArgs &a, float acc[HB][8],
+                                            const float *weights, int seq, int head, int t0, int nt,
+                                            int key, int step, int c)
 {
 #pragma unroll 2
     for (; key < nt; key += step) {
@@ -163,7 +174,8 @@ __device__ __forceinline__ void tile_values(const DecodeArgs &a, float acc[HB][8
         for (int h = 0; h < HB; h++) {
             const float p = weights[h * TILE + key];
 #pragma unroll
-            for (int i = 0; i < 8; i++) acc[h][i] = fmaf(p, v[i], acc[h][i]);
+            for (int i = 0; i < 8; i++)
+                acc[h][i] = fmaf(p, v[i], acc[h][i]);
         }
     }
 }
@@ -186,7 +198,8 @@ template <int T, int HB> __global__ void __launch_bounds__(THREADS) attend_split
 
     float acc[HB][8] = {};
     Running run[Rounds<HB>::rounds];
-    for (int r = 0; r < Rounds<HB>::rounds; r++) run[r] = {-INFINITY, 0};
+    for (int r = 0; r < Rounds<HB>::rounds; r++)
+        run[r] = {-INFINITY, 0};
     const int columns = dim_v / 8, step = THREADS / columns;
     const int c = threadIdx.x % columns * 8, first = threadIdx.x / columns;
     for (int i = threadIdx.x; i < HB * dim_k; i += THREADS)
@@ -210,7 +223,8 @@ template <int T, int HB> __global__ void __launch_bounds__(THREADS) attend_split
 #pragma unroll
         for (int h = 0; h < HB; h++)
 #pragma unroll
-            for (int i = 0; i < 8; i++) acc[h][i] *= fades[h];
+            for (int i = 0; i < 8; i++)
+                acc[h][i] *= fades[h];
         if (first < step) tile_values<T, HB>(a, acc, scores, seq, kv_head, t0, nt, first, step, c);
     }
 
@@ -226,7 +240,8 @@ template <int T, int HB> __global__ void __launch_bounds__(THREADS) attend_split
         float *part = a.partial + ((t * a.n_head + h0 + h) * a.n_splits + blockIdx.x) * (2 + dim_v);
         for (int i = threadIdx.x; i < dim_v; i += THREADS) {
             float v = 0;
-            for (int g = 0; g < step; g++) v += sums[g * dim_v + i];
+            for (int g = 0; g < step; g++)
+                v += sums[g * dim_v + i];
             part[2 + i] = v;
         }
         if (threadIdx.x == (unsigned)(h % WARPS) * 32) {
@@ -265,8 +280,8 @@ bool tn_cuda_attend_valid(const tn_dattend *a)
     return a->n >= 1 && a->n <= 65535 && a->n_head >= 1 && kv->n_head_kv >= 1 &&
            a->n_head % kv->n_head_kv == 0 && kv->page_size >= 16 &&
            !(kv->page_size & (kv->page_size - 1)) && kv->pages && a->pos && a->q && a->out &&
-           a->q_stride % 4 == 0 &&
-           a->out_stride % 4 == 0 && tn_cuda_kv_valid(kv->type, kv->head_dim_k, kv->head_dim_v);
+           a->q_stride % 4 == 0 && a->out_stride % 4 == 0 &&
+           tn_cuda_kv_valid(kv->type, kv->head_dim_k, kv->head_dim_v);
 }
 
 template <int T, int HB> static tn_status launch_split(cudaStream_t s, const DecodeArgs &d, int n)

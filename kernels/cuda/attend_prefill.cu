@@ -1,6 +1,7 @@
-/* Attention of many tokens over a float32 cache, in float32: the exact path. A block takes 16 queries of
- * one head and tiles of 16 keys; a thread computes the scores of one key for two queries, then owns up to
- * two columns of the output for all 16. The other caches go to attend_tensor.cu. */
+/* Attention of many tokens over a float32 cache, in float32: the exact path. A block takes 16
+ * queries of one head and tiles of 16 keys; a thread computes the scores of one key for two
+ * queries, then owns up to two columns of the output for all 16. The other caches go to
+ * attend_tensor.cu. */
 #include "kv.h"
 #include "ops.h"
 
@@ -25,7 +26,8 @@ template <class From> __device__ __forceinline__ void load_rows(float *tile, int
     for (int i = threadIdx.x; i < 16 * (dim / 4); i += THREADS) {
         const int row = i / (dim / 4), c = i % (dim / 4) * 4;
         const float *p = from(row);
-        *(float4 *)(tile + row * (dim + PAD) + c) = p ? *(const float4 *)(p + c) : make_float4(0, 0, 0, 0);
+        *(float4 *)(tile + row * (dim + PAD) + c) =
+            p ? *(const float4 *)(p + c) : make_float4(0, 0, 0, 0);
     }
 }
 
@@ -83,12 +85,14 @@ __global__ void __launch_bounds__(THREADS) attend_float(FloatTilesArgs a)
             const int c = threadIdx.x + THREADS * i;
             if (c >= dim_v) break;
 #pragma unroll
-            for (int r = 0; r < QUERIES; r++) acc[r][i] *= fades[r];
+            for (int r = 0; r < QUERIES; r++)
+                acc[r][i] *= fades[r];
             for (int k = 0; k < nt; k++) {
                 const float *page = (const float *)kv_page(a.vp, seq, t0 + k);
                 const float v = page[kv_offset(a.vp, kv_head, t0 + k) + c];
 #pragma unroll
-                for (int r = 0; r < QUERIES; r++) acc[r][i] = fmaf(weights[r][k], v, acc[r][i]);
+                for (int r = 0; r < QUERIES; r++)
+                    acc[r][i] = fmaf(weights[r][k], v, acc[r][i]);
             }
         }
     }
@@ -109,7 +113,8 @@ __global__ void __launch_bounds__(THREADS) attend_float(FloatTilesArgs a)
 #pragma unroll
         for (int r = 0; r < QUERIES; r++)
             if (first + r <= last)
-                a.out[(first + r) * a.out_stride + (int64_t)head * dim_v + c] = acc[r][i] * factors[r];
+                a.out[(first + r) * a.out_stride + (int64_t)head * dim_v + c] =
+                    acc[r][i] * factors[r];
     }
 }
 

@@ -18,6 +18,8 @@ cublasHandle_t tn_cuda_blas(tn_stream *s)
 
 void tn_cuda_close_blas(tn_cuda_device *d)
 {
-    if (d->blas) cublasDestroy((cublasHandle_t)d->blas);
+    /* It waits for the stream it was set to last, which is gone by now. */
+    if (d->blas && cublasSetStream((cublasHandle_t)d->blas, d->copies) == CUBLAS_STATUS_SUCCESS)
+        cublasDestroy((cublasHandle_t)d->blas);
     d->blas = NULL;
 }

@@ -1,8 +1,8 @@
 /* One thread an element: activations, sums, scales, caps. */
 #include "ops.h"
 
-__global__ void glu_rows(float *gate, int64_t gate_stride, const float *up, int64_t up_stride, int cols,
-                         int act)
+__global__ void glu_rows(float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
+                         int cols, int act)
 {
     const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (c >= cols) return;
@@ -59,8 +59,8 @@ tn_status tn_cuda_axpby(tn_stream *stream, float *y, int64_t y_stride, float a, 
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     return for_rows(n, cols, [=](int64_t i, dim3 grid) {
-        LAUNCH(axpby_rows, grid, 128, 0, s, y + i * y_stride, y_stride, a,
-               x ? x + i * x_stride : x, x_stride, b, bias, (int)cols);
+        LAUNCH(axpby_rows, grid, 128, 0, s, y + i * y_stride, y_stride, a, x ? x + i * x_stride : x,
+               x_stride, b, bias, (int)cols);
     });
 }
 

@@ -11,7 +11,8 @@ __device__ __forceinline__ void store8(float *to, const float *v)
 __device__ __forceinline__ void store8(half *to, const float *v)
 {
     half2 h[4];
-    for (int i = 0; i < 4; i++) h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i < 4; i++)
+        h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
     int4 word;
     memcpy(&word, h, 16);
     *(int4 *)to = word;
@@ -28,7 +29,8 @@ __device__ void unpack_to(Out *out, const tn_dweight &w, int64_t row, int64_t u,
 #pragma unroll
     for (int i = 0; i < 32; i += 8) {
         float v[8];
-        for (int j = 0; j < 8; j++) v[j] = scale * unit_value<T>(unit, i + j);
+        for (int j = 0; j < 8; j++)
+            v[j] = scale * unit_value<T>(unit, i + j);
         store8(out + i, v);
     }
 }
@@ -47,7 +49,8 @@ __global__ void unpack_rows(tn_dweight w, const int32_t *ids, int64_t n, float s
         return;
     }
     const float nan[8] = {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
-    for (int j = 0; j < 32; j += 8) store8(to + j, nan);
+    for (int j = 0; j < 32; j += 8)
+        store8(to + j, nan);
 }
 
 __device__ __forceinline__ float element(const tn_dweight &w, int64_t row, int64_t c)
@@ -74,8 +77,8 @@ tn_status tn_cuda_gather(tn_stream *stream, const tn_dweight *w, const int32_t *
     const tn_type_info *t = tn_type_get(w->type);
     if (!t || n < 1 || stride % 4 || stride < w->cols) return TN_EARG;
     if (t->block == 1) {
-        LAUNCH(unpack_floats, (unsigned)((n * w->cols + 127) / 128), 128, 0, s, *w, ids, n, scale, out,
-               stride);
+        LAUNCH(unpack_floats, (unsigned)((n * w->cols + 127) / 128), 128, 0, s, *w, ids, n, scale,
+               out, stride);
         return tn_cuda_launched();
     }
     const unsigned blocks = (unsigned)((n * (w->cols / 32) + 127) / 128);

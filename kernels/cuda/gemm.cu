@@ -1,8 +1,8 @@
 /* Products with many vectors: weights are dequantised piece by piece and cuBLAS multiplies.
  *
- * Quantised weights go to float16, and so do the activations. Should one of those be too large, all are
- * divided by a power of two, common to the batch and found on the device; the results are multiplied by
- * it again. Where it is 1, the kernels that apply it return at once. */
+ * Quantised weights go to float16, and so do the activations. Should one of those be too large, all
+ * are divided by a power of two, common to the batch and found on the device; the results are
+ * multiplied by it again. Where it is 1, the kernels that apply it return at once. */
 #include "blas.h"
 #include "ops.h"
 #include "quantize.h"
@@ -31,7 +31,8 @@ __global__ void find_amax(const float *x, int64_t x_stride, int cols, int64_t n,
          i += (int64_t)gridDim.x * blockDim.x) {
         float v[4];
         load4(v, x + i / words * x_stride, (int)(i % words) * 4, cols);
-        for (int j = 0; j < 4; j++) amax = fmaxf(amax, fabsf(v[j]));
+        for (int j = 0; j < 4; j++)
+            amax = fmaxf(amax, fabsf(v[j]));
     }
     amax = warp_max(amax);
     int bits;
@@ -51,7 +52,8 @@ __global__ void to_half(half *out, const float *x, int64_t x_stride, int cols, i
     load4(v, from, 0, 4);
     load4(v + 4, from + 4, 0, 4);
     half2 h[4];
-    for (int i = 0; i < 4; i++) h[i] = __floats2half2_rn(v[2 * i] * factor, v[2 * i + 1] * factor);
+    for (int i = 0; i < 4; i++)
+        h[i] = __floats2half2_rn(v[2 * i] * factor, v[2 * i + 1] * factor);
     int4 word;
     memcpy(&word, h, 16);
     *(int4 *)(out + 8 * at) = word;
@@ -102,7 +104,8 @@ size_t tn_cuda_gemm_bytes(uint32_t type, int64_t n, int64_t rows, int64_t cols)
 
 static Plan plan_of(const tn_dgemm *a, bool quantised)
 {
-    const size_t fixed = fixed_bytes(quantised, a->x.n, a->w.cols), row = row_bytes(a->w.type, a->w.cols);
+    const size_t fixed = fixed_bytes(quantised, a->x.n, a->w.cols),
+                 row = row_bytes(a->w.type, a->w.cols);
     uint8_t *at = (uint8_t *)a->workspace;
     Plan p = {};
     p.amax = (int *)at;
@@ -110,7 +113,8 @@ static Plan plan_of(const tn_dgemm *a, bool quantised)
     p.weights = at + fixed;
     p.ld = quantised ? a->w.cols : (int64_t)row / 4;
     p.rows = a->w.rows;
-    if (row) p.rows = a->workspace_bytes < fixed ? 0 : (int64_t)((a->workspace_bytes - fixed) / row);
+    if (row)
+        p.rows = a->workspace_bytes < fixed ? 0 : (int64_t)((a->workspace_bytes - fixed) / row);
     if (p.rows > a->w.rows) p.rows = a->w.rows;
     return p;
 }
@@ -124,8 +128,8 @@ static tn_status multiply(cublasHandle_t h, const tn_dgemm *a, const tn_dweight 
     cublasStatus_t status;
     if (quantised)
         status = cublasGemmEx(h, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one, p->weights, CUDA_R_16F,
-                              (int)p->ld, p->x, CUDA_R_16F, k, &beta, y, CUDA_R_32F, (int)a->y_stride,
-                              CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+                              (int)p->ld, p->x, CUDA_R_16F, k, &beta, y, CUDA_R_32F,
+                              (int)a->y_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     else {
         const bool direct = w->type == TN_TYPE_F32;
         status = cublasSgemm(h, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one,
@@ -165,9 +169,12 @@ static tn_status pieces(tn_stream *stream, cudaStream_t s, const tn_dgemm *a, co
     const cublasHandle_t h = tn_cuda_blas(stream);
     tn_status status = h ? TN_OK : TN_EDEVICE;
     for (int64_t r = 0; r < a->w.rows && !status; r += p->rows) {
-        const tn_dweight w = tn_dweight_rows(&a->w, r, a->w.rows - r < p->rows ? a->w.rows - r : p->rows);
-        if (quantised) status = tn_cuda_to_f16(s, &w, (half *)p->weights);
-        else if (w.type != TN_TYPE_F32) status = tn_cuda_to_f32(s, &w, (float *)p->weights, p->ld);
+        const tn_dweight w =
+            tn_dweight_rows(&a->w, r, a->w.rows - r < p->rows ? a->w.rows - r : p->rows);
+        if (quantised)
+            status = tn_cuda_to_f16(s, &w, (half *)p->weights);
+        else if (w.type != TN_TYPE_F32)
+            status = tn_cuda_to_f32(s, &w, (float *)p->weights, p->ld);
         if (!status) status = multiply(h, a, &w, p, quantised, a->y + r);
     }
     return status;

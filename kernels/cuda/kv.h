@@ -20,7 +20,8 @@ static inline KvPlane tn_cuda_kv_plane(const tn_dkv &kv, bool value)
     p.type = (int)kv.type;
     p.n_head_kv = kv.n_head_kv;
     p.dim = value ? kv.head_dim_v : kv.head_dim_k;
-    while (1 << p.page_shift < kv.page_size) p.page_shift++;
+    while (1 << p.page_shift < kv.page_size)
+        p.page_shift++;
     return p;
 }
 
@@ -53,11 +54,13 @@ __device__ __forceinline__ uint16_t *kv_scales(const KvPlane &p, uint8_t *page)
 }
 
 /* Eight elements c .. c + 7 of a head at a position; c is a multiple of 8. */
-template <int T> __device__ __forceinline__ void kv_load8(float v[8], const KvPlane &p, uint8_t *page,
-                                                          int64_t row, int c)
+template <int T>
+__device__ __forceinline__ void kv_load8(float v[8], const KvPlane &p, uint8_t *page, int64_t row,
+                                         int c)
 {
     if (T == TN_TYPE_F32) {
-        const float4 a = load<float4>(page + 4 * (row + c)), b = load<float4>(page + 4 * (row + c + 4));
+        const float4 a = load<float4>(page + 4 * (row + c)),
+                     b = load<float4>(page + 4 * (row + c + 4));
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
         v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
     } else if (T == TN_TYPE_F16) {

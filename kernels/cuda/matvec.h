@@ -1,10 +1,10 @@
 /* The mat-vec of quantised weights, for 1, 2, 4 or 8 vectors at once.
  *
- * A warp computes two rows: neighbours, or the same row of gate and up. Its lanes take the units of 32
- * columns in turn, so that they load consecutive 16-byte words of quants; the next units are loaded
- * while the current ones are multiplied. Activations come from L1, once for both rows. Where a matrix
- * has too few rows to fill the device, 2 or 4 warps share a row and add up in shared memory, always in
- * the same order. */
+ * A warp computes two rows: neighbours, or the same row of gate and up. Its lanes take the units of
+ * 32 columns in turn, so that they load consecutive 16-byte words of quants; the next units are
+ * loaded while the current ones are multiplied. Activations come from L1, once for both rows. Where
+ * a matrix has too few rows to fill the device, 2 or 4 warps share a row and add up in shared
+ * memory, always in the same order. */
 #ifndef TN_CUDA_MATVEC_H
 #define TN_CUDA_MATVEC_H
 
@@ -20,8 +20,8 @@ struct MatvecArgs {
     int64_t f_stride;
     const int8_t *q;
     const tn_dscale *scale;
-    int n, cols;      /* n <= the kernel's N */
-    int64_t rows;     /* of the result */
+    int n, cols;  /* n <= the kernel's N */
+    int64_t rows; /* of the result */
     float *y;
     int64_t y_stride;
     const float *bias, *up_bias;
@@ -58,17 +58,19 @@ static inline MatvecArgs tn_cuda_matvec_args(const tn_dmatvec *a)
 
 static inline dim3 tn_cuda_matvec_grid(const MatvecArgs &m, const tn_dmatvec *a)
 {
-    const int64_t pairs = m.up.plane[0] ? m.rows : (m.rows + 1) / 2, per_block = MATVEC_WARPS / m.split;
-    return dim3((unsigned)((pairs + per_block - 1) / per_block), a->expert ? (unsigned)a->n_items : 1);
+    const int64_t pairs = m.up.plane[0] ? m.rows : (m.rows + 1) / 2,
+                  per_block = MATVEC_WARPS / m.split;
+    return dim3((unsigned)((pairs + per_block - 1) / per_block),
+                a->expert ? (unsigned)a->n_items : 1);
 }
 
 /* The pair of rows of this warp, and where results go. */
 struct MatvecPlace {
-    int64_t row[2];  /* of the result; the same twice for gate and up, or at an odd end */
-    int64_t base;    /* first row of the expert's matrix */
-    int64_t x0, y0;  /* first vector read and written */
-    bool zero;       /* an expert that is not here */
-    bool active;     /* the warp has rows */
+    int64_t row[2]; /* of the result; the same twice for gate and up, or at an odd end */
+    int64_t base;   /* first row of the expert's matrix */
+    int64_t x0, y0; /* first vector read and written */
+    bool zero;      /* an expert that is not here */
+    bool active;    /* the warp has rows */
 };
 
 __device__ __forceinline__ MatvecPlace matvec_place(const MatvecArgs &m)
@@ -94,8 +96,8 @@ __device__ __forceinline__ MatvecPlace matvec_place(const MatvecArgs &m)
 }
 
 /* Writes the results of one pair of rows for vector t; by one lane. */
-__device__ __forceinline__ void matvec_store(const MatvecArgs &m, const MatvecPlace &p, int t, float v0,
-                                             float v1)
+__device__ __forceinline__ void matvec_store(const MatvecArgs &m, const MatvecPlace &p, int t,
+                                             float v0, float v1)
 {
     float *y = m.y + (p.y0 + t) * m.y_stride;
     if (m.bias && !p.zero) v0 += m.bias[p.base + p.row[0]];
@@ -168,7 +170,8 @@ __device__ __forceinline__ void matvec_step(const MatvecArgs &m, const MatvecPla
             for (int h = 0; h < 2; h++) {
                 int s = -Traits<T>::offset * sum[h];
 #pragma unroll
-                for (int k = 0; k < 4; k++) s = __dp4a(unit[r].q[4 * h + k], x[4 * h + k], s);
+                for (int k = 0; k < 4; k++)
+                    s = __dp4a(unit[r].q[4 * h + k], x[4 * h + k], s);
                 float v1 = unit[r].a[h] * (float)s;
                 if (Traits<T>::minimum) v1 -= unit[r].b[h] * (float)sum[h];
                 acc[r][t] += d[h] * v1;
@@ -207,10 +210,14 @@ template <int T> tn_status matvec_launch(cudaStream_t s, const tn_dmatvec *a)
 {
     const MatvecArgs m = tn_cuda_matvec_args(a);
     const dim3 grid = tn_cuda_matvec_grid(m, a);
-    if (m.n == 1) LAUNCH(KERNEL(matvec<T, 1>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else if (m.n == 2) LAUNCH(KERNEL(matvec<T, 2>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else if (m.n <= 4) LAUNCH(KERNEL(matvec<T, 4>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else LAUNCH(KERNEL(matvec<T, 8>), grid, MATVEC_WARPS * 32, 0, s, m);
+    if (m.n == 1)
+        LAUNCH(KERNEL(matvec<T, 1>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else if (m.n == 2)
+        LAUNCH(KERNEL(matvec<T, 2>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else if (m.n <= 4)
+        LAUNCH(KERNEL(matvec<T, 4>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else
+        LAUNCH(KERNEL(matvec<T, 8>), grid, MATVEC_WARPS * 32, 0, s, m);
     return tn_cuda_launched();
 }
 

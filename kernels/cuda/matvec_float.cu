@@ -7,22 +7,22 @@ template <int T> struct Word {
     static __device__ __forceinline__ void unpack(float v[n], const int4 &w)
     {
         const int word[4] = {w.x, w.y, w.z, w.w};
-        if (T == TN_TYPE_F32) {
+        if constexpr (T == TN_TYPE_F32) {
             memcpy(v, word, 16);
-            return;
-        }
+        } else {
 #pragma unroll
-        for (int i = 0; i < n; i++) {
-            const uint32_t bits = (uint32_t)word[i / 2] >> 16 * (i % 2) & 0xffff;
-            v[i] = T == TN_TYPE_F16 ? f16_bits_to_f32(bits) : bf16_bits_to_f32(bits);
+            for (int i = 0; i < n; i++) {
+                const uint32_t bits = (uint32_t)word[i / 2] >> 16 * (i % 2) & 0xffff;
+                v[i] = T == TN_TYPE_F16 ? f16_bits_to_f32(bits) : bf16_bits_to_f32(bits);
+            }
         }
     }
 };
 
 /* The products of one word of both rows with the vectors; `count` elements of it are there. */
 template <int T, int N>
-__device__ __forceinline__ void float_step(const MatvecArgs &m, const MatvecPlace &p, const int4 raw[2],
-                                           int u, int count, float acc[2][N])
+__device__ __forceinline__ void float_step(const MatvecArgs &m, const MatvecPlace &p,
+                                           const int4 raw[2], int u, int count, float acc[2][N])
 {
     constexpr int n = Word<T>::n;
     float w[2][n];
@@ -34,7 +34,8 @@ __device__ __forceinline__ void float_step(const MatvecArgs &m, const MatvecPlac
         const float *x = m.f + v * m.f_stride + (int64_t)n * u;
         if (count < n) {
             for (int i = 0; i < count; i++)
-                for (int r = 0; r < 2; r++) acc[r][t] = fmaf(w[r][i], x[i], acc[r][t]);
+                for (int r = 0; r < 2; r++)
+                    acc[r][t] = fmaf(w[r][i], x[i], acc[r][t]);
             continue;
         }
 #pragma unroll
@@ -44,12 +45,14 @@ __device__ __forceinline__ void float_step(const MatvecArgs &m, const MatvecPlac
 #pragma unroll
             for (int j = 0; j < 4; j++)
 #pragma unroll
-                for (int r = 0; r < 2; r++) acc[r][t] = fmaf(w[r][i + j], xs[j], acc[r][t]);
+                for (int r = 0; r < 2; r++)
+                    acc[r][t] = fmaf(w[r][i + j], xs[j], acc[r][t]);
         }
     }
 }
 
-template <int T, int N> __global__ void __launch_bounds__(MATVEC_WARPS * 32) matvec_float(MatvecArgs m)
+template <int T, int N>
+__global__ void __launch_bounds__(MATVEC_WARPS * 32) matvec_float(MatvecArgs m)
 {
     constexpr int n = Word<T>::n;
     const MatvecPlace p = matvec_place(m);
@@ -82,10 +85,14 @@ template <int T> static tn_status launch_float(cudaStream_t s, const tn_dmatvec 
 {
     const MatvecArgs m = tn_cuda_matvec_args(a);
     const dim3 grid = tn_cuda_matvec_grid(m, a);
-    if (m.n == 1) LAUNCH(KERNEL(matvec_float<T, 1>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else if (m.n == 2) LAUNCH(KERNEL(matvec_float<T, 2>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else if (m.n <= 4) LAUNCH(KERNEL(matvec_float<T, 4>), grid, MATVEC_WARPS * 32, 0, s, m);
-    else LAUNCH(KERNEL(matvec_float<T, 8>), grid, MATVEC_WARPS * 32, 0, s, m);
+    if (m.n == 1)
+        LAUNCH(KERNEL(matvec_float<T, 1>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else if (m.n == 2)
+        LAUNCH(KERNEL(matvec_float<T, 2>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else if (m.n <= 4)
+        LAUNCH(KERNEL(matvec_float<T, 4>), grid, MATVEC_WARPS * 32, 0, s, m);
+    else
+        LAUNCH(KERNEL(matvec_float<T, 8>), grid, MATVEC_WARPS * 32, 0, s, m);
     return tn_cuda_launched();
 }
 
@@ -104,7 +111,8 @@ static bool valid(const tn_dmatvec *a, bool quantised)
     const bool glu = a->up.plane[0] != nullptr;
     if (a->w.rows < 1 || a->w.cols < 1 || a->w.cols > INT32_MAX / 2 || a->x.cols != a->w.cols)
         return false;
-    if (glu && (a->add || a->up.type != a->w.type || a->up.rows != a->w.rows || a->up.cols != a->w.cols))
+    if (glu &&
+        (a->add || a->up.type != a->w.type || a->up.rows != a->w.rows || a->up.cols != a->w.cols))
         return false;
     if (quantised ? !a->x.q || !a->x.scale : !a->x.f || a->x.f_stride % 4) return false;
     if (a->expert)

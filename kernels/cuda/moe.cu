@@ -28,10 +28,12 @@ __global__ void __launch_bounds__(32) route_tokens(RouteArgs a)
     const int lane = threadIdx.x, t = blockIdx.x;
     const float *scores = a.scores + t * a.scores_stride;
     float top = -INFINITY, all = 0, chosen_sum = 0;
-    for (int e = lane; e < a.n_expert; e += 32) top = fmaxf(top, scores[e]);
+    for (int e = lane; e < a.n_expert; e += 32)
+        top = fmaxf(top, scores[e]);
     top = warp_max(top);
     const bool softmax = a.gating == TN_GATING_SOFTMAX;
-    for (int e = lane; e < a.n_expert; e += 32) all += softmax ? expf(scores[e] - top) : 0;
+    for (int e = lane; e < a.n_expert; e += 32)
+        all += softmax ? expf(scores[e] - top) : 0;
     all = warp_sum(all);
     uint32_t taken = 0; /* of this lane's experts */
     for (int i = 0; i < a.used; i++) {
@@ -72,7 +74,8 @@ __global__ void combine_rows(float *y, int64_t y_stride, const float *x, int64_t
     const int64_t t = blockIdx.y;
     if (c >= cols) return;
     float v = 0;
-    for (int i = 0; i < used; i++) v += weight[t * used + i] * x[(t * used + i) * x_stride + c];
+    for (int i = 0; i < used; i++)
+        v += weight[t * used + i] * x[(t * used + i) * x_stride + c];
     float *to = y + t * y_stride + c;
     *to = add ? *to + v : v;
 }
@@ -83,20 +86,20 @@ tn_status tn_cuda_route(tn_stream *stream, const tn_droute *a)
     if (a->n < 1 || a->n_expert < 1 || a->n_expert > 32 * PER_LANE || a->used < 1 || a->used > 64 ||
         a->used > a->n_expert)
         return TN_EARG;
-    const RouteArgs r = {a->scores, a->scores_stride, a->n_expert, a->used, (int)a->gating,
-                         a->select_bias, a->renormalise, a->scale, a->where, a->expert, a->chosen,
-                         a->weight};
+    const RouteArgs r = {a->scores,      a->scores_stride, a->n_expert,    a->used,
+                         (int)a->gating, a->select_bias,   a->renormalise, a->scale,
+                         a->where,       a->expert,        a->chosen,      a->weight};
     LAUNCH(route_tokens, (unsigned)a->n, 32, 0, s, r);
     return tn_cuda_launched();
 }
 
 tn_status tn_cuda_combine(tn_stream *stream, float *y, int64_t y_stride, const float *x,
-                          int64_t x_stride, const float *weight, int32_t used, int64_t n, int64_t cols,
-                          bool add)
+                          int64_t x_stride, const float *weight, int32_t used, int64_t n,
+                          int64_t cols, bool add)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     if (n < 1 || n > 65535 || used < 1 || cols < 1 || cols > INT32_MAX / 2) return TN_EARG;
-    LAUNCH(combine_rows, dim3((unsigned)((cols + 127) / 128), (unsigned)n), 128, 0, s, y, y_stride, x,
-           x_stride, weight, (int)used, (int)cols, (int)add);
+    LAUNCH(combine_rows, dim3((unsigned)((cols + 127) / 128), (unsigned)n), 128, 0, s, y, y_stride,
+           x, x_stride, weight, (int)used, (int)cols, (int)add);
     return tn_cuda_launched();
 }

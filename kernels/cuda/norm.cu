@@ -9,7 +9,8 @@ __device__ __forceinline__ float block_sum(float v, float *part)
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
     __syncthreads();
     v = 0;
-    for (int i = 0; i < (int)blockDim.x / 32; i++) v += part[i];
+    for (int i = 0; i < (int)blockDim.x / 32; i++)
+        v += part[i];
     return v;
 }
 
@@ -57,7 +58,8 @@ __global__ void norm_rows(NormArgs a)
             w[0] = w[1] = w[2] = w[3] = 1;
             if (a.r_norm) load4(w, a.r_norm, c, n);
 #pragma unroll
-            for (int i = 0; i < 4; i++) v[i] += u[i] * factor * w[i];
+            for (int i = 0; i < 4; i++)
+                v[i] += u[i] * factor * w[i];
             store4(x, v, c, n);
         }
         sum += sum_of_squares(v);
@@ -70,14 +72,16 @@ __global__ void norm_rows(NormArgs a)
         w[0] = w[1] = w[2] = w[3] = 1;
         if (a.w) load4(w, a.w, c, n);
 #pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = v[i] * factor * w[i];
+        for (int i = 0; i < 4; i++)
+            v[i] = v[i] * factor * w[i];
         if (a.f && c < n) store4(a.f + row * a.f_stride, v, c, n);
         if (a.q) quantize4(a.q + row * n, a.scale + row * (n / 32), v, c, c < n);
     }
 }
 
 /* One warp for 128 columns of a row. */
-__global__ void quantize_rows(const float *f, int64_t f_stride, int8_t *q, tn_dscale *scale, int cols)
+__global__ void quantize_rows(const float *f, int64_t f_stride, int8_t *q, tn_dscale *scale,
+                              int cols)
 {
     const int64_t row = blockIdx.y;
     const int c = 4 * (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -104,8 +108,8 @@ tn_status tn_cuda_norm(tn_stream *stream, const tn_dnorm *a)
         return TN_EARG;
     if ((a->y.f && a->y.f_stride % 4) || (a->y.q && !valid_q8(&a->y)) || (a->r_norm && !a->r))
         return TN_EARG;
-    const NormArgs args = {a->x, a->x_stride, a->r, a->r_stride, a->r_norm, a->w, a->y.f,
-                           a->y.f_stride, a->y.q, a->y.scale, (int)cols, a->eps};
+    const NormArgs args = {a->x,   a->x_stride,   a->r,   a->r_stride, a->r_norm, a->w,
+                           a->y.f, a->y.f_stride, a->y.q, a->y.scale,  (int)cols, a->eps};
     const int64_t threads = (cols + 127) / 128 * 32;
     LAUNCH(norm_rows, (unsigned)a->y.n, (unsigned)(threads < 1024 ? threads : 1024), 0, s, args);
     return tn_cuda_launched();

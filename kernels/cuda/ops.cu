@@ -22,11 +22,26 @@ static bool can_do(tn_device_op op, uint32_t type, tn_device_shape shape)
 
 const tn_device_ops *tn_cuda_ops(void)
 {
-    static const tn_device_ops ops = {
-        can_do, tn_cuda_repack, tn_cuda_repack_r8, tn_cuda_gather, tn_cuda_matvec, tn_cuda_gemm,
-        tn_cuda_gemm_bytes, tn_cuda_norm, tn_cuda_quantize, tn_cuda_glu, tn_cuda_axpby,
-        tn_cuda_softcap, tn_cuda_rope_table, tn_cuda_rope_append, tn_cuda_attend,
-        tn_cuda_attend_tiles, tn_cuda_attend_bytes, tn_cuda_route, tn_cuda_combine, tn_cuda_argmax,
-        tn_cuda_top_k};
+    static const tn_device_ops ops = {can_do,
+                                      tn_cuda_repack,
+                                      tn_cuda_repack_r8,
+                                      tn_cuda_gather,
+                                      tn_cuda_matvec,
+                                      tn_cuda_gemm,
+                                      tn_cuda_gemm_bytes,
+                                      tn_cuda_norm,
+                                      tn_cuda_quantize,
+                                      tn_cuda_glu,
+                                      tn_cuda_axpby,
+                                      tn_cuda_softcap,
+                                      tn_cuda_rope_table,
+                                      tn_cuda_rope_append,
+                                      tn_cuda_attend,
+                                      tn_cuda_attend_tiles,
+                                      tn_cuda_attend_bytes,
+                                      tn_cuda_route,
+                                      tn_cuda_combine,
+                                      tn_cuda_argmax,
+                                      tn_cuda_top_k};
     return &ops;
 }

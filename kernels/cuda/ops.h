@@ -7,8 +7,8 @@
 
 tn_status tn_cuda_repack(tn_stream *s, const tn_dweight *w, const void *src, size_t row_bytes);
 tn_status tn_cuda_repack_r8(tn_stream *s, const tn_dweight *w, const void *src, size_t row_bytes);
-tn_status tn_cuda_gather(tn_stream *s, const tn_dweight *w, const int32_t *ids, int64_t n, float scale,
-                         float *out, int64_t out_stride);
+tn_status tn_cuda_gather(tn_stream *s, const tn_dweight *w, const int32_t *ids, int64_t n,
+                         float scale, float *out, int64_t out_stride);
 tn_status tn_cuda_matvec(tn_stream *s, const tn_dmatvec *a);
 tn_status tn_cuda_gemm(tn_stream *s, const tn_dgemm *a);
 size_t tn_cuda_gemm_bytes(uint32_t type, int64_t n, int64_t rows, int64_t cols);
@@ -27,14 +27,16 @@ tn_status tn_cuda_attend(tn_stream *s, const tn_dattend *a);
 tn_status tn_cuda_attend_tiles(tn_stream *s, const tn_dattend *a);
 size_t tn_cuda_attend_bytes(int64_t n, int32_t n_head, int32_t head_dim_v, int32_t n_splits);
 tn_status tn_cuda_route(tn_stream *s, const tn_droute *a);
-tn_status tn_cuda_combine(tn_stream *s, float *y, int64_t y_stride, const float *x, int64_t x_stride,
-                          const float *weight, int32_t used, int64_t n, int64_t cols, bool add);
+tn_status tn_cuda_combine(tn_stream *s, float *y, int64_t y_stride, const float *x,
+                          int64_t x_stride, const float *weight, int32_t used, int64_t n,
+                          int64_t cols, bool add);
 tn_status tn_cuda_argmax(tn_stream *s, const float *x, int64_t x_stride, int64_t n, int64_t cols,
                          int32_t *id, float *value);
 tn_status tn_cuda_top_k(tn_stream *s, const float *x, int64_t x_stride, int64_t n, int64_t cols,
                         int32_t k, int32_t *id, float *value);
 
-/* ---- shared between the files of this folder ----------------------------------------------------- */
+/* ---- shared between the files of this folder
+ * ----------------------------------------------------- */
 
 /* out[rows][cols] = w dequantised to float16; gather.cu. Quantised types only. */
 tn_status tn_cuda_to_f16(cudaStream_t s, const tn_dweight *w, half *out);

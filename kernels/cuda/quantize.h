@@ -18,19 +18,22 @@ __device__ __forceinline__ void load4(float v[4], const float *p, int c, int n)
         v[3] = f.w;
         return;
     }
-    for (int i = 0; c + i < n; i++) v[i] = p[c + i];
+    for (int i = 0; c + i < n; i++)
+        v[i] = p[c + i];
 }
 
 __device__ __forceinline__ void store4(float *p, const float v[4], int c, int n)
 {
-    if (c + 4 <= n) *(float4 *)(p + c) = make_float4(v[0], v[1], v[2], v[3]);
+    if (c + 4 <= n)
+        *(float4 *)(p + c) = make_float4(v[0], v[1], v[2], v[3]);
     else
-        for (int i = 0; c + i < n; i++) p[c + i] = v[i];
+        for (int i = 0; c + i < n; i++)
+            p[c + i] = v[i];
 }
 
-/* Stores four elements of a row at column c, a multiple of 4, as 8-bit numbers. The whole warp calls it,
- * its lanes holding consecutive columns from a multiple of 32 on; lanes without elements (!valid) must
- * come in groups of 8. */
+/* Stores four elements of a row at column c, a multiple of 4, as 8-bit numbers. The whole warp
+ * calls it, its lanes holding consecutive columns from a multiple of 32 on; lanes without elements
+ * (!valid) must come in groups of 8. */
 __device__ __forceinline__ void quantize4(int8_t *q, tn_dscale *scale, const float v[4], int c,
                                           bool valid)
 {

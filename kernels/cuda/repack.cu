@@ -9,8 +9,8 @@
 #include "../../gguf/blocks.h"
 #undef _Static_assert
 
-/* What a file block and an R8 unit both have: quants as unsigned integers (Q8_0: signed), d and m as
- * float16 bits, scale bytes in the file's order. */
+/* What a file block and an R8 unit both have: quants as unsigned integers (Q8_0: signed), d and m
+ * as float16 bits, scale bytes in the file's order. */
 template <int T> struct FileBlock {
     const uint8_t *b;
 
@@ -41,13 +41,31 @@ template <int T> struct FileBlock {
                    (b[offsetof(tn_block_q6_k, qh) + 32 * n + l] >> 2 * j & 3) << 4;
         }
     }
-    __device__ uint16_t d() const { return word(d_at()); }
-    __device__ uint16_t m() const { return word(d_at() + 2); } /* always right behind d */
-    __device__ int scale(int k) const { return b[scale_at() + k]; }
+    __device__ uint16_t d() const
+    {
+        return word(d_at());
+    }
+    __device__ uint16_t m() const
+    {
+        return word(d_at() + 2);
+    } /* always right behind d */
+    __device__ int scale(int k) const
+    {
+        return b[scale_at() + k];
+    }
 
-    __device__ int nib(size_t at, int byte, int high) const { return b[at + byte] >> 4 * high & 15; }
-    __device__ int bit(size_t at, int k) const { return b[at] >> k & 1; }
-    __device__ uint16_t word(size_t at) const { return (uint16_t)(b[at] | b[at + 1] << 8); }
+    __device__ int nib(size_t at, int byte, int high) const
+    {
+        return b[at + byte] >> 4 * high & 15;
+    }
+    __device__ int bit(size_t at, int k) const
+    {
+        return b[at] >> k & 1;
+    }
+    __device__ uint16_t word(size_t at) const
+    {
+        return (uint16_t)(b[at] | b[at + 1] << 8);
+    }
     static constexpr __device__ size_t d_at()
     {
         return T == TN_TYPE_Q2_K   ? offsetof(tn_block_q2_k, d)
@@ -71,13 +89,16 @@ template <int T> struct R8Block {
 
     static constexpr __device__ int bits()
     {
-        return Traits<T>::two     ? (T == TN_TYPE_Q3_K ? 3 : 2)
-               : Traits<T>::five  ? 5
+        return Traits<T>::two      ? (T == TN_TYPE_Q3_K ? 3 : 2)
+               : Traits<T>::five   ? 5
                : T == TN_TYPE_Q6_K ? 6
                : T == TN_TYPE_Q8_0 ? 8
                                    : 4;
     }
-    static constexpr __device__ int scales_at() { return Traits<T>::minimum ? 32 : 16; }
+    static constexpr __device__ int scales_at()
+    {
+        return Traits<T>::minimum ? 32 : 16;
+    }
     static constexpr __device__ int head()
     {
         return scales_at() + (!Traits<T>::super ? 0 : Traits<T>::packed ? 96 : 128);
@@ -105,10 +126,22 @@ template <int T> struct R8Block {
         default: return a(v);
         }
     }
-    __device__ uint16_t d() const { return word(2 * row); }
-    __device__ uint16_t m() const { return word(16 + 2 * row); }
-    __device__ int scale(int k) const { return b[scales_at() + 32 * (k / 4) + 4 * row + k % 4]; }
-    __device__ uint16_t word(int at) const { return (uint16_t)(b[at] | b[at + 1] << 8); }
+    __device__ uint16_t d() const
+    {
+        return word(2 * row);
+    }
+    __device__ uint16_t m() const
+    {
+        return word(16 + 2 * row);
+    }
+    __device__ int scale(int k) const
+    {
+        return b[scales_at() + 32 * (k / 4) + 4 * row + k % 4];
+    }
+    __device__ uint16_t word(int at) const
+    {
+        return (uint16_t)(b[at] | b[at + 1] << 8);
+    }
 };
 
 template <class T> __device__ __forceinline__ void put(uint8_t *at, T v)
@@ -123,41 +156,36 @@ __device__ void pack_quants(const RowPlanes &to, int64_t u, const Block &b, int 
     typedef Traits<T> Ty;
     uint32_t w[8] = {}, high[2] = {};
     for (int e = 0; e < 32; e++) {
-        const uint32_t q = (uint32_t)b.quant(i, e), h = (uint32_t)e / 16, k = e % 16 / 4, byte = e % 4;
-        if (T == TN_TYPE_Q8_0) w[e / 4] |= q << 8 * byte;
-        else if (Ty::two) w[h] |= (q & 3) << (8 * byte + 2 * k);
-        else w[k] |= (q & 15) << (8 * byte + 4 * h);
+        const uint32_t q = (uint32_t)b.quant(i, e), h = (uint32_t)e / 16, k = e % 16 / 4,
+                       byte = e % 4;
+        if (T == TN_TYPE_Q8_0)
+            w[e / 4] |= q << 8 * byte;
+        else if (Ty::two)
+            w[h] |= (q & 3) << (8 * byte + 2 * k);
+        else
+            w[k] |= (q & 15) << (8 * byte + 4 * h);
         if (Ty::five) high[0] |= (q >> 4) << (8 * byte + 4 * h + k);
         if (T == TN_TYPE_Q3_K) high[0] |= (q >> 2) << (8 * byte + 4 * h + k);
         if (T == TN_TYPE_Q6_K) high[h] |= (q >> 4) << (8 * byte + 2 * k);
     }
     constexpr int n = T == TN_TYPE_Q8_0 ? 8 : Ty::two ? 2 : 4;
-    for (int k = 0; k < n; k++) put((uint8_t *)to.p[0] + 4 * (n * u + k), w[k]);
-    for (int k = 0; k < Ty::high_words; k++)
-        put((uint8_t *)to.p[1] + 4 * (Ty::high_words * u + k), high[k]);
+    for (int k = 0; k < n; k++)
+        put((uint8_t *)to.p[0] + 4 * (n * u + k), w[k]);
+    if constexpr (Ty::high_words > 0)
+        for (int k = 0; k < Ty::high_words; k++)
+            put((uint8_t *)to.p[1] + 4 * (Ty::high_words * u + k), high[k]);
 }
 
-/* The scale planes of block number k of a row. */
-template <int T, class Block>
-__device__ void pack_scales(const RowPlanes &to, int64_t k, const Block &b)
+/* The three words of six-bit scales (and minima) of a block. */
+template <int T, class Block> __device__ void pack_six_bits(uint32_t w[3], const Block &b)
 {
-    typedef Traits<T> Ty;
-    uint32_t w[3] = {};
-    if (Ty::minimum) put((uint8_t *)to.p[3] + 4 * k, (uint32_t)b.d() | (uint32_t)b.m() << 16);
-    else put((uint8_t *)to.p[3] + 2 * k, b.d());
-    if (!Ty::super) return;
-    if (!Ty::packed) {
-        for (int j = 0; j < 16; j++) ((uint8_t *)to.p[2])[16 * k + j] = (uint8_t)b.scale(j);
-        return;
+    for (int s = 0; T == TN_TYPE_Q3_K && s < 16; s++) {
+        const uint32_t low = (uint32_t)b.scale(s % 8) >> 4 * (s / 8) & 15;
+        const uint32_t top = (uint32_t)b.scale(8 + s % 4) >> 2 * (s / 4) & 3;
+        w[s / 8] |= low << 4 * (s % 8);
+        w[2] |= top << 2 * s;
     }
-    for (int s = 0; s < (T == TN_TYPE_Q3_K ? 16 : 8); s++) {
-        if (T == TN_TYPE_Q3_K) {
-            const uint32_t low = (uint32_t)b.scale(s % 8) >> 4 * (s / 8) & 15;
-            const uint32_t top = (uint32_t)b.scale(8 + s % 4) >> 2 * (s / 4) & 3;
-            w[s / 8] |= low << 4 * (s % 8);
-            w[2] |= top << 2 * s;
-            continue;
-        }
+    for (int s = 0; T != TN_TYPE_Q3_K && s < 8; s++) {
         const uint32_t x = (uint32_t)(s < 4 ? b.scale(s) : b.scale(4 + s));
         const uint32_t y = (uint32_t)(s < 4 ? b.scale(4 + s) : 0);
         const uint32_t sc = s < 4 ? x & 63 : (x & 15) | (uint32_t)b.scale(s - 4) >> 6 << 4;
@@ -166,7 +194,26 @@ __device__ void pack_scales(const RowPlanes &to, int64_t k, const Block &b)
         w[1] |= (mn & 15) << 4 * s;
         w[2] |= (sc >> 4) << 2 * s | (mn >> 4) << (16 + 2 * s);
     }
-    for (int j = 0; j < 3; j++) put((uint8_t *)to.p[2] + 12 * k + 4 * j, w[j]);
+}
+
+/* The scale planes of block number k of a row. */
+template <int T, class Block>
+__device__ void pack_scales(const RowPlanes &to, int64_t k, const Block &b)
+{
+    typedef Traits<T> Ty;
+    if constexpr (Ty::minimum)
+        put((uint8_t *)to.p[3] + 4 * k, (uint32_t)b.d() | (uint32_t)b.m() << 16);
+    else
+        put((uint8_t *)to.p[3] + 2 * k, b.d());
+    if constexpr (Ty::packed) {
+        uint32_t w[3] = {};
+        pack_six_bits<T>(w, b);
+        for (int j = 0; j < 3; j++)
+            put((uint8_t *)to.p[2] + 12 * k + 4 * j, w[j]);
+    } else if constexpr (Ty::super) {
+        for (int j = 0; j < 16; j++)
+            ((uint8_t *)to.p[2])[16 * k + j] = (uint8_t)b.scale(j);
+    }
 }
 
 template <int T, class Block>
@@ -201,16 +248,18 @@ __global__ void repack_groups(tn_dweight w, const uint8_t *src, int64_t row_byte
     pack_unit<T>(w, row, u, b);
 }
 
-/* Rows of unquantised elements: copied, the padding behind a row zeroed. One thread a 16-byte word. */
-__global__ void repack_words(uint8_t *dst, int64_t dst_stride, const uint8_t *src, int64_t src_stride,
-                             int64_t bytes, int64_t rows)
+/* Rows of unquantised elements: copied, the padding behind a row zeroed. One thread a 16-byte word.
+ */
+__global__ void repack_words(uint8_t *dst, int64_t dst_stride, const uint8_t *src,
+                             int64_t src_stride, int64_t bytes, int64_t rows)
 {
     const int64_t words = dst_stride / 16, at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= words * rows) return;
     const int64_t row = at / words, first = at % words * 16;
     uint16_t w[8];
     for (int i = 0; i < 8; i++) /* 2-byte loads: a source row may be aligned to no more */
-        w[i] = first + 2 * i < bytes ? *(const uint16_t *)(src + row * src_stride + first + 2 * i) : 0;
+        w[i] =
+            first + 2 * i < bytes ? *(const uint16_t *)(src + row * src_stride + first + 2 * i) : 0;
     int4 word;
     memcpy(&word, w, 16);
     *(int4 *)(dst + row * dst_stride + first) = word;
@@ -250,7 +299,8 @@ tn_status tn_cuda_repack(tn_stream *stream, const tn_dweight *w, const void *src
     return tn_cuda_launched();
 }
 
-tn_status tn_cuda_repack_r8(tn_stream *stream, const tn_dweight *w, const void *src, size_t row_bytes)
+tn_status tn_cuda_repack_r8(tn_stream *stream, const tn_dweight *w, const void *src,
+                            size_t row_bytes)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     const tn_type_info *t = tn_type_get(w->type);

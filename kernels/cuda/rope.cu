@@ -33,7 +33,8 @@ __device__ __forceinline__ void turn_head(float *out, const float *x, int dim, c
     float factor = 1;
     if (norm) {
         float sum = 0;
-        for (int i = lane; i < dim; i += 32) sum += x[i] * x[i];
+        for (int i = lane; i < dim; i += 32)
+            sum += x[i] * x[i];
         factor = 1.0f / sqrtf(warp_sum(sum) / (float)dim + eps);
     }
     for (int i = lane; i < pairs; i += 32) {
@@ -48,17 +49,21 @@ __device__ __forceinline__ void turn_head(float *out, const float *x, int dim, c
         out[ia] = a * c - b * s;
         out[ib] = a * s + b * c;
     }
-    for (int i = 2 * pairs + lane; i < dim; i += 32) out[i] = norm ? x[i] * factor * norm[i] : x[i];
+    for (int i = 2 * pairs + lane; i < dim; i += 32)
+        out[i] = norm ? x[i] * factor * norm[i] : x[i];
 }
 
 /* x[dim] to its place in the cache. By one warp. */
-__device__ __forceinline__ void append_head(const KvPlane &p, int seq, int pos, int head, const float *x)
+__device__ __forceinline__ void append_head(const KvPlane &p, int seq, int pos, int head,
+                                            const float *x)
 {
     uint8_t *page = kv_page(p, seq, pos);
     const int64_t row = kv_offset(p, head, pos);
     for (int i = threadIdx.x % 32; i < p.dim; i += 32) {
-        if (p.type == TN_TYPE_F32) ((float *)page)[row + i] = x[i];
-        else if (p.type == TN_TYPE_F16) ((half *)page)[row + i] = __float2half(x[i]);
+        if (p.type == TN_TYPE_F32)
+            ((float *)page)[row + i] = x[i];
+        else if (p.type == TN_TYPE_F16)
+            ((half *)page)[row + i] = __float2half(x[i]);
         else {
             const half d = __float2half(warp_max(fabsf(x[i])) / 127.0f);
             const float step = __half2float(d);
@@ -80,7 +85,9 @@ __global__ void __launch_bounds__(128) rope_heads(RopeArgs a)
     const bool is_q = h < n_q, is_v = !is_q && h >= n_q + a.n_head_kv;
     const int head = is_q ? h : is_v ? h - n_q - a.n_head_kv : h - n_q;
     const int dim = is_v ? a.vp.dim : a.kp.dim;
-    float *x = (is_q ? a.q + t * a.q_stride : is_v ? a.v + t * a.v_stride : a.k + t * a.k_stride) +
+    float *x = (is_q   ? a.q + t * a.q_stride
+                : is_v ? a.v + t * a.v_stride
+                       : a.k + t * a.k_stride) +
                (int64_t)head * dim;
     float *out = heads[warp];
     const float *norm = is_q ? a.q_norm : is_v ? nullptr : a.k_norm;
@@ -88,8 +95,10 @@ __global__ void __launch_bounds__(128) rope_heads(RopeArgs a)
               a.cs + t * (a.n_rot / 2) * 2);
     __syncwarp();
     if (is_q || !a.kp.pages)
-        for (int i = lane; i < dim; i += 32) x[i] = out[i];
-    else append_head(is_v ? a.vp : a.kp, a.seq ? a.seq[t] : 0, a.pos[t], head, out);
+        for (int i = lane; i < dim; i += 32)
+            x[i] = out[i];
+    else
+        append_head(is_v ? a.vp : a.kp, a.seq ? a.seq[t] : 0, a.pos[t], head, out);
 }
 
 tn_status tn_cuda_rope_table(tn_stream *stream, float *cs, const int32_t *pos, int64_t n,

@@ -1,10 +1,11 @@
-/* The best of many logits, so that they need not cross to the host: a block of 1024 threads a row. */
+/* The best of many logits, so that they need not cross to the host: a block of 1024 threads a row.
+ */
 #include "ops.h"
 
 enum { THREADS = 1024, MOST = 1024 };
 
-__global__ void __launch_bounds__(THREADS) argmax_rows(const float *x, int64_t x_stride, int cols,
-                                                       int32_t *id, float *value)
+__global__ void __launch_bounds__(THREADS)
+    argmax_rows(const float *x, int64_t x_stride, int cols, int32_t *id, float *value)
 {
     SHARED(float, best_of, [32]);
     SHARED(int, at_of, [32]);
@@ -35,7 +36,8 @@ __global__ void __launch_bounds__(THREADS) argmax_rows(const float *x, int64_t x
     if (value) value[blockIdx.x] = row[at];
 }
 
-/* A number whose order is that of the values, lower indices first; no two elements have the same. */
+/* A number whose order is that of the values, lower indices first; no two elements have the same.
+ */
 __device__ __forceinline__ uint64_t key_of(float v, int i)
 {
     uint32_t u;
@@ -51,7 +53,8 @@ __device__ __forceinline__ uint64_t key_of(float v, int i)
 __device__ __forceinline__ int pick_digit(const int *counts, int wanted, int *digit)
 {
     int d = 255;
-    while (d > 0 && counts[d] < wanted) wanted -= counts[d--];
+    while (d > 0 && counts[d] < wanted)
+        wanted -= counts[d--];
     *digit = d;
     return wanted;
 }
@@ -73,9 +76,10 @@ __device__ __forceinline__ void sort_descending(uint64_t *keys, int n)
         }
 }
 
-/* Radix selection: 8 bits of the keys at a time, from the top, until the k largest are separated. */
-__global__ void __launch_bounds__(THREADS) top_k_rows(const float *x, int64_t x_stride, int cols, int k,
-                                                      int32_t *id, float *value)
+/* Radix selection: 8 bits of the keys at a time, from the top, until the k largest are separated.
+ */
+__global__ void __launch_bounds__(THREADS)
+    top_k_rows(const float *x, int64_t x_stride, int cols, int k, int32_t *id, float *value)
 {
     SHARED(int, counts, [256]);
     SHARED(uint64_t, keys, [MOST]);
@@ -108,7 +112,8 @@ __global__ void __launch_bounds__(THREADS) top_k_rows(const float *x, int64_t x_
     }
     const uint64_t least = prefix[0] << shift;
     int n = 1;
-    while (n < k) n *= 2;
+    while (n < k)
+        n *= 2;
     if ((int)threadIdx.x < n) keys[threadIdx.x] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < cols; i += THREADS) {
@@ -128,8 +133,8 @@ static bool valid(int64_t n, int64_t cols)
     return n >= 1 && n <= INT32_MAX && cols >= 1 && cols < 1 << 24;
 }
 
-tn_status tn_cuda_argmax(tn_stream *stream, const float *x, int64_t x_stride, int64_t n, int64_t cols,
-                         int32_t *id, float *value)
+tn_status tn_cuda_argmax(tn_stream *stream, const float *x, int64_t x_stride, int64_t n,
+                         int64_t cols, int32_t *id, float *value)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     if (!valid(n, cols)) return TN_EARG;
@@ -137,8 +142,8 @@ tn_status tn_cuda_argmax(tn_stream *stream, const float *x, int64_t x_stride, in
     return tn_cuda_launched();
 }
 
-tn_status tn_cuda_top_k(tn_stream *stream, const float *x, int64_t x_stride, int64_t n, int64_t cols,
-                        int32_t k, int32_t *id, float *value)
+tn_status tn_cuda_top_k(tn_stream *stream, const float *x, int64_t x_stride, int64_t n,
+                        int64_t cols, int32_t k, int32_t *id, float *value)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     if (!valid(n, cols) || k < 1 || k > cols || k > MOST) return TN_EARG;

@@ -6,21 +6,17 @@
  * plane 0, quants
  *   4-, 5-, 6-bit types  16 bytes a unit: byte j holds the low four bits of element j in its low
  *                        nibble and of element j + 16 in its high nibble
- *   Q2_K, Q3_K           two words a unit, one a half: bits 8 e + 2 k, + 1 of word h are the low two
- *                        bits of element 16 h + 4 k + e
- *   Q8_0                 32 bytes a unit, signed
- * plane 1, high bits
- *   Q5_0, Q5_1, Q5_K, Q3_K  a word a unit: bit 8 e + 4 h + k belongs to element 16 h + 4 k + e
+ *   Q2_K, Q3_K           two words a unit, one a half: bits 8 e + 2 k, + 1 of word h are the low
+ * two bits of element 16 h + 4 k + e Q8_0                 32 bytes a unit, signed plane 1, high
+ * bits Q5_0, Q5_1, Q5_K, Q3_K  a word a unit: bit 8 e + 4 h + k belongs to element 16 h + 4 k + e
  *   Q6_K                 two words a unit, as the quants of Q2_K
  * plane 2, scale bytes
  *   Q2_K, Q6_K           16 bytes a super-block, as in the file
- *   Q4_K, Q5_K           three words a super-block: nibble i of word 0 and of word 1 are the low four
- *                        bits of scale i and minimum i; bits 2 i, + 1 and 16 + 2 i, + 1 of word 2 the
- *                        high two
- *   Q3_K                 three words a super-block: nibble s % 8 of word s / 8 holds the low four bits
- *                        of scale s, bits 2 s, + 1 of word 2 the high two
- * plane 3, float16 scales
- *   d of a block; d and m of Q4_1, Q5_1; d and dmin of Q2_K, Q4_K, Q5_K, side by side */
+ *   Q4_K, Q5_K           three words a super-block: nibble i of word 0 and of word 1 are the low
+ * four bits of scale i and minimum i; bits 2 i, + 1 and 16 + 2 i, + 1 of word 2 the high two Q3_K
+ * three words a super-block: nibble s % 8 of word s / 8 holds the low four bits of scale s, bits 2
+ * s, + 1 of word 2 the high two plane 3, float16 scales d of a block; d and m of Q4_1, Q5_1; d and
+ * dmin of Q2_K, Q4_K, Q5_K, side by side */
 #ifndef TN_CUDA_WEIGHTS_H
 #define TN_CUDA_WEIGHTS_H
 
@@ -35,7 +31,8 @@ __device__ __forceinline__ RowPlanes row_planes(const tn_dweight &w, int64_t row
 {
     RowPlanes r;
 #pragma unroll
-    for (int i = 0; i < TN_DPLANES; i++) r.p[i] = w.plane[i] + row * w.stride[i];
+    for (int i = 0; i < TN_DPLANES; i++)
+        r.p[i] = w.plane[i] + row * w.stride[i];
     return r;
 }
 
@@ -49,7 +46,8 @@ struct Unit {
 template <int T> struct Traits {
     static constexpr bool five = T == TN_TYPE_Q5_0 || T == TN_TYPE_Q5_1 || T == TN_TYPE_Q5_K;
     static constexpr bool two = T == TN_TYPE_Q2_K || T == TN_TYPE_Q3_K;
-    static constexpr bool super = two || T == TN_TYPE_Q4_K || T == TN_TYPE_Q5_K || T == TN_TYPE_Q6_K;
+    static constexpr bool super =
+        two || T == TN_TYPE_Q4_K || T == TN_TYPE_Q5_K || T == TN_TYPE_Q6_K;
     static constexpr bool minimum = T == TN_TYPE_Q4_1 || T == TN_TYPE_Q5_1 || T == TN_TYPE_Q2_K ||
                                     T == TN_TYPE_Q4_K || T == TN_TYPE_Q5_K;
     static constexpr bool packed = T == TN_TYPE_Q3_K || T == TN_TYPE_Q4_K || T == TN_TYPE_Q5_K;
@@ -58,12 +56,11 @@ template <int T> struct Traits {
                                   : T == TN_TYPE_Q6_K ? 32
                                   : T == TN_TYPE_Q3_K ? 4
                                                       : 0;
-    static constexpr int high_words =
-        T == TN_TYPE_Q6_K ? 2 : five || T == TN_TYPE_Q3_K ? 1 : 0;
+    static constexpr int high_words = T == TN_TYPE_Q6_K ? 2 : five || T == TN_TYPE_Q3_K ? 1 : 0;
 };
 
-/* A unit as it is loaded, unpacked later so that several loads are in flight. Members that a type does
- * not use cost nothing once the compiler is through. */
+/* A unit as it is loaded, unpacked later so that several loads are in flight. Members that a type
+ * does not use cost nothing once the compiler is through. */
 struct RawUnit {
     int4 q0, q1;
     uint32_t high[2], scale[3], d;
@@ -149,8 +146,7 @@ template <int T> __device__ __forceinline__ void unpack_quants(Unit &u, const Ra
 }
 
 /* Unpacks unit number `index` of its row. */
-template <int T>
-__device__ __forceinline__ void unpack_unit(Unit &u, const RawUnit &r, int index)
+template <int T> __device__ __forceinline__ void unpack_unit(Unit &u, const RawUnit &r, int index)
 {
     typedef Traits<T> Ty;
     const int i = index % 8;
