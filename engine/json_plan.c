@@ -3,6 +3,7 @@
 #include "json_text.h"
 #include "plan_chain.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -69,10 +70,36 @@ static json_t *unit(const tn_planned *p, const tn_shape *s, const tn_profile *pr
                      "part", part, "device", device, "units", units, "of", of);
 }
 
+/* Tensors that are placed one by one, because of overrides; they come first, so that the first row
+ * that matches a name is right. */
+static void single_tensors(json_t *list, const tn_plan *plan, const tn_shape *s)
+{
+    for (int32_t i = 0; i < s->n_tensors; i++) {
+        const tn_shape_tensor *t = &s->tensor[i];
+        const bool ffn = t->part >= TN_PART_GATE && t->part <= TN_PART_DOWN;
+        const bool own = ffn            ? plan->layer[t->layer].mixed
+                         : t->layer < 0 ? plan->rule[i] >= 0 && i != s->head
+                                        : plan->share[i] != plan->layer[t->layer].attn;
+        if (!own) continue;
+        char match[160], *out = match;
+        *out++ = '^';
+        for (const char *c = t->name; *c; *out++ = *c++)
+            if (!isalnum((unsigned char)*c) && *c != '_') *out++ = '\\';
+        memcpy(out, "$", 2);
+        json_array_append_new(
+            list,
+            json_pack("{s:s, s:s, s:f, s:s, s:i, s:s}", "match", match, "where",
+                      where(plan->share[i]), "share", (double)plan->share[i], "reason",
+                      plan->rule[i] < 0 ? "beside what an override moved" : "an override says so",
+                      "layer", t->layer, "part", "tensor"));
+    }
+}
+
 static json_t *units(const tn_planned *p, const tn_shape *s, const tn_profile *profile)
 {
     json_t *list = json_array();
     const tn_plan *plan = &p->plan;
+    single_tensors(list, plan, s);
     for (int32_t l = 0; l < s->n_layers; l++) {
         const tn_plan_layer *y = &plan->layer[l];
         const tn_shape_layer *z = &s->layer[l];
@@ -213,6 +240,14 @@ static void same_text(tn_json_reader *r, const char *what, const char *file, con
                         r->where, what, file, ours);
 }
 
+/* ours: 0 = not given. */
+static void same_count(tn_json_reader *r, const char *option, int64_t file, int64_t ours)
+{
+    if (r->status || ours == 0 || file == ours) return;
+    r->status = tn_fail(r->err, TN_EARG, -1, "%s: the plan is for %s %lld, but %s %lld was given",
+                        r->where, option, (long long)file, option, (long long)ours);
+}
+
 static void check_origin(tn_json_reader *r, const json_t *doc, const tn_shape *s,
                          const tn_profile *p, const tn_constraints *c)
 {
@@ -227,11 +262,22 @@ static void check_origin(tn_json_reader *r, const json_t *doc, const tn_shape *s
     same_text(r, "the machine and build", tn_json_string(r, hardware, "key"), p->key);
     tn_json_leave(r, up);
     same_text(r, "a KV cache of", tn_json_string(r, doc, "kv"), kv_names[c->kv]);
-    const int64_t n_ctx = tn_json_int(r, doc, "n_ctx", 1, 1 << 30);
-    if (!r->status && c->n_ctx && n_ctx != c->n_ctx)
-        r->status =
-            tn_fail(r->err, TN_EARG, -1, "%s: the plan is for --ctx %lld, but --ctx %lld was given",
-                    r->where, (long long)n_ctx, (long long)c->n_ctx);
+    same_count(r, "--ctx", tn_json_int(r, doc, "n_ctx", 1, 1 << 30), c->n_ctx);
+    same_count(r, "--batch", tn_json_int(r, doc, "n_batch", 1, 65536), c->n_batch);
+}
+
+static void check_request(tn_json_reader *r, const tn_request *file, const tn_request *ours)
+{
+    const bool given = ours->n_prompt || ours->n_gen || ours->depth;
+    const bool same = file->n_prompt == ours->n_prompt && file->n_gen == ours->n_gen &&
+                      file->depth == ours->depth;
+    if (r->status || !given || same) return;
+    r->status =
+        tn_fail(r->err, TN_EARG, -1,
+                "%s: the plan is for a request of %lld+%lld@%lld, but --for %lld+%lld@%lld "
+                "was given",
+                r->where, (long long)file->n_prompt, (long long)file->n_gen, (long long)file->depth,
+                (long long)ours->n_prompt, (long long)ours->n_gen, (long long)ours->depth);
 }
 
 static void read_constraints(tn_json_reader *r, const json_t *doc, tn_constraints *c)
@@ -272,6 +318,7 @@ static void read_unit(tn_json_reader *r, const json_t *j, const tn_cost *k, tn_p
                       bool *seen)
 {
     const tn_shape *s = k->s;
+    if (strcmp(tn_json_string(r, j, "part"), "tensor") == 0) return; /* "overrides" says it, too */
     const int32_t layer = (int32_t)tn_json_int(r, j, "layer", -1, s->n_layers - 1);
     const int32_t device = (int32_t)tn_json_int(r, j, "device", -1, k->p->n_devices - 1);
     const char *part = tn_json_string(r, j, "part");
@@ -314,6 +361,23 @@ static void read_units(tn_json_reader *r, const json_t *doc, const tn_cost *k, t
             tn_json_fail(r, "units", "goes back to an earlier device");
 }
 
+/* A budget that was asked for and the file contradict each other where the plan exceeds it. */
+static tn_status check_budgets(tn_json_reader *r, const tn_plan *plan, const tn_profile *p,
+                               const tn_constraints *c)
+{
+    for (int32_t d = TN_HOST; d < p->n_devices; d++) {
+        const tn_plan_memory *m = d == TN_HOST ? &plan->host : &plan->device[d];
+        if (!(d == TN_HOST ? c->ram : c->vram[d]) || used(m) <= m->budget) continue;
+        return tn_fail(r->err, TN_EARG, -1,
+                       "--plan %s and --%s contradict each other: the plan needs %.0f MiB of %s "
+                       "memory, --%s allows %.0f MiB",
+                       r->where, d == TN_HOST ? "ram" : "vram", ceil((double)used(m) / 1048576),
+                       d == TN_HOST ? "host" : "device", d == TN_HOST ? "ram" : "vram",
+                       (double)m->budget / 1048576);
+    }
+    return TN_OK;
+}
+
 /* Everything of a plan but its predictions. */
 static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out, const tn_shape *s,
                            const tn_profile *p, const tn_constraints *c)
@@ -326,6 +390,7 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         tn_cost k;
         tn_constraints wanted = *c;
         read_constraints(r, doc, &wanted);
+        check_request(r, &wanted.request, &c->request);
         if (!r->status) r->status = tn_constraints_fill(&out->c, &wanted, s, p, r->err);
         out->c.rules = NULL;
         read_overrides(r, doc, s, &out->plan, fixed);
@@ -337,6 +402,7 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         out->plan.live = (uint64_t)tn_json_int(r, doc, "live", 0, 1 << 30);
         status = r->status ? r->status : tn_plan_account(&out->plan, &k, out->a, r->err);
         out->plan.feasible = !status && out->plan.short_bytes == 0;
+        if (!status) status = check_budgets(r, &out->plan, p, c);
     }
     tn_free(out->a, fixed);
     tn_free(out->a, seen);

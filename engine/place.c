@@ -2,7 +2,9 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "plan.h"
 
+#include <ctype.h>
 #include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +41,21 @@ static bool next_rule(const char *text, size_t len, size_t at, size_t *equals, s
     return false;
 }
 
+/* "=WORD," within what would be a regular expression: a misspelt side, such as "a=gpu,b=host". What
+ * follows "(?=" or "<=" is no side. NULL if there is none. */
+static const char *wrong_side(const char *text, size_t len)
+{
+    for (size_t comma = 1; comma < len; comma++) {
+        if (text[comma] != ',') continue;
+        size_t word = comma;
+        while (word > 0 && (isalnum((unsigned char)text[word - 1]) || strchr(":.", text[word - 1])))
+            word--;
+        if (word < 2 || word == comma || text[word - 1] != '=') continue;
+        if (!strchr("?<", text[word - 2])) return text + word;
+    }
+    return NULL;
+}
+
 static tn_status compile(tn_rule *rule, tn_error *err)
 {
     int code;
@@ -71,19 +88,18 @@ tn_status tn_rules_add(tn_rules *r, const char *text, tn_error *err)
 {
     const size_t len = strlen(text);
     if (!r->a) r->a = &tn_default_allocator;
-    for (size_t at = 0, equals, end; at < len || at == 0; at = end + 1) {
-        if (!next_rule(text, len, at, &equals, &end))
-            return tn_fail(
-                err, TN_EARG, -1,
-                "--place: '%.200s' does not end in =host, =device or =split:X with X from 0 to "
-                "1 (expected REGEX=SIDE[,REGEX=SIDE...])",
-                text + at);
+    for (size_t at = 0, equals, end;; at = end + 1) {
+        const bool found = next_rule(text, len, at, &equals, &end);
+        const char *wrong = found ? wrong_side(text + at, equals - at) : text + at;
+        if (wrong)
+            return tn_fail(err, TN_EARG, -1,
+                           "--place: '%.200s' %s host, device or split:X with X from 0 to 1 "
+                           "(expected REGEX=SIDE[,REGEX=SIDE...])",
+                           wrong, found ? "does not begin with" : "does not end in");
         const double share = read_side(text + equals + 1, end - equals - 1);
         const tn_status s = add_rule(r, text + at, equals - at, share, err);
-        if (s) return s;
-        if (end == len) break;
+        if (s || end == len) return s;
     }
-    return TN_OK;
 }
 
 void tn_rules_free(tn_rules *r)
@@ -170,23 +186,28 @@ static size_t longest_word(const char *regex, const char **start)
     return best;
 }
 
+/* Adds the names at exactly `edits` from the word to a list of up to 3. */
+static void add_near(const char *want, size_t n, int edits, const tn_shape *s, char *out,
+                     size_t cap, int *found)
+{
+    const char *have;
+    for (int32_t i = 0; i < s->n_tensors && *found < 3; i++) {
+        const size_t m = stem(s->tensor[i].name, &have), used = strlen(out);
+        char name[64] = "";
+        if (m >= sizeof name || distance(want, n, have, m) != edits) continue;
+        memcpy(name, have, m);
+        if (strstr(out, name) || used + m + 3 > cap) continue;
+        snprintf(out + used, cap - used, "%s%s", used ? ", " : "", name);
+        (*found)++;
+    }
+}
+
 void tn_rules_near(const tn_rule *rule, const tn_shape *s, char *out, size_t cap)
 {
-    const char *want, *have;
+    const char *want;
     const size_t n = longest_word(rule->regex, &want);
-    size_t used = 0;
     int found = 0;
     out[0] = 0;
-    for (int32_t i = 0; i < s->n_tensors && n > 1 && found < 3; i++) {
-        const size_t m = stem(s->tensor[i].name, &have);
-        char name[64] = "";
-        if (m >= sizeof name || distance(want, n, have, m) > (int)(n > 6 ? 3 : 2)) continue;
-        memcpy(name, have, m);
-        name[m] = 0;
-        if (strstr(out, name) || used + m + 3 > cap) continue;
-        if (used) memcpy(out + used, ", ", 2), used += 2;
-        memcpy(out + used, name, m + 1);
-        used += m;
-        found++;
-    }
+    for (int edits = 0; n > 1 && edits <= (n > 6 ? 3 : 2); edits++)
+        add_near(want, n, edits, s, out, cap, &found);
 }

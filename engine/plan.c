@@ -198,6 +198,26 @@ static tn_status solve_tight(tn_planner *p, double *cost, double *gap, const tn_
     return tn_chain_solve(&p->chain, p->choice, cost, gap, a, err);
 }
 
+/* The best candidate is where the search starts, so that its result is never worse. */
+static tn_status start_search(tn_planner *p, tn_error *err)
+{
+    const size_t bytes = (size_t)p->chain.n_stages * sizeof *p->choice;
+    tn_choice *best = tn_alloc(p->a, (size_t)p->chain.n_stages, sizeof *best);
+    if (!best) return tn_fail_nomem(err, bytes, "the planner's search");
+    double least = tn_chain_cost(&p->chain, p->choice);
+    memcpy(best, p->choice, bytes);
+    for (int i = TN_PLAN_LAYERS; i <= TN_PLAN_WATER_FILL; i++) {
+        if (p->room == TN_ROOM_HOST || !tn_planner_candidate(p, (tn_strategy)i)) continue;
+        const double cost = tn_chain_cost(&p->chain, p->choice);
+        if (!(cost < least)) continue;
+        least = cost;
+        memcpy(best, p->choice, bytes);
+    }
+    memcpy(p->choice, best, bytes);
+    tn_free(p->a, best);
+    return TN_OK;
+}
+
 static tn_status solve_room(const tn_cost *k, tn_room room, bool quick, const int16_t *rule,
                             tn_plan *plan, double *gap, const tn_allocator *a, tn_error *err)
 {
@@ -206,7 +226,8 @@ static tn_status solve_room(const tn_cost *k, tn_room room, bool quick, const in
     tn_status s = tn_planner_make(&p, k, room, a, err);
     if (s) return s;
     p.chain.quick = quick;
-    s = tn_chain_solve(&p.chain, p.choice, &cost, gap, a, err);
+    s = start_search(&p, err);
+    if (!s) s = tn_chain_solve(&p.chain, p.choice, &cost, gap, a, err);
     if (!s && !isfinite(cost) && room == TN_ROOM_STATIC) s = solve_tight(&p, &cost, gap, a, err);
     if (!s && isfinite(cost)) s = tn_planner_plan(&p, TN_PLAN_OPTIMUM, rule, plan, err);
     tn_planner_free(&p);
@@ -259,6 +280,19 @@ static tn_status candidate(const tn_cost *k, tn_strategy strategy, const int16_t
     return s;
 }
 
+/* What a quick search predicts; request_s is +infinity if nothing fits. */
+static tn_status predict_best(const tn_cost *k, tn_prediction *best, const tn_allocator *a,
+                              tn_error *err)
+{
+    tn_plan plan;
+    double gap;
+    *best = (tn_prediction){.request_s = INFINITY, .step_s = NAN};
+    const tn_status s = solve(k, true, NULL, &plan, &gap, a, err);
+    if (!s && plan.feasible) *best = plan.predicted;
+    tn_plan_free(&plan, a);
+    return s;
+}
+
 /* ---- what does not fit -------------------------------------------------------------------------
  */
 
@@ -308,17 +342,14 @@ static void note_remedy(tn_planned *out, double request_s, const char *fmt, ...)
 }
 
 /* Request time with changed constraints, +infinity if that does not fit either. */
-static tn_status try_with(const tn_cost *k, const tn_constraints *c, double *request_s,
-                          const tn_allocator *a, tn_error *err)
+static tn_status try_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
+                          double *request_s, const tn_allocator *a, tn_error *err)
 {
     tn_cost other;
-    tn_plan plan;
-    double gap;
-    tn_cost_init(&other, k->s, k->p, c, k->fixed);
-    *request_s = INFINITY;
-    const tn_status s = solve(&other, true, NULL, &plan, &gap, a, err);
-    if (!s && plan.feasible) *request_s = plan.predicted.request_s;
-    tn_plan_free(&plan, a);
+    tn_prediction best;
+    tn_cost_init(&other, k->s, p, c, k->fixed);
+    const tn_status s = predict_best(&other, &best, a, err);
+    *request_s = best.request_s;
     return s;
 }
 
@@ -360,8 +391,28 @@ static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_all
     if (!lo) return TN_OK;
     tn_constraints c = k->c;
     c.n_ctx = lo * 256;
-    const tn_status s = try_with(k, &c, &t, a, err);
+    const tn_status s = try_with(k, k->p, &c, &t, a, err);
     if (!s && isfinite(t)) note_remedy(out, t, "--ctx %lld", (long long)lo * 256);
+    return s;
+}
+
+/* What the missing bytes would cost as memory of the host, or of the first device. */
+static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, const tn_allocator *a,
+                             tn_error *err)
+{
+    double t;
+    tn_constraints c = k->c;
+    tn_profile p = *k->p;
+    const uint64_t more = ((out->plan.short_bytes >> 20) + 1) << 20;
+    if (device && k->p->n_devices == 0) return TN_OK;
+    uint64_t *budget = device ? &c.vram[0] : &c.ram;
+    *budget = (device ? tn_cost_budget(k, 0) : tn_cost_host_budget(k)) + more;
+    p.device[0].memory_bytes += device ? more : 0;
+    const tn_status s = try_with(k, &p, &c, &t, a, err);
+    if (!s && isfinite(t))
+        note_remedy(out, t, "%.0f MiB more %s memory (--%s %.0fM)", (double)more / MiB,
+                    device ? "device" : "host", device ? "vram" : "ram",
+                    ceil((double)*budget / MiB));
     return s;
 }
 
@@ -371,23 +422,17 @@ static tn_status find_remedies(tn_planned *out, const tn_cost *k, const tn_alloc
     double t;
     tn_status s = smaller_context(out, k, a, err);
     tn_constraints c = k->c;
-    if (!s && c.kv != TN_KV_KIND_Q8_0) {
-        c.kv = c.kv == TN_KV_KIND_F32 ? TN_KV_KIND_F16 : TN_KV_KIND_Q8_0;
-        s = try_with(k, &c, &t, a, err);
-        if (!s && isfinite(t))
-            note_remedy(out, t, "a KV cache of %s", c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0");
-        c.kv = k->c.kv;
+    if (!s && c.kv == TN_KV_KIND_F32) {
+        c.kv = TN_KV_KIND_F16;
+        s = try_with(k, k->p, &c, &t, a, err);
+        if (!s && isfinite(t)) note_remedy(out, t, "a KV cache of f16 (--kv f16)");
     }
-    const uint64_t more = ((out->plan.short_bytes >> 20) + 1) << 20;
-    c.ram = tn_cost_host_budget(k) + more;
-    if (!s) s = try_with(k, &c, &t, a, err);
-    if (!s && isfinite(t))
-        note_remedy(out, t, "%.0f MiB more host memory (--ram %.0fM)", (double)more / MiB,
-                    ceil((double)c.ram / MiB));
+    if (!s) s = more_memory(out, k, false, a, err);
+    if (!s) s = more_memory(out, k, true, a, err);
     if (!s && k->fixed) {
         tn_cost free_choice = *k;
         free_choice.fixed = NULL;
-        s = try_with(&free_choice, &k->c, &t, a, err);
+        s = try_with(&free_choice, k->p, &k->c, &t, a, err);
         if (!s && isfinite(t)) note_remedy(out, t, "without --place");
     }
     for (int32_t i = 1; i < out->n_remedies; i++) /* cheapest first */
@@ -414,19 +459,13 @@ static void note_price(tn_planned *out, double request_s, const char *fmt, ...)
     out->price[out->n_prices++].request_s = request_s;
 }
 
-/* Time of one generated token over the request with other constraints. */
-static tn_status step_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
-                           tn_prediction *out, const tn_allocator *a, tn_error *err)
+/* What the best plan would be under other constraints. */
+static tn_status price_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
+                            tn_prediction *out, const tn_allocator *a, tn_error *err)
 {
     tn_cost other;
-    tn_plan plan;
-    double gap;
     tn_cost_init(&other, k->s, p, c, k->fixed);
-    const tn_status s = solve(&other, true, NULL, &plan, &gap, a, err);
-    *out = plan.predicted;
-    if (!plan.feasible) out->step_s = NAN;
-    tn_plan_free(&plan, a);
-    return s;
+    return predict_best(&other, out, a, err);
 }
 
 static tn_status find_prices(tn_planned *out, const tn_cost *k, const tn_allocator *a,
@@ -443,22 +482,25 @@ static tn_status find_prices(tn_planned *out, const tn_cost *k, const tn_allocat
             more.device[d].memory_bytes += 1ull << 30;
             if (c.vram[d]) c.vram[d] += 1ull << 30;
         }
-        s = step_with(k, &more, &c, &p, a, err);
-        if (!s && isfinite(p.step_s))
+        s = price_with(k, &more, &c, &p, a, err);
+        if (!s && !(p.request_s < out->optimum.predicted.request_s))
+            p = out->optimum.predicted; /* it fits as before; a quick search may not find it */
+        if (!s)
             note_price(out, p.request_s, "1 GiB more device memory = %+.3g ms/token",
                        1e3 * (p.step_s - now));
     }
     c = k->c;
     c.kv = c.kv == TN_KV_KIND_F32 ? TN_KV_KIND_F16 : TN_KV_KIND_Q8_0;
-    if (!s && c.kv != k->c.kv) s = step_with(k, k->p, &c, &p, a, err);
+    if (!s && c.kv != k->c.kv) s = price_with(k, k->p, &c, &p, a, err);
     if (!s && c.kv != k->c.kv && isfinite(p.step_s))
-        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s",
+        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s%s",
                    c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0",
-                   k->c.kv == TN_KV_KIND_F32 ? "f32" : "f16", 100 * (now / p.step_s - 1));
+                   k->c.kv == TN_KV_KIND_F32 ? "f32" : "f16", 100 * (now / p.step_s - 1),
+                   c.kv == TN_KV_KIND_F16 ? "" : " (if this build had such a cache)");
     c = k->c;
     c.request.depth += 1024;
     if (s || c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) return s;
-    s = step_with(k, k->p, &c, &p, a, err);
+    s = price_with(k, k->p, &c, &p, a, err);
     if (!s && isfinite(p.step_s))
         note_price(out, p.request_s, "1,024 more tokens in the context = %+.3g ms/token",
                    1e3 * (p.step_s - now));
@@ -494,53 +536,84 @@ static tn_status copy_plan(tn_plan *out, const tn_plan *from, const tn_shape *s,
 }
 
 /* A search that was cut short may be beaten within its gap: then that plan is the best known. */
-static tn_status take_over(tn_plan *optimum, const tn_plan *plan, const tn_shape *s,
-                           const tn_allocator *a, tn_error *err)
+static tn_status take_over(tn_planned *out, const tn_plan *plan, const tn_shape *s, tn_error *err)
 {
     tn_plan copy;
-    const tn_status status = copy_plan(&copy, plan, s, a, err);
+    const double before = out->optimum.predicted.request_s, bound = before * (1 - out->gap);
+    const tn_status status = copy_plan(&copy, plan, s, out->a, err);
     if (status) return status;
-    tn_plan_free(optimum, a);
-    *optimum = copy;
-    optimum->strategy = TN_PLAN_OPTIMUM;
+    tn_plan_free(&out->optimum, out->a);
+    out->optimum = copy;
+    out->optimum.strategy = TN_PLAN_OPTIMUM;
+    out->gap = fmax(0, 1 - bound / copy.predicted.request_s);
     return TN_OK;
 }
 
 /* Lists the candidates and takes the simplest that is good enough. */
-static tn_status choose(tn_planned *out, const tn_cost *k, const int16_t *rule,
-                        const tn_allocator *a, tn_error *err)
+static tn_status choose(tn_planned *out, const tn_cost *k, const int16_t *rule, tn_error *err)
 {
+    tn_plan plan[TN_PLAN_OPTIMUM] = {{.feasible = false}};
     tn_status s = TN_OK;
-    bool chosen = false;
-    for (int i = TN_PLAN_ALL_HOST; i <= TN_PLAN_WATER_FILL && !s; i++) {
-        tn_plan plan;
-        s = candidate(k, (tn_strategy)i, rule, &plan, a, err);
-        if (s) break;
+    for (int i = 0; i < TN_PLAN_OPTIMUM && !s; i++) {
+        s = candidate(k, (tn_strategy)i, rule, &plan[i], out->a, err);
         out->candidate[out->n_candidates++] =
-            (tn_candidate){(tn_strategy)i, plan.feasible, plan.predicted};
-        if (plan.feasible && plan.predicted.request_s < out->optimum.predicted.request_s)
-            s = take_over(&out->optimum, &plan, k->s, a, err);
-        const bool take = !s && !chosen && plan.feasible && i < TN_PLAN_WATER_FILL &&
-                          good_enough(&plan.predicted, &out->optimum.predicted);
-        if (take) {
-            out->plan = plan;
-            chosen = true;
-        } else {
-            tn_plan_free(&plan, a);
-        }
+            (tn_candidate){(tn_strategy)i, plan[i].feasible, plan[i].predicted};
+        if (!s && plan[i].feasible &&
+            plan[i].predicted.request_s < out->optimum.predicted.request_s)
+            s = take_over(out, &plan[i], k->s, err);
     }
-    return s || chosen ? s : copy_plan(&out->plan, &out->optimum, k->s, a, err);
+    bool chosen = false;
+    for (int i = 0; i < TN_PLAN_OPTIMUM; i++) {
+        const bool take = !s && !chosen && plan[i].feasible && i < TN_PLAN_WATER_FILL &&
+                          good_enough(&plan[i].predicted, &out->optimum.predicted);
+        if (take)
+            out->plan = plan[i];
+        else
+            tn_plan_free(&plan[i], out->a);
+        chosen = chosen || take;
+    }
+    return s || chosen ? s : copy_plan(&out->plan, &out->optimum, k->s, out->a, err);
+}
+
+static uint64_t used_bytes(const tn_plan_memory *m)
+{
+    return m->weights + m->kv + m->buffers + m->masters;
+}
+
+/* Overrides that do not fit a budget which was asked for, while other placements would. */
+static tn_status refuse_contradiction(const tn_plan *plan, const tn_cost *k,
+                                      const tn_constraints *asked, const tn_allocator *a,
+                                      tn_error *err)
+{
+    tn_cost free_choice = *k;
+    tn_prediction best;
+    if (!k->fixed) return TN_OK;
+    free_choice.fixed = NULL;
+    const tn_status s = predict_best(&free_choice, &best, a, err);
+    if (s || !isfinite(best.request_s)) return s;
+    for (int32_t d = TN_HOST; d < k->p->n_devices; d++) {
+        const tn_plan_memory *m = d == TN_HOST ? &plan->host : &plan->device[d];
+        const uint64_t limit = d == TN_HOST ? asked->ram : asked->vram[d];
+        if (limit == 0 || used_bytes(m) <= m->budget) continue;
+        return tn_fail(err, TN_EARG, -1,
+                       "--place '%.100s' and --%s contradict each other: the rules need %.0f MiB "
+                       "of %s memory, %.0f MiB more than there may be",
+                       asked->rules->rule[0].regex, d == TN_HOST ? "ram" : "vram",
+                       ceil((double)used_bytes(m) / MiB), d == TN_HOST ? "host" : "device",
+                       ceil((double)(used_bytes(m) - m->budget) / MiB));
+    }
+    return TN_OK;
 }
 
 static tn_status make(tn_planned *out, const tn_shape *s, const tn_profile *p, const overrides *o,
-                      const tn_allocator *a, tn_error *err)
+                      const tn_constraints *asked, const tn_allocator *a, tn_error *err)
 {
     tn_cost k;
     tn_cost_init(&k, s, p, &out->c, o->fixed);
     tn_status status = solve(&k, false, o->rule, &out->optimum, &out->gap, a, err);
     if (status) return status;
     if (out->optimum.feasible) {
-        status = choose(out, &k, o->rule, a, err);
+        status = choose(out, &k, o->rule, err);
         return status ? status : find_prices(out, &k, a, err);
     }
     status = hopeless(&k, o->rule, &out->plan, a, err);
@@ -548,6 +621,7 @@ static tn_status make(tn_planned *out, const tn_shape *s, const tn_profile *p, c
         return tn_fail(err, TN_EARG, -1,
                        "--place: the rules contradict each other or the hardware: no "
                        "placement obeys them all");
+    if (!status) status = refuse_contradiction(&out->plan, &k, asked, a, err);
     return status ? status : find_remedies(out, &k, a, err);
 }
 
@@ -559,7 +633,10 @@ tn_status tn_plan_make(tn_planned *out, const tn_shape *s, const tn_profile *p,
     tn_status status = tn_constraints_fill(&out->c, c, s, p, err);
     if (!status) status = apply_rules(out, &o, s, p, c->rules, a, err);
     out->c.rules = NULL;
-    if (!status) status = make(out, s, p, &o, a, err);
+    if (!status && out->c.n_ctx > s->n_ctx_train)
+        warn(out, "--ctx %lld is more than the %d tokens this model was trained for",
+             (long long)out->c.n_ctx, s->n_ctx_train);
+    if (!status) status = make(out, s, p, &o, c, a, err);
     free_overrides(&o, a);
     if (status) tn_planned_free(out);
     return status;

@@ -259,7 +259,7 @@ static void fill_shares(tn_plan *plan, const tn_cost *k)
             share = (double)tn_shape_head_bytes(s, plan->head_units) / (double)t->bytes;
         else if (t->part == TN_PART_HEAD_NORM && (!k->fixed || isnan(k->fixed[i])))
             share = plan->layer[plan->n_layers - 1].attn;
-        else if (t->layer < 0 && tn_plan_head_device(plan) != TN_HOST)
+        else if (t->layer < 0)
             share = tn_cost_share(k, i, false, 0);
         plan->share[i] = (float)share;
     }

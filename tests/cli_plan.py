@@ -1,0 +1,111 @@
+"""tenon plan: from a header to text, JSON, a picture and back."""
+
+import json
+import os
+import re
+import xml.etree.ElementTree
+
+from cli_lib import case, check, equal
+
+ON = ("--hardware", "rtx3090-ddr5", "--ctx", "32k")
+BIG = "llama-70b:q4_k_m"
+
+
+def plan(t, *args):
+    return json.loads(t.ok("plan", *args, "--json"))
+
+
+@case
+def plan_tells_where_and_why(t):
+    out = t.ok("plan", BIG, *ON).decode()
+    for word in ("rtx3090-ddr5", "assumed", "layers", "ffn-host", "all-host", "prices", "MiB"):
+        check(word in out, f"{word} is not in the text")
+    rows = re.findall(r"(?m)^(\d+|head) +(device|host)? +[#.]{40}  \d+/\d+", out)
+    equal([r[0] for r in rows], [str(i) for i in range(80)] + ["head"], "rows of layers")
+
+
+@case
+def plan_obeys_overrides(t):
+    j = plan(t, BIG, *ON, "--place", "ffn_up=host,blk\\.0\\.=device", "--place", "attn=device")
+    shares = {
+        u["match"]: u["where"] for u in j["units"] if u["layer"] == 5 and u["part"] == "tensor"
+    }
+    equal(shares.get("^blk\\.5\\.ffn_up\\.weight$"), "host", "blk.5.ffn_up")
+    attn = [u for u in j["units"] if u["layer"] == 5 and u["part"] == "attn"]
+    equal(attn[0]["where"], "device", "attention of layer 5")
+    code, _, err = t.run("plan", BIG, *ON, "--place", "ffn_dwn=host")
+    equal(code, 0, "exit code")
+    check(b"warning" in err and b"near: ffn_down" in err, f"no near name in {err!r}")
+
+
+@case
+def plan_replays_its_json(t):
+    first = t.ok("plan", BIG, *ON, "--json")
+    path = t.file("plan.json", first)
+    a, b = json.loads(first), plan(t, BIG, *ON, "--plan", path)
+    equal(b["chosen"], "file", "chosen")
+    for key in ("predicted", "units", "device_bytes", "host_bytes", "elastic", "live"):
+        equal(b[key], a[key], key)
+    t.fails(64, "plan", "llama-8b:q4_k_m", *ON, "--plan", path, words=("plan.json", "this is"))
+    t.fails(64, "plan", BIG, "--hardware", "rtx4090-ddr5", "--plan", path, words=("rtx4090-ddr5",))
+    t.fails(64, "plan", BIG, *ON, "--plan", path, "--vram", "4G", words=("--plan", "--vram"))
+    t.fails(
+        64, "plan", BIG, *ON, "--plan", path, "--place", "a=host", words=("--plan", "--place")
+    )
+    t.fails(65, "plan", BIG, *ON, "--plan", t.file("broken.json", first[:999]), words=("broken",))
+
+
+@case
+def plan_obeys_budgets(t):
+    j = plan(t, BIG, *ON, "--vram", "10G", "--ram", "60G")
+    equal(j["host_budget_bytes"], 60 << 30, "host budget")
+    equal(j["budget_bytes"], 10 << 30, "device budget")
+    check(0 < j["device_bytes"] <= 10 << 30, f"{j['device_bytes']} bytes on the device")
+    check(0 < j["host_bytes"] <= 60 << 30, f"{j['host_bytes']} bytes on the host")
+    t.fails(
+        64,
+        "plan",
+        "llama-8b:q4_k_m",
+        *ON,
+        "--vram",
+        "2G",
+        "--place",
+        ".*=device",
+        words=("--place", "--vram", "MiB"),
+    )
+    t.fails(64, "plan", BIG, *ON, "--for", "99999+9", words=("--for", "--ctx"))
+    t.fails(64, "plan", BIG, *ON, "--vram", "12 apples", words=("--vram",))
+    t.fails(64, "plan", BIG, *ON, "--vram", "999G", words=("--vram", "RTX 3090"))
+
+
+@case
+def plan_says_what_is_missing(t):
+    code, out, err = t.run("plan", "llama-405b:q4_k_m", *ON, "--json")
+    equal(code, 71, "exit code")
+    j = json.loads(out)
+    equal(j["feasible"], False, "feasible")
+    equal(len(j["remedies"]), 2, "remedies")
+    check(j["remedies"][0]["request_s"] <= j["remedies"][1]["request_s"], "order of remedies")
+    mib = -(-j["short_bytes"] // (1 << 20))
+    check(f"{mib} MiB are missing" in err.decode(), f"{mib} MiB: {err!r}")
+    equal(err.decode().count("it would with"), 2, "remedies in the message")
+
+
+@case
+def plan_draws_a_picture(t):
+    path = os.path.join(t.dir, "plan.svg")
+    t.ok("plan", BIG, *ON, "--svg", path)
+    root = xml.etree.ElementTree.parse(path).getroot()
+    equal(root.tag, "{http://www.w3.org/2000/svg}svg", "root element")
+    titles = root.findall(".//{http://www.w3.org/2000/svg}title")
+    check(len(titles) >= 161, f"{len(titles)} rectangles say why")
+    t.fails(74, "plan", BIG, *ON, "--svg", os.path.join(t.dir, "no/such.svg"), words=("such.svg",))
+
+
+@case
+def plan_reads_only_the_header(t):
+    with open(t.model, "rb") as f:
+        whole = f.read()
+    cut = t.file("header.gguf", whole[: len(whole) // 2])
+    j = plan(t, cut)
+    equal(j["model"]["layers"], 3, "layers")
