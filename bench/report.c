@@ -238,7 +238,8 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
     }
-    if (!any_threads(r)) fprintf(f, "%d threads, ", row->threads_used);
+    if (!any_threads(r))
+        fprintf(f, "%d thread%s, ", row->threads_used, row->threads_used == 1 ? "" : "s");
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
     fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),
             *tn_commit() ? " " : "", tn_commit());

@@ -67,7 +67,8 @@ static void series_name(const tn_bench_report *r, const tn_bench_row *row, char 
     const char *label = json_string_value(json_object_get(model, "label"));
     SAY(json_array_size(r->models) > 1, ", %.40s", label ? label : "");
     SAY(row->peer != NULL, ", %.30s", row->peer ? row->peer : "");
-    SAY(r->set->threads.n > 1, ", %d threads", row->threads_used);
+    SAY(r->set->threads.n > 1, ", %d thread%s", row->threads_used,
+        row->threads_used == 1 ? "" : "s");
     SAY(r->set->batch.n > 1, ", batch %d", row->params.batch);
     SAY(r->set->kv.n > 1, ", KV %s", row->params.kv);
     SAY(r->set->isa.n > 1, ", %s", row->isa_used ? row->isa_used : row->params.isa);
@@ -105,14 +106,16 @@ static void axes(FILE *f, const panel *p, const scale *s, double deepest, double
     char number[32];
     const double bottom = s->top + plot_height;
     const double y_step = round_up(fastest / 5), x_step = round_up(deepest / 6);
-    for (double v = 0; v <= fastest; v += y_step) {
+    for (int i = 0; i * y_step <= fastest; i++) {
+        const double v = i * y_step;
         fprintf(f, "<path class=\"grid\" d=\"M%d %.1fh%d\"/>\n", left, bottom - v * s->y,
                 plot_width);
-        snprintf(number, sizeof number, "%g", v);
+        snprintf(number, sizeof number, "%.10g", v);
         text_at(f, left - 8, bottom - v * s->y + 4, "end", number);
     }
-    for (double v = 0; v <= deepest; v += x_step) {
-        snprintf(number, sizeof number, "%g", v);
+    for (int i = 0; i * x_step <= deepest; i++) {
+        const double v = i * x_step;
+        snprintf(number, sizeof number, "%.10g", v);
         text_at(f, left + v * s->x, bottom + 18, "middle", number);
     }
     text_at(f, left + plot_width / 2.0, bottom + 36, "middle", "tokens in the context");
