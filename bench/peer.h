@@ -21,7 +21,7 @@ char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
 /* Tokens per second that an output tells: `llama-bench -o json` (or jsonl) of llama.cpp and its
  * forks, tenon-bench's JSON, or a plain number as the last word of the last line that has one.
  * TN_EFORMAT with a reason. */
-tn_status tn_bench_peer_parse(const char *text, size_t len, const tn_bench_peer_test *test,
+tn_status tn_bench_peer_parse(const char *s, size_t len, const tn_bench_peer_test *test,
                               double *per_second, tn_error *err);
 
 /* Runs the command in a shell. *text is what it wrote to standard output, zero-terminated, freed by

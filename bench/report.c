@@ -422,18 +422,16 @@ static void jsonl_row(const tn_bench_report *r, size_t i, FILE *f)
 int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
 {
     *r = (tn_bench_report){.set = set, .environment = json_object(), .models = json_array()};
-    if (!set->out) {
-        r->sinks[r->n_sinks++] =
-            (tn_bench_sink){stdout, "standard output", (tn_bench_format)set->format, false};
-        return TN_EXIT_OK;
-    }
-    FILE *f = fopen(set->out, "we");
-    if (!f) {
-        tn_bench_say("cannot write %s: %s", set->out, strerror(errno));
+    tn_bench_sink *sink = &r->sinks[0];
+    sink->f = set->out ? fopen(set->out, "we") : stdout;
+    sink->name = set->out ? set->out : "standard output";
+    sink->format = (tn_bench_format)set->format;
+    if (!sink->f) {
+        tn_bench_say("cannot write %s: %s", sink->name, strerror(errno));
         return TN_EXIT_IO;
     }
-    r->sinks[r->n_sinks++] = (tn_bench_sink){f, set->out, (tn_bench_format)set->format, false};
-    if (isatty(STDOUT_FILENO))
+    r->n_sinks = 1;
+    if (set->out && isatty(STDOUT_FILENO))
         r->sinks[r->n_sinks++] = (tn_bench_sink){stdout, "standard output", TN_BENCH_MD, false};
     return TN_EXIT_OK;
 }

@@ -223,8 +223,8 @@ tn_status tn_bench_source_tokens(const tn_bench_settings *set, const tn_model *m
     const uint64_t seed = (uint64_t)set->seed;
     if (set->random) return tn_bench_tokens_make(out, model, NULL, 0, seed, err);
     if (!set->text)
-        return tn_bench_tokens_make(out, model, tn_bench_text,
-                                    (size_t)(tn_bench_text_end - tn_bench_text), seed, err);
+        return tn_bench_tokens_make(out, model, tn_bench_text, (size_t)tn_bench_text_len, seed,
+                                    err);
     char *text = NULL;
     size_t len = 0;
     tn_status s = read_text(set->text, &text, &len, err);

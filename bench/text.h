@@ -2,6 +2,9 @@
 #ifndef TN_BENCH_TEXT_H
 #define TN_BENCH_TEXT_H
 
-extern const char tn_bench_text[], tn_bench_text_end[];
+#include <stdint.h>
+
+extern const char tn_bench_text[];
+extern const uint64_t tn_bench_text_len; /* bytes */
 
 #endif
