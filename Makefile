@@ -50,10 +50,11 @@ LIB_OBJ  := $(call objects,$(LIB_SRC))
 CLI_OBJ  := $(call objects,$(wildcard cli/*.c))
 BENCH_OBJ := $(call objects,$(wildcard bench/*.c))
 program   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard $(1)))
-TESTS    := $(call program,tests/test_*.c)
+TESTS    := $(call program,tests/test_*.c) $(BUILD)/tests/test_emu_bugs
 MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
-THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward))
+THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward)) \
+            $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a
 SHARED   := $(BUILD)/libtenon.so.$(VERSION)
@@ -87,6 +88,9 @@ EMU_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -DTN_EMU -fPIC -fvisibility=hidden -ffp-
                -Wno-unknown-pragmas $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) \
                $(EXTRA_CFLAGS)
 EMU_RUNTIME_FLAGS := $(if $(filter tsan,$(CONFIG)),-fno-sanitize=thread -DTN_EMU_TSAN)
+# What of libtenon the plug-ins use: they bring their own copy.
+PLUGIN_LIB := $(call objects,gguf/mem.c gguf/types.c kernels/blas.c \
+                $(wildcard kernels/device_weights.c))
 EMU_OBJ = $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(EMU_SRC:%.cpp=$(BUILD)/emu/%.o)
 
 $(BUILD)/emu/%.o: %.cu
@@ -97,8 +101,14 @@ $(BUILD)/emu/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_CXXFLAGS) $(EMU_RUNTIME_FLAGS) -MMD -MP -c $< -o $@
 
-$(EMU_PLUGIN): $(EMU_OBJ) $(STATIC)
-	$(CXX) $(EMU_CXXFLAGS) -shared -Wl,--exclude-libs,ALL $^ -o $@ -lm -lpthread -ldl
+$(EMU_PLUGIN): $(EMU_OBJ) $(PLUGIN_LIB)
+	$(CXX) $(EMU_CXXFLAGS) -shared $^ -o $@ -lm -lpthread -ldl
+
+# Seeded bugs, the emulated device's own test.
+$(BUILD)/tests/test_emu_bugs: $(BUILD)/emu/tests/emu_bugs_cases.o $(BUILD)/emu/tests/emu_bugs.o \
+    $(filter $(BUILD)/emu/kernels/emu/%,$(EMU_OBJ)) $(PLUGIN_LIB)
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_CXXFLAGS) $^ -o $@ -lm -lpthread -ldl
 
 # For this machine's GPUs; without any for the oldest we know, as PTX that the driver translates.
 NATIVE := $(if $(CUDA_ARCHS),,$(if $(GPU),1))
@@ -114,10 +124,10 @@ $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(NVCC_ARCH) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
-$(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(STATIC)
+$(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(PLUGIN_LIB)
 	@$(if $(CUDA_ARCHS)$(NATIVE),:,echo 'No GPU is visible here: this plug-in holds PTX for compute \
 	    capability 7.5, which the driver translates at the first start.' >&2)
-	$(NVCC) $(NVCC_ARCH) -shared -Xlinker --exclude-libs,ALL $^ -o $@ -lcublas -lpthread -ldl
+	$(NVCC) $(NVCC_ARCH) -shared $^ -o $@ -lcublas -lpthread -ldl
 
 need-nvcc:
 	@[ -n '$(NVCC)' ] || { echo 'There is no nvcc: install the CUDA toolkit, or set NVCC=...' >&2; \
@@ -316,4 +326,4 @@ FORCE:
     run-threaded fuzz fuzz-run check-includes lint format install uninstall deps deps-ci check-deps \
     clean help FORCE
 .SECONDARY:
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/kernels/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

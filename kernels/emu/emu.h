@@ -16,7 +16,8 @@ extern "C" {
 
 typedef struct tn_emu_settings {
     int schedule;        /* which thread runs next: 0 ascending, 1 descending, else a random seed */
-    int delay_us;        /* streams sleep for up to so long before each operation */
+    int delay_us;        /* streams sleep before each operation: for half of this at least,
+                            at most for all of it */
     bool protect;        /* host code cannot touch device memory while no stream works */
     bool poison;         /* fresh device and shared memory is NaN */
     bool memory_ops;     /* streams can wait for and write flags; else it says "not supported" */

@@ -12,9 +12,11 @@
 namespace emu
 {
 
-/* A launched kernel's arguments. Owned by the queue; freed by the runtime. */
+/* A launched kernel's arguments. Owned by the queue; freed by the runtime. They are checked when
+ * the kernel is launched, and again in each launch of a graph that holds it. */
 struct call {
     virtual void run() const = 0; /* in one thread of the device */
+    virtual void check(const char *name) const = 0;
     virtual const void *kernel() const = 0;
     virtual ~call() {}
 };
@@ -25,6 +27,11 @@ void enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block, siz
 /* A pointer argument lies in a live device allocation or in pinned memory, or the process ends. */
 void check_pointer(const void *p, const char *kernel, int argument);
 
+template <class V> inline void check_argument(const V &v, const char *kernel, int i)
+{
+    if constexpr (std::is_pointer<V>::value) check_pointer((const void *)v, kernel, i);
+}
+
 template <class... P> struct call_of : call {
     void (*fn)(P...);
     std::tuple<P...> args;
@@ -33,16 +40,16 @@ template <class... P> struct call_of : call {
     {
         std::apply(fn, args);
     }
+    void check(const char *name) const override
+    {
+        int i = 0;
+        std::apply([&](auto &...v) { (check_argument(v, name, i++), ...); }, args);
+    }
     const void *kernel() const override
     {
         return (const void *)fn;
     }
 };
-
-template <class V> inline void check_argument(const V &v, const char *kernel, int i)
-{
-    if constexpr (std::is_pointer<V>::value) check_pointer((const void *)v, kernel, i);
-}
 
 template <class... P, class... A>
 inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
@@ -50,8 +57,7 @@ inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block
 {
     static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
     auto *c = new call_of<P...>(kernel, a...);
-    int i = 0;
-    std::apply([&](auto &...v) { (check_argument(v, name, i++), ...); }, c->args);
+    c->check(name);
     enqueue_kernel(s, name, grid, block, shared_bytes, c);
 }
 

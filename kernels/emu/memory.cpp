@@ -282,10 +282,11 @@ static char *place(const arena &a, size_t need)
     return at;
 }
 
-static void fill(char *at, size_t need, size_t bytes)
+/* NaN, for what has no value yet or no more. */
+static void fill(char *at, size_t bytes)
 {
     char *lo = (char *)((uintptr_t)at & ~(uintptr_t)(PAGE - 1));
-    size_t pages = round_up((size_t)(at - lo) + need, PAGE);
+    size_t pages = round_up((size_t)(at - lo) + bytes, PAGE);
     mprotect(lo, pages, PROT_READ | PROT_WRITE);
     memset(at, 0xff, bytes);
     if (settings.protect && !n_open) mprotect(lo, pages, PROT_NONE);
@@ -306,7 +307,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     a.allocated[at] = bytes;
     a.used += need;
     ASAN_UNPOISON_MEMORY_REGION(at, bytes);
-    if (settings.poison) fill(at, need, bytes);
+    if (settings.poison) fill(at, bytes);
     *p = at;
     return cudaSuccess;
 }
@@ -320,6 +321,7 @@ cudaError_t cudaFree(void *p)
     if (d < 0) host_error("cudaFree: %p is a host pointer", p);
     auto it = arenas[d].allocated.find((char *)p);
     if (it == arenas[d].allocated.end()) host_error("cudaFree: %p is not allocated", p);
+    if (settings.poison) fill((char *)p, it->second);
     ASAN_POISON_MEMORY_REGION(p, it->second);
     arenas[d].used -= round_up(it->second ? it->second : 1, ALIGN);
     arenas[d].allocated.erase(it);

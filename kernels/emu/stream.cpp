@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <utility>
@@ -41,7 +42,8 @@ void emu_stream::close()
 
 void emu_stream::run()
 {
-    unsigned random = 12345;
+    static std::atomic<unsigned> n_streams;
+    unsigned random = 12345 + 7919 * n_streams++;
     working = this;
     cudaSetDevice(device);
     for (;;) {
@@ -59,8 +61,9 @@ void emu_stream::run()
         }
         open();
         if (settings.delay_us > 0) {
+            unsigned least = (unsigned)settings.delay_us / 2 + 1;
             random = random * 1664525u + 1013904223u;
-            usleep((random >> 8) % (unsigned)settings.delay_us);
+            usleep(least + (random >> 8) % least);
         }
         q.run(q.launch.get());
     }
@@ -173,7 +176,13 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
         s->push([=](replay *) { memcpy(dst, copy.get(), bytes); });
         return cudaSuccess;
     }
-    s->push([=](replay *) { memcpy(dst, src, bytes); });
+    s->push([=](replay *r) {
+        if (r) {
+            check_range(dst, bytes, to_device, "destination of a recorded copy");
+            check_range(src, bytes, from_device, "source of a recorded copy");
+        }
+        memcpy(dst, src, bytes);
+    });
     if (pageable) s->drain();
     return cudaSuccess;
 }
@@ -250,7 +259,10 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
         set_error(cudaErrorInvalidValue);
         return;
     }
-    s->push([=](replay *) { run_kernel(name, grid, block, shared_bytes, *keep); });
+    s->push([=](replay *r) {
+        if (r) keep->check(name);
+        run_kernel(name, grid, block, shared_bytes, *keep);
+    });
 }
 
 /* ---- flags and host functions ---------------------------------------------------------------- */
