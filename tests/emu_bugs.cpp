@@ -20,7 +20,7 @@ static const char *const mode_names[N_MODES] = {"plain", "reverse", "random", "d
 
 #if defined(__SANITIZE_ADDRESS__)
 static const int first_mode = ASAN, last_mode = ASAN;
-#elif defined(__SANITIZE_THREAD__)
+#elif defined(TN_EMU_TSAN) /* this file is not instrumented, the cases are */
 static const int first_mode = TSAN_MODE, last_mode = TSAN_MODE;
 #else
 static const int first_mode = PLAIN, last_mode = DELAY;
@@ -50,13 +50,13 @@ static const struct {
     {"copy_overrun", {"E", "E", "E", "E", "E", "E"}},
     {"event_missing", {"", "", "", "W", "", "T"}},
     {"source_reused_early", {"", "", "", "W", "", "WT"}},
-    {"synchronise_missing", {"W", "W", "W", "W", "W", "WT"}},
+    {"synchronise_missing", {"", "", "", "W", "", "WT"}},
     {"freed_pointer_to_kernel", {"E", "E", "E", "E", "E", "E"}},
     {"host_copies_device", {"E", "E", "E", "E", "EA", "ET"}},
     {"flag_never_reset", {"W", "W", "W", "", "W", "WT"}},
     {"freed_slab_used", {"W", "W", "W", "W", "A", "W"}},
     {"page_off_by_one", {"W", "W", "W", "W", "W", "W"}},
-    {"ring_overrun", {"", "", "", "W", "", "WT"}},
+    {"ring_overrun", {"", "", "", "W", "", ""}},
     {"half_overflow", {"W", "W", "W", "W", "W", "W"}},
     {"async_copy_early", {"W", "W", "W", "W", "W", "WT"}},
     {"async_copy_never_awaited", {"E", "E", "E", "E", "E", "E"}},

@@ -98,7 +98,8 @@ template <class V> inline V __ldcg(const V *p)
 template <class V> inline V atomicAdd(V *p, V v)
 {
     if constexpr (std::is_floating_point<V>::value) {
-        V old = *p, sum;
+        V old, sum;
+        __atomic_load(p, &old, __ATOMIC_RELAXED);
         do
             sum = old + v;
         while (

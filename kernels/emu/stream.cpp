@@ -66,6 +66,8 @@ void emu_stream::run()
             usleep(least + (random >> 8) % least);
         }
         q.run(q.launch.get());
+        /* TSan does not see that the last owner of something shared is the last. */
+        TSAN(if (q.launch) __tsan_release(q.launch.get());)
     }
 }
 
@@ -244,7 +246,10 @@ static size_t shared_limit(const void *kernel)
 void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block,
                          size_t shared_bytes, call *c)
 {
-    std::shared_ptr<call> keep(c);
+    std::shared_ptr<call> keep(c, [](call *last) {
+        TSAN(__tsan_acquire(last);)
+        delete last;
+    });
     need(s, name);
     if (s->device != current_device())
         host_error("kernel %s: the stream belongs to device %d, the current one is %d", name,
@@ -262,6 +267,7 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
     s->push([=](replay *r) {
         if (r) keep->check(name);
         run_kernel(name, grid, block, shared_bytes, *keep);
+        TSAN(__tsan_release(keep.get());)
     });
 }
 

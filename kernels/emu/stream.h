@@ -20,6 +20,10 @@ struct replay {
     std::mutex lock;
     std::condition_variable changed;
     std::vector<char> happened;
+    ~replay()
+    {
+        TSAN(__tsan_acquire(this);)
+    }
 };
 
 /* What a stream does next. A graph's operations get the launch they belong to, others NULL. */
