@@ -181,8 +181,7 @@ bool tn_cost_home_allowed(const tn_cost *k, int32_t l, bool home)
     return here || !there;
 }
 
-/* Whether every tensor of the attention part is where its home is. */
-static bool attn_plain(const tn_cost *k, int32_t l, bool home)
+bool tn_cost_attn_plain(const tn_cost *k, int32_t l, bool home)
 {
     int32_t i;
     for (int32_t j = 0; k->fixed && j < k->s->layer[l].n; j++) {
@@ -333,7 +332,7 @@ static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n)
 
 double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended)
 {
-    if (d != TN_HOST && !attn_plain(k, l, home)) {
+    if (d != TN_HOST && !tn_cost_attn_plain(k, l, home)) {
         tn_walk_op op[TN_WALK_OPS];
         const int n_ops = tn_cost_walk_attn(k, l, d, home, n, attended, op);
         return walk_time(k, op, n_ops, d, home, n);
@@ -343,7 +342,7 @@ double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, do
     if (!home && d != TN_HOST && n > 1) {
         const double bytes = (double)(tn_cost_attn_bytes(k, l, true));
         const double stream =
-            2 * tn_cost_hop(k, d, n) + fmax(attn_weights(k, l, d, n), bytes / k->link[d]);
+            4 * tn_cost_hop(k, d, n) + fmax(attn_weights(k, l, d, n), bytes / k->link[d]);
         weights = fmin(weights, stream);
     }
     return attn_ops * op_floor(k, side) + weights + attend_time(k, l, side, n, attended);
@@ -426,19 +425,44 @@ tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, bool ho
     };
 }
 
+/* How long host, device and the copies to it take together, from what each takes alone. */
+static double join_three(const tn_cost *k, double host, double device, double copy)
+{
+    const tn_profile_contended *c = &k->p->contended;
+    double now = 0;
+    while (host > 0 || device > 0 || copy > 0) {
+        const double host_speed =
+            fmin(device > 0 ? c->host_beside_device : 1, copy > 0 ? c->host_beside_copy : 1);
+        const double device_speed = host > 0 ? c->device_beside_host : 1;
+        const double copy_speed = host > 0 ? c->copy_beside_host : 1;
+        double step = INFINITY;
+        if (host > 0) step = fmin(step, host / host_speed);
+        if (device > 0) step = fmin(step, device / device_speed);
+        if (copy > 0) step = fmin(step, copy / copy_speed);
+        now += step;
+        host -= step * host_speed * (1 + 1e-12);
+        device -= step * device_speed * (1 + 1e-12);
+        copy -= step * copy_speed * (1 + 1e-12);
+    }
+    return now;
+}
+
 /* Host and device share what the host holds: the host takes the part at which it is done together
  * with the slower of copying and the device. */
 static double share_best(const tn_cost *k, const tn_prefill_ffn *f, double *host_part)
 {
-    const double host = f->host_s / k->p->contended.host_beside_copy;
-    const double copy = f->copy_s / k->p->contended.copy_beside_host;
-    const double streamed = f->all_device_s - f->device_s;
+    const tn_profile_contended *c = &k->p->contended;
+    const double host = f->host_s / fmin(c->host_beside_copy, c->host_beside_device);
+    const double copy = f->copy_s / c->copy_beside_host;
+    const double streamed = (f->all_device_s - f->device_s) / c->device_beside_host;
+    const double own = f->device_s / c->device_beside_host;
     const double by_copy = host + copy > 0 ? copy / (host + copy) : 1;
-    const double by_device = host + streamed > 0 ? (f->device_s + streamed) / (host + streamed) : 1;
-    double part = fmax(by_copy, by_device);
-    if (part > 1) part = 1;
+    const double by_device = host + streamed > 0 ? (own + streamed) / (host + streamed) : 1;
+    const double part = fmin(1, fmax(by_copy, by_device));
     *host_part = part;
-    return fmax(part * host, fmax((1 - part) * copy, f->device_s + (1 - part) * streamed));
+    return join_three(k, part * f->host_s,
+                      f->device_s + (1 - part) * (f->all_device_s - f->device_s),
+                      (1 - part) * f->copy_s);
 }
 
 double tn_cost_prefill_best(const tn_cost *k, const tn_prefill_ffn *f, bool home,

@@ -62,6 +62,8 @@ double tn_cost_share(const tn_cost *k, int32_t i, bool home, int32_t units);
 /* Whether the override allows the attention part at home on that side: the KV cache's tensors rule.
  */
 bool tn_cost_home_allowed(const tn_cost *k, int32_t l, bool home);
+/* Whether every tensor of the attention part is where its home is. */
+bool tn_cost_attn_plain(const tn_cost *k, int32_t l, bool home);
 /* Bytes on the device: of the attention part's weights, of the FFN's. */
 uint64_t tn_cost_attn_bytes(const tn_cost *k, int32_t l, bool home);
 uint64_t tn_cost_ffn_device_bytes(const tn_cost *k, int32_t l, int32_t units);

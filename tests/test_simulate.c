@@ -1,0 +1,222 @@
+/* The planner's predictions against the discrete-event simulator. */
+#include "plan_random.h"
+
+#include "../engine/simulate.h"
+
+static const tn_allocator *const heap = &tn_default_allocator;
+
+typedef struct tally {
+    int n, split, streamed;
+    double worst;
+} tally;
+
+static void compare_request(const tn_plan *plan, const tn_cost *k, uint64_t seed, const char *what,
+                            tally *t)
+{
+    tn_simulated sim;
+    REQUIRE(tn_simulate_request(&sim, plan, k, seed, heap, NULL) == TN_OK);
+    const double got = sim.prefill_s + sim.decode_s, want = plan->predicted.request_s;
+    const double off = got / want - 1;
+    t->n++;
+    if (fabs(off) > t->worst) t->worst = fabs(off);
+    for (int l = 0; l < plan->n_layers; l++)
+        t->split += plan->layer[l].units > 0 && plan->layer[l].units < k->s->layer[l].n_units;
+    t->streamed += sim.link_busy_s > 0.05 * sim.prefill_s;
+    CHECK_MSG(fabs(off) <= 0.03,
+              "%s %llu (%s): predicted %.6g s, simulated %.6g s (%+.2f %%; prompt %.6g, %.6g)",
+              what, (unsigned long long)seed, tn_strategy_name(plan->strategy), want, got,
+              100 * off, k->c.request.n_prompt ? plan->predicted.ttft_s : 0, sim.prefill_s);
+}
+
+static void compare_depths(const tn_plan *plan, const tn_cost *k, uint64_t seed, const char *what,
+                           tally *t)
+{
+    for (int i = 0; i < plan->predicted.n_depths; i++) {
+        tn_simulated sim;
+        int64_t live = plan->predicted.depth[i];
+        if (live >= k->c.n_ctx) live = k->c.n_ctx - 1;
+        const int n = k->s->layer[0].n_expert ? 1000 : 1;
+        REQUIRE(tn_simulate_decode(&sim, plan, k, live, n, seed, heap, NULL) == TN_OK);
+        const double off = n / sim.decode_s / plan->predicted.decode_tok_s[i] - 1;
+        if (fabs(off) > t->worst) t->worst = fabs(off);
+        CHECK_MSG(fabs(off) <= 0.03, "%s %llu (%s): %+.2f %% tok/s at %lld", what,
+                  (unsigned long long)seed, tn_strategy_name(plan->strategy), 100 * off,
+                  (long long)live);
+    }
+}
+
+/* A model whose FFNs have enough slabs that a ring of two of them is a small part. */
+static test_model streaming_model(uint64_t *seed, int layers, bool experts)
+{
+    test_model m = random_model(seed, layers, experts);
+    m.embd = 256;
+    m.ff = test_int(seed, 32, 96) * 32 + 16 * (m.down == TN_TYPE_F16 && m.type == TN_TYPE_F16);
+    if (experts)
+        m.experts = test_int(seed, 32, 96), m.used = test_int(seed, 1, 8), m.ff = 256, m.ctx = 2048;
+    return m;
+}
+
+TEST(predictions_agree_with_the_simulator)
+{
+    tally t = {0, 0, 0, 0};
+    for (uint64_t i = 0; i < 120; i++) {
+        uint64_t seed = 71000 + i;
+        tn_shape s;
+        const bool experts = i % 6 == 5;
+        const test_model m = streaming_model(&seed, 2 + (int)(i % 3), experts);
+        const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        const double share = test_uniform(&seed, 0.1, 1.2) / p.n_devices;
+        tn_constraints c = {.n_batch = test_int(&seed, 1, 4) * 32, .page_size = 16};
+        c.request =
+            (tn_request){0, test_int(&seed, 0, 150), experts ? 1500 : test_int(&seed, 5, 80)};
+        if (c.request.n_prompt + c.request.n_gen > m.ctx) c.request.n_gen = m.ctx - 150;
+        for (int d = 0; d < p.n_devices; d++)
+            c.vram[d] = (uint64_t)(share * (double)s.weight_bytes) + (8u << 20);
+        for (int j = TN_PLAN_ALL_HOST; j <= TN_PLAN_OPTIMUM; j++) {
+            tn_plan plan;
+            tn_cost k;
+            tn_constraints full;
+            REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
+            REQUIRE(tn_plan_candidate(&plan, &s, &p, &c, (tn_strategy)j, heap, NULL) == TN_OK);
+            tn_cost_init(&k, &s, &p, &full, NULL);
+            if (plan.feasible) {
+                compare_request(&plan, &k, 71000 + i, "seed", &t);
+                compare_depths(&plan, &k, 71000 + i, "seed", &t);
+            }
+            tn_plan_free(&plan, heap);
+        }
+        tn_shape_free(&s);
+    }
+    printf("%d random plans, %d split layers, %d with streaming: worst %.2f %%\n", t.n, t.split,
+           t.streamed, 100 * t.worst);
+    CHECK_MSG(t.n > 600 && t.split > 100 && t.streamed > 50, "%d plans, %d split, %d streaming",
+              t.n, t.split, t.streamed);
+}
+
+/* Placements nobody would choose: rules of every kind, single tensors apart from their layer. */
+TEST(predictions_agree_under_random_overrides)
+{
+    static const char *const what[] = {"ffn_up", "ffn_gate[._]", "ffn_down",   "ffn",
+                                       "attn_q", "attn_output",  "blk\\.0\\.", "^output",
+                                       "attn_k", "attn"};
+    static const char *const side[] = {"host", "device", "split:0.4", "split:0.75"};
+    tally t = {0, 0, 0, 0};
+    int mixed = 0;
+    for (uint64_t i = 0; i < 150; i++) {
+        uint64_t seed = 83000 + i;
+        tn_shape s;
+        tn_planned out;
+        tn_cost k;
+        tn_rules r = {.a = heap};
+        const test_model m = streaming_model(&seed, 2 + (int)(i % 3), false);
+        const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        for (int n = test_int(&seed, 1, 3); n > 0; n--) {
+            char text[64];
+            snprintf(text, sizeof text, "%s=%s", what[test_int(&seed, 0, 9)],
+                     side[test_int(&seed, 0, 3)]);
+            REQUIRE(tn_rules_add(&r, text, NULL) == TN_OK);
+        }
+        const tn_constraints c = {
+            .n_batch = 64, .page_size = 16, .rules = &r, .request = {0, 100, 50}};
+        if (tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK) {
+            float *fixed = tn_plan_fixed(&out.plan, &s, heap);
+            tn_cost_init(&k, &s, &p, &out.c, fixed);
+            for (int l = 0; l < s.n_layers; l++)
+                mixed += out.plan.layer[l].mixed;
+            if (out.plan.feasible) compare_request(&out.plan, &k, 83000 + i, "rules", &t);
+            tn_free(heap, fixed);
+            tn_planned_free(&out);
+        }
+        tn_rules_free(&r);
+        tn_shape_free(&s);
+    }
+    printf("%d plans under overrides, %d mixed layers: worst %.2f %%\n", t.n, mixed, 100 * t.worst);
+    CHECK_MSG(t.n > 100 && mixed > 50, "%d plans, %d mixed layers", t.n, mixed);
+}
+
+TEST(predictions_agree_for_real_shapes_on_shipped_machines)
+{
+    static const struct {
+        const char *name;
+        const test_model *model;
+    } real[] = {{"8b", &model_8b}, {"70b", &model_70b}, {"30b-a3b", &model_30b_a3b}};
+    tally t = {0, 0, 0, 0};
+    for (int i = 0; i < 3; i++) {
+        tn_shape s;
+        REQUIRE(test_shape(&s, real[i].model, 0) == TN_OK);
+        for (size_t j = 0; tn_profile_shipped_name(j); j++) {
+            tn_profile p;
+            tn_planned out;
+            tn_cost k;
+            char what[80];
+            snprintf(what, sizeof what, "%s on %s", real[i].name, tn_profile_shipped_name(j));
+            REQUIRE(tn_profile_shipped(&p, tn_profile_shipped_name(j)));
+            const tn_constraints c = {.n_ctx = 32768, .request = {0, 2048, 128}};
+            REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+            tn_cost_init(&k, &s, &p, &out.c, NULL);
+            if (out.plan.feasible) compare_request(&out.plan, &k, j, what, &t);
+            tn_planned_free(&out);
+        }
+        tn_shape_free(&s);
+    }
+    printf("%d real plans: worst %.2f %%\n", t.n, 100 * t.worst);
+    CHECK(t.n >= 20);
+}
+
+/* One layer by hand: nothing of the planner's arithmetic is involved. */
+TEST(a_token_on_the_host_takes_as_long_as_its_bytes)
+{
+    uint64_t seed = 5;
+    tn_shape s;
+    tn_plan plan;
+    tn_cost k;
+    tn_simulated sim;
+    tn_constraints full;
+    test_model m = random_model(&seed, 2, false);
+    m.arch = "llama", m.window = 0, m.tied = 0;
+    tn_profile p = random_profile(&seed, 1);
+    p.host.rate.op_s = 0;
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        if (tn_type_get(i)->block) p.host.rate.matvec[i] = 1e6;
+    p.host.rate.kv[TN_KV_KIND_F16] = 1e5;
+    REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    const tn_constraints c = {.n_batch = 16, .page_size = 16, .request = {0, 8, 8}};
+    REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
+    REQUIRE(tn_plan_candidate(&plan, &s, &p, &c, TN_PLAN_ALL_HOST, heap, NULL) == TN_OK);
+    tn_cost_init(&k, &s, &p, &full, NULL);
+    REQUIRE(tn_simulate_decode(&sim, &plan, &k, 9, 1, 1, heap, NULL) == TN_OK);
+    double bytes = 0;
+    for (int i = 0; i < s.n_tensors; i++)
+        if (s.tensor[i].layer >= 0 || i == s.head) bytes += (double)s.tensor[i].bytes;
+    const double kv = 2.0 * 10 * 2 * m.kv_heads * m.head_dim * 2; /* layers, tokens, K and V, F16 */
+    CHECK_NEAR(sim.decode_s, bytes / 1e6 + kv / 1e5, 1e-9);
+    CHECK_NEAR(sim.host_busy_s, sim.decode_s, 1e-9);
+    CHECK(sim.device_busy_s == 0 && sim.link_busy_s == 0);
+    tn_plan_free(&plan, heap);
+    tn_shape_free(&s);
+}
+
+TEST(the_same_seed_gives_the_same_bits)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    tn_cost k;
+    tn_simulated a, b, other;
+    REQUIRE(test_shape(&s, &model_30b_a3b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    const tn_constraints c = {.n_ctx = 8192, .request = {0, 0, 16}};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    tn_cost_init(&k, &s, &p, &out.c, NULL);
+    REQUIRE(tn_simulate_request(&a, &out.optimum, &k, 1, heap, NULL) == TN_OK);
+    REQUIRE(tn_simulate_request(&b, &out.optimum, &k, 1, heap, NULL) == TN_OK);
+    REQUIRE(tn_simulate_request(&other, &out.optimum, &k, 2, heap, NULL) == TN_OK);
+    CHECK(memcmp(&a, &b, sizeof a) == 0);
+    CHECK(a.decode_s != other.decode_s); /* other experts */
+    tn_planned_free(&out);
+    tn_shape_free(&s);
+}
+
+TEST_MAIN
