@@ -211,6 +211,11 @@ models: ## fetch models: ID='a b' or, without it, those that the tests need; LIS
 bench: tenon-bench ## measure MODEL=id or file; ARGS='...'
 	@./tenon-bench -m "$$($(PYTHON) python/fetch_models.py --path $(MODEL))" $(ARGS)
 
+simulate: $(BUILD)/tests/simulate_table ## compute the README's table of simulated speeds anew
+	@$< >$(BUILD)/simulated.md
+	@sed -i -e '/^<!-- simulated -->$$/,/^<!-- end -->$$/{/^<!--/!d}' \
+	    -e '/^<!-- simulated -->$$/r $(BUILD)/simulated.md' README.md
+
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## all tests that need no network, no GPU and no model from outside

@@ -97,6 +97,9 @@ static void set_host(tn_profile *p, const char *cpu, int cores, double core_fact
     h->rate.flops[1] = flops_per_core * cores * core_factor;
     h->rate.flops[0] = 0.8 * h->rate.flops[1];
     h->rate.op_s = 4 * us;
+    add_source(p, "host.memory_bytes",
+               "a common size with this card; 4 GiB for the system, assumed");
+    add_source(p, "host.cores", "maker's data sheets of processors of this class: %d cores", cores);
     add_source(p, "host.matvec_gb_s",
                "memory's published peak %.1f GB/s x %.2f, assumed; less for "
                "types that take more unpacking",
@@ -134,6 +137,7 @@ static void set_devices(tn_profile *p, const machine *m)
         "data sheet: %.1f TFLOP/s dense FP16 with FP32 sums x %.2f at 512, x %.2f of that at 32",
         m->gpu_tflops, tensor_share, small_batch_share);
     add_source(p, "devices.pinned_gb_s", "commonly reported for %s", m->link);
+    add_source(p, "devices.pageable_gb_s", "commonly reported for copies from unpinned memory");
     add_source(p, "devices.crossing_us", "assumed: mapped flags and a spinning team");
     add_source(p, "devices.op_us", "assumed: a kernel inside a graph");
 }

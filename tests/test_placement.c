@@ -563,6 +563,12 @@ TEST(placement_refuses_by_name)
 
 TEST(shipped_profiles_are_readable_and_say_their_sources)
 {
+    static const char *const figures[] = {
+        "host.memory_bytes",      "host.cores",          "host.matvec_gb_s",
+        "host.kv_gb_s",           "host.prefill_tflops", "host.op_us",
+        "devices.memory_bytes",   "devices.matvec_gb_s", "devices.kv_gb_s",
+        "devices.prefill_tflops", "devices.pinned_gb_s", "devices.pageable_gb_s",
+        "devices.crossing_us",    "devices.op_us",       "contended"};
     int n = 0;
     for (; tn_hardware_name((size_t)n); n++) {
         tn_profile p, q;
@@ -574,7 +580,13 @@ TEST(shipped_profiles_are_readable_and_say_their_sources)
         REQUIRE(tn_profile_json(&q, &again, heap, &err) == TN_OK);
         CHECK_STR(text, again);
         tn_free(heap, again);
-        CHECK(p.n_sources >= 10);
+        for (size_t j = 0; j < sizeof figures / sizeof *figures; j++) {
+            int found = 0;
+            for (int i = 0; i < p.n_sources; i++)
+                found +=
+                    strcmp(p.source[i].figure, figures[j]) == 0 && strlen(p.source[i].text) > 9;
+            CHECK_MSG(found == 1, "%s: %d sources of %s", p.name, found, figures[j]);
+        }
         CHECK(strstr(p.label, "assumed"));
         tn_hardware_string_free(text);
     }
