@@ -36,13 +36,12 @@ static tn_status fail_memory(tokenizer *t, size_t bytes)
 static tn_status collect(source *src, const tn_vocab *v, const tn_piece *p, size_t n_pieces,
                          size_t *n_invalid, tn_error *err)
 {
-    size_t total = 0, raw = 0;
+    size_t total = 0;
     for (size_t i = 0; i < n_pieces; i++) {
         if (p[i].len > TN_MAX_TEXT_BYTES)
             return tn_fail(err, TN_EARG, -1, "a text of %zu bytes is too long to tokenise",
                            p[i].len);
         total += tn_utf8_clean(p[i].text, p[i].len, NULL, n_invalid);
-        raw += p[i].len;
         if (total > TN_MAX_TEXT_BYTES)
             return tn_fail(err, TN_EARG, -1, "a text of %zu bytes is too long to tokenise", total);
     }

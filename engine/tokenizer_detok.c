@@ -70,7 +70,7 @@ static bool incomplete(const char *s, size_t n)
 /* Bytes at the end of s[0, n) that wait for more. */
 static size_t waiting(const char *s, size_t n)
 {
-    for (size_t k = n < 3 ? n : 3; k > 0; k--)
+    for (size_t k = 1; k <= n && k <= 3; k++)
         if (((uint8_t)s[n - k] & 0xC0) == 0xC0) return incomplete(s + n - k, k) ? k : 0;
     return 0;
 }

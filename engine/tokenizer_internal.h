@@ -109,7 +109,7 @@ tn_status tn_vocab_index_merges(tn_vocab *v, const tn_gguf_key *merges, tn_error
 uint32_t tn_decode_byte_level(char *dst, const char *s, uint32_t n);
 
 /* The mergeable token with that text in the table's spelling, or -1. */
-int32_t tn_vocab_find(const tn_vocab *v, const char *text, size_t len);
+int32_t tn_vocab_find(const tn_vocab *v, const char *s, size_t n);
 /* BPE: the mergeable token that stands for these bytes, or -1. */
 int32_t tn_vocab_find_bytes(const tn_vocab *v, const char *s, size_t n);
 static inline uint64_t tn_pair_hash(int32_t left, int32_t right)
