@@ -1,0 +1,661 @@
+/* Tokenizers: published vocabularies against the ids that llama.cpp and the models' own libraries
+ * give (data/vocab), pieces of every pre-tokenizer against the field's regular expressions, and
+ * merging against an obvious version of itself. All vocabularies: test_vocabs.py; broken ones,
+ * short memory and threads: test_vocab.c. */
+#include "gguf_check.h"
+
+#include "../engine/model.h"
+#include "../engine/tokenizer_internal.h"
+#include "vocab_build.h"
+
+#include <jansson.h>
+#include <pthread.h>
+
+#define DATA "tests/data/vocab/"
+
+/* ---- helpers ---- */
+
+static opened open_file(const char *path)
+{
+    opened o = {0};
+    tn_error err = {0};
+    const tn_gguf_options opt = {sizeof opt, true, NULL};
+    if (tn_gguf_open(&o.g, path, &opt, &err) ||
+        tn_vocab_new(&o.v, o.g, &tn_default_allocator, &err))
+        FAIL("%s", err.msg);
+    return o;
+}
+
+/* The ids as "1 2 3". */
+static const char *ids_text(const int32_t *ids, size_t n)
+{
+    static char text[4000];
+    size_t at = 0;
+    text[0] = 0;
+    for (size_t i = 0; i < n && at < sizeof text - 20; i++)
+        at += (size_t)snprintf(text + at, sizeof text - at, "%s%d", i ? " " : "", (int)ids[i]);
+    return text;
+}
+
+static const char *tokens_of(const tn_vocab *v, const tn_piece *p, size_t n, unsigned flags)
+{
+    int32_t *ids;
+    size_t n_ids;
+    static tn_error err;
+    if (tn_vocab_tokenize_pieces(v, p, n, flags, &ids, &n_ids, NULL, &err)) return err.msg;
+    const char *text = ids_text(ids, n_ids);
+    tn_free(&tn_default_allocator, ids);
+    return text;
+}
+
+static const char *tokens(const opened *o, const char *s, bool special)
+{
+    const tn_piece p = {s, strlen(s), special};
+    return tokens_of(o->v, &p, 1, special ? TN_TOKENIZE_ADD_SPECIAL : 0);
+}
+
+static json_t *load_json(const char *path)
+{
+    json_error_t e;
+    json_t *j = json_load_file(path, JSON_ALLOW_NUL, &e);
+    if (!j) FAIL("%s: %s", path, e.text);
+    return j;
+}
+
+static bool same_ids(const json_t *want, const int32_t *ids, size_t n)
+{
+    if (json_array_size(want) != n) return false;
+    for (size_t i = 0; i < n; i++)
+        if (json_integer_value(json_array_get(want, i)) != ids[i]) return false;
+    return true;
+}
+
+static void check_ids(const tn_vocab *v, const char *what, const json_t *s, unsigned flags,
+                      bool parse, const json_t *want)
+{
+    const tn_piece p = {json_string_value(s), json_string_length(s), parse};
+    int32_t *ids = NULL;
+    size_t n = 0;
+    tn_error err = {0};
+    CHECK_MSG(!tn_vocab_tokenize_pieces(v, &p, 1, flags, &ids, &n, NULL, &err), "%s: %s", what,
+              err.msg);
+    CHECK_MSG(same_ids(want, ids, n), "%s: '%s' gives %s", what, p.text, ids_text(ids, n));
+    tn_free(&tn_default_allocator, ids);
+}
+
+/* ---- published vocabularies ---- */
+
+static void check_vocab(const json_t *all, const char *name)
+{
+    char path[100];
+    snprintf(path, sizeof path, DATA "%s.gguf", name);
+    opened o = open_file(path);
+    const json_t *strings = json_object_get(all, "strings");
+    const json_t *want = json_object_get(json_object_get(all, "tokens"), name);
+    CHECK_INT(json_array_size(want), 300);
+    for (size_t i = 0; o.v && i < json_array_size(want); i++) {
+        const json_t *s = json_array_get(strings, i), *w = json_array_get(want, i);
+        check_ids(o.v, name, s, 0, false, json_array_get(w, 0));
+        check_ids(o.v, name, s, TN_TOKENIZE_ADD_SPECIAL, true, json_array_get(w, 1));
+    }
+    close_vocab(&o);
+}
+
+TEST(real_vocabularies_of_both_kinds_give_the_recorded_ids)
+{
+    json_t *all = load_json(DATA "tokens.json");
+    REQUIRE(all);
+    check_vocab(all, "llama-spm");
+    check_vocab(all, "gpt-2");
+    json_decref(all);
+}
+
+TEST(vocabularies_of_the_small_models_give_the_recorded_ids)
+{
+    static const char *const names[] = {"gemma3",  "llama", "llama3", "mistral",
+                                        "mixtral", "qwen2", "qwen3",  "qwen3moe"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[100];
+        snprintf(path, sizeof path, "tests/data/arch/%s/golden.json", names[i]);
+        json_t *golden = load_json(path);
+        snprintf(path, sizeof path, "tests/data/arch/%s/model-f16.gguf", names[i]);
+        opened o = open_file(path);
+        const json_t *list = json_object_get(json_object_get(golden, "tokenizer_tests"), "tests");
+        CHECK_MSG(json_array_size(list) > 0, "%s has no tests", names[i]);
+        for (size_t k = 0; o.v && k < json_array_size(list); k++) {
+            const json_t *t = json_array_get(list, k);
+            check_ids(o.v, names[i], json_object_get(t, "text"), 0, true,
+                      json_object_get(t, "tokens"));
+        }
+        close_vocab(&o);
+        json_decref(golden);
+    }
+}
+
+/* ---- pre-tokenizers ---- */
+
+typedef struct pieces {
+    size_t bytes, n, chars[4096];
+} pieces;
+
+static bool note_piece(void *user, const char *s, size_t n)
+{
+    pieces *p = user;
+    size_t chars = 0;
+    for (size_t i = 0; i < n; i++)
+        chars += ((uint8_t)s[i] & 0xC0) != 0x80;
+    if (p->n < 4096) p->chars[p->n] = chars;
+    p->n++;
+    p->bytes += n;
+    return true;
+}
+
+static tn_pre *new_pre(const char *name)
+{
+    tn_pre *pre = NULL;
+    tn_pre_row row = {0};
+    tn_error err = {0};
+    if (!tn_pre_find((tn_str){name, strlen(name)}, &row))
+        FAIL("no row %s", name);
+    else if (tn_pre_new(&pre, row.steps, &tn_default_allocator, &err))
+        FAIL("%s: %s", name, err.msg);
+    return pre;
+}
+
+static void check_pieces(const tn_pre *pre, const char *name, const json_t *text,
+                         const json_t *want)
+{
+    static pieces p;
+    p.n = p.bytes = 0;
+    tn_error err = {0};
+    CHECK_MSG(
+        !tn_pre_split(pre, json_string_value(text), json_string_length(text), note_piece, &p, &err),
+        "%s: %s", name, err.msg);
+    bool same = p.n == json_array_size(want) && p.bytes == json_string_length(text);
+    for (size_t i = 0; same && i < p.n; i++)
+        same = json_integer_value(json_array_get(want, i)) == (json_int_t)p.chars[i];
+    CHECK_MSG(same, "%s cuts '%s' wrongly", name, json_string_value(text));
+}
+
+TEST(pieces_are_those_of_the_original_patterns)
+{
+    json_t *all = load_json(DATA "splits.json"), *row;
+    REQUIRE(all);
+    const json_t *texts = json_object_get(all, "texts");
+    const char *name;
+    size_t n = 0;
+    json_object_foreach(json_object_get(all, "rows"), name, row)
+    {
+        tn_pre *pre = new_pre(name);
+        CHECK_INT(json_array_size(row), json_array_size(texts));
+        for (size_t i = 0; pre && i < json_array_size(texts); i++)
+            check_pieces(pre, name, json_array_get(texts, i), json_array_get(row, i));
+        tn_pre_free(pre);
+        n++;
+    }
+    CHECK_INT(n, 19);
+    json_decref(all);
+}
+
+/* A quadratic pattern would not end within the runner's patience, a limit that is too low is an
+ * error. */
+TEST(every_pre_tokenizer_cuts_long_runs)
+{
+    static const char *const runs[] = {
+        "a",        "A",  "1",  ".",   " ",  "\n", "\xC3\xA9", "aaa ", "\xE4\xB8\xAD",
+        "\xCC\x80", "'s", "\t", " \n", "Aa", "1a", "a "};
+    const size_t n = 1 << 18;
+    char *s = malloc(n + 1);
+    for (size_t k = 0; tn_pre_name(k); k++) {
+        tn_pre *pre = new_pre(tn_pre_name(k));
+        for (size_t r = 0; pre && r < sizeof runs / sizeof *runs; r++) {
+            const size_t len = strlen(runs[r]), whole = n / len * len;
+            for (size_t i = 0; i < whole; i++)
+                s[i] = runs[r][i % len];
+            s[whole] = 'x'; /* a run that does not end the text is the harder one */
+            for (size_t end = whole; end <= whole + 1; end++) {
+                static pieces p;
+                p.n = p.bytes = 0;
+                tn_error err = {0};
+                CHECK_MSG(!tn_pre_split(pre, s, end, note_piece, &p, &err), "%s, run of '%s': %s",
+                          tn_pre_name(k), runs[r], err.msg);
+                CHECK_INT(p.bytes, end);
+            }
+        }
+        tn_pre_free(pre);
+    }
+    free(s);
+}
+
+/* ---- merging ---- */
+
+/* The obvious version: looks at every pair for every merge. Fills ids, returns their number. */
+static size_t merge_obviously(const tn_vocab *v, const char *s, size_t n, int32_t *ids)
+{
+    int32_t start[600], id[600];
+    size_t count = n;
+    for (size_t i = 0; i < n; i++) {
+        start[i] = (int32_t)i;
+        id[i] = v->kind == TN_VOCAB_BPE ? v->byte_id[(uint8_t)s[i]] : tn_vocab_find(v, s + i, 1);
+    }
+    start[n] = (int32_t)n;
+    for (;;) {
+        int32_t best = -1, best_rank = INT32_MAX, best_id = -1;
+        for (size_t i = 0; i + 1 < count; i++) {
+            int32_t rank = INT32_MAX, made = -1;
+            if (v->kind == TN_VOCAB_LLAMA) {
+                made = tn_vocab_find(v, s + start[i], (size_t)(start[i + 2] - start[i]));
+                if (made >= 0) rank = v->tokens[made].rank;
+            } else {
+                for (size_t k = 0; k <= v->pairs.mask; k++) {
+                    const struct tn_pair_slot *p = &v->pairs.slots[k];
+                    if (p->left != id[i] || p->right != id[i + 1] || p->left < 0) continue;
+                    rank = p->rank;
+                    made = p->id;
+                }
+            }
+            if (rank >= best_rank) continue;
+            best = (int32_t)i;
+            best_rank = rank;
+            best_id = made;
+        }
+        if (best < 0) break;
+        id[best] = best_id;
+        memmove(id + best + 1, id + best + 2, (count - (size_t)best - 2) * sizeof *id);
+        memmove(start + best + 1, start + best + 2, (count - (size_t)best - 1) * sizeof *start);
+        count--;
+    }
+    memcpy(ids, id, count * sizeof *ids);
+    return count;
+}
+
+/* Random tokens over "abc" with few scores, so that ties, and merges that open better ones, abound.
+ */
+static void random_tokens(uint64_t *seed, test_token *t, char text[][8], size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t len = i < 3 ? 1 : 2 + test_rand(seed) % 5;
+        for (size_t k = 0; k < len; k++)
+            text[i][k] = (char)('a' + (i < 3 ? i : test_rand(seed) % 3));
+        text[i][len] = 0;
+        t[i] = (test_token){text[i], NORMAL, -(float)(test_rand(seed) % 6)};
+    }
+}
+
+/* All ways to put two tokens together to a third, in random order. */
+static uint64_t random_merges(uint64_t *seed, const test_token *t, size_t n, char text[][20],
+                              const char **list, size_t cap)
+{
+    uint64_t count = 0;
+    for (size_t a = 0; a < n; a++)
+        for (size_t b = 0; b < n && count < cap; b++) {
+            char whole[20];
+            bool there = false;
+            snprintf(whole, sizeof whole, "%s%s", t[a].text, t[b].text);
+            for (size_t k = 0; k < n; k++)
+                there = there || strcmp(t[k].text, whole) == 0;
+            if (!there) continue;
+            snprintf(text[count], 20, "%s %s", t[a].text, t[b].text);
+            list[count] = text[count];
+            count++;
+        }
+    for (uint64_t i = count; i > 1; i--) {
+        const uint64_t k = test_rand(seed) % i;
+        const char *swap = list[k];
+        list[k] = list[i - 1];
+        list[i - 1] = swap;
+    }
+    return count;
+}
+
+static void check_merging(const tn_vocab *v, uint64_t *seed)
+{
+    char s[600];
+    int32_t want[600];
+    const size_t n = 1 + test_rand(seed) % 500, period = 1 + test_rand(seed) % n;
+    for (size_t i = 0; i < n; i++)
+        s[i] = i < period ? (char)('a' + test_rand(seed) % 3) : s[i - period];
+    const size_t n_want = merge_obviously(v, s, n, want);
+    tn_ids out = {.a = &tn_default_allocator};
+    tn_merger m = {.v = v, .out = &out};
+    CHECK(tn_merge_word(&m, s, n));
+    bool same = out.n == n_want && memcmp(out.ids, want, n_want * sizeof *want) == 0;
+    CHECK_MSG(same, "%zu characters give %zu tokens, want %zu: %s", n, out.n, n_want,
+              ids_text(out.ids, out.n));
+    /* the scratch of one word serves the next */
+    CHECK(tn_merge_word(&m, s, n));
+    CHECK(out.n == 2 * n_want && memcmp(out.ids + n_want, want, n_want * sizeof *want) == 0);
+    tn_merger_free(&m);
+    tn_free(&tn_default_allocator, out.ids);
+}
+
+TEST(merging_equals_the_obvious_way)
+{
+    enum { n = 40, max_merges = 400 };
+    uint64_t seed = 7;
+    for (int round = 0; round < 60; round++) {
+        test_token t[n];
+        char text[n][8], merge_text[max_merges][20];
+        const char *merges[max_merges];
+        random_tokens(&seed, t, text, n);
+        test_vocab v = {"llama", "gpt-2", NULL, NULL, t, n, merges, 0, -1, -1, 0, 0, -1, -1};
+        v.n_merges = random_merges(&seed, t, n, merge_text, merges, max_merges);
+        for (int kind = 0; kind < 2; kind++) {
+            v.kind = kind ? "gpt2" : "llama";
+            opened o = open_vocab(&v);
+            for (int i = 0; o.v && i < 8; i++)
+                check_merging(o.v, &seed);
+            close_vocab(&o);
+        }
+    }
+}
+
+/* ---- the llama kind ---- */
+
+TEST(llama_merges_by_score_and_falls_back_to_bytes)
+{
+    opened o = open_vocab(&llama_vocab);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "", false), "");
+    CHECK_STR(tokens(&o, "abc", false), "11 8"); /* the best pair first: ab, then _ab */
+    CHECK_STR(tokens(&o, "bc", false), "5 10");
+    CHECK_STR(tokens(&o, " a", false), "15 6");          /* the prefix stands before a space, too */
+    CHECK_STR(tokens(&o, "\xC3\xA9", false), "5 13 14"); /* bytes */
+    CHECK_STR(tokens(&o, "\xC3\xBC", false), "5 17");
+    CHECK_STR(tokens(&o, "\n", false), "5 16");
+    CHECK_STR(tokens(&o, "Z", false), "5 0");        /* neither token nor byte: unknown */
+    CHECK_STR(tokens(&o, U2581 "b", false), "15 7"); /* U+2581 is a space */
+    close_vocab(&o);
+}
+
+TEST(special_tokens_come_from_text_only_when_asked)
+{
+    opened o = open_vocab(&llama_vocab);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "a!!b", false), "5 6 4 5 7"); /* user-defined: always */
+    CHECK_STR(tokens(&o, "a</s>b", false), "5 6 0 0 0 0 7");
+    CHECK_STR(tokens(&o, "a</s>b", true), "1 5 6 2 5 7");
+    CHECK_STR(tokens(&o, "<unk>", false), "5 0 0 0 0 0");
+    CHECK_STR(tokens(&o, "<|im_end|>", true), "1 3");
+    CHECK_STR(tokens(&o, "", true), "1");
+    /* content cannot complete what a template began */
+    const tn_piece p[] = {{"a</", 3, true}, {"s>", 2, false}, {"</s", 3, true}, {">", 1, true}};
+    CHECK_STR(tokens_of(o.v, p, 2, 0), "5 6 0 0 0 0");
+    CHECK_STR(tokens_of(o.v, p + 2, 2, 0), "2");
+    const tn_piece words[] = {{"a", 1, true}, {"b", 1, false}, {"!", 1, false}, {"!", 1, true}};
+    CHECK_STR(tokens_of(o.v, words, 4, 0), "11 4"); /* words and user-defined tokens run across */
+    close_vocab(&o);
+}
+
+TEST(flags_of_the_file_are_obeyed)
+{
+    test_vocab v = llama_vocab;
+    v.space_prefix = 0;
+    v.add_bos = 0;
+    v.add_eos = 1;
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc", true), "12 2");
+    close_vocab(&o);
+    v.squeeze = 1;
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "  a   b ", false), "6 5 7");
+    close_vocab(&o);
+    v = llama_vocab;
+    v.name = "My Phi-3 thing";
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "<|im_end|> \n a<s> a", true), "1 3 5 6 1 15 6");
+    close_vocab(&o);
+}
+
+/* ---- the BPE kind ---- */
+
+TEST(bpe_merges_by_rank_within_words)
+{
+    opened o = open_vocab(&bpe_vocab);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc", false), "3 9"); /* "b c" before "a b" */
+    CHECK_STR(tokens(&o, "ab abc", false), "8 10 9");
+    CHECK_STR(tokens(&o, " ab1 a", false), "6 8 7 10"); /* "a b" before "_ a" */
+    CHECK_STR(tokens(&o, "!!!", false), "2 17");
+    CHECK_STR(tokens(&o, "<|im_end|>a", true), "1 3"); /* no bos unless the file asks */
+    CHECK_STR(tokens(&o, "aZb", false), "3 4");        /* a byte without a token vanishes */
+    close_vocab(&o);
+    test_vocab v = bpe_vocab;
+    v.pre = "llama-bpe"; /* whole words first, and a bos */
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc abc", true), "0 12 10 9");
+    close_vocab(&o);
+    v.pre = NULL; /* "default" */
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc", true), "3 9");
+    close_vocab(&o);
+}
+
+TEST(some_models_normalise)
+{
+    opened o = open_vocab(&bpe_vocab);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "e\xCC\x81", false), "13 18 19");
+    close_vocab(&o);
+    test_vocab v = bpe_vocab;
+    v.pre = "qwen2";
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o,
+                     "e\xCC\x81"
+                     "a",
+                     false),
+              "16 3");
+    close_vocab(&o);
+    v.pre = NULL;
+    v.arch = "gptneox";
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "e\xCC\x81", false), "16");
+    close_vocab(&o);
+}
+
+TEST(normalisation_orders_long_runs_of_marks)
+{
+    const size_t n = 300000;
+    char *s = malloc(1 + 2 * n);
+    s[0] = 'q';
+    for (size_t i = 0; i < n; i++) { /* class 230 and 220 by turns: the worst order */
+        s[1 + 2 * i] = (char)0xCC;
+        s[2 + 2 * i] = i % 2 ? (char)0xA3 : (char)0x87;
+    }
+    const char *out;
+    size_t n_out;
+    tn_error err = {0};
+    CHECK_INT(tn_nfc(&tn_default_allocator, s, 1 + 2 * n, &out, &n_out, &err), TN_OK);
+    CHECK_INT(n_out, 1 + 2 * n);
+    bool sorted = true;
+    for (size_t i = 0; i < n; i++)
+        sorted = sorted && (uint8_t)out[2 + 2 * i] == (i < n / 2 ? 0xA3 : 0x87);
+    CHECK(sorted);
+    tn_free(&tn_default_allocator, (void *)out);
+    free(s);
+}
+
+/* ---- invalid UTF-8 ---- */
+
+TEST(invalid_utf8_is_replaced_and_counted)
+{
+    static const struct {
+        const char *in, *out;
+        size_t n, invalid;
+    } c[] = {
+        {"a\xFF"
+         "b",
+         "a\xEF\xBF\xBD"
+         "b",
+         3, 1},
+        {"\xE2\x82", "\xEF\xBF\xBD", 2, 2},
+        {"\xE2\x82x", "\xEF\xBF\xBDx", 3, 2},
+        {"\xC0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD", 2, 2},
+        {"\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD", 3, 3},
+        {"\xF4\x90\x80\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD", 4, 4},
+        {"\xF0\x9F\x98\x80", "\xF0\x9F\x98\x80", 4, 0},
+    };
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+        char got[40] = {0};
+        size_t invalid = 0;
+        const size_t n = tn_utf8_clean(c[i].in, c[i].n, NULL, &invalid);
+        CHECK_INT(invalid, c[i].invalid);
+        CHECK_INT(tn_utf8_clean(c[i].in, c[i].n, got, &invalid), n);
+        CHECK_STR(got, c[i].out);
+    }
+    opened o = open_vocab(&bpe_vocab);
+    REQUIRE(o.v);
+    const tn_piece p[] = {{"a\xFF", 2, false}, {"\xC3", 1, false}, {"\xA9", 1, false}};
+    int32_t *ids;
+    size_t n, invalid = 99;
+    CHECK_INT(tn_vocab_tokenize_pieces(o.v, p, 3, 0, &ids, &n, &invalid, NULL), TN_OK);
+    CHECK_INT(invalid, 3);
+    tn_free(&tn_default_allocator, ids);
+    close_vocab(&o);
+}
+
+/* ---- the public calls ---- */
+
+typedef struct served {
+    tn_engine *e;
+    tn_model *m;
+    gb bytes;
+} served;
+
+static served serve(const test_vocab *v)
+{
+    served s = {0};
+    tn_error err = {0};
+    const tn_model_options opt = {.struct_size = sizeof opt, .vocab_only = true};
+    build_vocab(&s.bytes, v);
+    if (tn_engine_new(&s.e, NULL, &err) ||
+        tn_model_open_memory(&s.m, s.e, s.bytes.p, s.bytes.n, "v.gguf", &opt, &err))
+        FAIL("%s", err.msg);
+    return s;
+}
+static void unserve(served *s)
+{
+    tn_model_close(s->m);
+    tn_engine_free(s->e);
+    gb_free(&s->bytes);
+}
+
+TEST(public_calls_keep_their_promises)
+{
+    served s = serve(&llama_vocab);
+    REQUIRE(s.m);
+    int32_t ids[8] = {-7, -7, -7, -7};
+    size_t n = 0, invalid = 0, n_bytes = 9, n_text = 9;
+    tn_error err = {0};
+    const char *bytes, *text;
+    tn_token_attr attr;
+    CHECK_INT(tn_tokenize(s.m, "abc", 3, TN_TOKENIZE_ADD_SPECIAL, ids, 2, &n, NULL, &err),
+              TN_EFULL);
+    CHECK_INT(n, 3);
+    CHECK_INT(ids[0], -7);
+    CHECK_INT(tn_tokenize(s.m, "abc", 3, 0, NULL, 0, &n, NULL, &err), TN_EFULL);
+    CHECK_INT(n, 2);
+    CHECK_INT(tn_tokenize(s.m, "abc\xFF", 4, TN_TOKENIZE_ADD_SPECIAL, ids, 8, &n, &invalid, &err),
+              TN_OK);
+    CHECK_STR(ids_text(ids, n), "1 11 8 0");
+    CHECK_INT(invalid, 1);
+    CHECK_INT(tn_token_get(s.m, 11, &bytes, &n_bytes, &text, &n_text, &attr, &err), TN_OK);
+    CHECK(n_bytes == 3 && memcmp(bytes, " ab", 3) == 0 && n_text == 5 && attr == TN_TOKEN_NORMAL);
+    CHECK_INT(tn_token_get(s.m, 13, &bytes, &n_bytes, NULL, NULL, &attr, &err), TN_OK);
+    CHECK(n_bytes == 1 && *bytes == (char)0xC3 && attr == TN_TOKEN_BYTE);
+    CHECK_INT(tn_token_get(s.m, 3, NULL, &n_bytes, &text, &n_text, &attr, &err), TN_OK);
+    CHECK(n_bytes == 0 && n_text == 10 && memcmp(text, "<|im_end|>", 10) == 0 &&
+          attr == TN_TOKEN_CONTROL);
+    CHECK_INT(tn_token_get(s.m, -1, NULL, NULL, NULL, NULL, NULL, &err), TN_EARG);
+    CHECK_INT(tn_token_get(s.m, 18, NULL, NULL, NULL, NULL, NULL, &err), TN_EARG);
+    CHECK_INT(tn_token_bos(s.m), 1);
+    CHECK_INT(tn_token_eos(s.m), 2);
+    CHECK(tn_token_is_end(s.m, 2) && tn_token_is_end(s.m, 3) && !tn_token_is_end(s.m, 6));
+    CHECK(!tn_token_is_end(s.m, -1) && !tn_token_is_end(s.m, 18));
+    unserve(&s);
+}
+
+TEST(bpe_tokens_stand_for_their_bytes)
+{
+    served s = serve(&bpe_vocab);
+    REQUIRE(s.m);
+    const char *bytes;
+    size_t n;
+    CHECK_INT(tn_token_get(s.m, 16, &bytes, &n, NULL, NULL, NULL, NULL), TN_OK);
+    CHECK(n == 2 && memcmp(bytes, "\xC3\xA9", 2) == 0);
+    CHECK_INT(tn_token_get(s.m, 11, &bytes, &n, NULL, NULL, NULL, NULL), TN_OK);
+    CHECK(n == 3 && memcmp(bytes, " ab", 3) == 0);
+    CHECK(tn_token_is_end(s.m, 0) && tn_token_is_end(s.m, 1));
+    unserve(&s);
+}
+
+/* Only a control token ends a generation by its text, and <|end|> not where <|return|> does. */
+TEST(ends_are_known_by_text_and_type)
+{
+    static const test_token t[] = {{"a", NORMAL, 0},
+                                   {"<|end|>", CONTROL, 0},
+                                   {"<|return|>", CONTROL, 0},
+                                   {"<|call|>", CONTROL, 0},
+                                   {"<|im_end|>", NORMAL, 0}};
+    test_vocab v = {"llama", NULL, NULL, NULL, t, 5, NULL, 0, -1, 0, -1, -1, -1, -1};
+    served s = serve(&v);
+    REQUIRE(s.m);
+    CHECK(!tn_token_is_end(s.m, 1) && tn_token_is_end(s.m, 2) && tn_token_is_end(s.m, 3));
+    CHECK(!tn_token_is_end(s.m, 4) && tn_token_is_end(s.m, 0));
+    unserve(&s);
+}
+
+static void check_detokenized(const tn_model *m, unsigned flags, const int32_t *ids, size_t n,
+                              const char *want)
+{
+    tn_detokenizer *d;
+    char got[200];
+    size_t at = 0, len;
+    const char *text;
+    REQUIRE(tn_detokenizer_new(&d, m, flags, NULL) == TN_OK);
+    for (size_t i = 0; i < n; i++) {
+        CHECK_INT(tn_detokenizer_push(d, ids[i], &text, &len, NULL), TN_OK);
+        memcpy(got + at, text, len);
+        at += len;
+        got[at++] = '|';
+    }
+    CHECK_INT(tn_detokenizer_finish(d, &text, &len, NULL), TN_OK);
+    memcpy(got + at, text, len);
+    got[at + len] = 0;
+    CHECK_STR(got, want);
+    tn_detokenizer_free(d);
+}
+
+TEST(detokenizer_streams_whole_characters)
+{
+    served s = serve(&llama_vocab);
+    REQUIRE(s.m);
+    check_detokenized(s.m, 0, (int32_t[]){1, 11, 5, 6, 3}, 5, "|ab| |a||");
+    check_detokenized(s.m, TN_DETOKENIZE_KEEP_SPACE, (int32_t[]){11, 6}, 2, " ab|a|");
+    check_detokenized(s.m, TN_DETOKENIZE_SPECIAL, (int32_t[]){1, 6, 3}, 3, "<s>|a|<|im_end|>|");
+    check_detokenized(s.m, 0, (int32_t[]){6, 13, 14}, 3, "a||\xC3\xA9|");
+    check_detokenized(s.m, 0, (int32_t[]){13, 6}, 2,
+                      "|\xEF\xBF\xBD"
+                      "a|");
+    check_detokenized(s.m, 0, (int32_t[]){14, 6}, 2, "\xEF\xBF\xBD|a|");
+    check_detokenized(s.m, 0, (int32_t[]){6, 13}, 2, "a||\xEF\xBF\xBD");
+    check_detokenized(s.m, 0, (int32_t[]){13, 13, 14}, 3, "|\xEF\xBF\xBD|\xC3\xA9|");
+    check_detokenized(s.m, 0, (int32_t[]){4, 0}, 2, "!!||");
+    tn_detokenizer *d;
+    const char *text;
+    size_t len;
+    tn_error err = {0};
+    REQUIRE(tn_detokenizer_new(&d, s.m, 0, NULL) == TN_OK);
+    CHECK_INT(tn_detokenizer_push(d, 99, &text, &len, &err), TN_EARG);
+    tn_detokenizer_free(d);
+    unserve(&s);
+}
+
+TEST_MAIN
