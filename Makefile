@@ -211,6 +211,9 @@ models: ## fetch models: ID='a b' or, without it, those that the tests need; LIS
 bench: tenon-bench ## measure MODEL=id or file; ARGS='...'
 	@./tenon-bench -m "$$($(PYTHON) python/fetch_models.py --path $(MODEL))" $(ARGS)
 
+bench-peers: tenon tenon-bench $(BUILD)/tests/make_model ## against every llama-bench on PATH; ARGS='--quick'
+	@$(PYTHON) bench/peers.py $(ARGS)
+
 simulate: $(BUILD)/tests/simulate_table ## compute the README's table of simulated speeds anew
 	@$< >$(BUILD)/simulated.md
 	@sed -i -e '/^<!-- simulated -->$$/,/^<!-- end -->$$/{/^<!--/!d}' \
@@ -327,7 +330,7 @@ help: ## this list
 	    while IFS='|' read -r t d; do printf '  make %-16s %s\n' "$$t" "$$d"; done
 
 FORCE:
-.PHONY: all lib plugins need-nvcc tests chat models bench test run-tests test-models run-test-models asan tsan \
+.PHONY: all lib plugins need-nvcc tests chat models bench bench-peers test run-tests test-models run-test-models asan tsan \
     run-threaded fuzz fuzz-run check-includes lint format install uninstall deps deps-ci check-deps \
     clean help FORCE
 .SECONDARY:

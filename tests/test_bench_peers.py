@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Tests of bench/peers.py with peers that only pretend. No speed is ever checked.
+
+usage: test_bench_peers.py TENON DATA_DIR [NAME]
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+from cli_lib import Skip, case, check, equal, main
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# llama-bench's options and JSON; RATE by the words it was called with.
+FAKE = """#!/bin/sh
+if [ "$1" = --help ]; then echo 'usage: llama-bench {help}'; exit; fi
+rate={rate} p=0 n=0
+case "$*" in {fast}) rate=$((rate * 2)) ;; esac
+while [ $# -gt 0 ]; do
+    case $1 in -p) p=$2 ;; -n) n=$2 ;; esac
+    shift
+done
+echo "[{{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"samples_ts\\": [$rate]}}]"
+"""
+
+
+def add_peer(folder, name, rate, fast, text=""):
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, name)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(FAKE.format(rate=rate, fast=fast, help=text))
+    os.chmod(path, 0o755)
+
+
+def run(t, folder, only):
+    """(exit code, rows, table, messages)"""
+    out = os.path.join(t.dir, "table")
+    for end in (".md", ".json"):
+        if os.path.exists(out + end):
+            os.remove(out + end)
+    tenon = os.path.abspath(t.path)
+    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--quick", "--only", only]
+    command += ["--tenon", tenon, "--bench", tenon + "-bench", "--out", out]
+    for ident in ("smollm2-135m", "gemma3-270m"):
+        command += ["--model", f"{ident}={t.model}"]
+    path = folder + ":/usr/bin:/bin"
+    p = subprocess.run(command, capture_output=True, text=True, env=t.env(PATH=path), check=False)
+    if not os.path.exists(out + ".json"):
+        return p.returncode, [], "", p.stderr
+    with open(out + ".json", encoding="utf-8") as f:
+        report = f.read()
+    check(t.dir not in report and t.dir not in p.stdout, "folders of this machine in the report")
+    with open(out + ".md", encoding="utf-8") as f:
+        equal(f.read(), p.stdout, "the table's file and standard output")
+    return p.returncode, json.loads(report)["rows"], p.stdout, p.stderr
+
+
+@case
+def best_peer_of_all_settings(t):
+    folder = os.path.join(t.dir, "both")
+    add_peer(folder, "llama-bench", 10, "'-fa 1 --repack 0 '*")
+    add_peer(folder, "ik-llama-bench", 7, "*-rtr*", "-rtr <0|1>")
+    code, rows, table, said = run(t, folder, "resident|512.*(smol|gemma)")
+    equal(code, 0, f"exit code ({said})")
+    equal([r["test"] for r in rows], ["tg128", "tg128", "pp512", "pp512"], "tests")
+    for r in rows:
+        equal((r["peer"], r["who"]), (20, "llama.cpp -fa 1 --repack 0"), "best peer")
+        check(abs(r["ratio"] * 20 / r["tenon"] - 1) < 1e-6, f"ratio {r['ratio']}")
+    check("| 20.00 | llama.cpp -fa 1 --repack 0 |" in table, f"{table}")
+    check("avx2* of llama.cpp on PATH: left out" in said, f"{said}")
+    check("no llama-bench of" not in said, f"{said}")
+    add_peer(folder, "ik-llama-bench", 30, "never", "-rtr <0|1>")
+    _, rows, _, _ = run(t, folder, "resident.*smol")
+    equal([(r["peer"], r["who"]) for r in rows], [(30, "ik_llama.cpp -fa 1")], "the other peer")
+
+
+@case
+def avx2_rows_have_peers_of_their_own(t):
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        if " avx2" not in f.read():
+            raise Skip("this CPU has no AVX2")
+    folder = os.path.join(t.dir, "avx2")
+    add_peer(folder, "llama-bench-avx2", 10, "never")
+    _, rows, _, said = run(t, folder, "resident.*smol")
+    equal([(r["isa"] == "avx2", r["peer"]) for r in rows][-1], (True, 10), "limited to AVX2")
+    equal(rows[0]["peer"], None, "a peer for AVX2 in a row for all levels")
+    check("no llama-bench of llama.cpp on PATH: left out" in said, f"{said}")
+
+
+@case
+def missing_peers_are_said(t):
+    code, rows, table, said = run(t, os.path.join(t.dir, "none"), "resident.*gemma|start smol")
+    equal(code, 0, f"exit code ({said})")
+    equal(len(re.findall("left out", said)), 4, "peers left out")
+    equal([(r["ratio"], r["note"]) for r in rows], [(None, "no peer")] * 2, "rows without a peer")
+    check(all(r["tenon"] > 0 for r in rows), f"{rows}")
+    check("no peer |" in table, f"{table}")
+
+
+@case
+def busy_process(t):
+    folder = os.path.join(t.dir, "busy")
+    add_peer(folder, "llama-bench", 10, "*'-t 1 '*")
+    _, rows, table, _ = run(t, folder, "busy")
+    equal([r["who"] for r in rows], ["", "llama.cpp -fa 1 --repack 0"], "who")
+    check(rows[0]["ratio"] > 0 and rows[0]["tenon"] > 0, f"{rows[0]}")
+    threads = rows[1]["threads"]
+    equal(rows[1]["ratio"], 1 if threads == 1 else 0.5, "the peer's ratio")
+    check(">= 0.8" in table, f"{table}")
+
+
+@case
+def nothing_to_measure(t):
+    code, rows, _, said = run(t, os.path.join(t.dir, "none"), "no such row")
+    equal((code, rows), (1, []), "exit code and rows")
+    check("nothing was measured" in said, f"{said}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
