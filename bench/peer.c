@@ -101,8 +101,8 @@ static char *fill_in(const char *command, const tn_bench_peer_test *test)
     return out.at;
 }
 
-/* The file name of the program: the first word that sets no variable. */
-static void program_name(const char *command, char name[64])
+/* The program is the first word that sets no variable. */
+const char *tn_bench_peer_name(const char *command)
 {
     const char *word = command + strspn(command, " ");
     size_t len = strcspn(word, " ");
@@ -110,19 +110,15 @@ static void program_name(const char *command, char name[64])
         word += len + strspn(word + len, " ");
         len = strcspn(word, " ");
     }
-    for (size_t i = len; i > 0; i--) {
-        if (word[i - 1] != '/') continue;
-        word += i;
-        len -= i;
-        break;
-    }
-    snprintf(name, 64, "%.*s", (int)len, word);
+    const char *slash = memrchr(word, '/', len);
+    return slash ? slash + 1 : word;
 }
 
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
 {
     char name[64];
-    program_name(command, name);
+    const char *program = tn_bench_peer_name(command);
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(program, " "), program);
     if (has_placeholder(command)) return fill_in(command, test);
     const bool llama = strstr(name, "llama-bench") != NULL;
     if (!llama && !strstr(name, "tenon-bench")) return NULL;

@@ -18,6 +18,10 @@ typedef struct tn_bench_peer_test {
  * NULL if it is none of these. */
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test);
 
+/* The user's words from the name of the program on, without the folder it lies in: reports are
+ * published. Points into `command`. */
+const char *tn_bench_peer_name(const char *command);
+
 /* Tokens per second that an output tells: `llama-bench -o json` (or jsonl) of llama.cpp and its
  * forks, tenon-bench's JSON, or a plain number as the last word of the last line that has one.
  * TN_EFORMAT with a reason. */

@@ -1,5 +1,6 @@
 #include "report.h"
 
+#include "peer.h"
 #include "stats.h"
 #include "term.h"
 
@@ -47,7 +48,7 @@ COLUMN(c_model)
 COLUMN(c_engine)
 {
     (void)r;
-    snprintf(t, cap, "%s", row->peer ? row->peer : "tenon");
+    snprintf(t, cap, "%s", row->peer ? tn_bench_peer_name(row->peer) : "tenon");
 }
 COLUMN(c_threads)
 {
@@ -198,11 +199,16 @@ static const column columns[] = {
 };
 enum { n_columns = sizeof columns / sizeof *columns };
 
-static int longest(const tn_bench_words *words, int least)
+static const char *model_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static int longest(const tn_bench_words *words, const char *(*name)(const char *), int least)
 {
     for (size_t i = 0; i < words->n; i++) {
-        const char *slash = strrchr(words->at[i], '/');
-        const int len = (int)strlen(slash ? slash + 1 : words->at[i]);
+        const int len = (int)strlen(name(words->at[i]));
         if (len > least && len <= 60) least = len;
     }
     return least;
@@ -211,8 +217,9 @@ static int longest(const tn_bench_words *words, int least)
 /* Of the column; negative = to the left. */
 static int width_of(const tn_bench_report *r, const column *c)
 {
-    if (c->print == c_model) return -longest(&r->set->synthetic, longest(&r->set->models, 5));
-    if (c->print == c_engine) return -longest(&r->set->peers, 6);
+    if (c->print == c_model)
+        return -longest(&r->set->synthetic, model_name, longest(&r->set->models, model_name, 5));
+    if (c->print == c_engine) return -longest(&r->set->peers, tn_bench_peer_name, 6);
     return c->print == c_test && r->set->pairs.n ? c->width - 6 : c->width;
 }
 

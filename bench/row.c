@@ -1,5 +1,6 @@
 #include "row.h"
 
+#include "peer.h"
 #include "term.h"
 
 #include <math.h>
@@ -138,7 +139,8 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     json_object_set_new(o, "model", json_integer((json_int_t)row->model));
     json_object_set_new(o, "test", json_string(tn_bench_test_name(row, name)));
     json_object_set_new(o, "parameters", params_json(row));
-    json_object_set_new(o, "engine", json_string(row->peer ? row->peer : "tenon"));
+    json_object_set_new(o, "engine",
+                        json_string(row->peer ? tn_bench_peer_name(row->peer) : "tenon"));
     json_object_set_new(o, "label", json_string(row->label));
     json_object_set_new(o, "unit", json_string(load ? "GB/s" : "tok/s"));
     set_number(o, "tokens_per_second", load ? NAN : s.median);

@@ -1,5 +1,6 @@
 #include "svg.h"
 
+#include "peer.h"
 #include "term.h"
 
 #include <errno.h>
@@ -66,7 +67,7 @@ static void series_name(const tn_bench_report *r, const tn_bench_row *row, char 
     const json_t *model = json_array_get(r->models, row->model);
     const char *label = json_string_value(json_object_get(model, "label"));
     SAY(json_array_size(r->models) > 1, ", %.40s", label ? label : "");
-    SAY(row->peer != NULL, ", %.30s", row->peer ? row->peer : "");
+    SAY(row->peer != NULL, ", %.30s", row->peer ? tn_bench_peer_name(row->peer) : "");
     SAY(r->set->threads.n > 1, ", %d thread%s", row->threads_used,
         row->threads_used == 1 ? "" : "s");
     SAY(r->set->batch.n > 1, ", batch %d", row->params.batch);

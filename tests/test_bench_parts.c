@@ -129,6 +129,19 @@ static double parse(const char *text, const tn_bench_peer_test *test)
     return s ? -1 : rate;
 }
 
+TEST(names_of_peers)
+{
+    static const char *const pairs[][2] = {
+        {"llama-bench", "llama-bench"},
+        {"/opt/a/llama-bench -fa 1", "llama-bench -fa 1"},
+        {"  A=/x/y B=2 ../bin/llama-bench -m /z", "llama-bench -m /z"},
+        {"echo /a/{prompt}", "echo /a/{prompt}"},
+        {"", ""},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        CHECK_STR(tn_bench_peer_name(pairs[i][0]), pairs[i][1]);
+}
+
 TEST(output_of_llama_bench)
 {
     char noisy[2000];
