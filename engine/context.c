@@ -87,8 +87,8 @@ static tn_status fill(tn_context *c, tn_error *err)
     if (o->n_ctx > m->hp.n_ctx_train)
         tn_engine_log(m->engine, TN_LOG_WARN, "%s: a context of %d, but it was trained for %d",
                       m->name, o->n_ctx, m->hp.n_ctx_train);
-    tn_kv_init(&c->kv, &m->hp, kv_type, o->page_size, c->a);
-    tn_status s = tn_exec_new(&c->exec, m, &c->kv, o->n_batch, err);
+    tn_status s = tn_kv_init(&c->kv, m, kv_type, o->page_size, o->n_ctx, err);
+    if (!s) s = tn_exec_new(&c->exec, m, &c->kv, o->n_batch, err);
     if (s) return s;
     c->logits = tn_alloc_raw(c->a, (size_t)m->hp.n_vocab, sizeof *c->logits);
     return c->logits ? TN_OK : tn_fail_nomem(err, (size_t)m->hp.n_vocab * 4, "logits");

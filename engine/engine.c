@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -63,6 +64,24 @@ static tn_status isa_mask(const char *name, unsigned *mask, tn_error *err)
     return tn_fail(err, TN_EARG, -1, "isa '%s' is unknown; use scalar, avx2, avxvnni or avx512", name);
 }
 
+/* "cuda", "cuda:1", "emu": opens what is named. */
+static tn_status open_device(tn_engine *e, const char *name, size_t limit, tn_error *err)
+{
+    tn_device_options o = {.memory_limit = limit, .allocator = &e->a};
+    if (!name) return TN_OK;
+    const size_t n = strcspn(name, ":");
+    char *end = NULL;
+    if (name[n]) o.index = (int)strtol(name + n + 1, &end, 10);
+    if (n == 3 && memcmp(name, "emu", 3) == 0)
+        o.kind = TN_DEVICE_EMULATED;
+    else if (n != 4 || memcmp(name, "cuda", 4) != 0)
+        end = (char *)"?";
+    if (end && (*end || end == name + n + 1 || o.index < 0))
+        return tn_fail(err, TN_EARG, -1,
+                       "device '%s' is unknown; use cuda, cuda:1 (its number), or emu", name);
+    return tn_device_open(&o, &e->device, err);
+}
+
 static tn_status alloc_scratch(tn_engine *e, tn_error *err)
 {
     e->scratch = tn_alloc(&e->a, (size_t)e->n_threads, sizeof *e->scratch);
@@ -114,6 +133,7 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     tn_kernels_init(&e->kernels, mask);
     s = alloc_scratch(e, err);
     if (!s) s = tn_pool_new(&e->pool, e->n_threads, &e->a, err);
+    if (!s) s = open_device(e, opt.device, opt.vram_limit, err);
     if (s) {
         tn_engine_free(e);
         return s;
@@ -126,6 +146,7 @@ void tn_engine_free(tn_engine *e)
 {
     if (!e) return;
     const tn_allocator a = e->a;
+    if (e->device) e->device->api->close(e->device);
     tn_pool_free(e->pool);
     tn_blas_close(e->blas);
     for (int i = 0; e->scratch && i < e->n_threads; i++) tn_free(&a, e->scratch[i]);
@@ -149,8 +170,8 @@ const char *tn_engine_isa(const tn_engine *e)
 
 const char *tn_engine_devices(const tn_engine *e)
 {
-    (void)e;
-    return "none";
+    if (!e->device) return "none";
+    return e->device->api->info(e->device)->kind == TN_DEVICE_EMULATED ? "emu" : "cuda";
 }
 
 const tn_allocator *tn_engine_allocator(const tn_engine *e)

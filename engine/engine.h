@@ -4,6 +4,7 @@
 
 #include "tenon.h"
 #include "../kernels/blas.h"
+#include "../kernels/device.h"
 #include "../kernels/kernels.h"
 #include "../kernels/pool.h"
 
@@ -15,6 +16,7 @@ struct tn_engine {
     tn_pool *pool;
     tn_blas *blas;         /* NULL: not opened yet, or our own kernels serve */
     bool blas_tried;
+    tn_device *device;     /* NULL: none */
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */

@@ -2,6 +2,7 @@
  * four loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
  * them is too short to share and runs in the calling thread. */
 #include "exec_host.h"
+#include "sides.h"
 
 #include <math.h>
 #include <string.h>
@@ -53,6 +54,13 @@ static void note_matrix(readers *r, const tn_weight *w)
     if (w->type != TN_TYPE_F32) r->wide_cols = max64(r->wide_cols, w->cols);
 }
 
+/* The rows of a split matrix are no longer next to each other. */
+static void note_down(readers *r, const tn_weight *w, const tn_dweight *d)
+{
+    note_matrix(r, w);
+    if (tn_is_split(w, d) && !tn_host_reads_q8(w)) r->wide_cols = max64(r->wide_cols, w->cols);
+}
+
 static readers find_readers(const tn_model *m)
 {
     readers r = {0};
@@ -69,7 +77,7 @@ static readers find_readers(const tn_model *m)
         note_matrix(&r, &y->attn_output);
         note_matrix(&r, &y->ffn_gate);
         note_matrix(&r, &y->ffn_up);
-        note_matrix(&r, &y->ffn_down);
+        note_down(&r, &y->ffn_down, &m->on_device.layers[i].ffn_down);
     }
     note_matrix(&r, &m->output);
     return r;
@@ -84,6 +92,8 @@ static void lay_out_experts(tn_host *h, arena *a, readers r)
     h->router = take(a, n * hp->n_expert, sizeof *h->router);
     h->choice = take(a, slots, sizeof *h->choice);
     h->choice_weight = take(a, slots, sizeof *h->choice_weight);
+    h->expert = take(a, slots, sizeof *h->expert);
+    h->slot_item = take(a, slots, sizeof *h->slot_item);
     h->slot_token = take(a, slots, sizeof *h->slot_token);
     h->slot_weight = take(a, slots, sizeof *h->slot_weight);
     h->slots = take(a, hp->n_expert + 1, sizeof *h->slots);
@@ -100,6 +110,20 @@ static float **take_per_thread(tn_host *h, arena *a, int64_t n)
         if (list) list[i] = p;
     }
     return list;
+}
+
+/* What only layers on both sides need. */
+static void lay_out_shared(tn_host *h, arena *a)
+{
+    const tn_model *m = h->m;
+    bool mixed = false;
+    if (!m->on_device.device) return;
+    h->other = take(a, (int64_t)h->n_batch * m->hp.n_embd, sizeof *h->other);
+    for (int32_t i = 0; i < m->hp.n_layers; i++)
+        mixed |= tn_sides_of(&m->layers[i], &m->on_device.layers[i]).ffn == TN_MIXED;
+    if (!mixed) return;
+    h->gate = take(a, (int64_t)h->n_batch * h->used * m->hp.n_ff, sizeof *h->gate);
+    h->up = take(a, (int64_t)h->n_batch * h->used * m->hp.n_ff, sizeof *h->up);
 }
 
 static void lay_out(tn_host *h, arena *a, readers r)
@@ -123,6 +147,7 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
                       sizeof *h->partial);
     lay_out_experts(h, a, r);
+    lay_out_shared(h, a);
     h->tile_floats = max64(least_tile, 2 * tn_host_grain(n) * n);
     h->tile = take_per_thread(h, a, h->tile_floats);
     if (h->blas && r.wide_cols) h->wide = take_per_thread(h, a, tn_host_grain(n) * r.wide_cols);
@@ -141,8 +166,14 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
     }
     arena a = {NULL, 0};
     lay_out(h, &a, r);
-    h->arena = tn_alloc_raw(m->a, a.used, 1);
-    if (!h->arena) return tn_fail_nomem(err, a.used, "activations");
+    tn_device *d = m->on_device.device;
+    /* Pinned, where the device copies from and to it. */
+    tn_status s = TN_OK;
+    if (d)
+        s = d->api->alloc_pinned(d, a.used, "activations", &h->arena, err);
+    else if (!(h->arena = tn_alloc_raw(m->a, a.used, 1)))
+        s = tn_fail_nomem(err, a.used, "activations");
+    if (s) return s;
     a = (arena){h->arena, 0};
     lay_out(h, &a, r);
     return TN_OK;
@@ -150,7 +181,12 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
 
 void tn_host_free(tn_host *h)
 {
-    if (h->m) tn_free(h->m->a, h->arena);
+    if (!h->m) return;
+    tn_device *d = h->m->on_device.device;
+    if (d)
+        d->api->free_pinned(d, h->arena);
+    else
+        tn_free(h->m->a, h->arena);
 }
 
 /* ---- products ----------------------------------------------------------------------------------
@@ -176,14 +212,25 @@ static void blas_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y
                       int worker)
 {
     const int64_t piece = tn_host_grain(x->n);
+    const bool dense = w->type == TN_TYPE_F32 && w->row_bytes == (size_t)w->cols * sizeof(float);
     for (int64_t row = 0; row < w->rows; row += piece) {
         const int64_t n = w->rows - row < piece ? w->rows - row : piece;
-        const float *rows = (const float *)w->data + row * w->cols;
-        for (int64_t i = 0; w->type != TN_TYPE_F32 && i < n; i++)
+        const float *rows = dense ? (const float *)w->data + row * w->cols : h->wide[worker];
+        for (int64_t i = 0; !dense && i < n; i++)
             h->kern->dequantize[w->layout][w->type](w, row + i, h->wide[worker] + i * w->cols);
-        if (w->type != TN_TYPE_F32) rows = h->wide[worker];
         tn_blas_matmul(h->blas, rows, n, w->cols, x->f, x->f_stride, x->n, y + row, y_stride);
     }
+}
+
+/* Columns from col0 on; a multiple of the type's block. Rows keep their distance. */
+static tn_weight cols_from(const tn_weight *w, int64_t col0)
+{
+    tn_weight part = *w;
+    const tn_type_info *t = tn_type_get(w->type);
+    const int64_t rows = w->layout == TN_LAYOUT_ROWS ? 1 : 8;
+    part.cols = w->cols - col0;
+    part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
+    return part;
 }
 
 void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
@@ -204,6 +251,7 @@ typedef struct products {
     int n;
     const tn_weight *w[3];
     float *y[3];
+    int64_t y_stride; /* 0: the rows of w */
     int64_t grain;
 } products;
 
@@ -221,7 +269,8 @@ static void products_task(void *arg, int64_t begin, int64_t end, int worker)
         if (begin < n && end > 0) {
             const int64_t row0 = (begin > 0 ? begin : 0) * p->grain;
             const int64_t row1 = end < n ? end * p->grain : w->rows;
-            tn_host_rows(p->h, w, p->x, p->y[i] + row0, w->rows, row0, row1, worker);
+            tn_host_rows(p->h, w, p->x, p->y[i] + row0, p->y_stride ? p->y_stride : w->rows, row0,
+                         row1, worker);
         }
         begin -= n;
         end -= n;
@@ -250,7 +299,7 @@ static tn_acts input(const tn_host *h, int64_t cols)
 
 tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
 {
-    const int64_t n_ff = h->m->hp.n_ff;
+    const int64_t n_ff = h->n_hidden;
     return (tn_acts){.n = n,
                      .cols = n_ff,
                      .f_stride = n_ff,
@@ -300,7 +349,7 @@ static void quantize_task(void *arg, int64_t begin, int64_t end, int worker)
 
 typedef struct residual_run {
     tn_host *h;
-    const float *bias, *post_norm;
+    const float *other, *bias, *post_norm;
 } residual_run;
 
 static void residual_task(void *arg, int64_t begin, int64_t end, int worker)
@@ -311,15 +360,16 @@ static void residual_task(void *arg, int64_t begin, int64_t end, int worker)
     const int64_t n = r->h->m->hp.n_embd;
     for (int64_t t = begin; t < end; t++) {
         float *out = r->h->out + t * n;
+        if (r->other) kern->add(out, r->other + t * n, n);
         if (r->bias) kern->add(out, r->bias, n);
         if (r->post_norm) kern->rms_norm(out, out, r->post_norm, n, r->h->m->hp.eps);
         kern->add(r->h->h + t * n, out, n);
     }
 }
 
-void tn_host_residual(tn_host *h, const float *bias, const float *post_norm)
+void tn_host_residual(tn_host *h, const float *other, const float *bias, const float *post_norm)
 {
-    residual_run r = {h, bias, post_norm};
+    residual_run r = {h, other, bias, post_norm};
     tn_pool_run(h->e->pool, residual_task, &r, h->n, 1);
 }
 
@@ -409,12 +459,24 @@ static void finish_task(void *arg, int64_t begin, int64_t end, int worker)
     }
 }
 
-void tn_host_qkv(tn_host *h, int32_t layer)
+void tn_host_attn_norm(tn_host *h, int32_t layer)
 {
     const tn_layer *y = &h->m->layers[layer];
     const bool q8 = tn_host_reads_q8(&y->attn_q) || tn_host_reads_q8(&y->attn_k) ||
                     tn_host_reads_q8(&y->attn_v);
     tn_host_norm(h, y->attn_norm, q8);
+}
+
+void tn_host_finish_qkv(tn_host *h, int32_t layer)
+{
+    qkv_run r = {h, layer};
+    tn_pool_run(h->e->pool, finish_task, &r, h->n, 1);
+}
+
+void tn_host_qkv(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    tn_host_attn_norm(h, layer);
     const tn_acts x = input(h, h->m->hp.n_embd);
     products p = {.h = h,
                   .x = &x,
@@ -422,8 +484,7 @@ void tn_host_qkv(tn_host *h, int32_t layer)
                   .w = {&y->attn_q, &y->attn_k, &y->attn_v},
                   .y = {h->q, h->k, h->v}};
     run_products(&p);
-    qkv_run r = {h, layer};
-    tn_pool_run(h->e->pool, finish_task, &r, h->n, 1);
+    tn_host_finish_qkv(h, layer);
 }
 
 typedef struct attend_run {
@@ -494,7 +555,7 @@ void tn_host_attn_out(tn_host *h, int32_t layer)
     quantize_run r = {h, x.cols};
     if (tn_host_reads_q8(&y->attn_output)) tn_pool_run(h->e->pool, quantize_task, &r, h->n, 1);
     tn_host_product(h, &y->attn_output, &x, h->out);
-    tn_host_residual(h, y->attn_output_bias, y->post_attention_norm);
+    tn_host_residual(h, NULL, y->attn_output_bias, y->post_attention_norm);
 }
 
 /* ---- FFN ---------------------------------------------------------------------------------------
@@ -511,18 +572,19 @@ static void gated_rows(const gated_run *r, const tn_host_group *g, int64_t row0,
                        int worker)
 {
     tn_host *h = r->h;
-    const int64_t rows = row1 - row0, n = g->x.n, n_ff = h->m->hp.n_ff;
+    const int64_t rows = row1 - row0, n = g->x.n;
     float *gate = h->tile[worker], *up = gate + n * rows;
     tn_host_rows(h, &g->gate, &g->x, gate, rows, row0, row1, worker);
     tn_host_rows(h, &g->up, &g->x, up, rows, row0, row1, worker);
     for (int64_t t = 0; t < n; t++) {
-        if (r->y->ffn_gate_bias) h->kern->add(gate + t * rows, r->y->ffn_gate_bias + row0, rows);
-        if (r->y->ffn_up_bias) h->kern->add(up + t * rows, r->y->ffn_up_bias + row0, rows);
+        const int64_t at = h->skip + row0;
+        if (r->y->ffn_gate_bias) h->kern->add(gate + t * rows, r->y->ffn_gate_bias + at, rows);
+        if (r->y->ffn_up_bias) h->kern->add(up + t * rows, r->y->ffn_up_bias + at, rows);
     }
     h->kern->glu(gate, up, n * rows, h->m->arch->activation);
     const bool q8 = tn_host_reads_q8(&g->down);
     for (int64_t t = 0; t < n; t++) {
-        const int64_t at = (g->first + t) * n_ff + row0;
+        const int64_t at = (g->first + t) * h->n_hidden + row0;
         if (q8)
             h->kern->quantize(h->hidden_q + at / 32, gate + t * rows, rows);
         else
@@ -534,7 +596,7 @@ static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     const gated_run *r = arg;
     const tn_host *h = r->h;
-    const int64_t n_ff = h->m->hp.n_ff;
+    const int64_t n_ff = h->n_hidden;
     for (int64_t i = begin; i < end;) {
         const tn_host_group *g = &h->groups[i / r->per_group];
         const int64_t first = i % r->per_group, left = r->per_group - first;
@@ -551,18 +613,37 @@ static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
 void tn_host_gated(tn_host *h, const tn_layer *y)
 {
     const int64_t grain = tn_host_grain(h->n);
-    gated_run r = {h, y, grain, (h->m->hp.n_ff + grain - 1) / grain};
+    gated_run r = {h, y, grain, (h->n_hidden + grain - 1) / grain};
     tn_pool_run(h->e->pool, gated_task, &r, r.per_group * h->n_groups, 1);
+}
+
+void tn_host_ffn_norm(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    tn_host_norm(h, y->ffn_norm, tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up));
+}
+
+/* The dense FFN as one expert; of a split one the host has what follows the device's part. */
+static void one_group(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    const tn_layer_device *d = &h->m->on_device.layers[layer];
+    h->skip = tn_is_split(&y->ffn_gate, &d->ffn_gate) ? d->ffn_gate.rows : 0;
+    h->n_hidden = h->m->hp.n_ff - h->skip;
+    h->n_groups = 1;
+    h->groups[0] = (tn_host_group){
+        .gate = y->ffn_gate, .up = y->ffn_up, .down = y->ffn_down, .x = input(h, h->m->hp.n_embd)};
+    if (!h->skip) return;
+    h->groups[0].gate = rows_of(&y->ffn_gate, h->skip, y->ffn_gate.rows);
+    h->groups[0].up = rows_of(&y->ffn_up, h->skip, y->ffn_up.rows);
+    h->groups[0].down = cols_from(&y->ffn_down, h->skip);
 }
 
 void tn_host_ffn_in(tn_host *h, int32_t layer)
 {
-    const tn_layer *y = &h->m->layers[layer];
-    tn_host_norm(h, y->ffn_norm, tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up));
-    h->n_groups = 1;
-    h->groups[0] = (tn_host_group){
-        .gate = y->ffn_gate, .up = y->ffn_up, .down = y->ffn_down, .x = input(h, h->m->hp.n_embd)};
-    tn_host_gated(h, y);
+    tn_host_ffn_norm(h, layer);
+    one_group(h, layer);
+    tn_host_gated(h, &h->m->layers[layer]);
 }
 
 void tn_host_ffn_out(tn_host *h, int32_t layer)
@@ -570,13 +651,88 @@ void tn_host_ffn_out(tn_host *h, int32_t layer)
     const tn_layer *y = &h->m->layers[layer];
     const tn_acts x = tn_host_hidden(h, 0, h->n);
     tn_host_product(h, &y->ffn_down, &x, h->out);
-    tn_host_residual(h, y->ffn_down_bias, y->post_ffw_norm);
+    tn_host_residual(h, NULL, y->ffn_down_bias, y->post_ffw_norm);
+}
+
+/* ---- shared work -------------------------------------------------------------------------------
+ */
+
+static void add_bias(tn_host *h, float *y, const float *bias, int64_t cols)
+{
+    for (int64_t t = 0; bias && t < h->n; t++)
+        h->kern->add(y + t * cols, bias, cols);
+}
+
+void tn_host_project(tn_host *h, const tn_weight *w, const float *bias, float *y)
+{
+    const tn_acts x = input(h, w->cols);
+    tn_host_product(h, w, &x, y);
+    add_bias(h, y, bias, w->rows);
+}
+
+typedef struct glu_run {
+    tn_host *h;
+    bool q8;
+} glu_run;
+
+static void glu_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const tn_host *h = arg;
+    const int64_t n_ff = h->m->hp.n_ff;
+    h->kern->glu(h->gate + begin * n_ff, h->up + begin * n_ff, (end - begin) * n_ff,
+                 h->m->arch->activation);
+}
+
+void tn_host_glu(tn_host *h)
+{
+    tn_pool_run(h->e->pool, glu_task, h, h->n * h->used, 1);
+}
+
+/* Slots in the order of experts, where there are any, from what is in the order of choices. */
+static void take_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const glu_run *r = arg;
+    const tn_host *h = r->h;
+    const int64_t n_ff = h->m->hp.n_ff;
+    for (int64_t s = begin; s < end; s++) {
+        const float *from = h->gate + (h->m->hp.n_expert ? h->slot_item[s] : s) * n_ff;
+        if (r->q8)
+            h->kern->quantize(h->hidden_q + s * (n_ff / 32), from, n_ff);
+        else
+            memcpy(h->hidden + s * n_ff, from, (size_t)n_ff * sizeof *from);
+    }
+}
+
+void tn_host_take_gate(tn_host *h, int32_t layer)
+{
+    glu_run r = {h, tn_host_reads_q8(&h->m->layers[layer].ffn_down)};
+    h->n_hidden = h->m->hp.n_ff;
+    tn_pool_run(h->e->pool, take_task, &r, h->n * h->used, 1);
+}
+
+void tn_host_share(tn_host *h, int32_t layer)
+{
+    (void)layer;
+    if (h->m->hp.n_expert) {
+        tn_host_sum_experts(h);
+        return;
+    }
+    const tn_acts x = tn_host_hidden(h, 0, h->n);
+    tn_host_product(h, &h->groups[0].down, &x, h->out);
+}
+
+void tn_host_join(tn_host *h, int32_t layer)
+{
+    const tn_layer *y = &h->m->layers[layer];
+    tn_host_residual(h, h->other, y->ffn_down_bias, y->post_ffw_norm);
 }
 
 /* ---- head --------------------------------------------------------------------------------------
  */
 
-void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, float *logits)
+void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, int64_t skip, float *logits)
 {
     const tn_model *m = h->m;
     const int64_t n_vocab = m->hp.n_vocab;
@@ -584,8 +740,11 @@ void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, float *logits)
     tn_pool_run(h->e->pool, norm_task, &r, n_rows, 1);
     tn_acts x = input(h, m->hp.n_embd);
     x.n = n_rows;
-    tn_host_product(h, &m->output, &x, logits);
+    const tn_weight w = rows_of(&m->output, skip, m->output.rows);
+    products p = {.h = h, .x = &x, .n = 1, .w = {&w}, .y = {logits + skip}, .y_stride = n_vocab};
+    run_products(&p);
     const float cap = m->hp.logit_softcap;
-    for (int64_t i = 0; cap > 0.0f && i < n_rows * n_vocab; i++)
-        logits[i] = cap * tanhf(logits[i] / cap);
+    for (int64_t t = 0; cap > 0.0f && t < n_rows; t++)
+        for (int64_t i = skip; i < n_vocab; i++)
+            logits[t * n_vocab + i] = cap * tanhf(logits[t * n_vocab + i] / cap);
 }

@@ -27,13 +27,18 @@ typedef struct tn_host {
     const int32_t *tokens; /* [n] */
     int64_t n, pos0;
 
-    float *h;      /* [n][n_embd] residual stream */
-    float *in;     /* [n][cols] input of the coming product: a normed h, or what attention gives */
-    tn_q8 *in_q;   /* [n][cols / 32] the same for quantised weights */
-    float *q;      /* [n][n_head * head_dim_k] */
-    float *k, *v;  /* [n][n_head_kv * head_dim] */
-    float *out;    /* [n][n_embd] what is added to h; shares its memory with q */
-    float *hidden; /* [n * used][n_ff] input of ffn_down; NULL where no ffn_down reads float32 */
+    float *h;     /* [n][n_embd] residual stream */
+    float *in;    /* [n][cols] input of the coming product: a normed h, or what attention gives */
+    tn_q8 *in_q;  /* [n][cols / 32] the same for quantised weights */
+    float *q;     /* [n][n_head * head_dim_k] */
+    float *k, *v; /* [n][n_head_kv * head_dim] */
+    float *out;   /* [n][n_embd] what is added to h; shares its memory with q */
+    float *other; /* [n][n_embd] the device's share of out; NULL without a device */
+    float *gate,
+        *up; /* [n * used][n_ff] in the order of choices, where a layer is mixed; or NULL */
+    int64_t n_hidden; /* neurons of the running FFN that are computed here, */
+    int64_t skip;     /* and how many are before them on the device */
+    float *hidden;    /* [n * used][n_ff] input of ffn_down; NULL where no ffn_down reads float32 */
     tn_q8 *hidden_q;  /* [n * used][n_ff / 32]; NULL where no ffn_down is quantised */
     float *angles[2]; /* [n][n_rot / 2][2] cos and sin of both ropes */
     float *partial;   /* attention of one token over split context */
@@ -47,7 +52,9 @@ typedef struct tn_host {
     float *router;         /* [n][n_expert] */
     int32_t *choice;       /* [n][used] */
     float *choice_weight;  /* [n][used] */
+    int32_t *expert;       /* [n][used] choice, -1 where that expert is not on the device */
     int32_t *slot_token;   /* [n * used] */
+    int32_t *slot_item;    /* [n * used] index of the pair: token * used + rank */
     float *slot_weight;    /* [n * used] */
     float *slot_in;        /* [n * used][n_embd]; NULL where no expert reads float32 */
     tn_q8 *slot_q;         /* [n * used][n_embd / 32] */
@@ -76,7 +83,30 @@ void tn_host_ffn_out(tn_host *h, int32_t layer);
 void tn_host_route(tn_host *h, int32_t layer);
 void tn_host_experts_in(tn_host *h, int32_t layer);
 void tn_host_experts_out(tn_host *h, int32_t layer);
-void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, float *logits);
+/* Of the rows of the head from `skip` on; logits[n_rows][n_vocab]. */
+void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, int64_t skip, float *logits);
+
+/* Parts of the operations, for layers whose weights are on both sides. */
+
+/* in = norm(h) with a weight of the layer. */
+void tn_host_attn_norm(tn_host *h, int32_t layer);
+void tn_host_ffn_norm(tn_host *h, int32_t layer);
+/* y = W in + bias (which may be NULL). */
+void tn_host_project(tn_host *h, const tn_weight *w, const float *bias, float *y);
+/* The rest of qkv: from projections without bias to q and the cache. */
+void tn_host_finish_qkv(tn_host *h, int32_t layer);
+/* After route on either side and ffn_norm: the batch by expert, experts from `first` on. */
+void tn_host_group_experts(tn_host *h, int32_t layer, int32_t first);
+/* One half of ffn_in or experts_in, without the activation: y = W in + bias, in the order of
+ * choices; w is a weight of the layer. */
+void tn_host_half(tn_host *h, int32_t layer, const tn_weight *w, const float *bias, float *y);
+/* gate = act(gate) * up, and gate as the input of ffn_out or experts_out. */
+void tn_host_glu(tn_host *h);
+void tn_host_take_gate(tn_host *h, int32_t layer);
+/* out = the host's share of ffn_out or experts_out, without bias and norm. */
+void tn_host_share(tn_host *h, int32_t layer);
+/* h += post_norm(out + other + bias) */
+void tn_host_join(tn_host *h, int32_t layer);
 
 /* ---- shared by exec_host.c and exec_moe.c
  * --------------------------------------------------------- */
@@ -93,8 +123,10 @@ void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, in
                   int64_t row0, int64_t row1, int worker);
 /* hidden = act(gate x) * up x of every group. */
 void tn_host_gated(tn_host *h, const tn_layer *y);
-/* h += out, after the optional bias and post norm. */
-void tn_host_residual(tn_host *h, const float *bias, const float *post_norm);
+/* h += out, after the optional sum with other, bias and post norm. */
+void tn_host_residual(tn_host *h, const float *other, const float *bias, const float *post_norm);
+/* out = the weighted sum of the experts of all groups. */
+void tn_host_sum_experts(tn_host *h);
 /* Rows of a product that make one piece of work for n tokens. A multiple of 32, whatever the number
  * of threads. */
 int64_t tn_host_grain(int64_t n);

@@ -1,6 +1,7 @@
 /* The host side of exec, layers with experts: routing, grouping of a batch by expert, and the sum
  * of the chosen experts. Only chosen experts are read. */
 #include "exec_host.h"
+#include "sides.h"
 
 #include <math.h>
 #include <string.h>
@@ -43,6 +44,7 @@ static void sort_slots(tn_host *h)
     for (int64_t i = 0; i < h->n * h->used; i++) {
         const int32_t s = h->slots[h->choice[i]]++;
         h->slot_token[s] = (int32_t)(i / h->used);
+        h->slot_item[s] = (int32_t)i;
         h->slot_weight[s] = h->choice_weight[i];
     }
     /* Every entry has moved on to where its expert ends. */
@@ -63,11 +65,13 @@ static void gather_task(void *arg, int64_t begin, int64_t end, int worker)
     }
 }
 
-static void make_groups(tn_host *h, const tn_layer *y)
+static void make_groups(tn_host *h, const tn_layer *y, int32_t first_expert)
 {
     const tn_hparams *hp = &h->m->hp;
+    h->skip = 0;
+    h->n_hidden = hp->n_ff;
     h->n_groups = 0;
-    for (int32_t e = 0; e < hp->n_expert; e++) {
+    for (int32_t e = first_expert; e < hp->n_expert; e++) {
         const int64_t first = h->slots[e], n = h->slots[e + 1] - first, d = hp->n_embd;
         if (!n) continue;
         tn_host_group *g = &h->groups[h->n_groups++];
@@ -83,6 +87,15 @@ static void make_groups(tn_host *h, const tn_layer *y)
     }
 }
 
+/* The choice as the device needs it: of a split layer it has only the first experts. */
+static void map_choice(tn_host *h, const tn_weight *gate, const tn_dweight *there)
+{
+    const bool split = tn_is_split(gate, there);
+    const int64_t n = split ? there->rows / h->m->hp.n_ff : h->m->hp.n_expert;
+    for (int64_t i = 0; i < h->n * h->used; i++)
+        h->expert[i] = h->choice[i] < n ? h->choice[i] : -1;
+}
+
 void tn_host_route(tn_host *h, int32_t layer)
 {
     const tn_layer *y = &h->m->layers[layer];
@@ -96,9 +109,14 @@ void tn_host_route(tn_host *h, int32_t layer)
     for (int64_t t = 0; t < h->n; t++)
         choose(hp, h->router + t * hp->n_expert, h->choice + t * h->used,
                h->choice_weight + t * h->used);
+    map_choice(h, &y->ffn_gate, &h->m->on_device.layers[layer].ffn_gate);
+}
+
+void tn_host_group_experts(tn_host *h, int32_t layer, int32_t first)
+{
     sort_slots(h);
     tn_pool_run(h->e->pool, gather_task, h, h->n * h->used, 1);
-    make_groups(h, y);
+    make_groups(h, &h->m->layers[layer], first);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -141,9 +159,61 @@ static void sum_task(void *arg, int64_t begin, int64_t end, int worker)
         sum_rows(r->h, row, row + step < row1 ? row + step : row1, worker);
 }
 
-void tn_host_experts_out(tn_host *h, int32_t layer)
+void tn_host_sum_experts(tn_host *h)
 {
     sum_run r = {h, tn_host_grain(h->n)};
     tn_pool_run(h->e->pool, sum_task, &r, (h->m->hp.n_embd + r.grain - 1) / r.grain, 1);
-    tn_host_residual(h, NULL, h->m->layers[layer].post_ffw_norm);
+}
+
+void tn_host_experts_out(tn_host *h, int32_t layer)
+{
+    tn_host_sum_experts(h);
+    tn_host_residual(h, NULL, NULL, h->m->layers[layer].post_ffw_norm);
+}
+
+/* ---- mixed layers ------------------------------------------------------------------------------
+ */
+
+typedef struct half_run {
+    tn_host *h;
+    const tn_weight *w; /* of all experts */
+    const tn_layer *y;
+    float *out; /* [n * used][n_ff] */
+    int64_t grain;
+} half_run;
+
+/* Rows [row0, row1) of one tensor of every expert, results in the order of choices. */
+static void half_rows(const half_run *r, int64_t row0, int64_t row1, int worker)
+{
+    tn_host *h = r->h;
+    const int64_t rows = row1 - row0, n_ff = h->m->hp.n_ff;
+    float *tile = h->tile[worker];
+    for (int32_t i = 0; i < h->n_groups; i++) {
+        const tn_host_group *g = &h->groups[i];
+        const tn_weight *w = r->w == &r->y->ffn_gate ? &g->gate : &g->up;
+        tn_host_rows(h, w, &g->x, tile, rows, row0, row1, worker);
+        for (int64_t s = 0; s < g->x.n; s++)
+            memcpy(r->out + h->slot_item[g->first + s] * n_ff + row0, tile + s * rows,
+                   (size_t)rows * sizeof *tile);
+    }
+}
+
+static void half_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const half_run *r = arg;
+    const int64_t n = r->h->m->hp.n_ff;
+    const int64_t step = r->h->tile_floats / r->h->n / r->grain * r->grain;
+    const int64_t row1 = end * r->grain < n ? end * r->grain : n;
+    for (int64_t row = begin * r->grain; row < row1; row += step)
+        half_rows(r, row, row + step < row1 ? row + step : row1, worker);
+}
+
+void tn_host_half(tn_host *h, int32_t layer, const tn_weight *w, const float *bias, float *y)
+{
+    if (!h->m->hp.n_expert) {
+        tn_host_project(h, w, bias, y);
+        return;
+    }
+    half_run r = {h, w, &h->m->layers[layer], y, tn_host_grain(h->n)};
+    tn_pool_run(h->e->pool, half_task, &r, (h->m->hp.n_ff + r.grain - 1) / r.grain, 1);
 }

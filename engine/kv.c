@@ -13,19 +13,31 @@ size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
            (size_t)(hp->head_dim_k + hp->head_dim_v) * element_bytes(type);
 }
 
-void tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size,
-                const tn_allocator *a)
+/* Layers whose cache is here. */
+static size_t n_here(const tn_kv *kv)
 {
-    *kv = (tn_kv){.a = a, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
+    size_t n = 0;
+    for (int32_t l = 0; l < kv->n_layers; l++)
+        n += !kv->m->on_device.layers[l].attends;
+    return n;
+}
+
+tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
+                     tn_error *err)
+{
+    const tn_hparams *hp = &m->hp;
+    *kv = (tn_kv){.a = m->a, .m = m, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
                   .head_dim_v = hp->head_dim_v};
     const size_t row = (size_t)hp->n_head_kv * (size_t)page_size * element_bytes(type);
     kv->k_bytes = row * (size_t)hp->head_dim_k;
     kv->v_bytes = row * (size_t)hp->head_dim_v;
+    return n_here(kv) < (size_t)hp->n_layers ? tn_kv_device_init(kv, cap, err) : TN_OK;
 }
 
 void tn_kv_free(tn_kv *kv)
 {
+    tn_kv_device_free(kv);
     for (size_t p = 0; p < kv->n_pages; p++) tn_free(kv->a, kv->pages[p]);
     tn_free(kv->a, kv->pages);
     tn_free(kv->a, kv->k);
@@ -66,12 +78,14 @@ static tn_status add_page(tn_kv *kv, tn_error *err)
 {
     const size_t layer_bytes = kv->k_bytes + kv->v_bytes, p = kv->n_pages;
     /* Zeroed, so that kernels may read whole vectors past the last position without meeting NaN. */
-    char *page = tn_alloc(kv->a, (size_t)kv->n_layers, layer_bytes);
-    if (!page) return tn_fail_nomem(err, layer_bytes * (size_t)kv->n_layers, "a KV page");
+    char *page = tn_alloc(kv->a, n_here(kv), layer_bytes);
+    if (!page) return tn_fail_nomem(err, layer_bytes * n_here(kv), "a KV page");
     kv->pages[kv->n_pages++] = page;
     for (size_t l = 0; l < (size_t)kv->n_layers; l++) {
-        kv->k[l * kv->cap_pages + p] = page + l * layer_bytes;
-        kv->v[l * kv->cap_pages + p] = page + l * layer_bytes + kv->k_bytes;
+        if (kv->m->on_device.layers[l].attends) continue;
+        kv->k[l * kv->cap_pages + p] = page;
+        kv->v[l * kv->cap_pages + p] = page + kv->k_bytes;
+        page += layer_bytes;
     }
     return TN_OK;
 }
@@ -80,7 +94,7 @@ tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err)
 {
     tn_status s = grow_tables(kv, (size_t)((n + kv->page_size - 1) / kv->page_size), err);
     while (!s && (int64_t)kv->n_pages * kv->page_size < n) s = add_page(kv, err);
-    return s;
+    return s || !kv->dev.device ? s : tn_kv_device_reserve(kv, n, err);
 }
 
 tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)
@@ -114,5 +128,6 @@ void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t p
 
 uint64_t tn_kv_bytes(const tn_kv *kv)
 {
-    return (uint64_t)kv->n_pages * (uint64_t)kv->n_layers * (kv->k_bytes + kv->v_bytes);
+    return (uint64_t)kv->n_pages * n_here(kv) * (kv->k_bytes + kv->v_bytes) +
+           (uint64_t)kv->dev.n_pages * kv->dev.page_bytes;
 }

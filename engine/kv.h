@@ -1,25 +1,36 @@
 /* Internal: the KV cache of one sequence, in pages behind a page table.
  * A page holds page_size positions of every layer; it is allocated when a position in it is first
- * needed and kept until the cache is freed. */
+ * needed and kept until the cache is freed. Layers that attend on the device have their part of
+ * every page there. */
 #ifndef TN_KV_H
 #define TN_KV_H
 
 #include "model.h"
 
+typedef struct tn_kv_device {
+    tn_device *device;                   /* NULL: no layer's cache is there */
+    size_t k_bytes, v_bytes, page_bytes; /* of one layer's page; of a page of all layers there */
+    void **pages;                        /* [n_pages] device memory, one allocation each */
+    void *table;                         /* [cap_pages] the same addresses, in device memory */
+    size_t n_pages, cap_pages;
+} tn_kv_device;
+
 typedef struct tn_kv {
     const tn_allocator *a;
+    const tn_model *m;
     uint32_t type; /* TN_TYPE_F16 or TN_TYPE_F32 */
     int32_t page_size, n_layers, n_head_kv, head_dim_k, head_dim_v;
     size_t k_bytes, v_bytes; /* of one layer's page */
     void **pages;            /* [n_pages] one allocation each, all layers */
     size_t n_pages, cap_pages;
-    void **k, **v;           /* [n_layers][cap_pages] views into the pages */
+    void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers elsewhere */
+    tn_kv_device dev;
 } tn_kv;
 
-/* An empty cache. */
-void tn_kv_init(tn_kv *kv, const tn_hparams *hp, uint32_t type, int32_t page_size,
-                const tn_allocator *a);
-void tn_kv_free(tn_kv *kv);
+/* An empty cache for up to cap positions. On failure what there is is for tn_kv_free. */
+tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
+                     tn_error *err);
+void tn_kv_free(tn_kv *kv); /* no stream may be using it */
 /* Makes positions [0, n) writable. On failure the pages there already are kept. */
 tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err);
 tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);
@@ -27,6 +38,13 @@ tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);
 void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t pos, const float *k,
                const float *v);
 uint64_t tn_kv_bytes(const tn_kv *kv);
+/* kv_device.c. The device's part, for tn_kv_init, free and reserve. */
+tn_status tn_kv_device_init(tn_kv *kv, int64_t cap, tn_error *err);
+void tn_kv_device_free(tn_kv *kv);
+tn_status tn_kv_device_reserve(tn_kv *kv, int64_t n, tn_error *err);
+/* A layer that attends on the device. */
+tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer);
+
 /* Bytes of one position over all layers. */
 size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type);
 

@@ -1,23 +1,13 @@
 /* Carries weights from the file to their final place and layout, on all threads. */
 #include "engine.h"
-#include "model.h"
+#include "load.h"
+#include "sides.h"
 #include "synthetic.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
-
-/* One piece of reading: rows [row0, row0 + n_rows) of one matrix of a tensor. */
-struct tn_load_job {
-    const tn_gguf_tensor *tensor;
-    const tn_weight *file;  /* how the rows lie in the file: type, cols, row_bytes */
-    size_t file_offset;     /* bytes from the start of the tensor to row0 */
-    int64_t n_rows;
-    char *dst;              /* where row0 goes */
-    tn_layout layout;
-    bool to_f32;            /* dequantise on the way */
-};
 
 /* Bytes of file a job covers at most: small enough to balance, large enough to read well. */
 enum { job_bytes = TN_SCRATCH_BYTES };
@@ -133,25 +123,16 @@ static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *f
     return true;
 }
 
-tn_status tn_load_weight(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, int32_t n_experts,
-                         bool row_major)
+/* The host's copy of a matrix: memory for it and its jobs, or the file's pages. */
+static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, const tn_weight *file,
+                           int64_t count, bool row_major)
 {
-    tn_status s = check_type(l, t, w);
-    if (s) return s;
     if (l->map) {
         w->data = tn_gguf_tensor_data(l->m->gguf, t);
         return TN_OK;
     }
-    tn_weight *file = tn_load_alloc(l, sizeof *file);
-    if (!file) return tn_fail_nomem(l->err, sizeof *file, "a tensor");
-    *file = *w;
-    if (l->exact) {
-        w->type = TN_TYPE_F32;
-        w->row_bytes = (size_t)w->cols * sizeof(float);
-    } else if (!row_major && kernels(l)->repack[w->type]) {
-        w->layout = TN_LAYOUT_R8;
-    }
-    const int64_t count = n_experts ? n_experts : 1, rows = w->rows / count;
+    if (!l->exact && !row_major && kernels(l)->repack[w->type]) w->layout = TN_LAYOUT_R8;
+    const int64_t rows = w->rows / count;
     const size_t stride = (size_t)tn_expert_rows(w, rows);
     size_t bytes;
     if (!tn_mul_size(stride * (size_t)count, w->row_bytes, &bytes))
@@ -167,7 +148,25 @@ tn_status tn_load_weight(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, int3
     return TN_OK;
 }
 
-tn_status tn_load_vector(tn_load *l, float **v, const tn_gguf_tensor *t)
+tn_status tn_load_weight(tn_load *l, tn_weight *w, tn_dweight *d, const tn_gguf_tensor *t,
+                         int32_t n_experts, bool row_major)
+{
+    tn_status s = check_type(l, t, w);
+    if (s) return s;
+    tn_weight *file = tn_load_alloc(l, sizeof *file);
+    if (!file) return tn_fail_nomem(l->err, sizeof *file, "a tensor");
+    *file = *w;
+    if (l->exact) {
+        w->type = TN_TYPE_F32;
+        w->row_bytes = (size_t)w->cols * sizeof(float);
+    }
+    const tn_tensor_place *p = tn_load_place(l, t);
+    if (p && p->rows) s = tn_load_device_weight(l, d, t, file, w->type, p);
+    if (!s && (!p || p->host)) s = bind_host(l, w, t, file, n_experts ? n_experts : 1, row_major);
+    return s;
+}
+
+tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor *t)
 {
     tn_weight w;
     tn_status s = check_type(l, t, &w);
@@ -184,13 +183,14 @@ tn_status tn_load_vector(tn_load *l, float **v, const tn_gguf_tensor *t)
         l->m->held_bytes += (size_t)w.cols * sizeof *out;
     }
     tn_free(l->m->a, raw);
-    return s;
+    return s || !d ? s : tn_load_device_vector(l, d, out, w.cols);
 }
 
 /* ---- running ----------------------------------------------------------------------------------- */
 
 typedef struct load_run {
     tn_load *l;
+    const struct tn_load_job *jobs;
     char **bounce; /* [threads] */
     atomic_int failed;
     _Atomic uint64_t done;
@@ -206,60 +206,70 @@ static void load_task(void *arg, int64_t begin, int64_t end, int worker)
         tn_status s = TN_OK;
         if (l->opt->cancel && l->opt->cancel(l->opt->user))
             s = tn_fail(&r->errs[worker], TN_ECANCELED, -1, "%s: loading was canceled", l->m->name);
-        if (!s) s = run_job(l, &l->jobs[i], r->bounce[worker], &r->errs[worker]);
+        if (!s) s = run_job(l, &r->jobs[i], r->bounce[worker], &r->errs[worker]);
         if (s) {
             r->status[worker] = s;
             atomic_store(&r->failed, 1);
             return;
         }
-        uint64_t bytes = (uint64_t)l->jobs[i].n_rows * l->jobs[i].file->row_bytes;
+        uint64_t bytes = (uint64_t)r->jobs[i].n_rows * r->jobs[i].file->row_bytes;
         uint64_t done = atomic_fetch_add(&r->done, bytes) + bytes;
         if (l->opt->progress && worker == 0) l->opt->progress(l->opt->user, done, l->total_bytes);
     }
 }
 
-static size_t bounce_bytes(const tn_load *l)
+static size_t bounce_bytes(const struct tn_load_job *jobs, size_t n_jobs)
 {
     size_t bytes = 0;
-    for (size_t i = 0; i < l->n_jobs; i++) {
-        size_t need = (size_t)l->jobs[i].n_rows * l->jobs[i].file->row_bytes;
+    for (size_t i = 0; i < n_jobs; i++) {
+        size_t need = (size_t)jobs[i].n_rows * jobs[i].file->row_bytes;
         if (need > bytes) bytes = need;
     }
     return bytes;
 }
 
-static tn_status run_all(tn_load *l, load_run *r)
+static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
 {
     tn_engine *e = l->m->engine;
-    size_t bytes = bounce_bytes(l);
+    size_t bytes = bounce_bytes(r->jobs, n_jobs);
     for (int i = 0; i < e->n_threads; i++)
         if (!(r->bounce[i] = tn_alloc_raw(&e->a, bytes, 1)))
             return tn_fail_nomem(l->err, bytes, "a read buffer");
     pthread_mutex_lock(&e->turn);
-    tn_pool_run(e->pool, load_task, r, (int64_t)l->n_jobs, 1);
+    tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs, 1);
     pthread_mutex_unlock(&e->turn);
+    l->done_bytes = atomic_load(&r->done);
     for (int i = 0; i < e->n_threads; i++)
         if (r->status[i]) {
             if (l->err) *l->err = r->errs[i];
             return r->status[i];
         }
-    if (l->opt->progress) l->opt->progress(l->opt->user, l->total_bytes, l->total_bytes);
     return TN_OK;
 }
 
-tn_status tn_load_run(tn_load *l)
+tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs)
 {
     const tn_engine *e = l->m->engine;
     const size_t n = (size_t)e->n_threads;
-    load_run r = {.l = l};
+    load_run r = {.l = l, .jobs = jobs, .done = l->done_bytes};
     r.bounce = tn_alloc(&e->a, n, sizeof *r.bounce);
     r.errs = tn_alloc(&e->a, n, sizeof *r.errs);
     r.status = tn_alloc(&e->a, n, sizeof *r.status);
-    tn_status s = r.bounce && r.errs && r.status ? run_all(l, &r)
+    tn_status s = r.bounce && r.errs && r.status ? run_all(l, &r, n_jobs)
                                                  : tn_fail_nomem(l->err, n * sizeof *r.errs, "loading");
     for (size_t i = 0; r.bounce && i < n; i++) tn_free(&e->a, r.bounce[i]);
     tn_free(&e->a, r.bounce);
     tn_free(&e->a, r.errs);
     tn_free(&e->a, r.status);
+    return s;
+}
+
+tn_status tn_load_run(tn_load *l)
+{
+    /* First, because what does not fit should be said before anything is read. */
+    tn_status s = tn_load_device_alloc(l);
+    if (!s) s = tn_load_jobs(l, l->jobs, l->n_jobs);
+    if (!s) s = tn_load_device_run(l);
+    if (!s && l->opt->progress) l->opt->progress(l->opt->user, l->total_bytes, l->total_bytes);
     return s;
 }

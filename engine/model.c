@@ -1,5 +1,6 @@
 /* From GGUF names to struct fields: hyper-parameters and shapes are checked here and nowhere else. */
 #include "model.h"
+#include "sides.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -183,66 +184,66 @@ static tn_status check_shape(tn_load *l, const tn_gguf_tensor *t, int64_t cols, 
 enum presence { required, optional };
 
 static tn_status bind_vector(tn_load *l, int32_t layer, const char *name, const char *suffix, int64_t n,
-                             enum presence presence, float **out)
+                             enum presence presence, float **out, float **device)
 {
     char full[96];
     const tn_gguf_tensor *t = find(l, layer, name, suffix, full);
     if (!t) return presence == optional ? TN_OK : missing(l, full);
     tn_status s = check_shape(l, t, n, 1, 1);
-    return s ? s : tn_load_vector(l, out, t);
+    return s ? s : tn_load_vector(l, out, device, t);
 }
 
 static tn_status bind_matrix(tn_load *l, int32_t layer, const char *name, int64_t rows, int64_t cols,
-                             int32_t n_experts, tn_weight *out)
+                             int32_t n_experts, tn_weight *out, tn_dweight *device)
 {
     char full[96];
     const tn_gguf_tensor *t = find(l, layer, name, "weight", full);
     if (!t) return missing(l, full);
     tn_status s = check_shape(l, t, cols, rows, n_experts ? n_experts : 1);
-    return s ? s : tn_load_weight(l, out, t, n_experts, false);
+    return s ? s : tn_load_weight(l, out, device, t, n_experts, false);
 }
 
-static tn_status bind_attention(tn_load *l, int32_t i, tn_layer *y)
+static tn_status bind_attention(tn_load *l, int32_t i, tn_layer *y, tn_layer_device *d)
 {
     const tn_hparams *hp = &l->m->hp;
     const tn_arch *arch = l->m->arch;
     const int64_t q = (int64_t)hp->n_head * hp->head_dim_k, k = (int64_t)hp->n_head_kv * hp->head_dim_k;
     const int64_t v = (int64_t)hp->n_head_kv * hp->head_dim_v, o = (int64_t)hp->n_head * hp->head_dim_v;
     const enum presence bias = arch->qkv_bias ? required : optional;
-    tn_status s = bind_vector(l, i, "attn_norm", "weight", hp->n_embd, required, &y->attn_norm);
-    if (!s) s = bind_matrix(l, i, "attn_q", q, hp->n_embd, 0, &y->attn_q);
-    if (!s) s = bind_matrix(l, i, "attn_k", k, hp->n_embd, 0, &y->attn_k);
-    if (!s) s = bind_matrix(l, i, "attn_v", v, hp->n_embd, 0, &y->attn_v);
-    if (!s) s = bind_matrix(l, i, "attn_output", hp->n_embd, o, 0, &y->attn_output);
-    if (!s) s = bind_vector(l, i, "attn_q", "bias", q, bias, &y->attn_q_bias);
-    if (!s) s = bind_vector(l, i, "attn_k", "bias", k, bias, &y->attn_k_bias);
-    if (!s) s = bind_vector(l, i, "attn_v", "bias", v, bias, &y->attn_v_bias);
-    if (!s) s = bind_vector(l, i, "attn_output", "bias", hp->n_embd, optional, &y->attn_output_bias);
+    tn_status s = bind_vector(l, i, "attn_norm", "weight", hp->n_embd, required, &y->attn_norm, &d->attn_norm);
+    if (!s) s = bind_matrix(l, i, "attn_q", q, hp->n_embd, 0, &y->attn_q, &d->attn_q);
+    if (!s) s = bind_matrix(l, i, "attn_k", k, hp->n_embd, 0, &y->attn_k, &d->attn_k);
+    if (!s) s = bind_matrix(l, i, "attn_v", v, hp->n_embd, 0, &y->attn_v, &d->attn_v);
+    if (!s) s = bind_matrix(l, i, "attn_output", hp->n_embd, o, 0, &y->attn_output, &d->attn_output);
+    if (!s) s = bind_vector(l, i, "attn_q", "bias", q, bias, &y->attn_q_bias, &d->attn_q_bias);
+    if (!s) s = bind_vector(l, i, "attn_k", "bias", k, bias, &y->attn_k_bias, &d->attn_k_bias);
+    if (!s) s = bind_vector(l, i, "attn_v", "bias", v, bias, &y->attn_v_bias, &d->attn_v_bias);
+    if (!s) s = bind_vector(l, i, "attn_output", "bias", hp->n_embd, optional, &y->attn_output_bias, &d->attn_output_bias);
     if (!s && arch->qk_norm)
-        s = bind_vector(l, i, "attn_q_norm", "weight", hp->head_dim_k, required, &y->attn_q_norm);
+        s = bind_vector(l, i, "attn_q_norm", "weight", hp->head_dim_k, required, &y->attn_q_norm, &d->attn_q_norm);
     if (!s && arch->qk_norm)
-        s = bind_vector(l, i, "attn_k_norm", "weight", hp->head_dim_k, required, &y->attn_k_norm);
+        s = bind_vector(l, i, "attn_k_norm", "weight", hp->head_dim_k, required, &y->attn_k_norm, &d->attn_k_norm);
     if (!s && arch->post_norms)
         s = bind_vector(l, i, "post_attention_norm", "weight", hp->n_embd, required,
-                        &y->post_attention_norm);
+                        &y->post_attention_norm, &d->post_attention_norm);
     return s;
 }
 
-static tn_status bind_ffn(tn_load *l, int32_t i, tn_layer *y)
+static tn_status bind_ffn(tn_load *l, int32_t i, tn_layer *y, tn_layer_device *d)
 {
     const tn_hparams *hp = &l->m->hp;
     const int32_t n = hp->n_expert;
-    tn_status s = bind_vector(l, i, "ffn_norm", "weight", hp->n_embd, required, &y->ffn_norm);
+    tn_status s = bind_vector(l, i, "ffn_norm", "weight", hp->n_embd, required, &y->ffn_norm, &d->ffn_norm);
     if (!s && l->m->arch->post_norms)
-        s = bind_vector(l, i, "post_ffw_norm", "weight", hp->n_embd, required, &y->post_ffw_norm);
-    if (!s && n) s = bind_matrix(l, i, "ffn_gate_inp", n, hp->n_embd, 0, &y->ffn_gate_inp);
-    if (!s) s = bind_matrix(l, i, n ? "ffn_gate_exps" : "ffn_gate", hp->n_ff, hp->n_embd, n, &y->ffn_gate);
-    if (!s) s = bind_matrix(l, i, n ? "ffn_up_exps" : "ffn_up", hp->n_ff, hp->n_embd, n, &y->ffn_up);
-    if (!s) s = bind_matrix(l, i, n ? "ffn_down_exps" : "ffn_down", hp->n_embd, hp->n_ff, n, &y->ffn_down);
+        s = bind_vector(l, i, "post_ffw_norm", "weight", hp->n_embd, required, &y->post_ffw_norm, &d->post_ffw_norm);
+    if (!s && n) s = bind_matrix(l, i, "ffn_gate_inp", n, hp->n_embd, 0, &y->ffn_gate_inp, &d->ffn_gate_inp);
+    if (!s) s = bind_matrix(l, i, n ? "ffn_gate_exps" : "ffn_gate", hp->n_ff, hp->n_embd, n, &y->ffn_gate, &d->ffn_gate);
+    if (!s) s = bind_matrix(l, i, n ? "ffn_up_exps" : "ffn_up", hp->n_ff, hp->n_embd, n, &y->ffn_up, &d->ffn_up);
+    if (!s) s = bind_matrix(l, i, n ? "ffn_down_exps" : "ffn_down", hp->n_embd, hp->n_ff, n, &y->ffn_down, &d->ffn_down);
     if (s || n) return s;
-    s = bind_vector(l, i, "ffn_gate", "bias", hp->n_ff, optional, &y->ffn_gate_bias);
-    if (!s) s = bind_vector(l, i, "ffn_up", "bias", hp->n_ff, optional, &y->ffn_up_bias);
-    if (!s) s = bind_vector(l, i, "ffn_down", "bias", hp->n_embd, optional, &y->ffn_down_bias);
+    s = bind_vector(l, i, "ffn_gate", "bias", hp->n_ff, optional, &y->ffn_gate_bias, &d->ffn_gate_bias);
+    if (!s) s = bind_vector(l, i, "ffn_up", "bias", hp->n_ff, optional, &y->ffn_up_bias, &d->ffn_up_bias);
+    if (!s) s = bind_vector(l, i, "ffn_down", "bias", hp->n_embd, optional, &y->ffn_down_bias, &d->ffn_down_bias);
     return s;
 }
 
@@ -259,9 +260,12 @@ static tn_status bind_embeddings(tn_load *l)
     tn_status s = check_shape(l, embd, m->hp.n_embd, m->hp.n_vocab, 1);
     if (!s && output) s = check_shape(l, output, m->hp.n_embd, m->hp.n_vocab, 1);
     /* Where they are tied the embedding is the head as well and wants the fast layout. */
-    if (!s) s = tn_load_weight(l, &m->token_embd, embd, 0, output != NULL);
-    if (!s && output) s = tn_load_weight(l, &m->output, output, 0, false);
-    if (!s) s = bind_vector(l, -1, "output_norm", "weight", m->hp.n_embd, required, &m->output_norm);
+    if (!s) s = tn_load_weight(l, &m->token_embd, &m->on_device.token_embd, embd, 0, output != NULL);
+    if (!s && output) s = tn_load_weight(l, &m->output, &m->on_device.output, output, 0, false);
+    if (!s)
+        s = bind_vector(l, -1, "output_norm", "weight", m->hp.n_embd, required, &m->output_norm,
+                        &m->on_device.output_norm);
+    m->tied = !output;
     return s;
 }
 
@@ -279,25 +283,42 @@ static tn_status check_all_used(tn_load *l)
     return TN_OK;
 }
 
+static tn_status new_layers(tn_load *l)
+{
+    tn_model *m = l->m;
+    const size_t n = (size_t)m->hp.n_layers, bytes = n * (sizeof *m->layers + sizeof(tn_layer_device));
+    m->layers = tn_load_alloc(l, n * sizeof *m->layers);
+    m->on_device.layers = tn_load_alloc(l, n * sizeof *m->on_device.layers);
+    if (!m->layers || !m->on_device.layers) {
+        m->layers = NULL;
+        return tn_fail_nomem(l->err, bytes, "layers");
+    }
+    memset(m->layers, 0, n * sizeof *m->layers);
+    memset(m->on_device.layers, 0, n * sizeof *m->on_device.layers);
+    return TN_OK;
+}
+
 tn_status tn_model_bind(tn_load *l)
 {
     tn_model *m = l->m;
     tn_status s = read_hparams(l);
+    if (!s) s = tn_sides_make(l);
     if (!s) s = bind_embeddings(l);
     if (s) return s;
     float *factors = NULL;
-    s = bind_vector(l, -1, "rope_freqs", "weight", m->hp.n_rot / 2, optional, &factors);
+    s = bind_vector(l, -1, "rope_freqs", "weight", m->hp.n_rot / 2, optional, &factors, NULL);
     if (!s) s = tn_rope_init(l, factors);
-    if (s) return s;
-    m->layers = tn_load_alloc(l, (size_t)m->hp.n_layers * sizeof *m->layers);
-    if (!m->layers) return tn_fail_nomem(l->err, (size_t)m->hp.n_layers * sizeof *m->layers, "layers");
-    memset(m->layers, 0, (size_t)m->hp.n_layers * sizeof *m->layers);
+    for (int i = 0; i < 2 && !s; i++)
+        s = tn_load_device_vector(l, &m->on_device.inv_freq[i], m->rope[i].inv_freq, m->hp.n_rot / 2);
+    if (!s) s = new_layers(l);
     for (int32_t i = 0; i < m->hp.n_layers && !s; i++) {
         tn_layer *y = &m->layers[i];
+        tn_layer_device *d = &m->on_device.layers[i];
         y->local = m->hp.n_swa > 0 && i % m->hp.swa_period != m->hp.swa_period - 1;
         y->rope = &m->rope[y->local];
-        s = bind_attention(l, i, y);
-        if (!s) s = bind_ffn(l, i, y);
+        s = bind_attention(l, i, y, d);
+        if (!s) s = bind_ffn(l, i, y, d);
+        d->attends = tn_sides_attend(y);
     }
     return s ? s : check_all_used(l);
 }

@@ -6,6 +6,8 @@
 #include "arch.h"
 #include "../gguf/gguf.h"
 #include "../gguf/mem.h"
+#include "../kernels/device.h"
+#include "../kernels/device_ops.h"
 #include "../kernels/kernels.h"
 
 typedef struct tn_vocab tn_vocab;
@@ -32,8 +34,8 @@ typedef struct tn_rope {
     float magnitude; /* factor on cos and sin (YaRN) */
 } tn_rope;
 
-/* One transformer layer. A weight with data NULL is absent; biases and norms are float32 or NULL.
- * Expert weights hold all experts one after the other, tn_expert() picks one. */
+/* One transformer layer. Biases and norms are float32 or NULL. Expert weights hold all experts one
+ * after the other, tn_expert() picks one. A weight with data NULL lies on the device alone. */
 typedef struct tn_layer {
     float *attn_norm;                  /* (n_embd) */
     tn_weight attn_q, attn_k, attn_v;  /* (n_head * head_dim_k | n_head_kv * ..., n_embd) */
@@ -52,6 +54,36 @@ typedef struct tn_layer {
     const tn_rope *rope;
 } tn_layer;
 
+/* What of a layer lies on the device, under the same names. A weight with plane[0] NULL is on the
+ * host alone. What is on both sides is split, the device having the first part: neurons of a dense
+ * FFN (rows of gate and up, columns of down), experts, or rows of the head. Norms and biases are on
+ * both sides. */
+typedef struct tn_layer_device {
+    float *attn_norm;
+    tn_dweight attn_q, attn_k, attn_v;
+    float *attn_q_bias, *attn_k_bias, *attn_v_bias;
+    float *attn_q_norm, *attn_k_norm;
+    tn_dweight attn_output;
+    float *attn_output_bias;
+    float *post_attention_norm;
+    float *ffn_norm;
+    tn_dweight ffn_gate, ffn_up, ffn_down;
+    float *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias;
+    tn_dweight ffn_gate_inp;
+    float *post_ffw_norm;
+    bool attends; /* the KV cache of this layer is on the device */
+} tn_layer_device;
+
+typedef struct tn_model_device {
+    tn_device *device; /* the engine's; NULL: everything is on the host */
+    void *arena;       /* device memory that holds all of it */
+    size_t bytes;
+    tn_dweight token_embd, output;
+    float *output_norm;
+    float *inv_freq[2];      /* of the ropes */
+    tn_layer_device *layers; /* (n_layers) */
+} tn_model_device;
+
 struct tn_model {
     tn_engine *engine;
     const tn_allocator *a;
@@ -62,9 +94,11 @@ struct tn_model {
     tn_hparams hp;
     tn_weight token_embd;  /* (n_vocab, n_embd) */
     tn_weight output;      /* (n_vocab, n_embd); a view of token_embd where tied */
+    bool tied;
     float *output_norm;    /* (n_embd) */
     tn_layer *layers;      /* (n_layers) */
     tn_rope rope[2];       /* global, local */
+    tn_model_device on_device;
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
     bool mapped;           /* weights are the file's own pages */
@@ -77,6 +111,13 @@ struct tn_model {
     _Atomic int n_contexts;
 };
 
+/* Where a tensor goes: rows [0, rows) and columns [0, cols) of it to the device (0: nothing), the
+ * whole of it to the host or nothing. */
+typedef struct tn_tensor_place {
+    int64_t rows, cols;
+    bool host;
+} tn_tensor_place;
+
 /* How tensors become weights; made by tn_model_open from the options and the memory at hand. */
 typedef struct tn_load {
     tn_model *m;
@@ -84,21 +125,28 @@ typedef struct tn_load {
     bool map, exact, random;     /* random: synthetic weights, no file */
     tn_error *err;
     bool *used;                  /* per tensor of the directory: bound to a field */
+    tn_tensor_place *place;      /* per tensor of the directory; NULL: all on the host */
     struct tn_load_job *jobs;    /* reading still to be done */
     size_t n_jobs, cap_jobs;
-    uint64_t total_bytes;        /* of all jobs, for progress */
+    struct tn_upload *uploads;   /* what still goes to the device */
+    size_t n_uploads, cap_uploads;
+    uint64_t total_bytes, done_bytes; /* of all reading, for progress */
 } tn_load;
 
-/* load.c. Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues its
- * reading; row_major keeps the file's layout (embeddings that are only looked up). */
-tn_status tn_load_weight(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, int32_t n_experts,
-                         bool row_major);
-/* Binds a vector as float32, read at once. */
-tn_status tn_load_vector(tn_load *l, float **v, const tn_gguf_tensor *t);
+/* load.c. Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues
+ * its reading, to the sides where it belongs; row_major keeps the file's layout on the host
+ * (embeddings that are only looked up). */
+tn_status tn_load_weight(tn_load *l, tn_weight *w, tn_dweight *d, const tn_gguf_tensor *t,
+                         int32_t n_experts, bool row_major);
+/* Binds a vector as float32 on the sides in use; on the host it is read at once. */
+tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor *t);
 /* Reads everything queued, on all threads. */
 tn_status tn_load_run(tn_load *l);
 /* Memory the model will own; added to m->owned. NULL when memory is short. */
 void *tn_load_alloc(tn_load *l, size_t bytes);
+
+/* load_device.c. Queues a float32 vector that the host has, for the device. */
+tn_status tn_load_device_vector(tn_load *l, float **d, const float *v, int64_t n);
 
 /* rope.c. Fills both ropes from the file's keys and the rope_freqs tensor (NULL if absent). */
 tn_status tn_rope_init(tn_load *l, const float *freq_factors);

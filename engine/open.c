@@ -12,11 +12,14 @@
 /* Memory a model wants beside its weights before READ is chosen over MAP. */
 static const double read_headroom = 1.2;
 
+enum { max_granule = 1 << 16 };
+
 static tn_status new_model(tn_model **out, tn_engine *e, const char *name, tn_error *err)
 {
     tn_model *m = tn_alloc(&e->a, 1, sizeof *m);
     if (!m) return tn_fail_nomem(err, sizeof *m, "the model");
     m->engine = e;
+    m->on_device.device = e->device;
     m->a = &e->a;
     atomic_fetch_add(&e->n_models, 1);
     m->name = tn_strndup(m->a, name, strlen(name));
@@ -32,6 +35,7 @@ void tn_model_close(tn_model *m)
 {
     if (!m) return;
     const tn_allocator *a = m->a;
+    if (m->on_device.arena) m->on_device.device->api->free(m->on_device.device, m->on_device.arena);
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
     tn_vocab_free(m->vocab);
@@ -71,7 +75,7 @@ static void count_weights(tn_model *m)
         m->weight_bytes += t->bytes;
         per_type[t->type] += t->bytes;
         const bool expert = t->shape[2] > 1;
-        const bool lookup = m->output.data != m->token_embd.data && t->n_dims == 2 &&
+        const bool lookup = !m->tied && t->n_dims == 2 &&
                             t->name.len == 17 && memcmp(t->name.data, "token_embd.weight", 17) == 0;
         if (lookup) continue;
         m->token_bytes += expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
@@ -121,9 +125,14 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
     if (!s) s = tn_load_run(&l);
     tn_free(m->a, l.used);
+    tn_free(m->a, l.place);
     tn_free(m->a, l.jobs);
+    tn_free(m->a, l.uploads);
     if (s) return s;
-    if (!m->output.data) m->output = m->token_embd;
+    if (m->tied) {
+        m->output = m->token_embd;
+        m->on_device.output = m->on_device.token_embd;
+    }
     count_weights(m);
     if (m->vocab && tn_vocab_size(m->vocab) != m->hp.n_vocab)
         return tn_fail(err, TN_EFORMAT, -1, "%s: %d tokens in the vocabulary, but %d rows in token_embd",
@@ -164,6 +173,9 @@ static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_mo
     if (s) return s;
     if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_MAP)
         return tn_fail(err, TN_EARG, -1, "load mode %d is unknown", (int)opt->load);
+    if (opt->granule < 0 || opt->granule > max_granule)
+        return tn_fail(err, TN_EARG, -1, "granule is %d; use 0 (256) to %d", opt->granule,
+                       (int)max_granule);
     *gopt = (tn_gguf_options){sizeof *gopt, opt->vocab_only, &e->a};
     return new_model(m, e, name, err);
 }

@@ -62,14 +62,17 @@ typedef struct tn_engine_options {
     tn_log_fn log;           /* NULL = silent */
     void *log_user;
     const char *cache_dir;   /* where measurements may be cached; NULL = nowhere */
+    const char *device;      /* "cuda", "cuda:1" (its number), "emu" (emulated, for tests); NULL = none */
+    size_t vram_limit;       /* bytes of the device's memory to use at most; 0 = all */
 } tn_engine_options;
 
-/* TN_EARG (unknown isa name, negative threads), TN_EUNSUPPORTED (a level this CPU lacks), TN_ENOMEM. */
+/* TN_EARG (unknown isa or device name, negative threads), TN_EUNSUPPORTED (a level this CPU lacks, a
+ * device this build lacks), TN_EDEVICE, TN_ENOMEM. */
 TN_API tn_status tn_engine_new(tn_engine **out, const tn_engine_options *opt, tn_error *err);
 /* Every model of the engine must have been closed. */
 TN_API void tn_engine_free(tn_engine *engine);
 TN_API int tn_engine_threads(const tn_engine *engine);
-/* Names of the ISA levels in use and of the devices: "avx2", "none". Never NULL. */
+/* Names of the ISA levels in use and of the devices: "avx2", "cuda" or "none". Never NULL. */
 TN_API const char *tn_engine_isa(const tn_engine *engine);
 TN_API const char *tn_engine_devices(const tn_engine *engine);
 /* Describes machine, build and engine as one JSON object. Caller frees with tn_string_free. */
@@ -94,11 +97,17 @@ typedef struct tn_model_options {
     tn_progress_fn progress;
     tn_cancel_fn cancel;
     void *user; /* of both callbacks */
+    const char *const *place; /* [n_place] with a device: REGEX=host|device|split:SHARE[,...] on tensor
+                          names, the first that matches anywhere decides; what none matches goes to the
+                          device. A split FFN, set of experts or head is computed by both sides at once,
+                          SHARE of it by the device. */
+    size_t n_place;
+    int32_t granule;   /* neurons or rows that a split is a multiple of; 0 = 256 */
 } tn_model_options;
 
 /* Opens a GGUF file, or all parts of a split one. TN_ENOENT, TN_EIO, TN_EFORMAT (broken file, with
  * byte offset and key or tensor), TN_EUNSUPPORTED (architecture, type, tokenizer), TN_ENOMEM,
- * TN_ECANCELED. The engine must outlive the model. */
+ * TN_ECANCELED, TN_EDEVICE (also: too little memory on the device). The engine must outlive the model. */
 TN_API tn_status tn_model_open(tn_model **out, tn_engine *engine, const char *path,
                                const tn_model_options *opt, tn_error *err);
 /* The same from `size` bytes in memory, which must outlive the model. name is for messages. */

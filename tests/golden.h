@@ -39,6 +39,9 @@ typedef struct run_options {
     tn_kv_type kv;
     int32_t n_batch, page_size; /* 0 = the default */
     bool step;                  /* token by token */
+    const char *device, *place; /* NULL = none */
+    size_t vram;
+    int32_t granule;
 } run_options;
 
 typedef struct run {
@@ -60,8 +63,10 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     memset(r, 0, sizeof *r);
     tn_error err = {0};
     const tn_engine_options eo = {
-        .struct_size = sizeof eo, .threads = o->threads ? o->threads : 2, .isa = o->isa};
-    const tn_model_options mo = {.struct_size = sizeof mo, .load = o->load, .exact = o->exact};
+        .struct_size = sizeof eo, .threads = o->threads ? o->threads : 2, .isa = o->isa,
+        .device = o->device, .vram_limit = o->vram};
+    const tn_model_options mo = {.struct_size = sizeof mo, .load = o->load, .exact = o->exact,
+                                 .place = &o->place, .n_place = o->place != NULL, .granule = o->granule};
     const tn_context_options co = {.struct_size = sizeof co,
                                    .kv = o->kv,
                                    .n_batch = o->n_batch,

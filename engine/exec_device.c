@@ -1,0 +1,616 @@
+/* The device side of exec: the operations of a transformer as launches on one stream. */
+#include "exec_device.h"
+#include "sides.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    max_splits = 32,
+    split_positions = 128,  /* of context for one block of attention */
+    logit_bytes = 4 << 20,  /* of logits computed at once */
+    piece_bytes = 64 << 20, /* of a dequantised weight */
+    align = 256
+};
+
+/* ---- buffers -----------------------------------------------------------------------------------
+ */
+
+typedef struct arena {
+    char *base; /* NULL: only count */
+    size_t used;
+} arena;
+
+static void *take(arena *a, int64_t count, size_t size)
+{
+    void *p = a->base ? a->base + a->used : NULL;
+    a->used += ((size_t)count * size + align - 1) / align * align;
+    return p;
+}
+
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static bool quantised(const tn_dweight *w)
+{
+    return w->type != TN_TYPE_F32 && w->type != TN_TYPE_F16 && w->type != TN_TYPE_BF16;
+}
+
+/* A large weight is dequantised in pieces. */
+static void need_workspace(tn_dev *d, const tn_dweight *w)
+{
+    if (!tn_on_device(w)) return;
+    int64_t rows = piece_bytes / (w->cols * (int64_t)sizeof(float)) + 1;
+    if (rows > w->rows) rows = w->rows;
+    const size_t bytes = d->ops->gemm_bytes(w->type, d->n_batch, rows, w->cols);
+    if (bytes > d->workspace_bytes) d->workspace_bytes = bytes;
+}
+
+static void measure_workspace(tn_dev *d)
+{
+    for (int32_t i = 0; i < d->m->hp.n_layers; i++) {
+        const tn_layer_device *y = &d->layers[i];
+        const tn_dweight *const w[] = {&y->attn_q,       &y->attn_k,   &y->attn_v, &y->attn_output,
+                                       &y->ffn_gate_inp, &y->ffn_gate, &y->ffn_up, &y->ffn_down};
+        /* The products with experts need none. */
+        for (int j = 0; j < (d->m->hp.n_expert ? 5 : 8); j++)
+            need_workspace(d, w[j]);
+    }
+    need_workspace(d, &d->m->on_device.output);
+}
+
+static void lay_out_experts(tn_dev *d, arena *a)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const int64_t n = d->n_batch;
+    if (!hp->n_expert) return;
+    d->router = take(a, n * hp->n_expert, sizeof *d->router);
+    d->chosen = take(a, n * d->used, sizeof *d->chosen);
+    d->expert = take(a, n * d->used, sizeof *d->expert);
+    d->choice_weight = take(a, n * d->used, sizeof *d->choice_weight);
+    d->where = take(a, (int64_t)hp->n_layers * hp->n_expert, sizeof *d->where);
+    d->slots = take(a, n * d->used * hp->n_embd, sizeof *d->slots);
+}
+
+static void lay_out(tn_dev *d, arena *a)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const int64_t n = d->n_batch, n_q = (int64_t)hp->n_head * hp->head_dim_k;
+    const int64_t in_cols = max64(hp->n_embd, (int64_t)hp->n_head * hp->head_dim_v);
+    d->numbers = take(a, 2 * n, sizeof *d->numbers);
+    d->rows = take(a, n * hp->n_embd, sizeof *d->rows);
+    d->in = take(a, n * in_cols, sizeof *d->in);
+    d->in_q = take(a, n * in_cols, sizeof *d->in_q);
+    d->in_scale = take(a, n * (in_cols / 32 + 1), sizeof *d->in_scale);
+    d->queries = take(a, n * n_q, sizeof *d->queries);
+    d->k = take(a, n * hp->n_head_kv * hp->head_dim_k, sizeof *d->k);
+    d->v = take(a, n * hp->n_head_kv * hp->head_dim_v, sizeof *d->v);
+    d->out = take(a, n * hp->n_embd, sizeof *d->out);
+    d->other = take(a, n * hp->n_embd, sizeof *d->other);
+    d->gate = take(a, n * d->used * hp->n_ff, sizeof *d->gate);
+    d->up = take(a, n * d->used * hp->n_ff, sizeof *d->up);
+    d->hidden_q = take(a, n * d->used * hp->n_ff, sizeof *d->hidden_q);
+    d->hidden_scale = take(a, n * d->used * (hp->n_ff / 32 + 1), sizeof *d->hidden_scale);
+    for (int i = 0; i < 2; i++)
+        d->angles[i] = take(a, n * hp->n_rot, sizeof *d->angles[i]);
+    d->partial = take(
+        a, (int64_t)d->ops->attend_bytes(TN_MATVEC_MAX, hp->n_head, hp->head_dim_v, max_splits), 1);
+    lay_out_experts(d, a);
+    if (tn_on_device(&d->m->on_device.output))
+        d->logits = take(a, d->logit_rows * d->m->on_device.output.rows, sizeof *d->logits);
+    d->workspace = take(a, (int64_t)d->workspace_bytes, 1);
+}
+
+/* Which experts are on the device: the first ones. */
+static tn_status upload_where(tn_dev *d, tn_error *err)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const size_t n = (size_t)hp->n_layers * (size_t)hp->n_expert;
+    if (!n) return TN_OK;
+    int32_t *where = tn_alloc(d->m->a, n, sizeof *where);
+    if (!where) return tn_fail_nomem(err, n * sizeof *where, "the table of experts");
+    for (size_t i = 0; i < n; i++) {
+        const int32_t e = (int32_t)(i % (size_t)hp->n_expert);
+        const tn_dweight *w = &d->layers[i / (size_t)hp->n_expert].ffn_gate;
+        where[i] = tn_on_device(w) && e >= w->rows / hp->n_ff ? -1 : e;
+    }
+    tn_status s = d->api->upload(d->device, d->where, where, n * sizeof *where, err);
+    tn_free(d->m->a, where);
+    return s;
+}
+
+static tn_status alloc_pinned(tn_dev *d, tn_error *err)
+{
+    void *numbers, *logits;
+    const size_t head =
+        tn_on_device(&d->m->on_device.output) ? (size_t)d->m->on_device.output.rows : 0;
+    tn_status s = d->api->alloc_pinned(
+        d->device, (size_t)d->n_batch * 2 * sizeof *d->pinned_numbers, "token ids", &numbers, err);
+    if (s) return s;
+    d->pinned_numbers = numbers;
+    s = d->api->alloc_pinned(d->device, (size_t)d->logit_rows * head * sizeof *d->pinned_logits,
+                             "logits", &logits, err);
+    if (!s) d->pinned_logits = logits;
+    return s;
+}
+
+tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_batch, tn_error *err)
+{
+    tn_device *device = m->on_device.device;
+    *d = (tn_dev){.m = m, .layers = m->on_device.layers, .kv = kv, .device = device};
+    d->api = device->api;
+    d->ops = device->ops;
+    d->n_batch = n_batch;
+    d->used = m->hp.n_expert ? m->hp.n_expert_used : 1;
+    d->logit_rows = (int32_t)(logit_bytes / (m->hp.n_vocab * (int64_t)sizeof(float)));
+    if (d->logit_rows < TN_MATVEC_MAX) d->logit_rows = TN_MATVEC_MAX;
+    if (d->logit_rows > n_batch) d->logit_rows = n_batch;
+    measure_workspace(d);
+    arena a = {NULL, 0};
+    lay_out(d, &a);
+    tn_status s = d->api->alloc(device, a.used, "the activations", &d->arena, err);
+    if (s) return s;
+    a = (arena){d->arena, 0};
+    lay_out(d, &a);
+    s = upload_where(d, err);
+    if (!s) s = alloc_pinned(d, err);
+    if (!s) s = d->api->stream_create(device, &d->stream, err);
+    return s;
+}
+
+void tn_dev_free(tn_dev *d)
+{
+    if (!d->device) return;
+    d->api->stream_destroy(d->device, d->stream);
+    d->api->free_pinned(d->device, d->pinned_logits);
+    d->api->free_pinned(d->device, d->pinned_numbers);
+    d->api->free(d->device, d->arena);
+}
+
+/* ---- launches ----------------------------------------------------------------------------------
+ */
+
+/* Notes how a launch went; those after a failure are not made. */
+static void did(tn_dev *d, tn_status s, const char *what)
+{
+    if (s && !d->status)
+        d->status = tn_fail(d->err, s == TN_EDEVICE ? s : TN_EINTERNAL, -1,
+                            "the device could not start %s", what);
+}
+
+static tn_dacts acts(float *f, int8_t *q, tn_dscale *scale, int64_t n, int64_t cols)
+{
+    return (tn_dacts){.n = n, .cols = cols, .f = f, .f_stride = cols, .q = q, .scale = scale};
+}
+
+/* What products read from `in`; q8: also in 8 bits. */
+static tn_dacts input(const tn_dev *d, int64_t cols, bool q8)
+{
+    return acts(d->in, q8 ? d->in_q : NULL, q8 ? d->in_scale : NULL, d->n, cols);
+}
+
+static tn_dacts hidden(const tn_dev *d, int64_t cols, bool q8)
+{
+    return acts(d->gate, q8 ? d->hidden_q : NULL, q8 ? d->hidden_scale : NULL, d->n * d->used,
+                cols);
+}
+
+/* Whether a product with n vectors reads them in 8 bits: many go to float16 instead. */
+static bool reads_q8(const tn_dev *d, const tn_dweight *w)
+{
+    return tn_on_device(w) && quantised(w) && (d->n <= TN_MATVEC_MAX || d->m->hp.n_expert);
+}
+
+static void quantize(tn_dev *d, const tn_dacts *x)
+{
+    if (!d->status && x->q) did(d, d->ops->quantize(d->stream, x), "rounding");
+}
+
+/* y = W x + bias, added to what y has where `add`. */
+static void product(tn_dev *d, const tn_dweight *w, const tn_dacts *x, float *y, int64_t y_stride,
+                    const float *bias, bool add)
+{
+    if (d->status) return;
+    if (x->n <= TN_MATVEC_MAX) {
+        const tn_dmatvec a = {
+            .w = *w, .x = *x, .y = y, .y_stride = y_stride, .bias = bias, .add = add};
+        did(d, d->ops->matvec(d->stream, &a), "a product");
+        return;
+    }
+    const tn_dgemm a = {.w = *w,
+                        .x = *x,
+                        .y = y,
+                        .y_stride = y_stride,
+                        .bias = bias,
+                        .add = add,
+                        .workspace = d->workspace,
+                        .workspace_bytes = d->workspace_bytes};
+    did(d, d->ops->gemm(d->stream, &a), "a product of a batch");
+}
+
+/* y[item] = W[expert] x[item / per_token]; with `up` through the activation. */
+static void expert_product(tn_dev *d, const tn_dweight *w, const tn_dweight *up, const tn_dacts *x,
+                           float *y, int64_t rows, int32_t per_token)
+{
+    if (d->status) return;
+    tn_dmatvec a = {.w = *w,
+                    .act = d->m->arch->activation,
+                    .x = *x,
+                    .y = y,
+                    .y_stride = rows,
+                    .expert = d->expert,
+                    .n_items = d->n * d->used,
+                    .rows = rows,
+                    .per_token = per_token};
+    if (up) a.up = *up;
+    did(d, d->ops->matvec(d->stream, &a), "a product with experts");
+}
+
+/* in = norm(x) of n rows. */
+static void norm(tn_dev *d, float *x, const float *weight, int64_t n, bool q8)
+{
+    const int64_t cols = d->m->hp.n_embd;
+    tn_dnorm a = {.x = x, .x_stride = cols, .w = weight, .eps = d->m->hp.eps};
+    a.y = acts(d->in, q8 ? d->in_q : NULL, q8 ? d->in_scale : NULL, n, cols);
+    if (!d->status) did(d, d->ops->norm(d->stream, &a), "a norm");
+}
+
+/* h += out, through the optional norm. */
+static void residual(tn_dev *d, const float *post_norm)
+{
+    const int64_t cols = d->m->hp.n_embd;
+    tn_dnorm a = {.x = d->h, .x_stride = cols, .r = d->out, .r_stride = cols, .r_norm = post_norm};
+    a.eps = d->m->hp.eps;
+    a.y = (tn_dacts){.n = d->n, .cols = cols};
+    if (!d->status) did(d, d->ops->norm(d->stream, &a), "a residual sum");
+}
+
+/* h += post_norm(W x + bias) */
+static void product_residual(tn_dev *d, const tn_dweight *w, const tn_dacts *x, const float *bias,
+                             const float *post_norm)
+{
+    product(d, w, x, post_norm ? d->out : d->h, d->m->hp.n_embd, bias, !post_norm);
+    if (post_norm) residual(d, post_norm);
+}
+
+/* ---- copies ------------------------------------------------------------------------------------
+ */
+
+void tn_dev_upload(tn_dev *d, void *to, const void *from, int64_t count)
+{
+    if (!d->status)
+        d->status = d->api->upload_async(d->device, d->stream, to, from, (size_t)count * 4, d->err);
+}
+
+void tn_dev_download(tn_dev *d, void *to, const void *from, int64_t count)
+{
+    if (!d->status)
+        d->status =
+            d->api->download_async(d->device, d->stream, to, from, (size_t)count * 4, d->err);
+}
+
+tn_status tn_dev_sync(tn_dev *d)
+{
+    const tn_status s = d->api->stream_sync(d->device, d->stream, d->status ? NULL : d->err);
+    if (s && !d->status) d->status = s;
+    return d->status;
+}
+
+/* ---- begin, embed ------------------------------------------------------------------------------
+ */
+
+int32_t tn_dev_splits(int64_t pos)
+{
+    int32_t n = 1;
+    while (n < max_splits && (int64_t)n * split_positions <= pos)
+        n *= 2;
+    return n;
+}
+
+void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0)
+{
+    d->n = n;
+    for (int64_t i = 0; i < n; i++) {
+        d->pinned_numbers[i] = (int32_t)(pos0 + i);
+        d->pinned_numbers[n + i] = tokens[i];
+    }
+    d->n_splits = tn_dev_splits(pos0 + n - 1);
+    d->status = TN_OK;
+}
+
+void tn_dev_begin(tn_dev *d)
+{
+    const tn_model *m = d->m;
+    d->pos = d->numbers;
+    d->tokens = d->numbers + d->n;
+    d->h = d->rows;
+    d->q = d->queries;
+    tn_dev_upload(d, d->numbers, d->pinned_numbers, 2 * d->n);
+    for (int i = 0; i < 2 && !d->status; i++)
+        if (m->rope[i].inv_freq)
+            did(d,
+                d->ops->rope_table(d->stream, d->angles[i], d->pos, d->n, m->on_device.inv_freq[i],
+                                   m->hp.n_rot, m->rope[i].magnitude),
+                "a rope table");
+}
+
+void tn_dev_keep_last(tn_dev *d, int64_t n)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const int64_t drop = d->n - n;
+    d->h += drop * hp->n_embd;
+    d->q += drop * hp->n_head * hp->head_dim_k;
+    d->pos += drop;
+    d->n = n;
+}
+
+void tn_dev_embed(tn_dev *d)
+{
+    const int64_t n = d->m->hp.n_embd;
+    const float scale = d->m->arch->scaled_embed ? sqrtf((float)n) : 1.0f;
+    if (!d->status)
+        did(d,
+            d->ops->gather(d->stream, &d->m->on_device.token_embd, d->tokens, d->n, scale, d->h, n),
+            "the embedding");
+}
+
+/* ---- attention ---------------------------------------------------------------------------------
+ */
+
+void tn_dev_attn_norm(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    norm(d, d->h, y->attn_norm, d->n,
+         reads_q8(d, &y->attn_q) || reads_q8(d, &y->attn_k) || reads_q8(d, &y->attn_v));
+}
+
+void tn_dev_project(tn_dev *d, const tn_dweight *w, const float *bias, float *y)
+{
+    const tn_dacts x = input(d, w->cols, reads_q8(d, w));
+    product(d, w, &x, y, w->rows, bias, false);
+}
+
+void tn_dev_finish_qkv(tn_dev *d, int32_t layer)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const tn_layer_device *y = &d->layers[layer];
+    const tn_drope a = {.q = d->q,
+                        .k = d->k,
+                        .v = d->v,
+                        .q_stride = (int64_t)hp->n_head * hp->head_dim_k,
+                        .k_stride = (int64_t)hp->n_head_kv * hp->head_dim_k,
+                        .v_stride = (int64_t)hp->n_head_kv * hp->head_dim_v,
+                        .n = (int32_t)d->n,
+                        .n_head = hp->n_head,
+                        .q_norm = y->attn_q_norm,
+                        .k_norm = y->attn_k_norm,
+                        .eps = hp->eps,
+                        .style = d->m->arch->rope,
+                        .n_rot = hp->n_rot,
+                        .cs = d->angles[d->m->layers[layer].rope - d->m->rope],
+                        .kv = tn_kv_device_layer(d->kv, layer),
+                        .pos = d->pos};
+    if (!d->status) did(d, d->ops->rope_append(d->stream, &a), "rope");
+}
+
+void tn_dev_qkv(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    tn_dev_attn_norm(d, layer);
+    tn_dev_project(d, &y->attn_q, y->attn_q_bias, d->q);
+    tn_dev_project(d, &y->attn_k, y->attn_k_bias, d->k);
+    tn_dev_project(d, &y->attn_v, y->attn_v_bias, d->v);
+    tn_dev_finish_qkv(d, layer);
+}
+
+/* Rows [first, first + a->n) of the batch. */
+static void attend_some(tn_dev *d, tn_dattend a, int64_t first, int64_t n)
+{
+    a.q += first * a.q_stride;
+    a.out += first * a.out_stride;
+    a.pos += first;
+    a.n = (int32_t)n;
+    if (!d->status) did(d, d->ops->attend(d->stream, &a), "attention");
+}
+
+void tn_dev_attend(tn_dev *d, int32_t layer)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const tn_dattend a = {.kv = tn_kv_device_layer(d->kv, layer),
+                          .q = d->q,
+                          .q_stride = (int64_t)hp->n_head * hp->head_dim_k,
+                          .out = d->in,
+                          .out_stride = (int64_t)hp->n_head * hp->head_dim_v,
+                          .n = (int32_t)d->n,
+                          .n_head = hp->n_head,
+                          .scale = hp->attn_scale,
+                          .window = d->m->layers[layer].local ? hp->n_swa : 0,
+                          .pos = d->pos,
+                          .n_splits = d->n_splits,
+                          .workspace = d->partial};
+    const tn_device_shape shape = {.head_dim_k = hp->head_dim_k, .head_dim_v = hp->head_dim_v};
+    if (d->n > TN_MATVEC_MAX && d->ops->can_do(TN_DOP_ATTEND_TILES, a.kv.type, shape)) {
+        if (!d->status) did(d, d->ops->attend_tiles(d->stream, &a), "attention of a batch");
+        return;
+    }
+    for (int64_t t = 0; t < d->n; t += TN_MATVEC_MAX)
+        attend_some(d, a, t, d->n - t < TN_MATVEC_MAX ? d->n - t : TN_MATVEC_MAX);
+}
+
+void tn_dev_attn_out(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    const tn_dacts x = input(d, y->attn_output.cols, reads_q8(d, &y->attn_output));
+    quantize(d, &x);
+    product_residual(d, &y->attn_output, &x, y->attn_output_bias, y->post_attention_norm);
+}
+
+/* ---- FFN ---------------------------------------------------------------------------------------
+ */
+
+void tn_dev_ffn_norm(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    norm(d, d->h, y->ffn_norm, d->n,
+         reads_q8(d, &y->ffn_gate) || reads_q8(d, &y->ffn_up) || reads_q8(d, &y->ffn_gate_inp));
+}
+
+void tn_dev_half(tn_dev *d, const tn_dweight *w, const float *bias, float *y)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const tn_dacts x = input(d, hp->n_embd, reads_q8(d, w));
+    if (hp->n_expert)
+        expert_product(d, w, NULL, &x, y, hp->n_ff, d->used);
+    else
+        product(d, w, &x, y, w->rows, bias, false);
+}
+
+static void glu(tn_dev *d, int64_t cols)
+{
+    if (!d->status)
+        did(d,
+            d->ops->glu(d->stream, d->gate, cols, d->up, cols, d->n * d->used, cols,
+                        d->m->arch->activation),
+            "an activation");
+}
+
+void tn_dev_glu(tn_dev *d)
+{
+    glu(d, d->m->hp.n_ff);
+}
+
+void tn_dev_ffn_in(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    tn_dev_ffn_norm(d, layer);
+    if (d->status) return;
+    if (d->n > TN_MATVEC_MAX || y->ffn_gate.type != y->ffn_up.type) {
+        tn_dev_half(d, &y->ffn_gate, y->ffn_gate_bias, d->gate);
+        tn_dev_half(d, &y->ffn_up, y->ffn_up_bias, d->up);
+        glu(d, y->ffn_gate.rows);
+        return;
+    }
+    const tn_dmatvec a = {.w = y->ffn_gate,
+                          .up = y->ffn_up,
+                          .act = d->m->arch->activation,
+                          .x = input(d, d->m->hp.n_embd, reads_q8(d, &y->ffn_gate)),
+                          .y = d->gate,
+                          .y_stride = y->ffn_gate.rows,
+                          .bias = y->ffn_gate_bias,
+                          .up_bias = y->ffn_up_bias};
+    did(d, d->ops->matvec(d->stream, &a), "a gated product");
+}
+
+void tn_dev_ffn_out(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    const tn_dacts x = hidden(d, y->ffn_down.cols, reads_q8(d, &y->ffn_down));
+    quantize(d, &x);
+    product_residual(d, &y->ffn_down, &x, y->ffn_down_bias, y->post_ffw_norm);
+}
+
+/* ---- experts -----------------------------------------------------------------------------------
+ */
+
+void tn_dev_route(tn_dev *d, int32_t layer)
+{
+    const tn_hparams *hp = &d->m->hp;
+    const tn_layer_device *y = &d->layers[layer];
+    tn_dev_ffn_norm(d, layer);
+    const tn_dacts x = input(d, hp->n_embd, reads_q8(d, &y->ffn_gate_inp));
+    product(d, &y->ffn_gate_inp, &x, d->router, hp->n_expert, NULL, false);
+    const tn_droute a = {.scores = d->router,
+                         .scores_stride = hp->n_expert,
+                         .n = (int32_t)d->n,
+                         .n_expert = hp->n_expert,
+                         .used = d->used,
+                         .gating = TN_GATING_SOFTMAX,
+                         .renormalise = true,
+                         .scale = hp->expert_scale,
+                         .where = d->where + (int64_t)layer * hp->n_expert,
+                         .expert = d->expert,
+                         .chosen = d->chosen,
+                         .weight = d->choice_weight};
+    if (!d->status) did(d, d->ops->route(d->stream, &a), "routing");
+}
+
+void tn_dev_experts_in(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    const int64_t n_ff = d->m->hp.n_ff;
+    if (y->ffn_gate.type != y->ffn_up.type) {
+        tn_dev_half(d, &y->ffn_gate, NULL, d->gate);
+        tn_dev_half(d, &y->ffn_up, NULL, d->up);
+        glu(d, n_ff);
+        return;
+    }
+    const tn_dacts x = input(d, d->m->hp.n_embd, reads_q8(d, &y->ffn_gate));
+    expert_product(d, &y->ffn_gate, &y->ffn_up, &x, d->gate, n_ff, d->used);
+}
+
+/* The weighted sum of the experts' results into y, or onto it. */
+static void sum_experts(tn_dev *d, int32_t layer, float *y, bool add)
+{
+    const tn_layer_device *w = &d->layers[layer];
+    const int64_t n = d->m->hp.n_embd;
+    const tn_dacts x = hidden(d, d->m->hp.n_ff, reads_q8(d, &w->ffn_down));
+    quantize(d, &x);
+    expert_product(d, &w->ffn_down, NULL, &x, d->slots, n, 1);
+    if (!d->status)
+        did(d,
+            d->ops->combine(d->stream, y, n, d->slots, n, d->choice_weight, d->used, d->n, n, add),
+            "a sum of experts");
+}
+
+void tn_dev_experts_out(tn_dev *d, int32_t layer)
+{
+    const float *post_norm = d->layers[layer].post_ffw_norm;
+    sum_experts(d, layer, post_norm ? d->out : d->h, !post_norm);
+    if (post_norm) residual(d, post_norm);
+}
+
+/* ---- shared work -------------------------------------------------------------------------------
+ */
+
+void tn_dev_share(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    if (d->m->hp.n_expert) {
+        sum_experts(d, layer, d->out, false);
+        return;
+    }
+    const tn_dacts x = hidden(d, y->ffn_down.cols, reads_q8(d, &y->ffn_down));
+    quantize(d, &x);
+    product(d, &y->ffn_down, &x, d->out, d->m->hp.n_embd, NULL, false);
+}
+
+void tn_dev_join(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    const int64_t n = d->m->hp.n_embd;
+    if (!d->status)
+        did(d,
+            d->ops->axpby(d->stream, d->out, n, 1.0f, d->other, n, 1.0f, y->ffn_down_bias, d->n, n),
+            "a join");
+    residual(d, y->post_ffw_norm);
+}
+
+/* ---- head --------------------------------------------------------------------------------------
+ */
+
+void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows)
+{
+    const tn_model *m = d->m;
+    const tn_dweight *w = &m->on_device.output;
+    const bool q8 = quantised(w) && n_rows <= TN_MATVEC_MAX;
+    norm(d, d->h + first * m->hp.n_embd, m->on_device.output_norm, n_rows, q8);
+    tn_dacts x = input(d, m->hp.n_embd, q8);
+    x.n = n_rows;
+    product(d, w, &x, d->logits, w->rows, NULL, false);
+    if (m->hp.logit_softcap > 0.0f && !d->status)
+        did(d, d->ops->softcap(d->stream, d->logits, w->rows, n_rows, w->rows, m->hp.logit_softcap),
+            "the soft cap");
+    tn_dev_download(d, d->pinned_logits, d->logits, n_rows * w->rows);
+}

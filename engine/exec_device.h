@@ -1,0 +1,104 @@
+/* Internal: the device side of exec, the counterpart of exec_host.h. Every operation enqueues its
+ * work on the side's stream and returns; a failure stays (status) and makes the rest do nothing.
+ * Within begin and head the same calls are either done or recorded into a graph. Only exec*.c call
+ * these. */
+#ifndef TN_EXEC_DEVICE_H
+#define TN_EXEC_DEVICE_H
+
+#include "kv.h"
+#include "model.h"
+
+typedef struct tn_dev {
+    const tn_model *m;
+    const tn_layer_device *layers;
+    const tn_kv *kv;
+    tn_device *device;
+    const tn_device_api *api;
+    const tn_device_ops *ops;
+    tn_stream *stream;
+    int32_t n_batch, used, n_splits, logit_rows;
+    tn_status status; /* the first failure */
+    tn_error *err;    /* where it is told, may be NULL */
+
+    int64_t n;             /* rows of the batch that are left, see keep_last */
+    void *arena;           /* device memory that holds all of the following */
+    int32_t *numbers;      /* [2 * n_batch] */
+    int32_t *pos, *tokens; /* [n] in numbers */
+    float *rows;           /* [n_batch][n_embd], of which h are the last n */
+    float *h;              /* [n][n_embd] residual stream */
+    float *in;             /* [n][cols] input of the coming product */
+    int8_t *in_q;          /* the same for quantised weights */
+    tn_dscale *in_scale;
+    float *queries; /* [n_batch][n_head * head_dim_k], of which q are the last n */
+    float *q, *k, *v;
+    float *out;       /* [n][n_embd] what is added to h */
+    float *other;     /* [n][n_embd] the host's share of out */
+    float *gate, *up; /* [n * used][n_ff]; gate is also the result of both */
+    int8_t *hidden_q; /* [n * used][n_ff] */
+    tn_dscale *hidden_scale;
+    float *angles[2];     /* [n][n_rot / 2][2] */
+    float *partial;       /* attention over split context */
+    float *router;        /* [n][n_expert] */
+    int32_t *chosen;      /* [n][used] experts */
+    int32_t *expert;      /* [n][used] the same among those on the device, -1: not there */
+    float *choice_weight; /* [n][used] */
+    int32_t *where;       /* [n_layers][n_expert] from chosen to expert; NULL: no layer is split */
+    float *slots;         /* [n * used][n_embd] results of experts */
+    float *logits;        /* [logit_rows][rows of the head] */
+    void *workspace;      /* of GEMMs */
+    size_t workspace_bytes;
+
+    int32_t *pinned_numbers; /* as numbers */
+    float *pinned_logits;    /* as logits */
+} tn_dev;
+
+/* Buffers for batches of up to n_batch tokens. On failure free is for what is there. */
+tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_batch,
+                      tn_error *err);
+void tn_dev_free(tn_dev *d);
+
+/* A new batch on the host's side: what begin uploads. Nothing of the batch before is under way. */
+void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0);
+void tn_dev_begin(tn_dev *d);
+void tn_dev_keep_last(tn_dev *d, int64_t n);
+/* Waits for all that was enqueued. */
+tn_status tn_dev_sync(tn_dev *d);
+/* Blocks over which a decoded token at position pos splits its context; a power of two. */
+int32_t tn_dev_splits(int64_t pos);
+
+/* Copies between the sides, count elements of 4 bytes; the host's memory is pinned. */
+void tn_dev_upload(tn_dev *d, void *to, const void *from, int64_t count);
+void tn_dev_download(tn_dev *d, void *to, const void *from, int64_t count);
+
+/* The operations, see exec.h. */
+void tn_dev_embed(tn_dev *d);
+void tn_dev_qkv(tn_dev *d, int32_t layer);
+void tn_dev_attend(tn_dev *d, int32_t layer);
+void tn_dev_attn_out(tn_dev *d, int32_t layer);
+void tn_dev_ffn_in(tn_dev *d, int32_t layer);
+void tn_dev_ffn_out(tn_dev *d, int32_t layer);
+void tn_dev_route(tn_dev *d, int32_t layer);
+void tn_dev_experts_in(tn_dev *d, int32_t layer);
+void tn_dev_experts_out(tn_dev *d, int32_t layer);
+/* Logits of up to logit_rows rows into pinned_logits, there after a sync. */
+void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows);
+
+/* Parts of the operations, for layers whose weights are on both sides. */
+
+/* in = norm(h) with a weight of the layer. */
+void tn_dev_attn_norm(tn_dev *d, int32_t layer);
+void tn_dev_ffn_norm(tn_dev *d, int32_t layer);
+/* y = W in + bias. */
+void tn_dev_project(tn_dev *d, const tn_dweight *w, const float *bias, float *y);
+/* The rest of qkv: from projections with their biases to q and the cache. */
+void tn_dev_finish_qkv(tn_dev *d, int32_t layer);
+/* One half of ffn_in or experts_in, without the activation: y = W in + bias. */
+void tn_dev_half(tn_dev *d, const tn_dweight *w, const float *bias, float *y);
+/* gate = act(gate) * up */
+void tn_dev_glu(tn_dev *d);
+/* out = the device's share of ffn_out or experts_out, without bias and norm. */
+void tn_dev_share(tn_dev *d, int32_t layer);
+/* h += post_norm(out + other + bias) */
+void tn_dev_join(tn_dev *d, int32_t layer);
+
+#endif

@@ -1,0 +1,110 @@
+/* Internal to exec.c and exec_join.c: the state of an executor, moving activations between the
+ * sides, and recording a decoded token for replay. */
+#ifndef TN_EXEC_INTERNAL_H
+#define TN_EXEC_INTERNAL_H
+
+#include "exec.h"
+#include "exec_device.h"
+#include "exec_host.h"
+#include "sides.h"
+
+/* What may have to cross. Valid on one side, or on both after it crossed. */
+typedef enum tn_act {
+    TN_ACT_H,
+    TN_ACT_Q,
+    TN_ACT_K,
+    TN_ACT_V,
+    TN_ACT_ATTENDED, /* what attn_output reads */
+    TN_ACT_GATE,
+    TN_ACT_UP,
+    TN_ACT_CHOSEN, /* experts of each token; */
+    TN_ACT_EXPERT, /* as those on the device count them; */
+    TN_ACT_WEIGHT, /* and their weights */
+    TN_ACTS
+} tn_act;
+
+/* Work of the host, done at once or recorded. arg: usually the layer. */
+typedef void (*tn_host_op)(tn_exec *x, int32_t arg);
+
+typedef enum tn_step_kind {
+    TN_STEP_OP,
+    TN_STEP_WAIT,   /* until the device has written flag `arg` */
+    TN_STEP_SIGNAL, /* lets the device go past flag `arg` */
+    TN_STEP_POLL    /* asks whether to stop */
+} tn_step_kind;
+
+typedef struct tn_step {
+    tn_step_kind kind;
+    tn_host_op op;
+    int32_t arg;
+} tn_step;
+
+/* One decoded token: what the device does as a graph, what the host does as a list. They meet at
+ * flags, one for each hand-over, which are 0 when a token begins. */
+typedef struct tn_recording {
+    tn_graph *graph; /* NULL: nothing recorded */
+    tn_step *steps;
+    size_t n_steps, cap_steps;
+    uint32_t *flags; /* pinned, flag_stride apart */
+    int32_t n_flags, cap_flags;
+    int32_t n_splits;        /* that the graph was made for */
+    tn_side_stats on_device; /* of one token, without KV */
+    uint64_t hops;
+} tn_recording;
+
+typedef enum tn_exec_mode {
+    TN_EXEC_DIRECT,
+    TN_EXEC_RECORD, /* between begin and head of a token */
+    TN_EXEC_REPLAY
+} tn_exec_mode;
+
+struct tn_exec {
+    const tn_model *m;
+    const tn_kv *kv;
+    tn_host host;
+    tn_dev dev;      /* device NULL: none */
+    tn_sides *sides; /* [n_layers] */
+    tn_batch batch;
+    int64_t n, pos0; /* rows still computed */
+    tn_status status;
+    tn_exec_mode mode;
+    tn_recording rec;
+    bool busy;               /* the device may still be at work on the batch before */
+    unsigned valid[TN_ACTS]; /* bits 1 << side */
+    unsigned normed;         /* sides whose `in` holds the normed input of the FFN */
+    bool grouped;            /* the host has sorted the batch by expert */
+    int64_t head_first, head_rows;
+    float *logits; /* where the head goes */
+    tn_side_stats on_host, on_device;
+    uint64_t hops;
+    double join_wait_s;
+};
+
+/* ---- exec_join.c
+ * ------------------------------------------------------------------------------- */
+
+/* Does the host's work, or records it. */
+void tn_exec_host(tn_exec *x, tn_host_op op, int32_t arg);
+/* Notes in the recording that the caller may want to stop here. */
+void tn_exec_record_poll(tn_exec *x);
+/* Makes an activation valid on a side; notes that it was computed there, and is stale elsewhere. */
+void tn_exec_need(tn_exec *x, tn_act a, tn_side side);
+void tn_exec_wrote(tn_exec *x, tn_act a, tn_side side);
+/* Moves count elements of 4 bytes. The host's later work, or the device's, sees them. */
+void tn_exec_to_host(tn_exec *x, void *to, const void *from, int64_t count);
+void tn_exec_to_device(tn_exec *x, void *to, const void *from, int64_t count);
+/* Waits for the device; the sticky status. */
+tn_status tn_exec_sync(tn_exec *x);
+
+tn_status tn_exec_join_init(tn_exec *x, tn_error *err);
+void tn_exec_join_free(tn_exec *x);
+/* Chooses the mode of the batch that begins, and starts recording where that is due. */
+void tn_exec_choose_mode(tn_exec *x);
+/* Ends a recording that failed. */
+void tn_exec_abandon(tn_exec *x);
+/* Ends a recording with the token complete. */
+void tn_exec_recorded(tn_exec *x);
+/* Runs the recorded token. Whatever goes wrong, no side is left waiting. */
+void tn_exec_replay(tn_exec *x);
+
+#endif

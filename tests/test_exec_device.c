@@ -1,0 +1,514 @@
+/* Whole models with tensors on the device, on the emulated one unless --cuda is given: the logits
+ * are those of the host, wherever the tensors are. */
+#include "golden.h"
+
+#include "../engine/engine.h"
+#include "../engine/model.h"
+#include "../engine/sides.h"
+
+static const char *device = "emu";
+
+/* The case is skipped where there is no such device. */
+static bool have_device(void)
+{
+    tn_engine *e;
+    tn_error err = {0};
+    const tn_engine_options o = {.struct_size = sizeof o, .threads = 1, .device = device};
+    const tn_status s = tn_engine_new(&e, &o, &err);
+    if (s == TN_OK) tn_engine_free(e);
+    if (s == TN_EUNSUPPORTED)
+        tn_skipped = "no device";
+    else if (s)
+        FAIL("%s", err.msg);
+    return s == TN_OK;
+}
+
+static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
+                                    "llama3",     "mistral",   "mixtral",    "qwen2",
+                                    "qwen2-yarn", "qwen3",     "qwen3moe",   "gemma3"};
+enum { n_archs = sizeof archs / sizeof *archs, n_placements = 4 };
+
+/* ---- against the goldens -----------------------------------------------------------------------
+ */
+
+typedef struct golden {
+    char path[200];
+    int32_t *tokens, n, n_vocab;
+    float *logits; /* [n][n_vocab] */
+    double tolerance;
+} golden;
+
+static void golden_free(golden *g)
+{
+    free(g->tokens);
+    free(g->logits);
+    memset(g, 0, sizeof *g);
+}
+
+static bool golden_load(golden *g, const char *name)
+{
+    char path[200];
+    memset(g, 0, sizeof *g);
+    snprintf(g->path, sizeof g->path, "tests/data/arch/%s/model-f16.gguf", name);
+    snprintf(path, sizeof path, "tests/data/arch/%s/golden.json", name);
+    json_t *j = json_load_file(path, 0, NULL);
+    const json_t *s = json_array_get(json_object_get(j, "sequences"), 0);
+    g->tokens = json_ids(json_object_get(s, "tokens"), &g->n);
+    g->n_vocab = (int32_t)json_integer_value(json_array_get(json_object_get(s, "shape"), 1));
+    g->tolerance =
+        json_real_value(json_object_get(json_object_get(j, "tolerance"), "f32_activations"));
+    json_decref(j);
+    snprintf(path, sizeof path, "tests/data/arch/%s/logits.f32", name);
+    if (g->n > 0 && g->n_vocab > 0 && g->tolerance > 0 && g->tolerance < 1e-3)
+        g->logits = read_floats(path, (size_t)g->n * (size_t)g->n_vocab);
+    if (g->logits) return true;
+    FAIL("%s: the golden cannot be read", name);
+    golden_free(g);
+    return false;
+}
+
+/* Of a sequence, some tokens are evaluated for the logits of the last one only, and the last ones
+ * one by one, so that tokens are recorded and replayed. */
+enum { n_steps = 5, n_quiet = 12 };
+
+/* All but the last n_steps tokens. */
+static tn_status eval_prompt(tn_context *c, const golden *g, rows_sink *sink, tn_error *err)
+{
+    const int32_t loud = g->n - n_steps - n_quiet;
+    tn_status s = tn_context_eval_all(c, g->tokens, loud, 0, keep_rows, sink, err);
+    return s ? s : tn_context_eval(c, g->tokens + loud, n_quiet, err);
+}
+
+/* Logits of all tokens; of the quiet ones those expected. NULL after a failure. */
+static float *run_sequence(const golden *g, const run_options *o)
+{
+    run r;
+    const size_t row = (size_t)g->n_vocab;
+    if (!run_open(&r, g->path, o)) return NULL;
+    float *out = malloc((size_t)g->n * row * sizeof *out);
+    for (size_t i = 0; out && i < (size_t)g->n * row; i++)
+        out[i] = NAN; /* what is not written must not pass */
+    rows_sink sink = {out, g->n_vocab};
+    tn_error err = {0};
+    const int32_t loud = g->n - n_steps - n_quiet, batch = g->n - n_steps;
+    tn_status s = eval_prompt(r.ctx, g, &sink, &err);
+    keep_rows(&sink, loud, n_quiet - 1, g->logits + (size_t)loud * row);
+    if (!s) keep_rows(&sink, batch - 1, 1, tn_context_logits(r.ctx));
+    for (int32_t i = batch; i < g->n && !s; i++) {
+        s = tn_context_eval(r.ctx, g->tokens + i, 1, &err);
+        if (!s) keep_rows(&sink, i, 1, tn_context_logits(r.ctx));
+    }
+    run_close(&r);
+    if (!s) return out;
+    FAIL("%s: %s", g->path, err.msg);
+    free(out);
+    return NULL;
+}
+
+static void check_golden(const golden *g, const run_options *o, const char *how)
+{
+    const char *place = o->place ? o->place : "by default";
+    float *got = run_sequence(g, o);
+    if (!got) FAIL("%s, placed %s: no logits", how, place);
+    if (!got) return;
+    const distance d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance, "%s, %s, placed %s: a logit is off by %g (at most %g)",
+              g->path, how, place, d.max_abs, g->tolerance);
+    free(got);
+}
+
+static void check_whole(const char *name)
+{
+    golden g;
+    if (!golden_load(&g, name)) return;
+    run_options o = {.kv = TN_KV_F32, .device = device, .page_size = 16};
+    check_golden(&g, &o, "one batch");
+    o.n_batch = 7;
+    check_golden(&g, &o, "batches of 7");
+    golden_free(&g);
+}
+
+TEST(whole_models_on_the_device)
+{
+    if (!have_device()) return;
+    for (size_t i = 0; i < n_archs; i++)
+        check_whole(archs[i]);
+}
+
+/* ---- any mix of sides --------------------------------------------------------------------------
+ */
+
+/* A random rule for every kind of tensor of some layers; now and then the FFN, the experts or the
+ * head are split. */
+static void random_place(char *out, size_t cap, uint64_t *seed)
+{
+    static const char *const names[] = {"attn_q",       "attn_k",   "attn_v", "attn_output",
+                                        "ffn_gate_inp", "ffn_gate", "ffn_up", "ffn_down"};
+    size_t n = 0;
+    out[0] = 0;
+    for (int layer = 0; layer < 8; layer++) {
+        const int style = (int)(test_rand(seed) % 4);
+        if (style < 2) /* a split FFN */
+            n += (size_t)snprintf(out + n, cap - n,
+                                  "blk.%d.ffn_(gate|up|down)(_exps)?.weight=split:%.2f,", layer,
+                                  0.05 + 0.9 * (double)(test_rand(seed) % 100) / 100);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            if (style == 3 && i > 4) { /* the FFN on one side */
+                n += (size_t)snprintf(out + n, cap - n, "blk.%d.ffn=%s,", layer,
+                                      test_rand(seed) % 2 ? "host" : "device");
+                break;
+            }
+            n += (size_t)snprintf(out + n, cap - n, "blk.%d.%s[._]=%s,", layer, names[i],
+                                  test_rand(seed) % 2 ? "host" : "device");
+        }
+    }
+    const int head = (int)(test_rand(seed) % 3);
+    snprintf(out + n, cap - n, "^output.weight=%s,token_embd=%s",
+             head == 2 ? "split:0.4"
+             : head    ? "host"
+                       : "device",
+             test_rand(seed) % 3 == 0 ? "split:0.7"
+             : test_rand(seed) % 2    ? "host"
+                                      : "device");
+}
+
+/* What the placements of a test have in them. */
+typedef struct seen {
+    int split_ffns, split_heads, mixed_attention, mixed_ffns, uneven;
+} seen;
+
+static void look(const char *path, const run_options *o, seen *s)
+{
+    run r;
+    if (!run_open(&r, path, o)) return;
+    const tn_model *m = r.model;
+    for (int32_t l = 0; l < m->hp.n_layers; l++) {
+        const tn_dweight *gate = &m->on_device.layers[l].ffn_gate;
+        const tn_sides p = tn_sides_of(&m->layers[l], &m->on_device.layers[l]);
+        s->mixed_attention += p.attn == TN_MIXED;
+        s->mixed_ffns += p.ffn == TN_MIXED;
+        if (p.ffn != TN_ON_BOTH) continue;
+        CHECK(gate->rows > 0 && gate->rows < m->layers[l].ffn_gate.rows);
+        s->split_ffns++;
+        s->uneven += m->layers[l].ffn_gate.rows % o->granule != 0;
+    }
+    const tn_dweight *head = &m->on_device.output;
+    s->split_heads += tn_is_split(&m->output, head) && head->rows < m->output.rows;
+    run_close(&r);
+}
+
+static void check_placements(const char *name, int n, uint64_t seed, seen *what)
+{
+    golden g;
+    char place[4000];
+    if (!golden_load(&g, name)) return;
+    CHECK(g.n > 3 * 16); /* so many pages */
+    for (int i = 0; i < n; i++) {
+        random_place(place, sizeof place, &seed);
+        run_options o = {.kv = TN_KV_F32,
+                         .device = device,
+                         .page_size = 16,
+                         .granule = i % 3 ? 16 : 80,
+                         .place = place};
+        look(g.path, &o, what);
+        o.n_batch = i % 2 ? 5 : 0;
+        check_golden(&g, &o, i % 2 ? "batches of 5" : "one batch");
+    }
+    golden_free(&g);
+}
+
+TEST(random_placements)
+{
+    if (!have_device()) return;
+    seen what = {0};
+    for (size_t i = 0; i < n_archs; i++)
+        check_placements(archs[i], n_placements, 1000 + i, &what);
+    CHECK(what.split_ffns > 20 && what.split_heads > 5 && what.uneven > 2);
+    CHECK(what.mixed_attention > 20 && what.mixed_ffns > 20);
+}
+
+/* The same placement gives the same bits, and other threads do not change them. */
+TEST(the_same_placement_gives_the_same_bits)
+{
+    golden g;
+    if (!have_device() || !golden_load(&g, "qwen3")) return;
+    run_options o = {.kv = TN_KV_F16, .device = device, .page_size = 16, .granule = 16};
+    o.place = "ffn_=split:0.4,blk.1.attn=host,output=split:0.5";
+    float *a = run_sequence(&g, &o), *b = run_sequence(&g, &o);
+    o.threads = 3;
+    float *c = run_sequence(&g, &o);
+    const size_t bytes = (size_t)g.n * (size_t)g.n_vocab * sizeof *a;
+    CHECK(a && b && c && memcmp(a, b, bytes) == 0 && memcmp(a, c, bytes) == 0);
+    free(a);
+    free(b);
+    free(c);
+    golden_free(&g);
+}
+
+/* ---- quantised weights -------------------------------------------------------------------------
+ */
+
+typedef struct quantised {
+    golden g;            /* logits: dequantised weights, float32 activations */
+    double rms, max_abs; /* distance of llama.cpp's logits from them */
+} quantised;
+
+static bool quantised_load(quantised *q, const char *type)
+{
+    memset(q, 0, sizeof *q);
+    json_t *j = json_load_file("tests/data/quant/logits.json", 0, NULL);
+    const json_t *t = json_object_get(json_object_get(j, "types"), type);
+    q->g.tokens = json_ids(json_object_get(j, "tokens"), &q->g.n);
+    q->g.n_vocab = (int32_t)json_integer_value(json_object_get(j, "n_vocab"));
+    q->rms = json_real_value(json_object_get(t, "rms"));
+    q->max_abs = json_real_value(json_object_get(t, "max_abs"));
+    json_decref(j);
+    snprintf(q->g.path, sizeof q->g.path, "tests/data/quant/%s.exact_logits.f32", type);
+    if (q->g.n > 0 && q->g.n_vocab > 0 && q->rms > 0)
+        q->g.logits = read_floats(q->g.path, (size_t)q->g.n * (size_t)q->g.n_vocab);
+    snprintf(q->g.path, sizeof q->g.path, "tests/data/quant/%s.gguf", type);
+    if (q->g.logits) return true;
+    FAIL("%s: the golden cannot be read", type);
+    golden_free(&q->g);
+    return false;
+}
+
+/* No farther from the exact logits than llama.cpp, which rounds activations too. */
+static void check_quantised(const char *type, const run_options *o, const char *how)
+{
+    quantised q;
+    if (!quantised_load(&q, type)) return;
+    float *got = run_sequence(&q.g, o);
+    if (got) {
+        const distance d = compare(got, q.g.logits, (size_t)q.g.n * (size_t)q.g.n_vocab);
+        const double max_abs = o->exact ? 1e-3 : 2 * q.max_abs, rms = o->exact ? 1e-3 : q.rms;
+        CHECK_MSG(d.max_abs <= max_abs && d.rms <= rms,
+                  "%s, %s: off by %g (at most %g), rms %g (%g)", type, how, d.max_abs, max_abs,
+                  d.rms, rms);
+    }
+    free(got);
+    golden_free(&q.g);
+}
+
+TEST(quantised_weights)
+{
+    static const char *const types[] = {"Q4_0",   "Q4_1",   "Q5_0",   "Q5_1", "Q8_0", "Q2_K",
+                                        "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "BF16"};
+    if (!have_device()) return;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        run_options o = {.kv = TN_KV_F32, .device = device, .page_size = 16};
+        check_quantised(types[i], &o, "on the device");
+        o.granule = 16;
+        o.place = "ffn_=split:0.5,output=split:0.3,attn_v=host";
+        check_quantised(types[i], &o, "split");
+        o.load = TN_LOAD_MAP;
+        check_quantised(types[i], &o, "split, mapped");
+    }
+    const run_options exact = {.kv = TN_KV_F32, .device = device, .exact = true};
+    check_quantised("Q4_K_S", &exact, "exact");
+}
+
+/* ---- memory and faults -------------------------------------------------------------------------
+ */
+
+static const char *const fault_model = "tests/data/arch/qwen2/model-f16.gguf";
+static const char *const fault_place = "ffn_=split:0.4,blk.0.attn_v=host,output=split:0.5";
+
+static tn_device_memory device_memory(const tn_engine *e)
+{
+    tn_device_memory m = {0};
+    CHECK_INT(e->device->api->memory(e->device, &m, NULL), TN_OK);
+    return m;
+}
+
+static tn_engine *new_engine(size_t limit)
+{
+    tn_engine *e = NULL;
+    tn_error err = {0};
+    const tn_engine_options o = {
+        .struct_size = sizeof o, .threads = 2, .device = device, .vram_limit = limit};
+    if (tn_engine_new(&e, &o, &err)) FAIL("%s", err.msg);
+    return e;
+}
+
+/* Opens the model, evaluates a prompt and four tokens, closes everything. */
+static tn_status whole_life(tn_engine *e, const char *place, tn_cancel_fn cancel, void *user,
+                            tn_error *err)
+{
+    static const int32_t tokens[] = {5, 17, 33, 2, 91, 40, 8, 12, 77, 54, 3, 29, 61, 7};
+    const tn_model_options mo = {.struct_size = sizeof mo, .place = &place, .n_place = place != NULL, .granule = 16};
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = 64,
+                                   .n_batch = 10,
+                                   .page_size = 16,
+                                   .cancel = cancel,
+                                   .user = user};
+    tn_model *m = NULL;
+    tn_context *c = NULL;
+    tn_status s = tn_model_open(&m, e, fault_model, &mo, err);
+    if (!s) s = tn_context_new(&c, m, &co, err);
+    if (!s) s = tn_context_eval(c, tokens, 10, err);
+    for (int i = 10; i < 14 && !s; i++)
+        s = tn_context_eval(c, tokens + i, 1, err);
+    tn_context_free(c);
+    tn_model_close(m);
+    return s;
+}
+
+/* Every call of a kind fails once; returns how many there are. */
+static int check_faults(tn_device_fault kind, const char *place)
+{
+    tn_engine *e = new_engine(0);
+    if (!e) return 0;
+    int k = 0;
+    tn_status s;
+    do {
+        tn_error err = {0};
+        e->device->api->fail_at(e->device, kind, (uint64_t)++k);
+        s = whole_life(e, place, NULL, NULL, &err);
+        CHECK_MSG(!s || s == TN_EDEVICE, "fault %d of kind %d: %d (%s)", k, (int)kind, s, err.msg);
+        CHECK(!s || strlen(err.msg) > 10);
+        const tn_device_memory m = device_memory(e);
+        CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes,
+                  "fault %d of kind %d: %zu allocations, %zu bytes, %zu pinned are left", k,
+                  (int)kind, m.allocations, m.used_bytes, m.pinned_bytes);
+    } while (s && k < 2000 && !tn_failures);
+    tn_engine_free(e);
+    return k;
+}
+
+TEST(faults_end_in_an_error_and_leave_nothing)
+{
+    if (!have_device()) return;
+    CHECK(check_faults(TN_FAULT_ALLOC, fault_place) > 10);
+    CHECK(check_faults(TN_FAULT_COPY, fault_place) > 40);
+    CHECK(check_faults(TN_FAULT_LAUNCH, fault_place) > 60);
+    CHECK(check_faults(TN_FAULT_LAUNCH, NULL) > 40);
+    run r;
+    const run_options host = {.threads = 2};
+    if (run_open(&r, fault_model, &host)) run_close(&r);
+}
+
+TEST(too_little_memory_is_said_before_anything_is_uploaded)
+{
+    if (!have_device()) return;
+    tn_engine *e = new_engine(100 << 10);
+    REQUIRE(e);
+    tn_error err = {0};
+    tn_model *m = NULL;
+    const uint64_t copies = e->device->api->fail_at(e->device, TN_FAULT_COPY, 0);
+    CHECK_INT(tn_model_open(&m, e, fault_model, NULL, &err), TN_EDEVICE);
+    CHECK(m == NULL && strstr(err.msg, "MiB missing"));
+    CHECK_INT(e->device->api->fail_at(e->device, TN_FAULT_COPY, 0), copies);
+    CHECK_INT(device_memory(e).used_bytes, 0);
+    tn_engine_free(e);
+}
+
+/* ---- canceling at every hand-over --------------------------------------------------------------
+ */
+
+typedef struct canceler {
+    int calls, at;
+} canceler;
+
+static bool cancel_at(void *user)
+{
+    canceler *c = user;
+    return ++c->calls == c->at;
+}
+
+/* Cancels the third token at each of its polls; afterwards the context goes on as if nothing had
+ * happened. */
+TEST(canceled_at_every_join)
+{
+    golden g;
+    run r;
+    tn_error err = {0};
+    if (!have_device() || !golden_load(&g, "qwen3")) return;
+    const run_options o = {.kv = TN_KV_F32,
+                           .device = device,
+                           .page_size = 16,
+                           .granule = 16,
+                           .place = "ffn_=split:0.4,blk.1.attn_q=host,output=split:0.5"};
+    float *want = run_sequence(&g, &o);
+    canceler c = {0, 0};
+    if (!run_open(&r, g.path, &o)) return;
+    tn_context_free(r.ctx);
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .kv = TN_KV_F32,
+                                   .page_size = 16,
+                                   .cancel = cancel_at,
+                                   .user = &c};
+    CHECK_INT(tn_context_new(&r.ctx, r.model, &co, &err), TN_OK);
+    int canceled = 0;
+    float *rows = malloc((size_t)g.n * (size_t)g.n_vocab * sizeof *rows);
+    rows_sink sink = {rows, g.n_vocab};
+    tn_status s = eval_prompt(r.ctx, &g, &sink, &err);
+    for (int32_t i = g.n - n_steps; i < g.n && !s && want; i++) {
+        do {
+            c = (canceler){0, c.at + 1};
+            s = tn_context_eval(r.ctx, g.tokens + i, 1, &err);
+            canceled += s == TN_ECANCELED;
+            CHECK_INT(tn_context_length(r.ctx), i + (s == TN_OK));
+        } while (s == TN_ECANCELED);
+        c.at = 0;
+        CHECK_MSG(s == TN_OK, "%s", err.msg);
+        const distance d = compare(tn_context_logits(r.ctx), want + (size_t)i * (size_t)g.n_vocab,
+                                   (size_t)g.n_vocab);
+        CHECK_MSG(d.max_abs == 0, "token %d after cancels: off by %g", i, d.max_abs);
+    }
+    CHECK(canceled > 5 * 2 * 3);
+    free(rows);
+    free(want);
+    run_close(&r);
+    golden_free(&g);
+}
+
+TEST(statistics_tell_the_sides_apart)
+{
+    golden g;
+    run r;
+    if (!have_device() || !golden_load(&g, "llama")) return;
+    tn_stats s = {.struct_size = sizeof s};
+    run_options o = {.kv = TN_KV_F32, .device = device, .page_size = 16, .granule = 16};
+    if (run_open(&r, g.path, &o)) {
+        const tn_hparams *hp = &r.model->hp;
+        CHECK_STR(tn_engine_devices(r.engine), strcmp(device, "emu") == 0 ? "emu" : "cuda");
+        CHECK_INT(tn_context_eval(r.ctx, g.tokens, 10, NULL), TN_OK);
+        tn_context_stats_reset(r.ctx);
+        for (int i = 10; i < 13; i++)
+            CHECK_INT(tn_context_eval(r.ctx, g.tokens + i, 1, NULL), TN_OK);
+        CHECK_INT(tn_context_stats(r.ctx, &s, NULL), TN_OK);
+        tn_model_info info = {.struct_size = sizeof info};
+        CHECK_INT(tn_model_get_info(r.model, &info, NULL), TN_OK);
+        CHECK_INT(s.host.weight_bytes, 0);
+        CHECK(s.device.weight_bytes > 3 * info.token_bytes * 95 / 100 &&
+              s.device.weight_bytes <= 3 * info.token_bytes);
+        CHECK_INT(s.device.kv_bytes, (uint64_t)(11 + 12 + 13) * (uint64_t)hp->n_layers *
+                                         (uint64_t)hp->n_head_kv *
+                                         (uint64_t)(hp->head_dim_k + hp->head_dim_v) * 4);
+        CHECK(s.device.seconds > 0 && s.hops == 0 && s.host.kv_bytes == 0);
+        run_close(&r);
+    }
+    o.place = "ffn_=split:0.5,.=device";
+    if (run_open(&r, g.path, &o)) {
+        CHECK_INT(tn_context_eval(r.ctx, g.tokens, 1, NULL), TN_OK);
+        CHECK_INT(tn_context_stats(r.ctx, &s, NULL), TN_OK);
+        /* the hidden vector to the host and its sum back, once a layer */
+        CHECK_INT(s.hops, 2 * r.model->hp.n_layers);
+        CHECK(s.host.weight_bytes > 0 && s.host.seconds > 0 && s.join_wait_s >= 0);
+        run_close(&r);
+    }
+    golden_free(&g);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
+        device = "cuda";
+        argv[1] = argv[0];
+        argv++;
+        argc--;
+    }
+    return tn_test_main(argc, argv);
+}
