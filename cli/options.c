@@ -30,7 +30,7 @@ const tn_command_info tn_commands[TN_CMD_COUNT] = {
      "run."},
     {"tokenize", "MODEL", "turn text into token ids",
      "Reads standard input (or -p, --file) and prints the ids of the whole text on one line. With "
-     "--jsonl each input line is a JSON string and each output line a JSON array of ids."},
+     "--json each input line is a JSON string and each output line a JSON array of ids."},
     {"logits", "MODEL", "write raw logits for given tokens",
      "Writes float32, little-endian, one row of the whole vocabulary per token, to --out."},
     {"perplexity", "MODEL", "measure how well a model predicts a text",
@@ -80,10 +80,9 @@ const tn_option tn_options[] = {
      "when the context is full drop the oldest turns"},
     {0, "no-history", NULL, TN_OPT_FLAG, F(no_history), 0, 0, C(CHAT), "keep no history file"},
     {0, "json", NULL, TN_OPT_FLAG, F(json), 0, 0,
-     C(RUN) | C(INSPECT) | C(PERPLEXITY) | C(PLAN),
-     "JSON output (run: one event a line)"},
-    {0, "jsonl", NULL, TN_OPT_FLAG, F(jsonl), 0, 0, C(TOKENIZE),
-     "JSON strings in, JSON arrays out"},
+     C(RUN) | C(INSPECT) | C(TOKENIZE) | C(PERPLEXITY) | C(PLAN),
+     "JSON output (run: one event a line; tokenize: each line in is a JSON string)"},
+    {0, "jsonl", NULL, TN_OPT_FLAG, F(json), 0, 0, C(TOKENIZE), NULL},
     {0, "add-special", NULL, TN_OPT_FLAG, F(add_special), 0, 0, C(TOKENIZE),
      "add bos and eos as the file asks for"},
     {0, "parse-special", NULL, TN_OPT_FLAG, F(parse_special), 0, 0, C(TOKENIZE) | C(RUN),
@@ -104,9 +103,11 @@ const tn_option tn_options[] = {
      "tokens evaluated at once, default 512"},
     {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE),
      "highest instruction set to use: scalar, avx2, ..."},
-    {0, "place", "REGEX=SIDE", TN_OPT_PLACE, F(places), 0, 0, C(PLAN),
+    {0, "device", "NAME", TN_OPT_TEXT, F(device), 0, 0, EVAL,
+     "device to use: cuda, cuda:1 (its number), or emu, an emulated one that is slow and for tests"},
+    {0, "place", "REGEX=SIDE", TN_OPT_PLACE, F(places), 0, 0, EVAL | C(PLAN),
      "tensors whose name matches go to SIDE: host, device or split:X; may be repeated"},
-    {0, "vram", "SIZE", TN_OPT_TEXT, F(vram), 0, 0, C(PLAN),
+    {0, "vram", "SIZE", TN_OPT_TEXT, F(vram), 0, 0, EVAL | C(PLAN),
      "device memory to use: 12G, 8000M; one a device, separated by commas"},
     {0, "ram", "SIZE", TN_OPT_TEXT, F(ram), 0, 0, C(PLAN), "host memory to use"},
     {0, "for", "REQUEST", TN_OPT_TEXT, F(request), 0, 0, C(PLAN),
@@ -158,6 +159,41 @@ static int read_number(const tn_settings *s, const tn_option *o, const char *val
     snprintf(want, sizeof want, "a%s from %.10g to %.10g",
              o->kind == TN_OPT_INT ? " whole number" : " number", o->min, o->max);
     return bad(s, o, value, want);
+}
+
+/* "12G", "8000M", "1T" or bytes; false if it is none of these. *end is what follows. */
+static bool read_size(const char *text, const char **end, uint64_t *bytes)
+{
+    static const char units[] = "KMGT";
+    char *after;
+    if ((*text < '0' || *text > '9') && *text != '.') return false;
+    double v = strtod(text, &after);
+    const char *unit = *after ? strchr(units, *after & ~0x20) : NULL;
+    if (unit && *after >= 'A') {
+        for (const char *u = units; u <= unit; u++)
+            v *= 1024;
+        after++;
+        if (*after == 'i') after++;
+        if (*after == 'B') after++;
+    }
+    *end = after;
+    *bytes = (uint64_t)v;
+    return v >= 0 && v < 1e15;
+}
+
+int tn_options_sizes(const char *option, const char *text, uint64_t *bytes, size_t n)
+{
+    size_t i = 0;
+    const char *s = text;
+    for (; s && i < n; i++) {
+        if (!read_size(s, &s, &bytes[i]) || (*s && *s != ',')) break;
+        if (bytes[i] == 0) bytes[i] = UINT64_MAX; /* "0" is nothing at all, not the default */
+        if (!*s) return TN_EXIT_OK;
+        s++;
+    }
+    tn_say("option --%s: '%s' is no size such as 12G or 8000M%s", option, text,
+           n > 1 ? ", or several separated by commas" : "");
+    return TN_EXIT_USAGE;
 }
 
 static int read_place(tn_settings *s, const tn_option *o, const char *value)

@@ -44,13 +44,13 @@ typedef struct tn_bias_option {
 typedef struct tn_settings {
     tn_command command;
     const char *model, *prompt, *file, *system, *format, *isa, *tokens, *out, *generate;
-    const char *hardware, *plan, *vram, *ram, *request, *svg;
+    const char *device, *hardware, *plan, *vram, *ram, *request, *svg;
     int32_t predict, ctx, batch, threads, top_k, repeat_last_n;
     int32_t kv, load; /* number of the choice */
     uint64_t seed;
     bool has_seed;
     float temp, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
-    bool raw, json, jsonl, shift, no_history, add_special, parse_special, exact, kl, verbose;
+    bool raw, json, shift, no_history, add_special, parse_special, exact, kl, verbose;
     bool help, version;
     const char *stops[TN_MAX_REPEATS];
     size_t n_stops;
@@ -99,6 +99,10 @@ int tn_options_read(tn_settings *s, int argc, char **argv);
 bool tn_is_sampling(const tn_option *o);
 /* Changes a sampling parameter by its option's name. TN_EXIT_USAGE after saying why not. */
 int tn_options_set(tn_settings *s, const char *name, const char *value);
+
+/* Sizes such as "12G" or "8000M", separated by commas, into bytes[n]; what is not given stays as it
+ * is, 0 becomes UINT64_MAX. TN_EXIT_USAGE after saying why not. */
+int tn_options_sizes(const char *option, const char *text, uint64_t *bytes, size_t n);
 
 /* help.c. Help of one command, or of the program with command == TN_CMD_COUNT. */
 void tn_help_print(FILE *out, tn_command command);

@@ -12,41 +12,6 @@ enum { bar_width = 40 };
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-/* "12G", "8000M", "1T" or bytes; false if it is none of these. *end is what follows. */
-static bool read_size(const char *text, const char **end, uint64_t *bytes)
-{
-    static const char units[] = "KMGT";
-    char *after;
-    if ((*text < '0' || *text > '9') && *text != '.') return false;
-    double v = strtod(text, &after);
-    const char *unit = *after ? strchr(units, *after & ~0x20) : NULL;
-    if (unit && *after >= 'A') {
-        for (const char *u = units; u <= unit; u++)
-            v *= 1024;
-        after++;
-        if (*after == 'i') after++;
-        if (*after == 'B') after++;
-    }
-    *end = after;
-    *bytes = (uint64_t)v;
-    return v >= 0 && v < 1e15;
-}
-
-static int read_sizes(const char *option, const char *text, uint64_t *bytes, size_t n)
-{
-    size_t i = 0;
-    const char *s = text;
-    for (; s && i < n; i++) {
-        if (!read_size(s, &s, &bytes[i]) || (*s && *s != ',')) break;
-        if (bytes[i] == 0) bytes[i] = UINT64_MAX; /* "0" is nothing at all, not the default */
-        if (!*s) return TN_EXIT_OK;
-        s++;
-    }
-    tn_say("option --%s: '%s' is no size such as 12G or 8000M%s", option, text,
-           n > 1 ? ", or several separated by commas" : "");
-    return TN_EXIT_USAGE;
-}
-
 static int read_options(tn_placement_options *o, const tn_settings *set)
 {
     *o = (tn_placement_options){.struct_size = sizeof *o,
@@ -60,8 +25,8 @@ static int read_options(tn_placement_options *o, const tn_settings *set)
                                 .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                 .kv = tn_settings_kv(set, TN_KV_F16)};
     int code = TN_EXIT_OK;
-    if (set->vram) code = read_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);
-    if (!code && set->ram) code = read_sizes("ram", set->ram, &o->ram, 1);
+    if (set->vram) code = tn_options_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);
+    if (!code && set->ram) code = tn_options_sizes("ram", set->ram, &o->ram, 1);
     return code;
 }
 

@@ -46,6 +46,8 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
         .load = (tn_load_mode)set->load,
         .vocab_only = vocab_only,
         .exact = exact,
+        .place = set->places,
+        .n_place = vocab_only ? 0 : set->n_places,
         .progress = tn_progress_draw,
         .cancel = tn_signal_cancel,
         .user = &s->loading,
@@ -55,10 +57,30 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
 }
 
+/* The device's memory to use, 0 = all of it. */
+static int read_device(const tn_settings *set, uint64_t *vram)
+{
+    *vram = 0;
+    if (!set->device && (set->n_places || set->vram)) {
+        tn_say("option --%s: there is no device; name one with --device",
+               set->n_places ? "place" : "vram");
+        return TN_EXIT_USAGE;
+    }
+    const int code = set->vram ? tn_options_sizes("vram", set->vram, vram, 1) : TN_EXIT_OK;
+    if (!code && *vram > SIZE_MAX / 2) {
+        tn_say("option --vram: without device memory there is nothing for --device to do");
+        return TN_EXIT_USAGE;
+    }
+    return code;
+}
+
 int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
 {
     tn_error err = {0};
+    uint64_t vram = 0;
+    const int usage = vocab_only ? TN_EXIT_OK : read_device(set, &vram);
     memset(s, 0, sizeof *s);
+    if (usage) return usage;
     const tn_engine_options opt = {
         .struct_size = sizeof opt,
         .threads = vocab_only                 ? 1
@@ -67,6 +89,8 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
         .isa = set->isa,
         .log = show_log,
         .log_user = (void *)(uintptr_t)&set->verbose,
+        .device = vocab_only ? NULL : set->device,
+        .vram_limit = (size_t)vram,
     };
     tn_status status = tn_engine_new(&s->engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);

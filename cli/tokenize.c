@@ -18,15 +18,15 @@ static int print_ids(const tn_session *s, const tn_settings *set, const char *te
     size_t n;
     const int code = tn_session_tokenize(s, text, len, flags_of(set), &ids, &n);
     if (code) return code;
-    const char *between = set->jsonl ? ", " : " ";
-    if (set->jsonl) tn_out("[", 1);
+    const char *between = set->json ? ", " : " ";
+    if (set->json) tn_out("[", 1);
     for (size_t i = 0; i < n; i++) {
         char number[16];
         const int k = snprintf(number, sizeof number, "%s%d", i ? between : "", (int)ids[i]);
         if (!tn_out(number, (size_t)k)) break;
     }
     free(ids);
-    tn_outf(set->jsonl ? "]\n" : "\n");
+    tn_outf(set->json ? "]\n" : "\n");
     return tn_signal_pending() ? TN_EXIT_SIGNAL + tn_signal_pending() : TN_EXIT_OK;
 }
 
@@ -66,7 +66,7 @@ int tn_cmd_tokenize(const tn_settings *set)
     size_t len = 0;
     int code = tn_prompt_read(set, false, &text, &len);
     if (!code) code = tn_session_open(&s, set, true);
-    if (!code) code = set->jsonl ? json_lines(&s, set, text, len) : print_ids(&s, set, text, len);
+    if (!code) code = set->json ? json_lines(&s, set, text, len) : print_ids(&s, set, text, len);
     free(text);
     tn_session_close(&s);
     return code;

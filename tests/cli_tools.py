@@ -6,7 +6,7 @@ import math
 import os
 import re
 
-from cli_lib import case, check, equal, golden, inspect
+from cli_lib import Skip, case, check, equal, golden, inspect
 
 
 @case
@@ -46,11 +46,11 @@ def tokenize_gives_the_reference_ids(t):
         equal([int(i) for i in ids.split()], x["tokens"], f"ids of {x['text']!r}")
         check(ids.endswith(b"\n") and ids.count(b"\n") == 1, f"not one line: {ids!r}")
     lines = "".join(json.dumps(x["text"]) + "\n" for x in tests).encode()
-    out = t.ok("tokenize", t.model, "--parse-special", "--jsonl", stdin=lines)
+    out = t.ok("tokenize", t.model, "--parse-special", "--json", stdin=lines)
     equal(
         [json.loads(line) for line in out.splitlines()],
         [x["tokens"] for x in tests],
-        "ids of --jsonl",
+        "ids of --json",
     )
 
 
@@ -144,3 +144,57 @@ def perplexity_of_logits(t):
     )
     check(abs(j["perplexity"] - got) < 1e-3 and 0 <= abs(j["kl"]) < 1e-4, f"{j}")
     t.fails(64, "perplexity", t.model, "--file", path, "--ctx", "100000", words=("--ctx",))
+
+
+def on_device(t, *args, **kw):
+    """The command's output with an emulated device; skips the case where there is none."""
+    code, out, err = t.run(*args, "--device", "emu", **kw)
+    if code == 65 and (b"libtenon-emu" in err or b"knows no devices" in err):
+        raise Skip("built without the emulated device")
+    equal(code, 0, f"exit code of {args}: {err!r}")
+    return out, err
+
+
+@case
+def tensors_go_where_place_says(t):
+    ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
+    logits = ("logits", t.model, "--tokens", ids, "--out", "-")
+    want = array.array("f", t.ok(*logits))
+    for place in (
+        (),
+        ("--place", ".*=device"),
+        ("--place", ".*=host"),
+        ("--place", "ffn_=host"),
+        ("--place", "ffn_up=host,attn_v=host", "--place", "output=host", "--vram", "1G"),
+    ):
+        got = array.array("f", on_device(t, *logits, *place)[0])
+        equal(len(got), len(want), f"number of logits with {place}")
+        worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
+        check(worst <= 1e-4, f"{place}: largest difference {worst}")
+    run = ("run", t.model, "-p", "Once upon a time", "-n", "12", "--temp", "0", "--kv", "f32")
+    equal(on_device(t, *run)[0], t.ok(*run), "text of run")
+    path = t.file("place.txt", b"Once upon a time there was a king who had a daughter. " * 12)
+    perplexity = ("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--json")
+    a, b = json.loads(on_device(t, *perplexity)[0]), json.loads(t.ok(*perplexity))
+    check(abs(a["perplexity"] - b["perplexity"]) < 1e-3, f"perplexity: {a}, on the host {b}")
+    chat = ("chat", t.model, "--template", "chatml", "--temp", "0", "-n", "8", "--kv", "f32")
+    equal(
+        on_device(t, *chat, "--place", "ffn_=host", stdin=b"hello\n")[0],
+        t.ok(*chat, stdin=b"hello\n"),
+        "answer of chat",
+    )
+
+
+@case
+def wrong_places_and_devices_are_said(t):
+    logits = ("logits", t.model, "--tokens", "1,2", "--out", "-")
+    _, err = on_device(t, *logits, "--place", "blk.9.nothing=host")
+    check(b"no tensor matches 'blk.9.nothing'" in err, f"stderr {err!r}")
+    device = (*logits, "--device", "emu")
+    t.fails(71, *device, "--vram", "100K", words=("MiB missing",))
+    t.fails(64, *device, "--vram", "lots", words=("--vram", "lots"))
+    t.fails(64, *device, "--vram", "0", words=("--vram",))
+    t.fails(64, *device, "--place", "ffn_=gpu", words=("ffn_=gpu",))
+    t.fails(64, *logits, "--device", "abacus", words=("abacus",))
+    t.fails(64, *logits, "--place", ".*=host", words=("--place", "--device"))
+    t.fails(64, *logits, "--vram", "1G", words=("--vram", "--device"))

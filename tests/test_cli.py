@@ -84,7 +84,7 @@ def help_names_every_option_once(t):
         "--template",
     ):
         equal(len(re.findall(rf"(?m)^ .*{name} ", out)), 1, f"lines of {name}")
-    check("--jsonl" not in out, "run --help shows an option of tokenize")
+    check("--add-special" not in out, "run --help shows an option of tokenize")
     names = set()
     for command in ("chat", "run", "inspect", "tokenize", "logits", "perplexity", "plan"):
         check(command in t.ok("--help").decode(), f"--help lacks {command}")
