@@ -234,7 +234,7 @@ test-models: ## tests on the real models, which are fetched first
 	@$(PYTHON) python/fetch_models.py smollm2-135m gemma3-270m
 	@+$(SUBMAKE) run-test-models
 
-run-test-models: $(MODELTESTS) $(BIN)tenon $(BIN)tenon-bench
+run-test-models: $(MODELTESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench
 	@sh tests/run.sh $(BIN)tenon $(MODELTESTS) $(wildcard tests/modeltest_*.py)
 
 asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer

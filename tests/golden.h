@@ -80,6 +80,21 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     return false;
 }
 
+/* The case is skipped where there is no such device. */
+__attribute__((unused)) static bool have_device(const char *device)
+{
+    tn_engine *e;
+    tn_error err = {0};
+    const tn_engine_options o = {.struct_size = sizeof o, .threads = 1, .device = device};
+    const tn_status s = tn_engine_new(&e, &o, &err);
+    if (s == TN_OK) tn_engine_free(e);
+    if (s == TN_EUNSUPPORTED)
+        tn_skipped = "no device";
+    else if (s)
+        FAIL("%s", err.msg);
+    return s == TN_OK;
+}
+
 __attribute__((unused)) static int32_t run_vocab(const run *r)
 {
     tn_model_info info = {.struct_size = sizeof info};
