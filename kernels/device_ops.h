@@ -98,7 +98,8 @@ typedef struct tn_dmatvec {
 } tn_dmatvec;
 typedef tn_status (*tn_device_matvec_fn)(tn_stream *s, const tn_dmatvec *a);
 
-/* The same product for many vectors, by cuBLAS: no experts, no `up`, any n >= 1; always reads x.f.
+/* The same product for many vectors, by cuBLAS: no experts, no `up`, n <= 65535; always reads x.f.
+ * One thread at a time per device, unlike the other ops: they share one cuBLAS handle.
  * Quantised weights are dequantised to float16, x is rounded to float16 (under a common power of
  * two where it would overflow) and sums are float32; F32, F16 and BF16 weights are multiplied in
  * float32 with TF32 off. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so

@@ -348,6 +348,7 @@ static void check_best(int64_t n, int64_t cols, int32_t k, bool coarse, uint64_t
     for (int64_t i = 0; coarse && i < n * stride; i += 3)
         x[i] = x[i] == 0 ? -0.0f : x[i];
     if (cols > 9 && !coarse) x[7] = NAN;
+    if (cols > 1100) x[cols - 1] = x[1029] = x[700] = 50; /* the lower index wins */
     float *d = device_floats((size_t)(n * stride), x), *best = device_floats((size_t)n, NULL);
     int32_t *id = device_new((size_t)n * 4, NULL), *ids = device_new((size_t)(n * k) * 4, NULL);
     float *values = device_floats((size_t)(n * k), NULL);
@@ -385,6 +386,7 @@ TEST(argmax_and_top_k)
     check_best(1, 3000, 1024, false, &seed);
     check_best(2, 3000, 100, true, &seed);
     check_best(1, 2000, 500, true, &seed);
+    check_best(1, 300, 250, true, &seed); /* zeros of both signs among the chosen */
     float *x = device_floats(8, NULL), *v = device_floats(8, NULL);
     int32_t *id = device_new(32, NULL);
     CHECK_INT(ops->top_k(stream, x, 8, 1, 8, 9, id, v), TN_EARG);

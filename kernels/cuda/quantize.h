@@ -42,7 +42,6 @@ __device__ __forceinline__ void quantize4(int8_t *q, tn_dscale *scale, const flo
     for (int i = 0; i < 4; i++) {
         const float a = fabsf(v[i]);
         amax = a <= FLT_MAX ? fmaxf(amax, a) : INFINITY; /* a NaN must not be lost in a maximum */
-        if (!(a <= FLT_MAX)) break;
     }
     amax = group_max<4>(valid ? amax : 0);
     const bool finite = amax <= FLT_MAX;
