@@ -118,7 +118,9 @@ static void man(FILE *out)
         if (tn_options[i].help) man_option(out, &tn_options[i]);
     man_codes(out);
     fprintf(out, ".SH FILES\n.TP\n.I $XDG_STATE_HOME/tenon/history\n"
-                 "What was typed into tenon chat; ~/.local/state where the variable is not set.\n");
+                 "What was typed into tenon chat; ~/.local/state where the variable is not set.\n"
+                 ".TP\n.I $XDG_CACHE_HOME/tenon/hardware.json\n"
+                 "What tenon calibrate measured; ~/.cache where the variable is not set.\n");
     fprintf(out, ".SH ENVIRONMENT\n.B NO_COLOR\nturns colour off when not empty.\n");
 }
 

@@ -23,7 +23,7 @@ static int dispatch(const tn_settings *set)
         [TN_CMD_CHAT] = tn_cmd_chat,       [TN_CMD_RUN] = tn_cmd_run,
         [TN_CMD_INSPECT] = tn_cmd_inspect, [TN_CMD_TOKENIZE] = tn_cmd_tokenize,
         [TN_CMD_LOGITS] = tn_cmd_logits,   [TN_CMD_PERPLEXITY] = tn_cmd_perplexity,
-        [TN_CMD_PLAN] = tn_cmd_plan,
+        [TN_CMD_PLAN] = tn_cmd_plan,       [TN_CMD_CALIBRATE] = tn_cmd_calibrate,
     };
     if (set->help) {
         tn_help_print(stdout, set->command);

@@ -9,7 +9,9 @@
 #include <string.h>
 
 #define C(name) (1u << TN_CMD_##name)
-#define ALL (C(CHAT) | C(RUN) | C(INSPECT) | C(TOKENIZE) | C(LOGITS) | C(PERPLEXITY) | C(PLAN))
+#define ALL                                                                                        \
+    (C(CHAT) | C(RUN) | C(INSPECT) | C(TOKENIZE) | C(LOGITS) | C(PERPLEXITY) | C(PLAN) |           \
+     C(CALIBRATE))
 #define TALK (C(CHAT) | C(RUN))
 #define EVAL (TALK | C(LOGITS) | C(PERPLEXITY))
 #define F(field) offsetof(tn_settings, field)
@@ -39,8 +41,13 @@ const tn_command_info tn_commands[TN_CMD_COUNT] = {
     {"plan", "MODEL", "show where a model's tensors would go and how fast it would be",
      "Reads only the header. MODEL is a GGUF file, or SHAPE:TYPE for a shape tenon knows, such as "
      "llama-70b:q4_k_m. --hardware answers for a machine one does not own; without it the plan is "
-     "for this machine. --json prints everything, and --plan replays what it printed. --svg FILE (or "
+     "for this machine. --json prints everything, and --plan replays what it printed. --svg FILE "
+     "(or "
      "--out FILE) draws the picture."},
+    {"calibrate", "", "measure what this machine can do",
+     "Takes a second or two, prints the hardware profile as JSON (plan --hardware reads it) and "
+     "keeps "
+     "it in $XDG_CACHE_HOME/tenon, where plan finds it."},
 };
 
 const tn_option tn_options[] = {
@@ -55,7 +62,7 @@ const tn_option tn_options[] = {
     {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, BIG, EVAL | C(PLAN),
      "context in tokens (32k = 32,768), 0 = what the model was trained for (perplexity: chunk, "
      "default 512)"},
-    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL | C(PLAN),
+    {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL | C(PLAN) | C(CALIBRATE),
      "compute threads, 0 = physical cores"},
     {'s', "seed", "N", TN_OPT_SEED, F(seed), 0, 0, TALK, "seed of the sampler, default random"},
     {0, "temp", "X", TN_OPT_FLOAT, F(temp), 0, 1e6, TALK, "temperature, 0 = greedy"},
@@ -101,7 +108,7 @@ const tn_option tn_options[] = {
      "read into memory, or map the file (do not change it meanwhile)"},
     {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL | C(PLAN),
      "tokens evaluated at once, default 512"},
-    {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE),
+    {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE) | C(CALIBRATE),
      "highest instruction set to use: scalar, avx2, ..."},
     {0, "device", "NAME", TN_OPT_TEXT, F(device), 0, 0, EVAL,
      "device to use: cuda, cuda:1 (its number), or emu, an emulated one that is slow and for tests"},
@@ -373,7 +380,13 @@ int tn_options_read(tn_settings *s, int argc, char **argv)
                            : "name a command; 'tenon --help' lists them");
         return TN_EXIT_USAGE;
     }
-    if (!s->model) {
+    const bool wants_model = *tn_commands[s->command].args;
+    if (s->model && !wants_model) {
+        tn_say("'%s' is one argument too many: see 'tenon %s --help'", s->model,
+               tn_commands[s->command].name);
+        return TN_EXIT_USAGE;
+    }
+    if (!s->model && wants_model) {
         tn_say("name the model: 'tenon %s %s'", tn_commands[s->command].name,
                tn_commands[s->command].args);
         return TN_EXIT_USAGE;

@@ -29,6 +29,7 @@ typedef enum tn_command {
     TN_CMD_LOGITS,
     TN_CMD_PERPLEXITY,
     TN_CMD_PLAN,
+    TN_CMD_CALIBRATE,
     TN_CMD_COUNT
 } tn_command;
 

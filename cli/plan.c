@@ -285,7 +285,10 @@ int tn_cmd_plan(const tn_settings *set)
     tn_error err = {0};
     int code = read_options(&opt, set);
     if (code) return code;
+    char *cache_dir = tn_cache_dir();
+    opt.cache_dir = cache_dir;
     tn_status s = tn_placement_open(&p, set->model, &opt, &err);
+    free(cache_dir);
     if (s) return tn_session_fail(s, &err);
     tn_placement_info f = {.struct_size = sizeof f};
     s = tn_placement_get_info(p, &f, &err);

@@ -43,5 +43,10 @@ int tn_cmd_tokenize(const tn_settings *set);
 int tn_cmd_logits(const tn_settings *set);
 int tn_cmd_perplexity(const tn_settings *set);
 int tn_cmd_plan(const tn_settings *set);
+int tn_cmd_calibrate(const tn_settings *set);
+
+/* calibrate.c. Where the XDG base directory specification puts measurements, freed by the caller;
+ * NULL if there is no home. */
+char *tn_cache_dir(void);
 
 #endif

@@ -132,6 +132,8 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     pthread_mutex_init(&e->turn, NULL);
     tn_kernels_init(&e->kernels, mask);
     s = alloc_scratch(e, err);
+    if (!s && opt.cache_dir && !(e->cache_dir = tn_strndup(&a, opt.cache_dir, strlen(opt.cache_dir))))
+        s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
     if (!s) s = tn_pool_new(&e->pool, e->n_threads, &e->a, err);
     if (!s) s = open_device(e, opt.device, opt.vram_limit, err);
     if (s) {
@@ -147,6 +149,7 @@ void tn_engine_free(tn_engine *e)
     if (!e) return;
     const tn_allocator a = e->a;
     if (e->device) e->device->api->close(e->device);
+    tn_free(&a, e->cache_dir);
     tn_pool_free(e->pool);
     tn_blas_close(e->blas);
     for (int i = 0; e->scratch && i < e->n_threads; i++) tn_free(&a, e->scratch[i]);
@@ -160,12 +163,17 @@ int tn_engine_threads(const tn_engine *e)
     return e->n_threads;
 }
 
-const char *tn_engine_isa(const tn_engine *e)
+const char *tn_isa_name(unsigned mask)
 {
     const char *name = levels[0].name;
     for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
-        if ((levels[i].mask & e->kernels.isa) == levels[i].mask) name = levels[i].name;
+        if ((levels[i].mask & mask) == levels[i].mask) name = levels[i].name;
     return name;
+}
+
+const char *tn_engine_isa(const tn_engine *e)
+{
+    return tn_isa_name(e->kernels.isa);
 }
 
 const char *tn_engine_devices(const tn_engine *e)

@@ -20,6 +20,7 @@ struct tn_engine {
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
+    char *cache_dir; /* NULL = measurements are not kept */
     tn_log_fn log;
     void *log_user;
     _Atomic int n_models;
@@ -32,6 +33,8 @@ tn_status tn_engine_open_blas(tn_engine *e, tn_error *err);
 /* Copies a caller's options struct into a zeroed full-size one, honouring its struct_size.
  * Returns TN_EARG if struct_size is zero or not a plausible size. */
 tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what, tn_error *err);
+/* Name of the highest ISA level that a mask holds. */
+const char *tn_isa_name(unsigned mask);
 /* Seconds on a monotonic clock. */
 double tn_now(void);
 

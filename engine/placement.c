@@ -1,4 +1,5 @@
 /* The planner behind the public header: files in, a placement to look at out. */
+#include "calibrate.h"
 #include "engine.h"
 #include "hardware.h"
 #include "plan.h"
@@ -39,10 +40,15 @@ static tn_status read_file(const char *path, char **text, size_t *len, const tn_
                   : tn_fail(err, TN_EIO, -1, "%s: reading failed", path);
 }
 
-/* This machine as far as it is known without measuring: the generic rates with its own memory. */
-static void profile_here(tn_profile *p)
+/* This machine: as it was measured, or without that the generic rates with its own memory. */
+static void profile_here(tn_profile *p, const char *cache_dir, const tn_allocator *a)
 {
     tn_host_info host;
+    char key[TN_PROFILE_TEXT], *path = cache_dir ? tn_calibration_path(cache_dir, a) : NULL;
+    tn_calibration_key(tn_isa_name(tn_isa_detect()), key);
+    const bool measured = path && tn_calibration_read(p, path, key, a);
+    tn_free(a, path);
+    if (measured) return;
     tn_profile_generic(p);
     tn_host_info_get(&host);
     const uint64_t free_bytes = tn_host_memory_available();
@@ -61,12 +67,13 @@ static void list_profiles(char *out, size_t cap)
                                  tn_profile_shipped_name(i));
 }
 
-static tn_status find_profile(tn_profile *p, const char *name, const tn_allocator *a, tn_error *err)
+static tn_status find_profile(tn_profile *p, const char *name, const char *cache_dir,
+                              const tn_allocator *a, tn_error *err)
 {
     char *text, names[300];
     size_t len;
     if (!name) {
-        profile_here(p);
+        profile_here(p, cache_dir, a);
         return TN_OK;
     }
     if (tn_profile_shipped(p, name)) return TN_OK;
@@ -217,7 +224,7 @@ tn_status tn_placement_open(tn_placement **out, const char *path,
     tn_placement *p = tn_alloc(&a, 1, sizeof *p);
     if (!p) return tn_fail_nomem(err, sizeof *p, "the placement");
     p->a = a;
-    s = find_profile(&p->profile, opt.hardware, &p->a, err);
+    s = find_profile(&p->profile, opt.hardware, opt.cache_dir, &p->a, err);
     if (!s) s = read_shape(p, path, err);
     if (!s) s = plan(p, &opt, err);
     if (s) {
@@ -395,7 +402,7 @@ tn_status tn_hardware_json(const char *name, char **out, tn_error *err)
     *out = NULL;
     tn_profile *p = tn_alloc(&tn_default_allocator, 1, sizeof *p);
     if (!p) return tn_fail_nomem(err, sizeof *p, "the profile");
-    tn_status s = find_profile(p, name, &tn_default_allocator, err);
+    tn_status s = find_profile(p, name, NULL, &tn_default_allocator, err);
     if (!s) s = tn_profile_json(p, out, &tn_default_allocator, err);
     tn_free(&tn_default_allocator, p);
     return s;

@@ -78,6 +78,12 @@ TN_API const char *tn_engine_devices(const tn_engine *engine);
 /* Describes machine, build and engine as one JSON object. Caller frees with tn_string_free. */
 TN_API tn_status tn_env_json(const tn_engine *engine, char **out, tn_error *err);
 TN_API void tn_string_free(const tn_engine *engine, char *s);
+/* What this machine can do, as a profile for placement (JSON, see tn_hardware_json): read from
+ * cache_dir where it was measured before with the same hardware and build, unless `again`; otherwise
+ * measured with the engine's threads, in a second or two, and kept there. Every figure tells where it
+ * is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given). Freed with
+ * tn_string_free. */
+TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json, tn_error *err);
 
 /* ---- model ------------------------------------------------------------------------------------- */
 
@@ -395,6 +401,8 @@ typedef struct tn_placement_options {
     uint64_t ram;          /* bytes of host memory, 0 = what is free */
     bool fixed;            /* what is on a device stays there */
     tn_allocator allocator; /* all zero = malloc */
+    const char *cache_dir; /* where tn_engine_calibrate kept this machine's profile; NULL = nowhere. What
+                              was never measured is assumed, and the label says so. */
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such

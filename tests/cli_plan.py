@@ -109,3 +109,25 @@ def plan_reads_only_the_header(t):
     cut = t.file("header.gguf", whole[: len(whole) // 2])
     j = plan(t, cut)
     equal(j["model"]["layers"], 3, "layers")
+
+
+@case
+def calibrate_keeps_what_plan_uses(t):
+    cache = os.path.join(t.dir, "cache")
+    env = t.env(XDG_CACHE_HOME=cache)
+    before = t.ok("plan", t.model, env=env).decode()
+    check("assumed" in before, f"an unmeasured machine: {before[:300]!r}")
+    profile = json.loads(t.ok("calibrate", "-t", "1", env=env))
+    equal(profile["format"], "tenon-profile-1", "format")
+    equal(profile["host"]["threads"], 1, "threads")
+    path = os.path.join(cache, "tenon", "hardware.json")
+    with open(path, "rb") as f:
+        equal(json.load(f)["host"], profile["host"], "the kept profile")
+    after = t.ok("plan", t.model, env=env).decode()
+    check("machine: measured" in after, f"a measured machine: {after[:300]!r}")
+    t.ok("plan", t.model, "--hardware", path)
+    t.fails(64, "calibrate", t.model, env=env, words=("too many",))
+    blocked = t.env(XDG_CACHE_HOME=t.file("blocked", b""))
+    code, out, err = t.run("calibrate", "-t", "1", env=blocked)
+    equal(code, 0, "exit code without a cache")
+    check(json.loads(out) and b"not kept" in err, f"{err!r}")

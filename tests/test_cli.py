@@ -86,7 +86,7 @@ def help_names_every_option_once(t):
         equal(len(re.findall(rf"(?m)^ .*{name} ", out)), 1, f"lines of {name}")
     check("--add-special" not in out, "run --help shows an option of tokenize")
     names = set()
-    for command in ("chat", "run", "inspect", "tokenize", "logits", "perplexity", "plan"):
+    for command in ("chat", "run", "inspect", "tokenize", "logits", "perplexity", "plan", "calibrate"):
         check(command in t.ok("--help").decode(), f"--help lacks {command}")
         names |= set(re.findall(r"--([a-z-]+)", t.ok(command, "-h").decode().split("\n\n", 2)[2]))
     names -= {"help", "version"}

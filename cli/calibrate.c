@@ -1,0 +1,60 @@
+/* tenon calibrate: measures this machine and keeps the result where plan finds it. */
+#include "session.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+char *tn_cache_dir(void)
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char *path;
+    int n = -1;
+    if (cache && *cache == '/')
+        n = asprintf(&path, "%s/tenon", cache);
+    else if (home && *home == '/')
+        n = asprintf(&path, "%s/.cache/tenon", home);
+    return n < 0 ? NULL : path;
+}
+
+/* Makes the cache directory; NULL if that is not possible: then the profile is only printed. */
+static char *make_cache_dir(void)
+{
+    char *dir = tn_cache_dir();
+    bool made = dir != NULL;
+    for (char *s = dir; made && *s; s++) {
+        if (s == dir || (*s != '/' && s[1])) continue;
+        const char end = *s;
+        if (end == '/') *s = 0; /* a parent; otherwise the last folder itself */
+        made = mkdir(dir, 0700) == 0 || errno == EEXIST;
+        *s = end;
+    }
+    if (made || !dir) return dir;
+    tn_say("warning: %s: cannot be made; the profile is not kept", dir);
+    free(dir);
+    return NULL;
+}
+
+int tn_cmd_calibrate(const tn_settings *set)
+{
+    tn_engine *engine = NULL;
+    tn_error err = {0};
+    char *dir = make_cache_dir(), *text = NULL;
+    const tn_engine_options opt = {.struct_size = sizeof opt,
+                                   .threads = set->threads == TN_UNSET ? 0 : set->threads,
+                                   .isa = set->isa,
+                                   .cache_dir = dir};
+    tn_status s = tn_engine_new(&engine, &opt, &err);
+    if (!s) s = tn_engine_calibrate(engine, true, &text, &err);
+    if (!s) {
+        tn_out(text, strlen(text));
+        tn_out("\n", 1);
+        if (dir) tn_note("kept in %s/hardware.json", dir);
+        tn_string_free(engine, text);
+    }
+    tn_engine_free(engine);
+    free(dir);
+    return s ? tn_session_fail(s, &err) : TN_EXIT_OK;
+}

@@ -1,0 +1,152 @@
+/* Measuring this machine, and the file that keeps the result. No figure is checked for its size: a
+ * busy machine is slow. */
+#include "harness.h"
+
+#include "../engine/calibrate.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *const tiny = "tests/data/arch/llama/model-f16.gguf";
+static const tn_allocator *const heap = &tn_default_allocator;
+static char dir[64], path[96];
+
+static tn_engine *engine_with(const char *cache_dir)
+{
+    tn_engine *e = NULL;
+    const tn_engine_options opt = {.struct_size = sizeof opt, .threads = 2, .cache_dir = cache_dir};
+    if (tn_engine_new(&e, &opt, NULL)) FAIL("no engine");
+    return e;
+}
+
+static bool fresh_dir(void)
+{
+    snprintf(dir, sizeof dir, "%s/tn-calibrate-XXXXXX", P_tmpdir);
+    if (!mkdtemp(dir)) return false;
+    snprintf(path, sizeof path, "%s/hardware.json", dir);
+    return true;
+}
+
+static void remove_dir(void)
+{
+    remove(path);
+    CHECK_MSG(rmdir(dir) == 0, "something is left in the cache directory");
+}
+
+static bool read_back(tn_profile *p, const tn_engine *e)
+{
+    char key[TN_PROFILE_TEXT];
+    tn_calibration_key(tn_engine_isa(e), key);
+    return tn_calibration_read(p, path, key, heap);
+}
+
+TEST(every_figure_is_measured_and_kept)
+{
+    REQUIRE(fresh_dir());
+    tn_engine *e = engine_with(dir);
+    tn_profile p, q;
+    tn_error err = {0};
+    char *text = NULL;
+    REQUIRE(e && tn_engine_calibrate(e, false, &text, &err) == TN_OK);
+    CHECK_MSG(tn_profile_parse(&p, text, strlen(text), "x", &err) == TN_OK, "%s", err.msg);
+    CHECK_STR(p.label, "measured");
+    CHECK_INT(p.host.threads, 2);
+    CHECK_INT(p.n_devices, 0);
+    CHECK(strstr(p.key, tn_engine_isa(e)) && strstr(p.key, tn_version()));
+    CHECK(p.host.memory_bytes > p.host.reserved_bytes && p.n_sources >= 5);
+    CHECK(p.host.n_scaling == 2 && p.host.scaling[0].threads == 1 &&
+          p.host.scaling[1].threads == 2 && p.host.scaling[1].factor == 1);
+    int different = 0; /* types are measured one by one */
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++) {
+        if (!tn_type_get(i)->matmul) continue;
+        CHECK(p.host.rate.matvec[i] > 0);
+        different += p.host.rate.matvec[i] != p.host.rate.matvec[TN_TYPE_F32];
+    }
+    CHECK(different >= 5);
+    CHECK(read_back(&q, e));
+    CHECK(memcmp(&p.host.rate, &q.host.rate, sizeof p.host.rate) == 0);
+    tn_string_free(e, text);
+    tn_engine_free(e);
+    remove_dir();
+}
+
+/* Writes a profile with a figure no machine has, under a key. */
+static void forge(const char *key)
+{
+    tn_profile p;
+    tn_profile_generic(&p);
+    snprintf(p.key, sizeof p.key, "%s", key);
+    snprintf(p.label, sizeof p.label, "measured");
+    p.host.threads = 2;
+    p.host.rate.kv[TN_KV_KIND_F32] = 123456e9;
+    CHECK(tn_calibration_write(&p, path, heap, NULL) == TN_OK);
+}
+
+static double kv_figure(tn_engine *e, bool again)
+{
+    tn_profile p = {.n_devices = 0};
+    tn_error err = {0};
+    char *text = NULL;
+    CHECK_MSG(tn_engine_calibrate(e, again, &text, &err) == TN_OK, "%s", err.msg);
+    if (text) CHECK(tn_profile_parse(&p, text, strlen(text), "x", NULL) == TN_OK);
+    tn_string_free(e, text);
+    return p.host.rate.kv[TN_KV_KIND_F32];
+}
+
+TEST(the_cache_serves_the_same_machine_and_build_only)
+{
+    REQUIRE(fresh_dir());
+    char key[TN_PROFILE_TEXT];
+    tn_engine *e = engine_with(dir);
+    REQUIRE(e);
+    tn_calibration_key(tn_engine_isa(e), key);
+    forge(key);
+    CHECK_NEAR(kv_figure(e, false), 123456e9, 1e9);
+    forge("another machine");
+    CHECK(kv_figure(e, false) < 100000e9);
+    forge(key);
+    CHECK(kv_figure(e, true) < 100000e9); /* asked for again */
+    FILE *f = fopen(path, "w");
+    REQUIRE(f);
+    fputs("{ \"format\": broken", f);
+    fclose(f);
+    CHECK(kv_figure(e, false) < 100000e9);
+    tn_profile p;
+    CHECK(read_back(&p, e)); /* and the broken file is replaced */
+    tn_engine_free(e);
+    remove_dir();
+}
+
+TEST(a_cache_that_cannot_be_written_is_named)
+{
+    REQUIRE(fresh_dir());
+    REQUIRE(rmdir(dir) == 0);
+    tn_engine *e = engine_with(dir);
+    tn_error err = {0};
+    char *text = NULL;
+    REQUIRE(e);
+    CHECK(tn_engine_calibrate(e, false, &text, &err) == TN_EIO);
+    CHECK_MSG(!text && strstr(err.msg, path), "'%s'", err.msg);
+    tn_engine_free(e);
+}
+
+TEST(placement_uses_what_was_measured)
+{
+    REQUIRE(fresh_dir());
+    char key[TN_PROFILE_TEXT];
+    tn_calibration_key(tn_isa_name(tn_isa_detect()), key);
+    for (int measured = 0; measured < 2; measured++) {
+        tn_placement *p;
+        tn_error err = {0};
+        const tn_placement_options opt = {.struct_size = sizeof opt, .cache_dir = dir};
+        if (measured) forge(key);
+        REQUIRE(tn_placement_open(&p, tiny, &opt, &err) == TN_OK);
+        tn_placement_info f = {.struct_size = sizeof f};
+        CHECK(tn_placement_get_info(p, &f, &err) == TN_OK);
+        CHECK_MSG((strstr(f.label, "measured") != NULL) == measured, "label '%s'", f.label);
+        tn_placement_close(p);
+    }
+    remove_dir();
+}
+
+TEST_MAIN
