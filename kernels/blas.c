@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* The C interface of OpenBLAS as its manual gives it; its header is not needed to build. */
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
@@ -39,10 +41,21 @@ static const char *const names[] = {
 #endif
     "libopenblasp.so.0", "libopenblas.so.0", "libopenblas.so"};
 
+/* Loading the library starts a thread and takes buffers per processor, and it raises SIGINT where it
+ * cannot: then it must not be loaded. */
+static bool room_for_it(void)
+{
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t bytes = (size_t)(n > 0 ? n + 1 : 2) << 26;
+    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p != MAP_FAILED) munmap(p, bytes);
+    return p != MAP_FAILED;
+}
+
 /* Never unloaded again: its threads and thread-local data do not survive that in all versions. */
 static void *open_library(void)
 {
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    for (size_t i = 0; i < sizeof names / sizeof *names && room_for_it(); i++) {
         void *lib = dlopen(names[i], RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         if (lib) return lib;
     }
@@ -108,7 +121,8 @@ tn_status tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why)
     void *lib = open_library();
     entries e;
     *why = lib ? refuse(lib, &e)
-               : "OpenBLAS was not found; the package libopenblas0-pthread has it (optional)";
+               : "OpenBLAS was not found, or there is too little memory for it; the package "
+                 "libopenblas0-pthread has it (optional)";
     if (*why) return TN_OK;
     tn_blas *b = tn_alloc(a, 1, sizeof *b);
     if (!b) {
