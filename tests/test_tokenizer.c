@@ -9,7 +9,7 @@
 #include "vocab_build.h"
 
 #include <jansson.h>
-#include <pthread.h>
+#include <time.h>
 
 #define DATA "tests/data/vocab/"
 
@@ -658,4 +658,78 @@ TEST(detokenizer_streams_whole_characters)
     unserve(&s);
 }
 
-TEST_MAIN
+/* ---- timing ---- */
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* CPU seconds for 16 MiB of each run. */
+static void bench_vocab(const tn_vocab *v, const char *name)
+{
+    static const char *const runs[] = {"a", "A", "1", ".", " ", "\n", "\xC3\xA9", "aaa "};
+    const size_t n = 16 << 20;
+    char *s = malloc(n);
+    printf("%-24s", name);
+    for (size_t r = 0; s && r < sizeof runs / sizeof *runs; r++) {
+        for (size_t i = 0; i < n; i++)
+            s[i] = runs[r][i % strlen(runs[r])];
+        const tn_piece p = {s, n, false};
+        int32_t *ids = NULL;
+        size_t n_ids = 0;
+        tn_error err = {0};
+        const double start = seconds();
+        if (tn_vocab_tokenize_pieces(v, &p, 1, 0, &ids, &n_ids, NULL, &err)) puts(err.msg);
+        printf(" %6.2f", seconds() - start);
+        tn_free(&tn_default_allocator, ids);
+    }
+    putchar('\n');
+    fflush(stdout);
+    free(s);
+}
+
+static bool same_as_earlier(size_t k)
+{
+    tn_pre_row row, earlier;
+    tn_pre_find((tn_str){tn_pre_name(k), strlen(tn_pre_name(k))}, &row);
+    for (size_t i = 0; i < k; i++) {
+        tn_pre_find((tn_str){tn_pre_name(i), strlen(tn_pre_name(i))}, &earlier);
+        if (row.steps == earlier.steps && row.nfc == earlier.nfc &&
+            row.ignore_merges == earlier.ignore_merges)
+            return true;
+    }
+    return false;
+}
+
+/* test_tokenizer --bench [NAME]: every pre-tokenizer, over the vocabulary of gpt-2. */
+static int bench(const char *only)
+{
+    opened spm = open_file(DATA "llama-spm.gguf"), gpt2 = open_file(DATA "gpt-2.gguf");
+    printf("%-24s %6s %6s %6s %6s %6s %6s %6s %6s  CPU seconds for 16 MiB\n", "", "a", "A", "1",
+           ".", "space", "\\n", "e'", "aaa ");
+    if (!only) bench_vocab(spm.v, "llama-spm");
+    for (size_t k = 0; tn_pre_name(k); k++) {
+        const char *name = tn_pre_name(k);
+        tn_vocab v = *gpt2.v;
+        tn_pre_row row = {0};
+        if (only ? strcmp(name, only) != 0 : same_as_earlier(k)) continue;
+        tn_pre_find((tn_str){name, strlen(name)}, &row);
+        v.pre = new_pre(name);
+        v.nfc = row.nfc;
+        v.ignore_merges = row.ignore_merges;
+        bench_vocab(&v, name);
+        tn_pre_free(v.pre);
+    }
+    close_vocab(&spm);
+    close_vocab(&gpt2);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench(argc > 2 ? argv[2] : NULL);
+    return tn_test_main(argc, argv);
+}
