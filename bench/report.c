@@ -231,6 +231,16 @@ static bool shown(const tn_bench_report *r, const column *c)
     return !c->wanted || c->wanted(r);
 }
 
+/* Settings of the whole sweep that are not at their default. */
+static void md_settings(const tn_bench_report *r, FILE *f)
+{
+    const tn_bench_settings *set = r->set;
+    if (set->runs != 5) fprintf(f, "%d run%s, ", set->runs, set->runs == 1 ? "" : "s");
+    if (set->warmup != 8) fprintf(f, "warm-up of at most %d, ", set->warmup);
+    if (set->random) fprintf(f, "random tokens (seed %d), ", set->seed);
+    if (set->text && !set->random) fprintf(f, "text of %s, ", model_name(set->text));
+}
+
 /* What the columns do not say, because it is the same in every row. */
 static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
 {
@@ -241,13 +251,15 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
     const char *cpu =
         json_string_value(json_object_get(json_object_get(r->environment, "cpu"), "model"));
     if (!any_model(r) && label) {
-        fprintf(f, "%s", label);
+        const bool random = json_is_true(json_object_get(model, "synthetic"));
+        fprintf(f, "%s%s", label, random ? " with random weights" : "");
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
     }
     if (!any_threads(r))
         fprintf(f, "%d thread%s, ", row->threads_used, row->threads_used == 1 ? "" : "s");
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
+    md_settings(r, f);
     fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),
             *tn_commit() ? " " : "", tn_commit());
 }

@@ -13,6 +13,7 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     *row = *like;
     row->rate = row->ttft_s = row->token_s = (tn_bench_samples){0};
     row->weight_bytes = row->kv_bytes = row->peak_gb_per_second = row->peak_rss_bytes = NAN;
+    row->hops = row->join_wait_s = NAN;
     row->against = (tn_bench_ratio){NAN, NAN, NAN, NAN};
     row->warmup_runs = 0;
     row->settled = false;
@@ -156,6 +157,8 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     json_object_set_new(o, "token_seconds", token_times_json(&row->token_s));
     set_number(o, "weight_bytes_per_token", row->weight_bytes);
     set_number(o, "kv_bytes_per_token", row->kv_bytes);
+    set_number(o, "hops_per_token", row->hops);
+    set_number(o, "join_wait_seconds_per_token", row->join_wait_s);
     set_number(o, "gb_per_second", tn_bench_gb_per_second(row));
     set_number(o, "limit_gb_per_second", row->peak_gb_per_second);
     set_number(o, "percent_of_limit", tn_bench_percent(row));

@@ -39,6 +39,7 @@ typedef struct tn_bench_row {
     bool settled; /* the warm-up ended because its runs agreed */
 
     double weight_bytes, kv_bytes; /* read per token; NaN = unknown */
+    double hops, join_wait_s;      /* per token: moves between the sides, waiting for the other */
     double peak_gb_per_second;     /* what the same threads read at most; NaN = unknown */
     double peak_rss_bytes;
     tn_bench_ratio against; /* a peer's row: ours over theirs */

@@ -16,6 +16,7 @@
 typedef struct part {
     double seconds;
     double weight_bytes, kv_bytes, tokens;
+    double hops, join_wait_s;
 } part;
 
 typedef struct timing {
@@ -31,6 +32,8 @@ static void count_bytes(const tn_context *ctx, part *p, int32_t n)
     if (tn_context_stats(ctx, &stats, NULL)) return;
     p->weight_bytes += (double)(stats.host.weight_bytes + stats.device.weight_bytes);
     p->kv_bytes += (double)(stats.host.kv_bytes + stats.device.kv_bytes);
+    p->hops += (double)stats.hops;
+    p->join_wait_s += stats.join_wait_s;
     p->tokens += n;
 }
 
@@ -177,6 +180,8 @@ static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
     if (!(p->tokens > 0 && p->weight_bytes > 0)) return;
     row->weight_bytes = p->weight_bytes / p->tokens;
     row->kv_bytes = p->kv_bytes / p->tokens;
+    row->hops = p->hops / p->tokens;
+    row->join_wait_s = p->join_wait_s / p->tokens;
     row->peak_gb_per_second =
         1e-9 * tn_bench_peaks_find(run->peaks, row->threads_used, working_set(row, p));
 }

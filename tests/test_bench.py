@@ -134,6 +134,7 @@ def check_row(row, model_keys):
     check(low <= samples[0] and samples[-1] <= high, f"interval {low}, {high}")
     check(row["label"] == "measured" and row["engine"] == "tenon" and row["error"] is None, f"{row}")
     check(finite(row["peak_rss_bytes"]) and row["peak_rss_bytes"] > 1e6, f"{row['peak_rss_bytes']}")
+    equal((row["hops_per_token"], row["join_wait_seconds_per_token"]), (0, 0), "hops on one side")
     check(row["weight_bytes_per_token"] > 0 and row["kv_bytes_per_token"] >= 0, f"{row}")
     near = row["median"] * (row["weight_bytes_per_token"] + row["kv_bytes_per_token"]) / 1e9
     check(abs(row["gb_per_second"] / near - 1) < 1e-6, "gb_per_second is not rate times bytes")
@@ -235,8 +236,17 @@ def table_shows_what_is_not_default(t):
     head = t.ok(*t.quick("-r", "1", "-b", "16", "--kv", "f32", "--load", "map")).decode()
     for word in ("batch", "kv", "load", "f32", "map", "16"):
         check(word in head, f"{word} is not in the table:\n{head}")
-    head = t.ok(*t.quick("-r", "1")).decode()
-    check("batch" not in head and "| kv" not in head, f"defaults in the table:\n{head}")
+    text = t.file("words.txt", b"Once upon a time there was a king.\n" * 20)
+    for args, words in (
+        (("-r", "2"), "2 runs, warm-up of at most 1,"),
+        (("--random", "--seed", "7"), "random tokens (seed 7),"),
+        (("--text", text), "text of words.txt,"),
+    ):
+        head = t.ok(*t.quick(*args)).decode()
+        check(words in head, f"{words} is not in the table:\n{head}")
+    head = t.ok(t.model, "-p", "8", "-n", "4").decode()
+    for word in ("batch", "| kv", "run", "warm", "text", "random"):
+        check(word not in head.splitlines()[0] + head.splitlines()[2], f"defaults in the table:\n{head}")
 
 
 @case
@@ -264,7 +274,8 @@ def synthetic_models(t):
     args = ("--synthetic", "llama-135m:q4_0", "-p", "8", "-n", "0", "-r", "1", "--warmup", "0")
     r = json.loads(t.ok(*args, "-o", "json"))
     check(r["model"]["synthetic"] is True and r["model"]["sha256"] is None, f"{r['model']}")
-    check(b"llama-135m:q4_0" in t.ok(*args), "the table does not name the synthetic model")
+    table = t.ok(*args).decode()
+    check("llama-135m:q4_0 with random weights" in table, f"not labelled as synthetic:\n{table}")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
