@@ -13,7 +13,7 @@
 static const double alpha = 0.05;
 
 /* What must be the same in both for rows to be compared. "depth" is in the test's name as well. */
-static const char *const keys[] = {"threads", "batch", "kv", "isa", "load"};
+static const char *const keys[] = {"threads", "batch", "kv", "isa", "load", "placement", "vram"};
 enum { n_keys = sizeof keys / sizeof *keys };
 
 /* ---- pairing rows -------------------------------------------------------------------------------

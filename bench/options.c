@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include "peer.h"
+#include "place.h"
 #include "term.h"
 
 #include <errno.h>
@@ -48,6 +49,14 @@ const tn_bench_option tn_bench_options[] = {
     {0, "peer", "COMMAND", TN_BENCH_REPEAT, F(peers), 0, 0,
      "alternate with another program's benchmark (llama-bench, or with {model} {prompt} {generate} "
      "{depth} {threads} {batch}) and print ratios; may be repeated"},
+    {0, "placements", "LIST", TN_BENCH_WORDS, F(placements), 0, 0,
+     "predict instead of measure, on the machine of --hardware: layers, ffn-host, ffn-blocks, "
+     "water-fill, all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
+     "REGEX=host|device a line)"},
+    {0, "hardware", "NAME|FILE", TN_BENCH_TEXT, F(hardware), 0, 0,
+     "hardware profile of --placements, as in tenon plan"},
+    {0, "vram", "LIST", TN_BENCH_WORDS, F(vram), 0, 0,
+     "device memory that --placements may use, such as 8G,12G; default what the profile has"},
     {'o', "output", "md|csv|json|jsonl", TN_BENCH_CHOICE, F(format), 0, 0,
      "form of the report, default md"},
     {0, "out", "FILE", TN_BENCH_TEXT, F(out), 0, 0,
@@ -259,6 +268,30 @@ static int check_words(const tn_bench_words *list, const char *name, const char 
     return TN_EXIT_OK;
 }
 
+static int check_placements(const tn_bench_settings *s)
+{
+    uint64_t bytes;
+    for (size_t i = 0; i < s->placements.n; i++) {
+        if (tn_bench_place_known(s->placements.at[i])) continue;
+        tn_bench_say("option --placements: '%s' is unknown; see --help", s->placements.at[i]);
+        return TN_EXIT_USAGE;
+    }
+    for (size_t i = 0; i < s->vram.n; i++) {
+        if (tn_bench_size_read(s->vram.at[i], &bytes)) continue;
+        tn_bench_say("option --vram: '%s' is no size such as 12G or 8000M", s->vram.at[i]);
+        return TN_EXIT_USAGE;
+    }
+    if (s->placements.n && (s->peers.n || s->load_time)) {
+        tn_bench_say("--placements only predicts: --peer and --load-time measure");
+        return TN_EXIT_USAGE;
+    }
+    if ((s->placements.n > 0) == (s->hardware != NULL) && (s->placements.n || !s->vram.n))
+        return TN_EXIT_OK;
+    tn_bench_say("--placements, --hardware and --vram belong together: --placements "
+                 "layers,ffn-host,auto --hardware NAME [--vram 8G,12G]");
+    return TN_EXIT_USAGE;
+}
+
 static int check_pairs(const tn_bench_words *pairs)
 {
     for (size_t i = 0; i < pairs->n; i++) {
@@ -303,6 +336,7 @@ static int check(tn_bench_settings *s)
         return TN_EXIT_USAGE;
     }
     if ((code = check_peers(&s->peers))) return code;
+    if ((code = check_placements(s))) return code;
     if ((code = check_words(&s->kv, "kv", "f16", "f32", "f32"))) return code;
     if ((code = check_words(&s->load, "load", "auto", "read", "map"))) return code;
     return check_pairs(&s->pairs);

@@ -37,6 +37,8 @@ typedef struct tn_bench_settings {
     bool compare;
     double threshold; /* percent */
     tn_bench_words peers;
+    tn_bench_words placements, vram; /* names; sizes */
+    const char *hardware;
     bool help, version;
     tn_bench_words rest; /* arguments that are no options: models, or two files to compare */
 } tn_bench_settings;

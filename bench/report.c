@@ -75,6 +75,23 @@ COLUMN(c_load)
     (void)r;
     snprintf(t, cap, "%s", row->params.load);
 }
+/* A file's name is enough. */
+static const char *placement_name(const char *placement)
+{
+    const char *slash = strrchr(placement, '/');
+    return slash ? slash + 1 : placement;
+}
+
+COLUMN(c_placement)
+{
+    (void)r;
+    snprintf(t, cap, "%s", placement_name(row->params.placement));
+}
+COLUMN(c_vram)
+{
+    (void)r;
+    snprintf(t, cap, "%s", row->params.vram ? row->params.vram : "");
+}
 COLUMN(c_test)
 {
     char name[64];
@@ -165,6 +182,14 @@ static bool any_isa(const tn_bench_report *r)
 {
     return not_default(&r->set->isa, "best");
 }
+static bool any_placement(const tn_bench_report *r)
+{
+    return r->set->placements.n > 0;
+}
+static bool any_vram(const tn_bench_report *r)
+{
+    return r->set->vram.n > 0;
+}
 static bool any_load(const tn_bench_report *r)
 {
     return not_default(&r->set->load, "auto");
@@ -187,6 +212,8 @@ static const column columns[] = {
     {"kv", -4, c_kv, any_kv},
     {"isa", -7, c_isa, any_isa},
     {"load", -5, c_load, any_load},
+    {"vram", 6, c_vram, any_vram},
+    {"placement", 0, c_placement, any_placement},
     {"test", -18, c_test, NULL},
     {"tok/s", 11, c_rate, NULL},
     {"95 %", 17, c_interval, NULL},
@@ -220,6 +247,7 @@ static int width_of(const tn_bench_report *r, const column *c)
     if (c->print == c_model)
         return -longest(&r->set->synthetic, model_name, longest(&r->set->models, model_name, 5));
     if (c->print == c_engine) return -longest(&r->set->peers, tn_bench_peer_name, 6);
+    if (c->print == c_placement) return -longest(&r->set->placements, placement_name, 9);
     return c->print == c_test && r->set->pairs.n ? c->width - 6 : c->width;
 }
 
@@ -255,6 +283,11 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         fprintf(f, "%s%s", label, random ? " with random weights" : "");
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
+    }
+    if (any_placement(r)) {
+        fprintf(f, "simulated: predicted for %s, not measured, tenon %s%s%.12s\n\n",
+                model_name(r->set->hardware), tn_version(), *tn_commit() ? " " : "", tn_commit());
+        return;
     }
     if (!any_threads(r))
         fprintf(f, "%d thread%s, ", row->threads_used, row->threads_used == 1 ? "" : "s");

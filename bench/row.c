@@ -107,6 +107,9 @@ static json_t *params_json(const tn_bench_row *row)
     json_object_set_new(o, "kv", json_string(row->params.kv));
     json_object_set_new(o, "isa", json_string(row->isa_used ? row->isa_used : row->params.isa));
     json_object_set_new(o, "load", json_string(row->params.load));
+    const char *placement = row->params.placement, *vram = row->params.vram;
+    json_object_set_new(o, "placement", json_string(placement ? placement : "host"));
+    json_object_set_new(o, "vram", vram ? json_string(vram) : json_null());
     return o;
 }
 

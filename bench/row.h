@@ -19,7 +19,8 @@ typedef enum tn_bench_what {
 typedef struct tn_bench_params {
     int32_t threads; /* as asked for, 0 = default; the row's JSON has what was used */
     int32_t batch, depth;
-    const char *kv, *isa, *load; /* names as on the command line */
+    const char *kv, *isa, *load;  /* names as on the command line */
+    const char *placement, *vram; /* of a prediction; NULL = all on the host, as much as there is */
 } tn_bench_params;
 
 typedef struct tn_bench_row {

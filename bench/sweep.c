@@ -2,6 +2,7 @@
 
 #include "cells.h"
 #include "env.h"
+#include "place.h"
 #include "report.h"
 #include "run.h"
 #include "svg.h"
@@ -297,9 +298,90 @@ static void run_engine(sweep *w)
     w->engine = NULL;
 }
 
+/* ---- predictions --------------------------------------------------------------------------------
+ */
+
+/* The longest prompt and generation of the sweep complete a cell that has only one: the same plan
+ * serves prompt and generation. */
+static tn_bench_cell completed(const sweep *w, const tn_bench_cell *c)
+{
+    tn_bench_cell whole = *c;
+    for (size_t i = 0; i < w->n_cells && !c->pair; i++) {
+        if (!c->n_prompt && w->cells[i].n_prompt > whole.n_prompt)
+            whole.n_prompt = w->cells[i].n_prompt;
+        if (!c->n_gen && w->cells[i].n_gen > whole.n_gen) whole.n_gen = w->cells[i].n_gen;
+    }
+    return whole;
+}
+
+static void note_plan(sweep *w, const tn_bench_cell *c, json_t *plan)
+{
+    char key[300];
+    json_t *plans = json_object_get(w->source.about, "plans");
+    if (!plans) json_object_set_new(w->source.about, "plans", plans = json_object());
+    const tn_bench_params *p = &w->like.params;
+    snprintf(key, sizeof key, "%.200s, %s, %d+%d @ d%d", p->placement, p->vram ? p->vram : "all",
+             c->n_prompt, c->n_gen, c->depth);
+    json_object_set_new(plans, key, plan);
+}
+
+static void predict(sweep *w, const tn_bench_cell *cell, int64_t n_ctx)
+{
+    const tn_bench_params *p = &w->like.params;
+    const tn_bench_place place = {w->source.name, w->set->hardware, p->placement, p->vram,
+                                  p->kv,          p->threads,       p->batch,     n_ctx};
+    const tn_bench_cell whole = completed(w, cell);
+    const size_t first = add_rows(w, cell);
+    double prompt_rate, gen_rate;
+    tn_error err = {0};
+    json_t *plan;
+    const tn_status s =
+        tn_bench_place_predict(&place, &whole, &prompt_rate, &gen_rate, &plan, &err);
+    if (plan) note_plan(w, &whole, plan);
+    for (size_t i = first; !s && i < w->report.rows.n; i++) {
+        tn_bench_row *row = &w->report.rows.at[i];
+        const bool prompt = row->what == TN_BENCH_PROMPT || row->what == TN_BENCH_PAIR_PROMPT;
+        tn_bench_samples_add(&row->rate, prompt ? prompt_rate : gen_rate);
+    }
+    finish_rows(w, first, s, &err);
+}
+
+/* Every placement at every device memory and depth, from the header alone. */
+static void run_placements(sweep *w)
+{
+    const tn_bench_settings *set = w->set;
+    int64_t n_ctx = 0; /* of all cells, so that all plan with the same memory */
+    for (size_t i = 0; i < w->n_cells; i++) {
+        const tn_bench_cell whole = completed(w, &w->cells[i]);
+        if (tn_bench_cell_tokens(&whole) > n_ctx) n_ctx = tn_bench_cell_tokens(&whole);
+    }
+    w->like.label = "simulated";
+    w->like.params.load = set->load.at[0];
+    w->like.params.isa = set->isa.at[0];
+    const size_t n_vram = set->vram.n ? set->vram.n : 1, n_kv = set->kv.n, n_batch = set->batch.n;
+    const size_t n = set->threads.n * n_kv * n_batch * n_vram * set->placements.n;
+    for (size_t i = 0; i < n * w->n_cells && !w->code; i++) {
+        size_t k =
+            i / w->n_cells; /* digits of a number in mixed radix, the last changes quickest */
+        w->like.params.placement = set->placements.at[k % set->placements.n];
+        k /= set->placements.n;
+        w->like.params.vram = set->vram.n ? set->vram.at[k % n_vram] : NULL;
+        k /= n_vram;
+        w->like.params.batch = set->batch.at[k % n_batch];
+        k /= n_batch;
+        w->like.params.kv = set->kv.at[k % n_kv];
+        w->like.params.threads = w->like.threads_used = set->threads.at[k / n_kv];
+        predict(w, &w->cells[i % w->n_cells], n_ctx);
+    }
+}
+
 static void run_source(sweep *w, const char *name, bool file)
 {
     tn_bench_source_init(&w->source, name, file, w->report.models);
+    if (w->set->placements.n) {
+        run_placements(w);
+        return;
+    }
     for (size_t i = 0; i < w->set->isa.n && !w->code; i++) {
         for (size_t t = 0; t < w->set->threads.n && !w->code; t++) {
             w->like.params.isa = w->set->isa.at[i];

@@ -89,6 +89,13 @@ def wrong_usage_is_64(t):
         ("--synthetic", "llama-135m"),
         ("--synthetic", "no-such-shape:q4_0"),
         ("-m", t.model, "--isa", "bogus"),
+        ("-m", t.model, "--placements", "auto"),
+        ("-m", t.model, "--hardware", "rtx3060-ddr4"),
+        ("-m", t.model, "--vram", "8G"),
+        ("-m", t.model, "--placements", "best", "--hardware", "rtx3060-ddr4"),
+        ("-m", t.model, "--placements", "manual:", "--hardware", "rtx3060-ddr4"),
+        ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--vram", "8Q"),
+        ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--load-time"),
     ):
         t.fails(64, *args)
     t.fails(64, "-m", t.model, "-p", "12x", words=("--n-prompt", "12x"))
@@ -276,6 +283,74 @@ def synthetic_models(t):
     check(r["model"]["synthetic"] is True and r["model"]["sha256"] is None, f"{r['model']}")
     table = t.ok(*args).decode()
     check("llama-135m:q4_0 with random weights" in table, f"not labelled as synthetic:\n{table}")
+
+
+# ---- predictions --------------------------------------------------------------------------------
+
+SHAPE, CARD = "llama-8b:q4_k_m", ("--hardware", "rtx3060-ddr4", "--vram", "4G")
+
+
+def planned(t, *more):
+    """What tenon plan says about the same request in a context of the same size."""
+    tenon = t.path.removesuffix("-bench")
+    command = [tenon, "plan", SHAPE, *CARD, "--ctx", "2688", "--json", *more]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@case
+def placements_are_predicted_as_planned(t):
+    args = ("--synthetic", SHAPE, *CARD, "--placements", "layers,ffn-host,auto", "-d", "0,2048")
+    r = json.loads(t.ok(*args, "-o", "json"))
+    rows = {(row["parameters"]["placement"], row["test"]): row for row in r["results"]}
+    equal(len(rows), 12, "rows")
+    for depth, end in ((0, ""), (2048, " @ d2048")):
+        plan = json.loads(planned(t, "--for", f"512+128@{depth}"))
+        wants = {name: plan["candidates"][name] for name in ("layers", "ffn-host")}
+        wants["auto"] = plan["predicted"]
+        for name, want in wants.items():
+            pp, tg = rows[name, "pp512" + end], rows[name, "tg128" + end]
+            equal((pp["label"], tg["label"]), ("simulated", "simulated"), "labels")
+            equal(tg["parameters"]["vram"], "4G", "vram")
+            for got, wanted in (
+                (pp["tokens_per_second"], want["prefill_tok_s"]),
+                (tg["tokens_per_second"], 1000 / want["step_ms"]),
+            ):
+                check(abs(got / wanted - 1) < 1e-6, f"{name}{end}: {got}, planned {wanted}")
+    equal(len(r["model"]["plans"]), 2, "plans in the report")
+    path = t.file("plans.json", json.dumps(r).encode())
+    compared = json.loads(t.run("--compare", path, path, "-o", "json")[1])["rows"]
+    equal([row["ratio"] for row in compared], [1] * 12, "ratios of a report to itself")
+    table = t.ok(*args).decode()
+    check("simulated: predicted for rtx3060-ddr4, not measured" in table, f"no label:\n{table}")
+
+
+@case
+def placements_by_hand(t):
+    rules = t.file("rules", b"# all of it\n\nffn_=host\nattn_=device\n")
+    more = ("--for", "512+128@2048", "--place", "ffn_=host,attn_=device")
+    plan = t.file("plan.json", planned(t, *more))
+    common = ("--synthetic", SHAPE, *CARD, "-d", "2048", "-o", "json", "--placements")
+    r = json.loads(t.ok(*common, f"manual:{rules},manual:{plan},auto,ffn-host"))
+    rates = [row["tokens_per_second"] for row in r["results"]]
+    same = all(abs(a / b - 1) < 1e-6 for a, b in zip(rates[0:2], rates[2:4]))
+    check(same, f"rules, and a replayed plan made of the same: {rates}")
+    check(rates[0] < rates[4] and abs(rates[1] / rates[7] - 1) < 0.1, f"rules: {rates}")
+    for name, word in ((t.file("none", b"# nothing"), "neither"), ("no/such/file", "no/such/file")):
+        r = json.loads(t.ok(*common, f"manual:{name},auto"))
+        check(word in r["results"][0]["error"] and not r["results"][2]["error"], f"{r['results'][0]}")
+
+
+@case
+def placements_that_do_not_fit(t):
+    common = ("--synthetic", SHAPE, "--hardware", "rtx3060-ddr4", "-d", "8192")
+    args = (*common, "--vram", "500M,8G", "--placements", "ffn-host", "-o", "json")
+    rows = json.loads(t.ok(*args))["results"]
+    check(all("does not fit" in row["error"] for row in rows[:2]), f"{rows[0]['error']}")
+    check(not rows[2]["error"] and rows[2]["parameters"]["vram"] == "8G", f"{rows[2]}")
+    path = os.path.join(t.dir, "bars.svg")
+    t.ok(*common, "--vram", "6G", "--placements", "layers,auto", "--svg", path)
+    text = open(path).read()
+    check("tg128, layers" in text and "tg128, auto" in text, "no bar for each placement")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
