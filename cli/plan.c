@@ -12,7 +12,7 @@ enum { bar_width = 40 };
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-static int read_options(tn_placement_options *o, const tn_settings *set)
+int tn_plan_options(tn_placement_options *o, const tn_settings *set)
 {
     *o = (tn_placement_options){.struct_size = sizeof *o,
                                 .hardware = set->hardware,
@@ -283,7 +283,7 @@ int tn_cmd_plan(const tn_settings *set)
     tn_placement_options opt;
     tn_placement *p;
     tn_error err = {0};
-    int code = read_options(&opt, set);
+    int code = tn_plan_options(&opt, set);
     if (code) return code;
     char *cache_dir = tn_cache_dir();
     opt.cache_dir = cache_dir;

@@ -46,8 +46,8 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
         .load = (tn_load_mode)set->load,
         .vocab_only = vocab_only,
         .exact = exact,
-        .place = set->places,
-        .n_place = vocab_only ? 0 : set->n_places,
+        .place = s->rules.n ? s->rules.list : set->places,
+        .n_place = vocab_only ? 0 : s->rules.n ? s->rules.n : set->n_places,
         .progress = tn_progress_draw,
         .cancel = tn_signal_cancel,
         .user = &s->loading,
@@ -61,9 +61,10 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
 static int read_device(const tn_settings *set, uint64_t *vram)
 {
     *vram = 0;
-    if (!set->device && (set->n_places || set->vram)) {
-        tn_say("option --%s: there is no device; name one with --device",
-               set->n_places ? "place" : "vram");
+    const char *without = set->n_places ? "place" : set->vram ? "vram" : set->plan ? "plan" : NULL;
+    if (!without && set->hardware) without = "hardware";
+    if (!set->device && without) {
+        tn_say("option --%s: there is no device; name one with --device", without);
         return TN_EXIT_USAGE;
     }
     const int code = set->vram ? tn_options_sizes("vram", set->vram, vram, 1) : TN_EXIT_OK;
@@ -94,7 +95,9 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
     };
     tn_status status = tn_engine_new(&s->engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);
-    const int code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
+    int code = TN_EXIT_OK;
+    if (!vocab_only && (set->plan || set->hardware)) code = tn_placed_make(&s->rules, set);
+    if (!code) code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
     if (code) return code;
     s->info.struct_size = sizeof s->info;
     status = tn_model_get_info(s->model, &s->info, &err);
@@ -127,6 +130,7 @@ void tn_session_close(tn_session *s)
     tn_context_free(s->ctx);
     tn_model_close(s->model);
     tn_engine_free(s->engine);
+    tn_placed_free(&s->rules);
 }
 
 int tn_session_tokenize(const tn_session *s, const char *text, size_t len, unsigned flags,

@@ -5,11 +5,19 @@
 #include "options.h"
 #include "term.h"
 
+/* Rules of where tensors go: the user's, then those of a plan. */
+typedef struct tn_placed {
+    const char **list; /* [n] */
+    size_t n;
+    char *text;
+} tn_placed;
+
 typedef struct tn_session {
     tn_engine *engine;
     tn_model *model;
     tn_context *ctx;
     tn_model_info info;
+    tn_placed rules; /* of a plan */
     tn_progress loading, evaluating;
 } tn_session;
 
@@ -17,6 +25,13 @@ typedef struct tn_session {
 int tn_exit_code(tn_status status);
 /* Says err on stderr and returns the exit code; a cancelled call is the pending signal's. */
 int tn_session_fail(tn_status status, const tn_error *err);
+
+/* placed.c. Makes the plan that the settings ask for, or reads it from --plan, and says it in a
+ * line. TN_EXIT_OK, or the exit code after saying why; the rules are to be given back either way. */
+int tn_placed_make(tn_placed *r, const tn_settings *set);
+void tn_placed_free(tn_placed *r);
+/* plan.c. The planner's options; an exit code as above. */
+int tn_plan_options(tn_placement_options *o, const tn_settings *set);
 
 /* Engine and model. TN_EXIT_OK, or the exit code after saying why; the session is to be closed
  * either way. */

@@ -198,3 +198,27 @@ def wrong_places_and_devices_are_said(t):
     t.fails(64, *logits, "--device", "abacus", words=("abacus",))
     t.fails(64, *logits, "--place", ".*=host", words=("--place", "--device"))
     t.fails(64, *logits, "--vram", "1G", words=("--vram", "--device"))
+
+
+@case
+def a_plan_is_carried_out(t):
+    """The planner's answer for a shipped machine, from the profile and from what `plan` printed."""
+    ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
+    logits = ("logits", t.model, "--tokens", ids, "--out", "-", "-c", "64")
+    want = array.array("f", t.ok(*logits))
+    machine = ("--hardware", "rtx3060-ddr4", "-c", "64", "--kv", "f32")
+    plan = t.file("plan.json", t.ok("plan", t.model, *machine, "--json"))
+    for args in (
+        ("--hardware", "rtx3060-ddr4"),
+        ("--hardware", "rtx3060-ddr4", "--place", "ffn_up=host"),
+        ("--hardware", "rtx3060-ddr4", "--plan", plan),
+    ):
+        out, err = on_device(t, *logits, "--kv", "f32", *args)
+        check(b"plan " in err and b"rtx3060-ddr4" in err, f"{args}: stderr {err!r}")
+        check(b"no tensor matches" not in err, f"{args}: stderr {err!r}")
+        got = array.array("f", out)
+        equal(len(got), len(want), f"number of logits with {args}")
+        worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
+        check(worst <= 1e-4, f"{args}: largest difference {worst}")
+    t.fails(64, *logits, "--hardware", "rtx3060-ddr4", words=("--hardware", "--device"))
+    t.fails(64, *logits, "--plan", plan, words=("--plan", "--device"))
