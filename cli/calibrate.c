@@ -45,6 +45,7 @@ int tn_cmd_calibrate(const tn_settings *set)
     const tn_engine_options opt = {.struct_size = sizeof opt,
                                    .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                    .isa = set->isa,
+                                   .device = set->device,
                                    .cache_dir = dir};
     tn_status s = tn_engine_new(&engine, &opt, &err);
     if (!s) s = tn_engine_calibrate(engine, true, &text, &err);

@@ -1,4 +1,4 @@
-#include "calibrate.h"
+#include "calibrate_internal.h"
 #include "hardware.h"
 
 #include <errno.h>
@@ -42,6 +42,11 @@ static int by_value(const void *x, const void *y)
     return a < b ? -1 : a > b;
 }
 
+void tn_bench_sort(double *t, int n)
+{
+    qsort(t, (size_t)n, sizeof *t, by_value);
+}
+
 /* Seconds of one pass, the median of as many as patience allows after one to warm up. */
 static double measure(const bench *b, pass_fn pass, void *arg)
 {
@@ -55,7 +60,7 @@ static double measure(const bench *b, pass_fn pass, void *arg)
         t[n] = tn_now() - start;
         spent += t[n++];
     }
-    qsort(t, (size_t)n, sizeof *t, by_value);
+    tn_bench_sort(t, n);
     return t[n / 2];
 }
 
@@ -106,6 +111,15 @@ static double matvec_rate(const bench *b, uint32_t type)
     product p;
     if (!prepare(b, &p, type, 0, 1)) return 0;
     return (double)p.w.row_bytes * (double)p.w.rows / measure(b, product_pass, &p);
+}
+
+/* One pass of an ordinary product, for what disturbs it. */
+static double one_product(void *arg)
+{
+    const bench *b = arg;
+    product p;
+    if (!prepare(b, &p, TN_TYPE_Q4_K, 0, 1)) return 0;
+    return measure(b, product_pass, &p);
 }
 
 static double flops(const bench *b, int64_t n)
@@ -267,7 +281,7 @@ static tn_status measure_scaling(const bench *b, tn_profile_host *h, tn_error *e
     return TN_OK;
 }
 
-static void add_source(tn_profile *p, const char *figure, const char *text)
+void tn_bench_source(tn_profile *p, const char *figure, const char *text)
 {
     snprintf(p->source[p->n_sources].figure, sizeof p->source->figure, "%s", figure);
     snprintf(p->source[p->n_sources++].text, sizeof p->source->text, "%s", text);
@@ -296,14 +310,15 @@ static void describe(tn_profile *p, const tn_engine *e, size_t set_bytes)
     p->host.cores = tn_pool_default_threads();
     p->contended = (tn_profile_contended){1, 1, 1, 1}; /* there is nobody to contend with */
     set_memory(&p->host);
-    add_source(p, "host.memory_bytes", "the kernel's estimate and the limit of the control group");
+    tn_bench_source(p, "host.memory_bytes",
+                    "the kernel's estimate and the limit of the control group");
     snprintf(text, sizeof text,
              "measured: median of passes over %zu MiB; types without a kernel: as the slowest",
              set_bytes >> 20);
-    add_source(p, "host.matvec_gb_s", text);
-    add_source(p, "host.kv_gb_s", "measured; q8_0 has no kernel yet: as f16");
-    add_source(p, "host.prefill_tflops", "measured with Q4_K");
-    add_source(p, "host.op_us", "measured: fork and join of the team");
+    tn_bench_source(p, "host.matvec_gb_s", text);
+    tn_bench_source(p, "host.kv_gb_s", "measured; q8_0 has no kernel yet: as f16");
+    tn_bench_source(p, "host.prefill_tflops", "measured with Q4_K");
+    tn_bench_source(p, "host.op_us", "measured: fork and join of the team");
 }
 
 static tn_status measure_host(tn_profile *p, const bench *b, tn_error *err)
@@ -330,6 +345,7 @@ tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err)
     if (!s) {
         describe(out, e, b.set_bytes);
         s = measure_host(out, &b, err);
+        if (!s && e->device) s = tn_calibrate_device(out, e, one_product, &b, err);
         release(&b);
     }
     pthread_mutex_unlock(&e->turn);
@@ -343,7 +359,7 @@ void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT])
 {
     tn_host_info h;
     tn_host_info_get(&h);
-    snprintf(key, TN_PROFILE_TEXT, "%s, %d cores, %s, tenon %s %.12s", h.cpu,
+    snprintf(key, TN_PROFILE_TEXT, "%.60s, %d cores, %s, tenon %s %.12s", h.cpu,
              tn_pool_default_threads(), isa, tn_version(), tn_commit());
 }
 
@@ -363,7 +379,8 @@ bool tn_calibration_read(tn_profile *out, const char *path, const char *key, con
     const size_t len = text ? fread(text, 1, most, f) : 0;
     const bool ok = len > 0 && len < most && !ferror(f) &&
                     tn_profile_parse(out, text, len, path, NULL) == TN_OK &&
-                    strcmp(out->key, key) == 0;
+                    strncmp(out->key, key, strlen(key)) == 0 &&
+                    (!out->key[strlen(key)] || out->key[strlen(key)] == ',');
     if (f) fclose(f);
     tn_free(a, text);
     if (ok) set_memory(&out->host);
@@ -391,18 +408,31 @@ tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_a
     return s;
 }
 
+/* The key of host and device; false where the measurement is not to be kept: an emulated device is
+ * never taken for a real one. */
+static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
+{
+    tn_calibration_key(tn_engine_isa(e), key);
+    if (!e->device) return true;
+    const tn_device_info *info = e->device->api->info(e->device);
+    const size_t used = strlen(key);
+    snprintf(key + used, TN_PROFILE_TEXT - used, ", %.40s", info->name);
+    return info->kind != TN_DEVICE_EMULATED;
+}
+
 tn_status tn_engine_calibrate(tn_engine *e, bool again, char **json, tn_error *err)
 {
     tn_profile *p = tn_alloc(&e->a, 1, sizeof *p);
-    char key[TN_PROFILE_TEXT],
-        *path = e->cache_dir ? tn_calibration_path(e->cache_dir, &e->a) : NULL;
-    tn_status s = TN_OK;
+    char key[TN_PROFILE_TEXT], *path = NULL;
+    tn_status s = p ? TN_OK : tn_fail_nomem(err, sizeof *p, "the profile");
+    const bool keep = full_key(e, key) && e->cache_dir;
     *json = NULL;
-    tn_calibration_key(tn_engine_isa(e), key);
-    if (!p || (e->cache_dir && !path)) s = tn_fail_nomem(err, sizeof *p, "the profile");
+    if (!s && keep && !(path = tn_calibration_path(e->cache_dir, &e->a)))
+        s = tn_fail_nomem(err, strlen(e->cache_dir), "the profile's name");
     const bool cached = !s && !again && path && tn_calibration_read(p, path, key, &e->a) &&
-                        p->host.threads == e->n_threads;
+                        strcmp(p->key, key) == 0 && p->host.threads == e->n_threads;
     if (!s && !cached) s = tn_calibrate(p, e, err);
+    if (!s && !cached) memcpy(p->key, key, sizeof key);
     if (!s && !cached && path) s = tn_calibration_write(p, path, &e->a, err);
     if (!s) s = tn_profile_json(p, json, &e->a, err);
     tn_free(&e->a, path);

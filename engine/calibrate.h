@@ -11,7 +11,8 @@ void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT]);
 /* Measures the host with the engine's threads, in a second or two; takes the engine's turn. Memory
  * figures are what is free now. TN_ENOMEM, TN_EINTERNAL (no thread). */
 tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err);
-/* The profile in `path`, if it is one and has this key; otherwise false. Memory as it is now. */
+/* The profile in `path`, if it is one and its key begins with this one (a device's name may
+ * follow); otherwise false. Host memory as it is now. */
 bool tn_calibration_read(tn_profile *out, const char *path, const char *key, const tn_allocator *a);
 /* Replaces the file as a whole. TN_EIO, TN_ENOMEM. */
 tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_allocator *a,

@@ -130,6 +130,50 @@ TEST(a_cache_that_cannot_be_written_is_named)
     tn_engine_free(e);
 }
 
+/* The emulated device: every figure is there and says what it is, and nothing is kept. */
+TEST(an_emulated_device_is_measured_and_labelled)
+{
+    int n;
+    if (tn_device_count(TN_DEVICE_EMULATED, &n, NULL) || n == 0) SKIP("no emulated device");
+    REQUIRE(fresh_dir());
+    tn_engine *e = NULL;
+    tn_error err = {0};
+    const tn_engine_options opt = {.struct_size = sizeof opt,
+                                   .threads = 2,
+                                   .cache_dir = dir,
+                                   .device = "emu",
+                                   .vram_limit = 256u << 20};
+    REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
+    char *text = NULL;
+    CHECK_MSG(tn_engine_calibrate(e, false, &text, &err) == TN_OK, "%s", err.msg);
+    REQUIRE(text);
+    tn_profile p;
+    CHECK_MSG(tn_profile_parse(&p, text, strlen(text), "x", &err) == TN_OK, "%s", err.msg);
+    CHECK_INT(p.n_devices, 1);
+    CHECK(p.device[0].memory_bytes > p.device[0].reserved_bytes &&
+          p.device[0].memory_bytes - p.device[0].reserved_bytes <= 256u << 20);
+    CHECK_MSG(strstr(p.label, "emulated") && strstr(p.device[0].name, "emulated"), "'%s' '%s'",
+              p.label, p.device[0].name);
+    CHECK(p.device[0].cross_s > 0 && p.device[0].cross_p95_s >= p.device[0].cross_s);
+    int labelled = 0;
+    for (int i = 0; i < p.n_sources; i++)
+        labelled += strstr(p.source[i].text, "emulated") != NULL;
+    CHECK(labelled >= 2);
+    tn_device_memory m;
+    CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
+          m.pinned_bytes == 0);
+    /* A launch that fails is said, and nothing is lost. */
+    tn_profile q;
+    e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 20);
+    CHECK(tn_calibrate(&q, e, &err) == TN_EDEVICE);
+    CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
+          m.pinned_bytes == 0);
+    tn_string_free(e, text);
+    tn_engine_free(e);
+    CHECK_MSG(access(path, F_OK) != 0, "an emulated device's figures are kept");
+    remove_dir();
+}
+
 TEST(placement_uses_what_was_measured)
 {
     REQUIRE(fresh_dir());
