@@ -28,10 +28,26 @@ verdict() {
     fi
 }
 
-for f in "$@"; do
+# Two at a time, each into a report of its own.
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir" "$out"' EXIT
+check_file() {
     # shellcheck disable=SC2046,SC2086 # lists of flags
-    clang-tidy --quiet "$f" -- $flags $(isa "$f") >"$out" 2>/dev/null
-    verdict $? "clang-tidy $f"
+    clang-tidy --quiet "$1" -- $flags $(isa "$1") >"$dir/$2" 2>/dev/null
+    echo $? >"$dir/$2.code"
+}
+i=0
+for f in "$@"; do
+    i=$((i + 1))
+    check_file "$f" $i &
+    [ $((i % 2)) = 0 ] && wait
+done
+wait
+i=0
+for f in "$@"; do
+    i=$((i + 1))
+    cp "$dir/$i" "$out"
+    verdict "$(cat "$dir/$i.code")" "clang-tidy $f"
 done
 # Suppressed: what other libraries' macros hide from it, and two checks that take a loop for skipped or
 # a condition for redundant where it is neither.
