@@ -6,6 +6,7 @@
 
 #include "../engine/tenon.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static int dispatch(const tn_bench_settings *set, int argc, char **argv)
@@ -30,10 +31,19 @@ static int dispatch(const tn_bench_settings *set, int argc, char **argv)
     return tn_bench_sweep(set, argc, argv);
 }
 
+/* One thread: ours call it side by side, and it ends the program where it cannot start its own. A
+ * core that the user has set stays. */
+static void prepare_openblas(void)
+{
+    setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    if (tn_openblas_core()) setenv("OPENBLAS_CORETYPE", tn_openblas_core(), 0);
+}
+
 int main(int argc, char **argv)
 {
     tn_bench_settings set;
     tn_bench_init();
+    prepare_openblas();
     int code = tn_bench_options_read(&set, argc, argv);
     if (!code) code = dispatch(&set, argc, argv);
     const int written = tn_bench_flush(stdout, "standard output");

@@ -1,6 +1,7 @@
 /* tenon: chat with GGUF models and look into them. */
 #include "session.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static int print_version(const tn_settings *set)
@@ -36,10 +37,19 @@ static int dispatch(const tn_settings *set)
     return TN_EXIT_USAGE;
 }
 
+/* One thread: ours call it side by side, and it ends the program where it cannot start its own. A
+ * core that the user has set stays. */
+static void prepare_openblas(void)
+{
+    setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    if (tn_openblas_core()) setenv("OPENBLAS_CORETYPE", tn_openblas_core(), 0);
+}
+
 int main(int argc, char **argv)
 {
     tn_settings set;
     tn_term_init();
+    prepare_openblas();
     int code = tn_options_read(&set, argc, argv);
     if (!code) code = dispatch(&set);
     const int written = tn_out_finish();

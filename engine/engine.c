@@ -93,6 +93,11 @@ static tn_status alloc_scratch(tn_engine *e, tn_error *err)
     return TN_OK;
 }
 
+const char *tn_openblas_core(void)
+{
+    return tn_blas_core();
+}
+
 tn_status tn_engine_open_blas(tn_engine *e, tn_error *err)
 {
     const char *why = NULL;

@@ -75,6 +75,11 @@ TN_API int tn_engine_threads(const tn_engine *engine);
 /* Names of the ISA levels in use and of the devices: "avx2", "cuda" or "none". Never NULL. */
 TN_API const char *tn_engine_isa(const tn_engine *engine);
 TN_API const char *tn_engine_devices(const tn_engine *engine);
+/* OpenBLAS, which serves prompts of unquantised models, reads its environment when the first model
+ * opens. A program that may set its own does so before: OPENBLAS_NUM_THREADS to 1, as the engine's
+ * threads call it one by one, and OPENBLAS_CORETYPE to this name (releases older than the CPU choose
+ * a core of long ago and lose a factor of 5). NULL: leave it to OpenBLAS. Static. */
+TN_API const char *tn_openblas_core(void);
 /* Describes machine, build and engine as one JSON object. Caller frees with tn_string_free. */
 TN_API tn_status tn_env_json(const tn_engine *engine, char **out, tn_error *err);
 TN_API void tn_string_free(const tn_engine *engine, char *s);

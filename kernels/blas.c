@@ -91,6 +91,16 @@ static bool cpu_has_avx2(void)
 #endif
 }
 
+const char *tn_blas_core(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return "SkylakeX";
+#endif
+    return cpu_has_avx2() ? "Haswell" : NULL;
+}
+
 /* NULL, or why this library cannot serve. */
 static const char *refuse(void *lib, entries *e)
 {

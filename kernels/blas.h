@@ -22,6 +22,9 @@ tn_status tn_blas_open(tn_blas **out, const tn_allocator *a, const char **why);
 void tn_blas_close(tn_blas *b);
 const char *tn_blas_describe(const tn_blas *b); /* "OpenBLAS 0.3.21 Haswell pthread" */
 
+/* What OPENBLAS_CORETYPE should say on this CPU, since releases older than the CPU choose a core of
+ * long ago; NULL where OpenBLAS may choose. */
+const char *tn_blas_core(void);
 /* Whether OpenBLAS's name of a core is one without AVX2: on a CPU with AVX2 the wrong choice. */
 bool tn_blas_core_is_old(const char *core);
 

@@ -135,6 +135,7 @@ TEST(old_cores)
     CHECK(!tn_blas_core_is_old("Zen"));
     CHECK(!tn_blas_core_is_old("SkylakeX"));
     CHECK(!tn_blas_core_is_old("a core of the future"));
+    CHECK(!tn_blas_core() || !tn_blas_core_is_old(tn_blas_core()));
 }
 
 TEST_MAIN
