@@ -2,8 +2,9 @@
 #
 #   CONFIG=release|asan|tsan   what to build; the programs of release stand at the top of the tree
 #   CFLAGS, EXTRA_CFLAGS       optimisation, and what to add to it (EXTRA_CFLAGS=-Werror)
-#   CUDA=auto|0|1|emu          which device plug-in to build besides: auto is that for GPUs where there
-#                              is one and nvcc; 0 leaves all device code out; emu is the emulated device
+#   CUDA=auto|off|on|emu       which device plug-in to build besides: auto is that for GPUs where there
+#                              is one and nvcc; off leaves all device code out; emu is the emulated
+#                              device (0 and 1 are off and on)
 #   CUDA_ARCHS='75 90'         build for these compute capabilities instead of this machine's
 #   PREFIX, DESTDIR            where `make install` puts things
 
@@ -44,7 +45,7 @@ EDIT_LIBS   := $(shell pkg-config --libs libedit 2>/dev/null)
 X86 := $(filter x86_64% i%86%,$(shell $(CC) -dumpmachine 2>/dev/null))
 LIB_SRC  := $(wildcard gguf/*.c kernels/*.c engine/*.c)
 LIB_SRC  := $(if $(X86),$(LIB_SRC),$(filter-out kernels/avx%,$(LIB_SRC)))
-LIB_SRC  := $(filter-out kernels/$(if $(filter 0,$(CUDA)),device,nodevice).c,$(LIB_SRC))
+LIB_SRC  := $(filter-out kernels/$(if $(filter 0 off,$(CUDA)),device,nodevice).c,$(LIB_SRC))
 objects   = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIB_OBJ  := $(call objects,$(LIB_SRC))
 CLI_OBJ  := $(call objects,$(wildcard cli/*.c))
@@ -65,18 +66,22 @@ HEADERS  := engine/tenon.h gguf/gguf.h gguf/status.h
 # kernels/cuda/ is compiled by nvcc for GPUs and by a C++ compiler for the emulated device.
 CUDA    ?= auto
 CXX     ?= c++
+TOOLKIT := build/toolkit/nvidia/cu13# where `make deps-cuda` puts one
 NVCC    ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) \
-             $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+             $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc) \
+             $(wildcard $(TOOLKIT)/bin/nvcc))
 GPU     := $(wildcard /dev/nvidiactl)
 CUDA_SRC := $(wildcard kernels/cuda/*.cu)
 EMU_SRC  := $(wildcard kernels/emu/*.cpp)
-$(if $(filter auto 0 1 emu,$(CUDA)),,$(error CUDA=$(CUDA): use auto, 0, 1 or emu))
+$(if $(filter auto 0 1 off on emu,$(CUDA)),,$(error CUDA=$(CUDA): use auto, off, on or emu))
 
 EMU_PLUGIN  := $(BUILD)/libtenon-emu.so
 CUDA_PLUGIN := $(BUILD)/libtenon-cuda.so
 PLUGINS.0    :=
+PLUGINS.off  :=
 PLUGINS.emu  := $(EMU_PLUGIN)
 PLUGINS.1    := $(CUDA_PLUGIN)
+PLUGINS.on   := $(CUDA_PLUGIN)
 PLUGINS.auto := $(if $(GPU),$(if $(NVCC),$(CUDA_PLUGIN)))
 PLUGINS      := $(PLUGINS.$(CUDA))
 
@@ -118,7 +123,7 @@ NVCC_ARCH = $(if $(CUDA_ARCHS),$(foreach a,$(CUDA_ARCHS),$(call gencode,$a,sm)) 
               $(call gencode,$(lastword $(CUDA_ARCHS)),compute),\
               $(if $(NATIVE),-arch=native,$(call gencode,75,compute)))
 NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
-            -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter
+            -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter $(NVCC_EXTRA)
 
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
@@ -130,15 +135,34 @@ $(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(PLUGIN_LIB)
 	$(NVCC) $(NVCC_ARCH) -shared $^ -o $@ -lcublas -lpthread -ldl
 
 need-nvcc:
-	@[ -n '$(NVCC)' ] || { echo 'There is no nvcc: install the CUDA toolkit, or set NVCC=...' >&2; \
-	    exit 1; }
+	@[ -n '$(NVCC)' ] || { echo "There is no nvcc: 'make deps-cuda' fetches what compiles device" \
+	    'code; a program for GPUs needs the CUDA toolkit, or set NVCC=...' >&2; exit 1; }
+
+# Turing, Ampere (A100, RTX 30), Ada, Hopper, Blackwell (B200, RTX 50), and PTX for what comes.
+ALL_ARCHS := 75 80 86 89 90 100 120
+
+cuda-all: need-nvcc ## the plug-in for every GPU from Turing to Blackwell, for releases
+	@+$(SUBMAKE) CUDA=on CUDA_ARCHS='$(ALL_ARCHS)' BUILD=build/cuda-all cuda-plugin
+
+cuda-plugin: $(CUDA_PLUGIN)
+
+# Compiling needs no GPU, no driver and no library to link with.
+CHECK_OBJ := $(CUDA_SRC:%.cu=build/cuda-check/cuda/%.o)
+
+cuda-check: ## compile all device code with nvcc for sm_75 and sm_90; a warning is an error
+	@sh deps.sh build cuda </dev/null
+	@+$(SUBMAKE) CUDA_ARCHS='75 90' BUILD=build/cuda-check run-cuda-check \
+	    NVCC_EXTRA='-Werror all-warnings -Xcompiler -Werror'
+
+run-cuda-check: need-nvcc $(CHECK_OBJ)
+	@echo '$(words $(CHECK_OBJ)) passed, 0 failed'
 
 # ---- building ------------------------------------------------------------------------------------
 
 all: check-deps ## library and programs
 	@$(MAKE) --no-print-directory lib tenon tenon-bench plugins
 
-plugins: $(if $(filter 1,$(CUDA)),need-nvcc) $(PLUGINS) ## the device plug-in that CUDA= asks for
+plugins: $(if $(filter 1 on,$(CUDA)),need-nvcc) $(PLUGINS) ## the device plug-in that CUDA= asks for
 
 lib: $(STATIC) $(SHARED) ## libtenon.a and libtenon.so
 tenon: ## the chat program
@@ -167,7 +191,7 @@ $(BUILD)/commit: FORCE
 # Changes when device code is left out or let in again.
 $(BUILD)/devices: FORCE
 	@mkdir -p $(@D)
-	@echo '$(filter 0,$(CUDA))' | cmp -s - $@ || echo '$(filter 0,$(CUDA))' >$@
+	@echo '$(filter 0 off,$(CUDA))' | cmp -s - $@ || echo '$(filter 0 off,$(CUDA))' >$@
 
 $(STATIC): $(LIB_OBJ) $(BUILD)/devices
 	@rm -f $@
@@ -236,6 +260,21 @@ test-models: ## tests on the real models, which are fetched first
 
 run-test-models: $(MODELTESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench
 	@sh tests/run.sh $(BIN)tenon $(MODELTESTS) $(wildcard tests/modeltest_*.py)
+
+# Both say so and succeed where there is no GPU. REPORT=FILE is where the JSON report goes.
+GPU_PY = $(PYTHON) tests/gpu.py
+test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included; writes a JSON report
+	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
+
+run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(call program,tests/test_device*.c) \
+    $(call program,tests/test_exec_device.c)
+	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
+
+bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON report
+	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-bench-gpu,$(GPU_PY) bench)
+
+run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon-bench
+	@$(GPU_PY) bench --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@+$(SUBMAKE) CONFIG=asan BUILD=build/asan run-tests
@@ -319,6 +358,9 @@ deps: ## install the Debian packages to build, fetch models and test
 deps-ci: ## install clang, clang-tidy and cppcheck as well
 	@sh deps.sh build models test ci
 
+deps-cuda: ## fetch nvcc to build/toolkit where there is none: enough to compile device code
+	@sh deps.sh build cuda
+
 check-deps:
 	@sh deps.sh --check build
 
@@ -330,8 +372,9 @@ help: ## this list
 	    while IFS='|' read -r t d; do printf '  make %-16s %s\n' "$$t" "$$d"; done
 
 FORCE:
-.PHONY: all lib plugins need-nvcc tests chat models bench bench-peers test run-tests test-models run-test-models asan tsan \
-    run-threaded fuzz fuzz-run check-includes lint format install uninstall deps deps-ci check-deps \
-    clean help FORCE
+.PHONY: all lib plugins need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
+    chat models bench bench-peers test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
+    run-bench-gpu asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
+    uninstall deps deps-ci check-deps clean help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

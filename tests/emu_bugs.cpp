@@ -48,7 +48,7 @@ static const struct {
     {"host_reads_device", {"E", "E", "E", "E", "EA", "ET"}},
     {"host_pointer_to_kernel", {"E", "E", "E", "E", "E", "E"}},
     {"copy_overrun", {"E", "E", "E", "E", "E", "E"}},
-    {"event_missing", {"", "", "", "W", "", "T"}},
+    {"event_missing", {"", "", "", "W", "", "WT"}},
     {"source_reused_early", {"", "", "", "W", "", "WT"}},
     {"synchronise_missing", {"", "", "", "W", "", "WT"}},
     {"freed_pointer_to_kernel", {"E", "E", "E", "E", "E", "E"}},

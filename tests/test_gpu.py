@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Tests of gpu.py with a stand-in for nvidia-smi and for the tests that it runs.
+
+usage: test_gpu.py TENON DATA_DIR [NAME]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import cli_lib
+from cli_lib import case, check, equal, main
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CARD = ("0, Some GPU, GPU-1, 1.2, 3, 9.0, 81559, 1, 345, 2619, 1980, 2619, 700.00, 31, "
+        "5, 5, 16, [N/A], Enabled")
+
+
+def script(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as f:
+        f.write("#!/bin/sh\n" + text)
+    os.chmod(path, 0o755)
+
+
+def run(folder, *args, card=None, sanitizer=None):
+    """gpu.py with only the stand-ins in PATH; its output, exit code, report."""
+    bin_ = os.path.join(folder, "bin")
+    os.makedirs(bin_, exist_ok=True)
+    if card is not None:
+        script(os.path.join(bin_, "nvidia-smi"), "echo '%s'\n" % card)
+    if sanitizer:
+        script(os.path.join(bin_, "compute-sanitizer"), sanitizer)
+    out = os.path.join(folder, "report.json")
+    p = subprocess.run([sys.executable, os.path.join(HERE, "gpu.py"), *args, "--build", folder,
+                        "--out", out], env={"PATH": bin_}, cwd=os.path.dirname(HERE),
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    report = json.load(open(out)) if os.path.exists(out) else None
+    return p.stdout.decode(), p.returncode, report
+
+
+def programs(folder, text, **other):
+    for name in os.listdir(HERE):
+        if name.startswith(("test_device", "test_exec_device")) and name.endswith(".c"):
+            script(os.path.join(folder, "tests", name[:-2]), other.get(name[:-2], text))
+
+
+@case
+def no_gpu_is_said(t):
+    with tempfile.TemporaryDirectory() as folder:
+        text, code, report = run(folder, "test")
+        equal(code, 0, "the exit code")
+        check("There is no NVIDIA GPU here" in text, text)
+        equal(text.splitlines()[-1], "0 passed, 0 failed, 1 skipped", "the last line")
+        equal(report, None, "the report")
+
+
+@case
+def passing_tests_are_reported(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, '[ "$1" = --cuda ] && echo "3 passed, 0 failed, 1 skipped"\n')
+        text, code, report = run(folder, "test", card=CARD, sanitizer='shift 4; "$@"\n')
+        equal(code, 0, text)
+        card = report["gpus_before"][0]
+        equal(card["name"], "Some GPU", "name")
+        equal(card["clocks.max.sm"], 1980, "clock")
+        equal(card["ecc.mode.current"], None, "ECC")
+        equal(report["passed"], 3 * len(report["steps"]), "report['passed']")
+        names = [step["name"] for step in report["steps"]]
+        check("test_device under racecheck" in names, str(names))
+
+
+@case
+def failures_are_failures(t):
+    for bad in ("echo '2 passed, 1 failed'\nexit 1\n", "exit 139\n", "echo hello\n",
+                "echo '5 passed, 0 failed'\nexit 1\n"):
+        with tempfile.TemporaryDirectory() as folder:
+            programs(folder, "echo '1 passed, 0 failed'\n", test_device_ops=bad)
+            text, code, report = run(folder, "test", card=CARD, sanitizer='shift 4; "$@"\n')
+            equal(code, 1, bad)
+            equal(report["failed"], 5, bad)  # by itself and under four sanitizers
+
+
+@case
+def a_sanitizer_that_finds_something_fails(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, "echo '1 passed, 0 failed'\n")
+        text, code, report = run(folder, "test", card=CARD,
+                                 sanitizer='shift 4; "$@"; exit 86\n')
+        equal(code, 1, "the exit code")
+        equal(report["failed"], 8, "report['failed']")
+
+
+@case
+def what_does_not_fit_is_skipped(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, "echo '1 passed, 0 failed'\n")
+        text, code, report = run(folder, "test", "--seconds", "1", card=CARD)
+        equal(code, 0, "the exit code")
+        equal(report["passed"], 0, "report['passed']")
+        equal(report["skipped"], len(report["steps"]), "report['skipped']")
+        check("no time was left" in text, text)
+
+
+@case
+def bench_keeps_the_reports(t):
+    with tempfile.TemporaryDirectory() as folder:
+        script(os.path.join(folder, "tenon-bench"),
+               'for a; do file=$a; done\necho \'{"rows": []}\' >"$file"\n')
+        text, code, report = run(folder, "bench", card=CARD.replace("81559", "12000"))
+        equal(code, 0, text)
+        equal(report["steps"][0]["report"], {"rows": []}, "report['steps'][0]['report']")
+        equal(report["steps"][-1]["why"], "the card has 12000 MiB", "report['steps'][-1]['why']")
+        script(os.path.join(folder, "tenon-bench"), "exit 0\n")
+        text, code, report = run(folder, "bench", card=CARD)
+        equal(code, 1, "the exit code")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
