@@ -373,7 +373,7 @@ help: ## this list
 
 FORCE:
 .PHONY: all lib plugins need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
-    chat models bench bench-peers test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
+    chat models bench bench-peers simulate test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
     run-bench-gpu asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
     uninstall deps deps-ci check-deps clean help FORCE
 .SECONDARY:
