@@ -53,10 +53,15 @@ const tn_bench_option tn_bench_options[] = {
      "predict instead of measure, on the machine of --hardware: layers, ffn-host, ffn-blocks, "
      "water-fill, all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
      "REGEX=host|device a line)"},
+    {0, "device", "NAME", TN_BENCH_TEXT, F(device), 0, 0,
+     "device to use: cuda, cuda:1, emu (emulated: its rows are labelled so)"},
+    {0, "place", "REGEX=SIDE", TN_BENCH_REPEAT, F(places), 0, 0,
+     "with --device: tensors whose name matches go to SIDE: host, device or split:X; may be "
+     "repeated"},
     {0, "hardware", "NAME|FILE", TN_BENCH_TEXT, F(hardware), 0, 0,
      "hardware profile of --placements, as in tenon plan"},
     {0, "vram", "LIST", TN_BENCH_WORDS, F(vram), 0, 0,
-     "device memory that --placements may use, such as 8G,12G; default what the profile has"},
+     "device memory that --placements or --device may use, such as 8G,12G; default all"},
     {'o', "output", "md|csv|json|jsonl", TN_BENCH_CHOICE, F(format), 0, 0,
      "form of the report, default md"},
     {0, "out", "FILE", TN_BENCH_TEXT, F(out), 0, 0,
@@ -285,6 +290,11 @@ static int check_placements(const tn_bench_settings *s)
         tn_bench_say("--placements only predicts: --peer and --load-time measure");
         return TN_EXIT_USAGE;
     }
+    if (s->device ? s->placements.n || s->vram.n > 1 : s->places.n > 0) {
+        tn_bench_say("--device takes --place and one --vram, and goes without --placements");
+        return TN_EXIT_USAGE;
+    }
+    if (s->device && !s->hardware) return TN_EXIT_OK;
     if ((s->placements.n > 0) == (s->hardware != NULL) && (s->placements.n || !s->vram.n))
         return TN_EXIT_OK;
     tn_bench_say("--placements, --hardware and --vram belong together: --placements "

@@ -38,7 +38,8 @@ typedef struct tn_bench_settings {
     double threshold; /* percent */
     tn_bench_words peers;
     tn_bench_words placements, vram; /* names; sizes */
-    const char *hardware;
+    const char *hardware, *device;
+    tn_bench_words places; /* rules for the device */
     bool help, version;
     tn_bench_words rest; /* arguments that are no options: models, or two files to compare */
 } tn_bench_settings;

@@ -184,7 +184,7 @@ static bool any_isa(const tn_bench_report *r)
 }
 static bool any_placement(const tn_bench_report *r)
 {
-    return r->set->placements.n > 0;
+    return r->set->placements.n > 0 || r->set->device;
 }
 static bool any_vram(const tn_bench_report *r)
 {
@@ -284,7 +284,7 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
     }
-    if (any_placement(r)) {
+    if (r->set->placements.n) {
         fprintf(f, "simulated: predicted for %s, not measured, tenon %s%s%.12s\n\n",
                 model_name(r->set->hardware), tn_version(), *tn_commit() ? " " : "", tn_commit());
         return;
@@ -293,6 +293,7 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         fprintf(f, "%d thread%s, ", row->threads_used, row->threads_used == 1 ? "" : "s");
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
     md_settings(r, f);
+    if (r->set->device) fprintf(f, "device %s (%s), ", r->set->device, row->label);
     fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),
             *tn_commit() ? " " : "", tn_commit());
 }

@@ -16,7 +16,7 @@
 typedef struct part {
     double seconds;
     double weight_bytes, kv_bytes, tokens;
-    double hops, join_wait_s;
+    double hops, join_wait_s, device_bytes;
 } part;
 
 typedef struct timing {
@@ -32,6 +32,7 @@ static void count_bytes(const tn_context *ctx, part *p, int32_t n)
     if (tn_context_stats(ctx, &stats, NULL)) return;
     p->weight_bytes += (double)(stats.host.weight_bytes + stats.device.weight_bytes);
     p->kv_bytes += (double)(stats.host.kv_bytes + stats.device.kv_bytes);
+    p->device_bytes += (double)(stats.device.weight_bytes + stats.device.kv_bytes);
     p->hops += (double)stats.hops;
     p->join_wait_s += stats.join_wait_s;
     p->tokens += n;
@@ -182,6 +183,7 @@ static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
     row->kv_bytes = p->kv_bytes / p->tokens;
     row->hops = p->hops / p->tokens;
     row->join_wait_s = p->join_wait_s / p->tokens;
+    if (p->device_bytes > 0) return; /* the host's limit says nothing about it */
     row->peak_gb_per_second =
         1e-9 * tn_bench_peaks_find(run->peaks, row->threads_used, working_set(row, p));
 }

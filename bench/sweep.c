@@ -275,8 +275,16 @@ static void run_engine(sweep *w)
 {
     tn_error err = {0};
     const bool best = strcmp(w->like.params.isa, "best") == 0;
+    uint64_t vram = 0;
+    if (w->set->device) {
+        w->like.params.placement = w->set->places.n ? w->set->places.at[0] : "device";
+        w->like.params.vram = w->set->vram.n ? w->set->vram.at[0] : NULL;
+        if (w->like.params.vram) tn_bench_size_read(w->like.params.vram, &vram);
+    }
     const tn_engine_options opt = {.struct_size = sizeof opt,
                                    .threads = w->like.params.threads,
+                                   .device = w->set->device,
+                                   .vram_limit = vram,
                                    .isa = best ? NULL : w->like.params.isa};
     const tn_status s = tn_engine_new(&w->engine, &opt, &err);
     w->like.threads_used = s ? w->like.params.threads : tn_engine_threads(w->engine);
@@ -378,6 +386,7 @@ static void run_placements(sweep *w)
 static void run_source(sweep *w, const char *name, bool file)
 {
     tn_bench_source_init(&w->source, name, file, w->report.models);
+    w->source.places = &w->set->places;
     if (w->set->placements.n) {
         run_placements(w);
         return;

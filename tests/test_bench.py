@@ -92,6 +92,7 @@ def wrong_usage_is_64(t):
         ("-m", t.model, "--placements", "auto"),
         ("-m", t.model, "--hardware", "rtx3060-ddr4"),
         ("-m", t.model, "--vram", "8G"),
+        ("-m", t.model, "--place", "ffn_=host"),
         ("-m", t.model, "--placements", "best", "--hardware", "rtx3060-ddr4"),
         ("-m", t.model, "--placements", "manual:", "--hardware", "rtx3060-ddr4"),
         ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--vram", "8Q"),
@@ -351,6 +352,20 @@ def placements_that_do_not_fit(t):
     t.ok(*common, "--vram", "6G", "--placements", "layers,auto", "--svg", path)
     text = open(path).read()
     check("tg128, layers" in text and "tg128, auto" in text, "no bar for each placement")
+
+
+@case
+def emulated_device(t):
+    if t.run(t.model, "--device", "emu", "-p", "1", "-n", "0", "-r", "1", "--warmup", "0")[0]:
+        raise cli_lib.Skip("no emulated device here")
+    args = ("-r", "1", "--no-hash", "--device", "emu", "--place", "ffn_=host")
+    r = t.report(*args)
+    for row in r["results"]:
+        equal((row["label"], row["error"]), ("emulated", None), "label and error")
+        equal(row["parameters"]["placement"], "ffn_=host", "placement")
+        check(row["hops_per_token"] > 0, f"no hops: {row['hops_per_token']}")
+        equal(row["percent_of_limit"], None, "the host's limit for a device")
+    check("device emu (emulated)" in t.ok(*t.quick(*args)).decode(), "no label in the table")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
