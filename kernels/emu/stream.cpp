@@ -173,9 +173,15 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
     bool pageable = (!to_device && !is_pinned(dst)) || (!from_device && !is_pinned(src));
     if (pageable && s->capture) host_error("capturing a copy from or to pageable memory");
     if (pageable && to_device) { /* the source may be reused when the call returns */
-        std::shared_ptr<char[]> copy(new char[bytes]);
+        std::shared_ptr<char[]> copy(new char[bytes], [](char *last) {
+            TSAN(__tsan_acquire(last);)
+            delete[] last;
+        });
         memcpy(copy.get(), src, bytes);
-        s->push([=](replay *) { memcpy(dst, copy.get(), bytes); });
+        s->push([=](replay *) {
+            memcpy(dst, copy.get(), bytes);
+            TSAN(__tsan_release(copy.get());)
+        });
         return cudaSuccess;
     }
     s->push([=](replay *r) {
