@@ -8,7 +8,8 @@ static int print_version(const tn_settings *set)
 {
     tn_error err = {0};
     tn_engine *engine;
-    const tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .isa = set->isa};
+    const tn_engine_options opt = {
+        .struct_size = sizeof opt, .threads = 1, .isa = set->isa, .device = set->device};
     const tn_status status = tn_engine_new(&engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);
     tn_outf("tenon %s\ncommit %s\nisa %s\ndevices %s\n", tn_version(),
