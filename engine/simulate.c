@@ -312,7 +312,7 @@ static demand meet(sim *s, int32_t l, int32_t units, int64_t n)
             const int32_t e = (int32_t)((draw(s) >> 33) % (uint64_t)y->n_expert);
             if (s->met[e] == t) continue; /* a token meets different experts */
             met_all += s->met[e] == 0;
-            met_ours += s->met[e] == 0 && e < units;
+            met_ours += e < units && s->met[e] == 0;
             s->met[e] = t;
             ours += e < units;
             u++;
@@ -390,7 +390,8 @@ static void feed_forward(sim *s, int32_t l, int64_t n)
     int32_t fixed, n_modes;
     if (d != TN_HOST && tn_cost_ffn_kind(s->k, l, &fixed, &n_modes) == TN_FFN_MIXED) {
         tn_walk_op ops[TN_WALK_OPS];
-        walk(s, ops, tn_cost_walk_ffn(s->k, l, d, p->attn, p->ffn_mode, n, ops), d, p->attn, n);
+        const int n_ops = tn_cost_walk_ffn(s->k, l, d, p->attn, p->ffn_mode, n, ops);
+        walk(s, ops, n_ops, d, p->attn, n);
         return;
     }
     const bool one_side = d == TN_HOST || s->units[l] >= n_units || (n == 1 && s->units[l] == 0);
@@ -448,12 +449,13 @@ static double evaluate(sim *s, int64_t start, int64_t n, bool with_head)
         const tn_plan_layer *y = &s->plan->layer[l];
         move(s, y->attn ? y->device : TN_HOST, n);
         tn_walk_op ops[TN_WALK_OPS];
-        double attended = tn_cost_attended(start, n, s->k->s->layer[l].window);
-        if (y->device != TN_HOST && !tn_cost_attn_plain(s->k, l, y->attn))
-            walk(s, ops, tn_cost_walk_attn(s->k, l, y->device, y->attn, n, attended, ops),
-                 y->device, y->attn, n);
-        else
+        const double attended = tn_cost_attended(start, n, s->k->s->layer[l].window);
+        if (y->device != TN_HOST && !tn_cost_attn_plain(s->k, l, y->attn)) {
+            const int n_ops = tn_cost_walk_attn(s->k, l, y->device, y->attn, n, attended, ops);
+            walk(s, ops, n_ops, y->device, y->attn, n);
+        } else {
             attention(s, l, start, n);
+        }
         feed_forward(s, l, n);
     }
     if (with_head) head(s);
