@@ -1,7 +1,7 @@
 /* For tests of device ops: a device, guarded memory on it, comparisons that NaN fails.
  *
- * The device is the emulated one, in three thread schedules; `--cuda` takes a GPU instead. Without
- * a plug-in every case is skipped. */
+ * The device is the emulated one, in three thread schedules; `--cuda` takes a GPU instead. A build
+ * without devices (CUDA=0) skips every case; a plug-in that is missing or does not load fails. */
 #ifndef TN_DEVICE_LIB_H
 #define TN_DEVICE_LIB_H
 
@@ -141,14 +141,10 @@ static inline bool near_all(const char *what, const float *got, const double *wa
 /* ---- main --------------------------------------------------------------------------------------
  */
 
-static inline bool open_device(void)
+static inline bool open_device(bool cuda)
 {
     static tn_error err;
-#ifdef TN_TEST_GPU
-    const tn_device_options o = {.kind = TN_DEVICE_CUDA};
-#else
-    const tn_device_options o = {.kind = TN_DEVICE_EMULATED};
-#endif
+    const tn_device_options o = {.kind = cuda ? TN_DEVICE_CUDA : TN_DEVICE_EMULATED};
     const tn_status s = tn_device_open(&o, &dev, &err);
     if (s == TN_EUNSUPPORTED && strstr(err.msg, "CUDA=0")) { /* nodevice.c */
         no_device = err.msg;
@@ -177,8 +173,10 @@ static inline void set_schedule(int schedule)
 
 static inline int device_main(int argc, char **argv)
 {
+    const bool cuda = argc > 1 && strcmp(argv[1], "--cuda") == 0;
+    if (cuda) argc--, argv++;
     tn_kernels_init(&host, TN_ISA_SCALAR);
-    if (!open_device()) return 2;
+    if (!open_device(cuda)) return 2;
     if (no_device) return tn_test_main(argc, argv);
     int failed = 0;
     static const int schedules[] = {0, 1, 12345}; /* ascending, descending, random */
