@@ -53,7 +53,9 @@ rule 'cli/ and bench/ include engine/tenon.h only' \
         "$(calls 'v?f?printf|f?puts|f?putc|putchar|perror' $library)"
     rule 'the library never ends the process' \
         "$(calls '_?exit|abort|quick_exit|raise|kill' $library)"
-    rule 'the library never reads the environment' "$(calls '(secure_)?getenv|setenv' $library bench)"
+    rule 'the library and the benchmark never read the environment' \
+        "$(calls '(secure_)?getenv' $library bench)"
+    rule 'the library never sets the environment' "$(calls 'setenv|putenv' $library)"
     rule 'memory only through the allocator of gguf/mem.c' \
         "$(calls '[mc]alloc|realloc|strn?dup|v?asprintf' $library | but '^gguf/mem\.c')"
 }
