@@ -191,6 +191,20 @@ def with_string_key(model, key, value):
     return struct.pack("<IIQQ", magic, version, tensors, keys + 1) + entry + data[24:]
 
 
+def tokenize(t, path, texts, *options):
+    """The ids of every text by `tenon tokenize --jsonl`."""
+    lines = "".join(json.dumps(text) + "\n" for text in texts).encode()
+    out = t.ok("tokenize", path, "--jsonl", *options, stdin=lines).splitlines()
+    equal(len(out), len(texts), "number of lines")
+    return [json.loads(line) for line in out]
+
+
+def check_rows(name, texts, got, want):
+    wrong = [i for i, ids in enumerate(got) if ids != want[i]]
+    first = f"{texts[wrong[0]]!r} gives {got[wrong[0]]}, not {want[wrong[0]]}" if wrong else ""
+    check(not wrong, f"{name}: strings {wrong} differ: {first}")
+
+
 def main(argv):
     if len(argv) not in (3, 4):
         print("usage: test_cli.py TENON DATA_DIR [NAME]", file=sys.stderr)

@@ -13,7 +13,7 @@ import os
 import sys
 import tarfile
 
-from cli_lib import case, check, equal, main
+from cli_lib import case, check, check_rows, equal, main, tokenize
 
 
 class Vocabs:
@@ -47,19 +47,6 @@ class Vocabs:
                 equal(want[i], row["llama.cpp"], f"llama.cpp's answer to {name}, {of} {i}")
                 want[i] = row["library"]
         return want
-
-
-def tokenize(t, path, texts, *options):
-    lines = "".join(json.dumps(text) + "\n" for text in texts).encode()
-    out = t.ok("tokenize", path, "--jsonl", *options, stdin=lines).splitlines()
-    equal(len(out), len(texts), "number of lines")
-    return [json.loads(line) for line in out]
-
-
-def check_rows(name, texts, got, want):
-    wrong = [i for i, ids in enumerate(got) if ids != want[i]]
-    first = f"{texts[wrong[0]]!r} gives {got[wrong[0]]}, not {want[wrong[0]]}" if wrong else ""
-    check(not wrong, f"{name}: strings {wrong} differ: {first}")
 
 
 def recorded_ids(t, k, *options):
