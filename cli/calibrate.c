@@ -19,8 +19,7 @@ char *tn_cache_dir(void)
     return n < 0 ? NULL : path;
 }
 
-/* Makes the cache directory; NULL if that is not possible: then the profile is only printed. */
-static char *make_cache_dir(void)
+char *tn_cache_dir_make(void)
 {
     char *dir = tn_cache_dir();
     bool made = dir != NULL;
@@ -32,7 +31,7 @@ static char *make_cache_dir(void)
         *s = end;
     }
     if (made || !dir) return dir;
-    tn_say("warning: %s: cannot be made; the profile is not kept", dir);
+    tn_say("warning: %s: cannot be made; what is measured is not kept", dir);
     free(dir);
     return NULL;
 }
@@ -41,7 +40,7 @@ int tn_cmd_calibrate(const tn_settings *set)
 {
     tn_engine *engine = NULL;
     tn_error err = {0};
-    char *dir = make_cache_dir(), *text = NULL;
+    char *dir = tn_cache_dir_make(), *text = NULL;
     const tn_engine_options opt = {.struct_size = sizeof opt,
                                    .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                    .isa = set->isa,

@@ -83,6 +83,7 @@ static int make_rules(tn_placed *r, const tn_settings *set, const tn_placement *
         tn_say("out of memory for %d layers", n_layers);
         return TN_EXIT_MEMORY;
     }
+    r->host_only = set->n_places == 0;
     for (int32_t l = 0; l <= n_layers; l++) {
         const tn_status s = tn_placement_get_row(p, l, &row, &err);
         if (s) return tn_session_fail(s, &err);
@@ -90,6 +91,7 @@ static int make_rules(tn_placed *r, const tn_settings *set, const tn_placement *
             tn_say("the plan needs device %d, and only one can be used", row.device);
             return TN_EXIT_USAGE;
         }
+        r->host_only &= !row.attn && row.ffn_share <= 0;
         if (l == n_layers) return head_rules(r, set, &row);
         /* The user's rules have placed all of its tensors. */
         if (row.of > 0) layer_rules(r, set, l, &row);
@@ -112,7 +114,7 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
            f->chosen, f->hardware, attn, f->n_layers, 100 * share);
 }
 
-int tn_placed_make(tn_placed *r, const tn_settings *set)
+int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
 {
     tn_placement *p;
     tn_placement_options opt;
@@ -120,6 +122,7 @@ int tn_placed_make(tn_placed *r, const tn_settings *set)
     memset(r, 0, sizeof *r);
     int code = tn_plan_options(&opt, set);
     if (code) return code;
+    opt.hardware = hardware;
     opt.fixed = true;
     /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */
     if (opt.vram[0] && opt.vram[0] < UINT64_MAX) opt.vram[0] -= opt.vram[0] / 32;

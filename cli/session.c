@@ -47,7 +47,9 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
         .vocab_only = vocab_only,
         .exact = exact,
         .place = s->rules.n ? s->rules.list : set->places,
-        .n_place = vocab_only ? 0 : s->rules.n ? s->rules.n : set->n_places,
+        .n_place = vocab_only   ? 0
+                   : s->rules.n ? s->rules.n
+                                : set->n_places,
         .progress = tn_progress_draw,
         .cancel = tn_signal_cancel,
         .user = &s->loading,
@@ -57,16 +59,15 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
 }
 
+static bool has_device(const tn_session *s)
+{
+    return strcmp(tn_engine_devices(s->engine), "none") != 0;
+}
+
 /* The device's memory to use, 0 = all of it. */
-static int read_device(const tn_settings *set, uint64_t *vram)
+static int read_vram(const tn_settings *set, uint64_t *vram)
 {
     *vram = 0;
-    const char *without = set->n_places ? "place" : set->vram ? "vram" : set->plan ? "plan" : NULL;
-    if (!without && set->hardware) without = "hardware";
-    if (!set->device && without) {
-        tn_say("option --%s: there is no device; name one with --device", without);
-        return TN_EXIT_USAGE;
-    }
     const int code = set->vram ? tn_options_sizes("vram", set->vram, vram, 1) : TN_EXIT_OK;
     if (!code && *vram > SIZE_MAX / 2) {
         tn_say("option --vram: without device memory there is nothing for --device to do");
@@ -75,14 +76,88 @@ static int read_device(const tn_settings *set, uint64_t *vram)
     return code;
 }
 
+/* Without --device this machine's GPU, where it has one that works; "none" wants none. */
+static int open_engine(tn_session *s, const tn_settings *set, tn_engine_options *opt,
+                       bool want_device)
+{
+    tn_error err = {0};
+    const bool look = want_device && !opt->device;
+    if (look) opt->device = "cuda";
+    tn_status status = tn_engine_new(&s->engine, opt, &err);
+    if (look && (status == TN_EUNSUPPORTED || status == TN_EDEVICE)) {
+        if (set->verbose) tn_note("no device is used: %s", err.msg);
+        opt->device = NULL;
+        opt->vram_limit = 0;
+        err = (tn_error){0};
+        status = tn_engine_new(&s->engine, opt, &err);
+    }
+    return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
+}
+
+/* Options that say what a device is to do need one. */
+static int check_device(const tn_session *s, const tn_settings *set)
+{
+    const char *without = set->n_places ? "place" : set->vram ? "vram" : set->plan ? "plan" : NULL;
+    if (!without && set->hardware) without = "hardware";
+    if (!without || has_device(s)) return TN_EXIT_OK;
+    tn_say("option --%s: there is no device; name one with --device", without);
+    return TN_EXIT_USAGE;
+}
+
+/* A plan, unless the user's rules are all there is: for the machine as it was measured, once. The
+ * emulated device stands for a card that one can buy. */
+static int make_plan(tn_session *s, const tn_settings *set)
+{
+    const bool emulated = strcmp(tn_engine_devices(s->engine), "emu") == 0;
+    tn_error err = {0};
+    char *measured = NULL;
+    if (set->plan || set->hardware) return tn_placed_make(&s->rules, set, set->hardware);
+    if (set->n_places || set->exact) return TN_EXIT_OK;
+    if (emulated) return tn_placed_make(&s->rules, set, "rtx3060-ddr4");
+    free(tn_cache_dir_make());
+    const tn_status status = tn_engine_calibrate(s->engine, false, &measured, &err);
+    if (status) return tn_session_fail(status, &err);
+    const int code = tn_placed_make(&s->rules, set, measured);
+    tn_string_free(s->engine, measured);
+    return code;
+}
+
+static int drop_device(tn_session *s, const tn_settings *set, tn_engine_options *opt)
+{
+    tn_placed_free(&s->rules);
+    tn_engine_free(s->engine);
+    s->engine = NULL;
+    opt->device = NULL;
+    opt->vram_limit = 0;
+    return open_engine(s, set, opt, false);
+}
+
+/* A plan of our own may leave the device out, or ask a little too much of it: the host still
+ * serves. */
+static int open_model(tn_session *s, const tn_settings *set, tn_engine_options *opt,
+                      bool vocab_only)
+{
+    int code = vocab_only ? TN_EXIT_OK : check_device(s, set);
+    if (!code && !vocab_only && has_device(s)) code = make_plan(s, set);
+    const bool ours = s->rules.n && !set->plan && !set->hardware;
+    if (!code && ours && s->rules.host_only) code = drop_device(s, set, opt);
+    if (!code) code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
+    if (code != TN_EXIT_MEMORY || !ours || !has_device(s)) return code;
+    tn_say("going on without the device");
+    code = drop_device(s, set, opt);
+    return code ? code : tn_session_model(s, set, &s->model, vocab_only, set->exact);
+}
+
 int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
 {
     tn_error err = {0};
     uint64_t vram = 0;
-    const int usage = vocab_only ? TN_EXIT_OK : read_device(set, &vram);
+    const bool none = vocab_only || (set->device && strcmp(set->device, "none") == 0);
     memset(s, 0, sizeof *s);
-    if (usage) return usage;
-    const tn_engine_options opt = {
+    int code = none ? TN_EXIT_OK : read_vram(set, &vram);
+    if (code) return code;
+    char *cache_dir = none ? NULL : tn_cache_dir();
+    tn_engine_options opt = {
         .struct_size = sizeof opt,
         .threads = vocab_only                 ? 1
                    : set->threads == TN_UNSET ? 0
@@ -90,17 +165,16 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
         .isa = set->isa,
         .log = show_log,
         .log_user = (void *)(uintptr_t)&set->verbose,
-        .device = vocab_only ? NULL : set->device,
+        .cache_dir = cache_dir,
+        .device = none ? NULL : set->device,
         .vram_limit = (size_t)vram,
     };
-    tn_status status = tn_engine_new(&s->engine, &opt, &err);
-    if (status) return tn_session_fail(status, &err);
-    int code = TN_EXIT_OK;
-    if (!vocab_only && (set->plan || set->hardware)) code = tn_placed_make(&s->rules, set);
-    if (!code) code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
+    code = open_engine(s, set, &opt, !none);
+    if (!code) code = open_model(s, set, &opt, vocab_only);
+    free(cache_dir);
     if (code) return code;
     s->info.struct_size = sizeof s->info;
-    status = tn_model_get_info(s->model, &s->info, &err);
+    const tn_status status = tn_model_get_info(s->model, &s->info, &err);
     return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
 }
 

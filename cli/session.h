@@ -10,6 +10,7 @@ typedef struct tn_placed {
     const char **list; /* [n] */
     size_t n;
     char *text;
+    bool host_only; /* nothing is on the device */
 } tn_placed;
 
 typedef struct tn_session {
@@ -26,9 +27,10 @@ int tn_exit_code(tn_status status);
 /* Says err on stderr and returns the exit code; a cancelled call is the pending signal's. */
 int tn_session_fail(tn_status status, const tn_error *err);
 
-/* placed.c. Makes the plan that the settings ask for, or reads it from --plan, and says it in a
- * line. TN_EXIT_OK, or the exit code after saying why; the rules are to be given back either way. */
-int tn_placed_make(tn_placed *r, const tn_settings *set);
+/* placed.c. Makes the plan for a machine (as tn_placement_options say), or reads it from --plan, and
+ * says it in a line. TN_EXIT_OK, or the exit code after saying why; the rules are to be given back
+ * either way. */
+int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
 /* plan.c. The planner's options; an exit code as above. */
 int tn_plan_options(tn_placement_options *o, const tn_settings *set);
@@ -63,5 +65,7 @@ int tn_cmd_calibrate(const tn_settings *set);
 /* calibrate.c. Where the XDG base directory specification puts measurements, freed by the caller;
  * NULL if there is no home. */
 char *tn_cache_dir(void);
+/* The same, made where it is missing; NULL with a warning if that is not possible. */
+char *tn_cache_dir_make(void);
 
 #endif

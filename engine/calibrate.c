@@ -420,6 +420,20 @@ static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
     return info->kind != TN_DEVICE_EMULATED;
 }
 
+/* Where a measurement was not asked for, one that cannot be kept is still good. */
+static tn_status keep_profile(tn_engine *e, const tn_profile *p, const char *path, bool asked,
+                              tn_error *err)
+{
+    tn_error local = {0};
+    const tn_status s = tn_calibration_write(p, path, &e->a, &local);
+    if (s == TN_EIO && !asked) {
+        tn_engine_log(e, TN_LOG_WARN, "what was measured is not kept: %s", local.msg);
+        return TN_OK;
+    }
+    if (s && err) *err = local;
+    return s;
+}
+
 tn_status tn_engine_calibrate(tn_engine *e, bool again, char **json, tn_error *err)
 {
     tn_profile *p = tn_alloc(&e->a, 1, sizeof *p);
@@ -433,7 +447,7 @@ tn_status tn_engine_calibrate(tn_engine *e, bool again, char **json, tn_error *e
                         strcmp(p->key, key) == 0 && p->host.threads == e->n_threads;
     if (!s && !cached) s = tn_calibrate(p, e, err);
     if (!s && !cached) memcpy(p->key, key, sizeof key);
-    if (!s && !cached && path) s = tn_calibration_write(p, path, &e->a, err);
+    if (!s && !cached && path) s = keep_profile(e, p, path, again, err);
     if (!s) s = tn_profile_json(p, json, &e->a, err);
     tn_free(&e->a, path);
     tn_free(&e->a, p);

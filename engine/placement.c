@@ -76,6 +76,7 @@ static tn_status find_profile(tn_profile *p, const char *name, const char *cache
         profile_here(p, cache_dir, a);
         return TN_OK;
     }
+    if (*name == '{') return tn_profile_parse(p, name, strlen(name), "hardware", err);
     if (tn_profile_shipped(p, name)) return TN_OK;
     tn_status s = read_file(name, &text, &len, a, err);
     if (s == TN_ENOENT) {

@@ -86,8 +86,8 @@ TN_API void tn_string_free(const tn_engine *engine, char *s);
 /* What this machine can do, as a profile for placement (JSON, see tn_hardware_json): read from
  * cache_dir where it was measured before with the same hardware and build, unless `again`; otherwise
  * measured with the engine's threads, in a second or two, and kept there. Every figure tells where it
- * is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given). Freed with
- * tn_string_free. */
+ * is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given; without `again` that is a
+ * line in the log). Freed with tn_string_free. */
 TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json, tn_error *err);
 
 /* ---- model ------------------------------------------------------------------------------------- */
@@ -392,7 +392,8 @@ enum { TN_PLACEMENT_DEVICES = 8, TN_PLACEMENT_DEPTHS = 5 };
 
 typedef struct tn_placement_options {
     size_t struct_size;
-    const char *hardware;  /* name of a shipped profile, or the path of a JSON file; NULL = this machine */
+    const char *hardware;  /* name of a shipped profile, path of a JSON file, or JSON as tn_engine_calibrate
+                              gives it; NULL = this machine */
     const char *plan_file; /* replay this plan instead of planning; NULL = plan */
     const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match wins */
     size_t n_place;

@@ -96,11 +96,6 @@ int32_t tn_matcher_longest(const tn_matcher *m, const tn_vocab *v, const char *s
 
 /* ---- ends of a generation ---- */
 
-/* "<|end_of_sentence|>" of DeepSeek, with U+FF5C for the bars and U+2581 for the underscores. */
-#define FULL_BAR_END                                                                               \
-    "<\xEF\xBD\x9C"                                                                                \
-    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>"
-
 /* Control tokens that end a turn or a text in the models of the field. */
 static const char *const end_texts[] = {
     "<|eot_id|>",
@@ -124,7 +119,8 @@ static const char *const end_texts[] = {
     "<turn|>",
     "<|tool_response>",
     "[e~[",
-    FULL_BAR_END,
+    /* "<|end_of_sentence|>" of DeepSeek, with U+FF5C for the bars and U+2581 for the underscores */
+    "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>",
     "<|fim_pad|>",
     "<|repo_name|>",
     "<|file_sep|>",

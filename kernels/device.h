@@ -2,7 +2,7 @@
  *
  * The device's code is a plug-in, a shared object beside libtenon or the program: libtenon-cuda.so
  * for a GPU, libtenon-emu.so for the emulated device. So the same program starts on machines
- * without a driver. device.c finds and opens it; built with CUDA=0, nodevice.c says that there is
+ * without a driver. device.c finds and opens it; built with CUDA=off, nodevice.c says that there is
  * none.
  *
  *     tn_device *d;

@@ -1,10 +1,10 @@
-/* Stands in for device.c in a build with CUDA=0. */
+/* Stands in for device.c in a build with CUDA=off. */
 #include "device.h"
 
 static tn_status none(tn_error *err)
 {
     return tn_fail(err, TN_EUNSUPPORTED, -1,
-                   "this build of tenon knows no devices; build it without CUDA=0");
+                   "this build of tenon knows no devices; build it without CUDA=off");
 }
 
 tn_status tn_device_count(tn_device_kind kind, int *n, tn_error *err)

@@ -191,7 +191,8 @@ def wrong_places_and_devices_are_said(t):
     _, err = on_device(t, *logits, "--place", "blk.9.nothing=host")
     check(b"no tensor matches 'blk.9.nothing'" in err, f"stderr {err!r}")
     device = (*logits, "--device", "emu")
-    t.fails(71, *device, "--vram", "100K", words=("MiB missing",))
+    everything = ("--place", ".*=device")
+    t.fails(71, *device, *everything, "--vram", "100K", words=("MiB missing",))
     t.fails(64, *device, "--vram", "lots", words=("--vram", "lots"))
     t.fails(64, *device, "--vram", "0", words=("--vram",))
     t.fails(64, *device, "--place", "ffn_=gpu", words=("ffn_=gpu",))
@@ -208,7 +209,9 @@ def a_plan_is_carried_out(t):
     want = array.array("f", t.ok(*logits))
     machine = ("--hardware", "rtx3060-ddr4", "-c", "64", "--kv", "f32")
     plan = t.file("plan.json", t.ok("plan", t.model, *machine, "--json"))
+    device_none = (*logits, "--device", "none")
     for args in (
+        (),
         ("--hardware", "rtx3060-ddr4"),
         ("--hardware", "rtx3060-ddr4", "--place", "ffn_up=host"),
         ("--hardware", "rtx3060-ddr4", "--plan", plan),
@@ -220,5 +223,8 @@ def a_plan_is_carried_out(t):
         equal(len(got), len(want), f"number of logits with {args}")
         worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
         check(worst <= 1e-4, f"{args}: largest difference {worst}")
+    _, err = on_device(t, *logits, "--vram", "100K")
+    check(b"plan " in err, f"without rules a plan is made: {err!r}")
+    t.fails(64, *device_none, "--vram", "1G", words=("--vram", "--device"))
     t.fails(64, *logits, "--hardware", "rtx3060-ddr4", words=("--hardware", "--device"))
     t.fails(64, *logits, "--plan", plan, words=("--plan", "--device"))

@@ -1,7 +1,7 @@
 /* For tests of device ops: a device, guarded memory on it, comparisons that NaN fails.
  *
  * The device is the emulated one, in three thread schedules; `--cuda` takes a GPU instead. A build
- * without devices (CUDA=0) skips every case; a plug-in that is missing or does not load fails. */
+ * without devices (CUDA=off) skips every case; a plug-in that is missing or does not load fails. */
 #ifndef TN_DEVICE_LIB_H
 #define TN_DEVICE_LIB_H
 
@@ -146,7 +146,7 @@ static inline bool open_device(bool cuda)
     static tn_error err;
     const tn_device_options o = {.kind = cuda ? TN_DEVICE_CUDA : TN_DEVICE_EMULATED};
     const tn_status s = tn_device_open(&o, &dev, &err);
-    if (s == TN_EUNSUPPORTED && strstr(err.msg, "CUDA=0")) { /* nodevice.c */
+    if (s == TN_EUNSUPPORTED && strstr(err.msg, "CUDA=off")) { /* nodevice.c */
         no_device = err.msg;
         return true;
     }

@@ -117,16 +117,29 @@ TEST(the_cache_serves_the_same_machine_and_build_only)
     remove_dir();
 }
 
+static void keep_warning(void *user, tn_log_level level, const char *line)
+{
+    if (level == TN_LOG_WARN) snprintf(user, 400, "%s", line);
+}
+
 TEST(a_cache_that_cannot_be_written_is_named)
 {
     REQUIRE(fresh_dir());
     REQUIRE(rmdir(dir) == 0);
-    tn_engine *e = engine_with(dir);
+    tn_engine *e = NULL;
     tn_error err = {0};
-    char *text = NULL;
-    REQUIRE(e);
-    CHECK(tn_engine_calibrate(e, false, &text, &err) == TN_EIO);
+    char *text = NULL, warning[400] = "";
+    const tn_engine_options opt = {.struct_size = sizeof opt,
+                                   .threads = 1,
+                                   .log = keep_warning,
+                                   .log_user = warning,
+                                   .cache_dir = dir};
+    REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
+    CHECK(tn_engine_calibrate(e, true, &text, &err) == TN_EIO);
     CHECK_MSG(!text && strstr(err.msg, path), "'%s'", err.msg);
+    CHECK(tn_engine_calibrate(e, false, &text, NULL) == TN_OK);
+    CHECK_MSG(text && strstr(warning, path), "warned: '%s'", warning);
+    tn_string_free(e, text);
     tn_engine_free(e);
 }
 
