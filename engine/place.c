@@ -88,7 +88,7 @@ tn_status tn_rules_add(tn_rules *r, const char *text, tn_error *err)
 {
     const size_t len = strlen(text);
     if (!r->a) r->a = &tn_default_allocator;
-    for (size_t at = 0, equals, end;; at = end + 1) {
+    for (size_t at = 0, equals = 0, end = 0;; at = end + 1) {
         const bool found = next_rule(text, len, at, &equals, &end);
         const char *wrong = found ? wrong_side(text + at, equals - at) : text + at;
         if (wrong)
