@@ -163,6 +163,21 @@ static void cmd_params(chat *c, const char *arg)
     print_params(c);
 }
 
+/* The last answer's speed beside the plan's, at the largest of its depths that was reached. */
+static void note_prediction(const chat *c, const tn_stats *st)
+{
+    tn_placement_info f = {.struct_size = sizeof f};
+    if (!c->t.s.rules.plan || !st->decode_tokens || st->decode_s <= 0) return;
+    if (tn_placement_get_info(c->t.s.rules.plan, &f, NULL)) return;
+    int32_t at = 0;
+    while (at + 1 < f.predicted.n_depths &&
+           f.predicted.depth[at + 1] <= tn_context_length(c->t.s.ctx))
+        at++;
+    tn_note("decoding: measured %.1f tok/s, predicted %.1f tok/s (%s, %lld tokens live)",
+            (double)st->decode_tokens / st->decode_s, f.predicted.decode_tok_s[at], f.hardware,
+            (long long)f.predicted.depth[at]);
+}
+
 static void cmd_stats(chat *c, const char *arg)
 {
     (void)arg;
@@ -178,6 +193,18 @@ static void cmd_stats(chat *c, const char *arg)
             "messages",
             (double)st.model_bytes_held / 1048576, (double)st.kv_bytes_held / 1048576, st.load_s,
             (int)tn_context_length(c->t.s.ctx), (int)tn_context_capacity(c->t.s.ctx), c->t.n);
+    note_prediction(c, &st);
+}
+
+static void cmd_plan(chat *c, const char *arg)
+{
+    (void)arg;
+    if (c->t.s.rules.plan)
+        tn_plan_print(c->t.s.rules.plan, &c->t.set);
+    else
+        tn_note("no plan: %s", c->t.s.rules.n || c->t.set.n_places
+                                   ? "the rules of --place say where tensors are"
+                                   : "everything is on the host");
 }
 
 static void cmd_help(chat *c, const char *arg);
@@ -196,6 +223,7 @@ static const struct {
     {"file", "PATH [TEXT]", "send TEXT with a file's content", cmd_file},
     {"params", "[NAME=VALUE]", "show or change sampling, as in temp=0.5", cmd_params},
     {"stats", "", "times and memory", cmd_stats},
+    {"plan", "", "what is on the device, and how fast that should be", cmd_plan},
 };
 
 static void cmd_help(chat *c, const char *arg)

@@ -65,16 +65,17 @@ double tn_rate(uint64_t n, double seconds)
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-void tn_generation_report(const tn_generation *g)
+void tn_generation_report(const tn_generation *g, const tn_engine *engine)
 {
     tn_stats st = {.struct_size = sizeof st};
     if (tn_context_stats(g->ctx, &st, NULL) != TN_OK) return;
     tn_note("stop: %s | prompt %llu tokens, %.1f tok/s | generated %d tokens, %.1f tok/s | context "
-            "%d/%d",
+            "%d/%d%s",
             tn_stop_name(g->reason), (unsigned long long)st.prefill_tokens,
             tn_rate(st.prefill_tokens, st.prefill_s), (int)g->n_tokens,
             tn_rate(st.decode_tokens, st.decode_s), (int)tn_context_length(g->ctx),
-            (int)tn_context_capacity(g->ctx));
+            (int)tn_context_capacity(g->ctx),
+            strcmp(tn_engine_devices(engine), "emu") == 0 ? " | emulated" : "");
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------

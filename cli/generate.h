@@ -54,8 +54,8 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
 uint64_t tn_random_seed(void);
 
 /* The closing line on stderr: why it stopped, speeds, context use. Speeds are those of the
- * context's statistics. */
-void tn_generation_report(const tn_generation *g);
+ * context's statistics; with an emulated device they are labelled so. */
+void tn_generation_report(const tn_generation *g, const tn_engine *engine);
 /* n per second, 0 for no time. */
 double tn_rate(uint64_t n, double seconds);
 

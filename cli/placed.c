@@ -116,7 +116,6 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
 
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
 {
-    tn_placement *p;
     tn_placement_options opt;
     tn_error err = {0};
     memset(r, 0, sizeof *r);
@@ -126,10 +125,10 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     opt.fixed = true;
     /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */
     if (opt.vram[0] && opt.vram[0] < UINT64_MAX) opt.vram[0] -= opt.vram[0] / 32;
-    tn_status s = tn_placement_open(&p, set->model, &opt, &err);
+    tn_status s = tn_placement_open(&r->plan, set->model, &opt, &err);
     if (s) return tn_session_fail(s, &err);
     tn_placement_info f = {.struct_size = sizeof f};
-    s = tn_placement_get_info(p, &f, &err);
+    s = tn_placement_get_info(r->plan, &f, &err);
     if (s) {
         code = tn_session_fail(s, &err);
     } else if (!f.feasible) {
@@ -137,10 +136,9 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
                (double)f.short_bytes / (1024 * 1024));
         code = TN_EXIT_MEMORY;
     } else {
-        say_plan(p, &f);
-        code = make_rules(r, set, p, f.n_layers);
+        say_plan(r->plan, &f);
+        code = make_rules(r, set, r->plan, f.n_layers);
     }
-    tn_placement_close(p);
     return code;
 }
 
@@ -148,5 +146,6 @@ void tn_placed_free(tn_placed *r)
 {
     free(r->list);
     free(r->text);
+    tn_placement_close(r->plan);
     memset(r, 0, sizeof *r);
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const double MiB = 1024.0 * 1024.0;
 enum { bar_width = 40 };
@@ -33,37 +34,41 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
 /* ---- text --------------------------------------------------------------------------------------
  */
 
-static void print_prediction(const char *name, bool fits, const tn_placement_prediction *p)
+static void print_prediction(FILE *out, const char *name, bool fits,
+                             const tn_placement_prediction *p)
 {
     if (!fits) {
-        tn_outf("  %-12s does not fit\n", name);
+        fprintf(out, "  %-12s does not fit\n", name);
         return;
     }
-    tn_outf("  %-12s %10.2f %10.2f %10.1f   ", name, p->request_s, p->ttft_s, p->prefill_tok_s);
+    fprintf(out, "  %-12s %10.2f %10.2f %10.1f   ", name, p->request_s, p->ttft_s,
+            p->prefill_tok_s);
     for (int32_t i = 0; i < p->n_depths; i++)
-        tn_outf(" %9.2f", p->decode_tok_s[i]);
-    tn_outf("\n");
+        fprintf(out, " %9.2f", p->decode_tok_s[i]);
+    fprintf(out, "\n");
 }
 
-static void print_table(const tn_placement *p, const tn_placement_info *f)
+static void print_table(FILE *out, const tn_placement *p, const tn_placement_info *f)
 {
-    tn_outf(
+    fprintf(
+        out,
         "\npredicted     request s   first s   prompt/s    decode tok/s at live depth\n  %-45s   ",
         "");
     for (int32_t i = 0; i < f->predicted.n_depths; i++)
-        tn_outf(" %9lld", (long long)f->predicted.depth[i]);
-    tn_outf("\n");
-    print_prediction(f->chosen, true, &f->predicted);
+        fprintf(out, " %9lld", (long long)f->predicted.depth[i]);
+    fprintf(out, "\n");
+    print_prediction(out, f->chosen, true, &f->predicted);
     bool fits;
     tn_placement_prediction c;
     const char *name;
     for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++)
-        if (strcmp(name, f->chosen) != 0) print_prediction(name, fits, &c);
+        if (strcmp(name, f->chosen) != 0) print_prediction(out, name, fits, &c);
 }
 
-static int print_memory(const tn_placement *p, const tn_placement_info *f)
+static int print_memory(FILE *out, const tn_placement *p, const tn_placement_info *f)
 {
-    tn_outf("\nmemory, MiB      budget      used   weights        KV   buffers   masters  KV if "
+    fprintf(out,
+            "\nmemory, MiB      budget      used   weights        KV   buffers   masters  KV if "
             "full\n");
     for (int32_t d = 0; d <= f->n_devices; d++) {
         tn_placement_memory m;
@@ -74,7 +79,7 @@ static int print_memory(const tn_placement *p, const tn_placement_info *f)
         char name[16];
         snprintf(name, sizeof name, device < 0 ? "host" : "device %d", device);
         const uint64_t used = m.weight_bytes + m.kv_bytes + m.buffer_bytes + m.master_bytes;
-        tn_outf("  %-10s %11.0f %9.0f %9.0f %9.0f %9.0f %9.0f %11.0f   %s\n", name,
+        fprintf(out, "  %-10s %11.0f %9.0f %9.0f %9.0f %9.0f %9.0f %11.0f   %s\n", name,
                 (double)m.budget_bytes / MiB, (double)used / MiB, (double)m.weight_bytes / MiB,
                 (double)m.kv_bytes / MiB, (double)m.buffer_bytes / MiB,
                 (double)m.master_bytes / MiB, (double)m.kv_full_bytes / MiB, m.name);
@@ -82,11 +87,11 @@ static int print_memory(const tn_placement *p, const tn_placement_info *f)
     return TN_EXIT_OK;
 }
 
-static void print_bar(double share, bool fancy)
+static void print_bar(FILE *out, double share, bool fancy)
 {
     const int n = (int)lround(share * bar_width);
     for (int i = 0; i < bar_width; i++)
-        tn_outf("%s", i < n ? fancy ? "█" : "#" : fancy ? "░" : ".");
+        fprintf(out, "%s", i < n ? fancy ? "█" : "#" : fancy ? "░" : ".");
 }
 
 static bool same_row(const tn_placement_row *a, const tn_placement_row *b)
@@ -96,12 +101,12 @@ static bool same_row(const tn_placement_row *a, const tn_placement_row *b)
 }
 
 /* A row per layer; reasons where they change. */
-static int print_rows(const tn_placement *p, const tn_placement_info *f)
+static int print_rows(FILE *out, const tn_placement *p, const tn_placement_info *f)
 {
     tn_placement_row last = {.device = -2};
-    const bool fancy = tn_out_is_terminal();
-    tn_outf("\n%-7s %-9s %-*s  on the device%s\n", "layer", "attention", bar_width, "feed-forward",
-            f->n_devices > 1 ? " (which)" : "");
+    const bool fancy = isatty(fileno(out));
+    fprintf(out, "\n%-7s %-9s %-*s  on the device%s\n", "layer", "attention", bar_width,
+            "feed-forward", f->n_devices > 1 ? " (which)" : "");
     for (int32_t l = 0; l <= f->n_layers; l++) {
         tn_placement_row r;
         tn_error err = {0};
@@ -110,29 +115,29 @@ static int print_rows(const tn_placement *p, const tn_placement_info *f)
         const bool head = l == f->n_layers;
         char name[16];
         snprintf(name, sizeof name, head ? "head" : "%d", l);
-        tn_outf("%-7s %-9s ", name, head ? "" : r.attn ? "device" : "host");
-        print_bar(r.ffn_share, fancy);
+        fprintf(out, "%-7s %-9s ", name, head ? "" : r.attn ? "device" : "host");
+        print_bar(out, r.ffn_share, fancy);
         if (r.of)
-            tn_outf("  %d/%d %s", r.units, r.of,
+            fprintf(out, "  %d/%d %s", r.units, r.of,
                     head        ? "rows/1024"
                     : r.experts ? "experts"
                                 : "slabs");
         else
-            tn_outf("  %.0f %% by single tensors", 100 * r.ffn_share);
-        if (f->n_devices > 1) tn_outf(" (%d)", r.device);
+            fprintf(out, "  %.0f %% by single tensors", 100 * r.ffn_share);
+        if (f->n_devices > 1) fprintf(out, " (%d)", r.device);
         if (head || !same_row(&r, &last))
-            tn_outf("  %s%s%s", r.attn_reason, *r.attn_reason ? "; " : "", r.ffn_reason);
-        tn_outf("\n");
+            fprintf(out, "  %s%s%s", r.attn_reason, *r.attn_reason ? "; " : "", r.ffn_reason);
+        fprintf(out, "\n");
         last = r;
     }
     return TN_EXIT_OK;
 }
 
-static void print_notes(const tn_placement *p)
+static void print_notes(FILE *out, const tn_placement *p)
 {
     const char *text;
     for (size_t i = 0; (text = tn_placement_note(p, TN_PLACEMENT_PRICE, i, NULL)); i++)
-        tn_outf("%s%s\n", i ? "  " : "\nprices\n  ", text);
+        fprintf(out, "%s%s\n", i ? "  " : "\nprices\n  ", text);
 }
 
 /* What is missing and what would help, for a plan that does not fit. */
@@ -152,28 +157,29 @@ static void say_warnings(const tn_placement *p)
         tn_say("warning: %s", text);
 }
 
-static void print_summary(const tn_settings *set, const tn_placement_info *f)
+static void print_summary(FILE *out, const tn_settings *set, const tn_placement_info *f)
 {
-    tn_outf("%s (%s, %d layers, %.2f GiB of weights) on %s\n", set->model, f->arch, f->n_layers,
-            (double)f->weight_bytes / MiB / 1024, f->hardware);
-    tn_outf("figures of the machine: %s\n", f->label);
-    tn_outf("context %lld; request of %lld + %lld tokens", (long long)f->n_ctx,
+    fprintf(out, "%s (%s, %d layers, %.2f GiB of weights) on %s\n", set->model, f->arch,
+            f->n_layers, (double)f->weight_bytes / MiB / 1024, f->hardware);
+    fprintf(out, "figures of the machine: %s\n", f->label);
+    fprintf(out, "context %lld; request of %lld + %lld tokens", (long long)f->n_ctx,
             (long long)f->n_prompt, (long long)f->n_generated);
-    if (f->depth) tn_outf(" after %lld", (long long)f->depth);
-    tn_outf("\nplan: %s", f->chosen);
+    if (f->depth) fprintf(out, " after %lld", (long long)f->depth);
+    fprintf(out, "\nplan: %s", f->chosen);
     if (f->optimum_s > 0)
-        tn_outf(", %.1f %% above the optimum (which is proven within %.2g %%)",
+        fprintf(out, ", %.1f %% above the optimum (which is proven within %.2g %%)",
                 100 * fmax(0, f->predicted.request_s / f->optimum_s - 1), 100 * f->gap);
-    tn_outf("%s\n", f->elastic ? "; weights move as the context grows and shrinks" : "");
+    fprintf(out, "%s\n", f->elastic ? "; weights move as the context grows and shrinks" : "");
 }
 
-static int print_text(const tn_settings *set, const tn_placement *p, const tn_placement_info *f)
+static int print_text(FILE *out, const tn_settings *set, const tn_placement *p,
+                      const tn_placement_info *f)
 {
-    print_summary(set, f);
-    if (f->feasible) print_table(p, f);
-    int code = print_memory(p, f);
-    if (!code) code = print_rows(p, f);
-    if (!code) print_notes(p);
+    print_summary(out, set, f);
+    if (f->feasible) print_table(out, p, f);
+    int code = print_memory(out, p, f);
+    if (!code) code = print_rows(out, p, f);
+    if (!code) print_notes(out, p);
     return code;
 }
 
@@ -275,6 +281,14 @@ static int write_svg(const char *path, const tn_settings *set, const tn_placemen
     return TN_EXIT_IO;
 }
 
+int tn_plan_print(const tn_placement *p, const tn_settings *set)
+{
+    tn_placement_info f = {.struct_size = sizeof f};
+    tn_error err = {0};
+    const tn_status s = tn_placement_get_info(p, &f, &err);
+    return s ? tn_session_fail(s, &err) : print_text(stderr, set, p, &f);
+}
+
 /* ---- the command -------------------------------------------------------------------------------
  */
 
@@ -299,7 +313,7 @@ int tn_cmd_plan(const tn_settings *set)
     if (!code && set->json)
         code = print_json(p);
     else if (!code && !(picture && strcmp(picture, "-") == 0))
-        code = print_text(set, p, &f);
+        code = print_text(stdout, set, p, &f);
     if (!code && !f.feasible) {
         say_short(p, &f);
         code = TN_EXIT_MEMORY;

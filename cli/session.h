@@ -10,7 +10,8 @@ typedef struct tn_placed {
     const char **list; /* [n] */
     size_t n;
     char *text;
-    bool host_only; /* nothing is on the device */
+    bool host_only;     /* nothing is on the device */
+    tn_placement *plan; /* that they carry out, NULL = none */
 } tn_placed;
 
 typedef struct tn_session {
@@ -34,6 +35,8 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
 /* plan.c. The planner's options; an exit code as above. */
 int tn_plan_options(tn_placement_options *o, const tn_settings *set);
+/* plan.c. Prints a plan as `tenon plan` does, on stderr; an exit code. */
+int tn_plan_print(const tn_placement *p, const tn_settings *set);
 
 /* Engine and model. TN_EXIT_OK, or the exit code after saying why; the session is to be closed
  * either way. */

@@ -6,7 +6,7 @@ import signal
 import stat
 import termios
 
-from cli_lib import ENDLESS, TALK, Skip, case, check, equal
+from cli_lib import ENDLESS, TALK, Skip, case, check, equal, on_device
 
 
 def chat(t, *args, **kw):
@@ -56,6 +56,16 @@ def chat_commands_speak_on_stderr(t):
     )
     equal((code, out), (0, b""), "exit code and stdout")
     for word in (b"/retry", b"temp 0.25", b"'nonsense'", b"memory:", b"/nope", b"no message"):
+        check(word in err, f"{word!r} is not in {err!r}")
+
+
+@case
+def plan_and_stats_of_a_chat(t):
+    script = b"Hello\n/plan\n/stats\n"
+    args = ("chat", t.model, *TALK, "-n", "6", *ENDLESS)
+    check(b"no plan: everything is on the host" in t.run(*args, stdin=script)[2], "without device")
+    _, err = on_device(t, *args, "--hardware", "rtx3060-ddr4", stdin=script)
+    for word in (b"plan ", b"all-host ", b"budget", b"head ", b"measured ", b"predicted "):
         check(word in err, f"{word!r} is not in {err!r}")
 
 

@@ -191,6 +191,15 @@ def with_string_key(model, key, value):
     return struct.pack("<IIQQ", magic, version, tensors, keys + 1) + entry + data[24:]
 
 
+def on_device(t, *args, **kw):
+    """The command's output with an emulated device; skips the case where there is none."""
+    code, out, err = t.run(*args, "--device", "emu", **kw)
+    if code == 65 and (b"libtenon-emu" in err or b"knows no devices" in err):
+        raise Skip("built without the emulated device")
+    equal(code, 0, f"exit code of {args}: {err!r}")
+    return out, err
+
+
 def tokenize(t, path, texts, *options):
     """The ids of every text by `tenon tokenize --jsonl`."""
     lines = "".join(json.dumps(text) + "\n" for text in texts).encode()

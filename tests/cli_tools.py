@@ -6,7 +6,7 @@ import math
 import os
 import re
 
-from cli_lib import Skip, case, check, equal, golden, inspect
+from cli_lib import case, check, equal, golden, inspect, on_device
 
 
 @case
@@ -146,15 +146,6 @@ def perplexity_of_logits(t):
     t.fails(64, "perplexity", t.model, "--file", path, "--ctx", "100000", words=("--ctx",))
 
 
-def on_device(t, *args, **kw):
-    """The command's output with an emulated device; skips the case where there is none."""
-    code, out, err = t.run(*args, "--device", "emu", **kw)
-    if code == 65 and (b"libtenon-emu" in err or b"knows no devices" in err):
-        raise Skip("built without the emulated device")
-    equal(code, 0, f"exit code of {args}: {err!r}")
-    return out, err
-
-
 @case
 def tensors_go_where_place_says(t):
     ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
@@ -172,7 +163,9 @@ def tensors_go_where_place_says(t):
         worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
         check(worst <= 1e-4, f"{place}: largest difference {worst}")
     run = ("run", t.model, "-p", "Once upon a time", "-n", "12", "--temp", "0", "--kv", "f32")
-    equal(on_device(t, *run)[0], t.ok(*run), "text of run")
+    text, err = on_device(t, *run)
+    equal(text, t.ok(*run), "text of run")
+    check(b"emulated" in err, f"no label: {err!r}")
     path = t.file("place.txt", b"Once upon a time there was a king who had a daughter. " * 12)
     perplexity = ("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--json")
     a, b = json.loads(on_device(t, *perplexity)[0]), json.loads(t.ok(*perplexity))
