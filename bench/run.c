@@ -200,18 +200,18 @@ static void finish(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows, c
                    const tn_bench_watch *w)
 {
     const bool pair = rows->what == TN_BENCH_PAIR_PROMPT;
+    for (size_t i = 0; i < n_rows; i++)
+        set_watch(&rows[i], w); /* first: the test of the memory's speed takes memory itself */
     set_bytes(run, &rows[0], rows->what == TN_BENCH_GENERATE ? &t->generate : &t->prompt);
     if (pair) {
         set_bytes(run, &rows[1], &t->generate);
         rows[1].warmup_runs = rows->warmup_runs;
         rows[1].settled = rows->settled;
     }
-    for (size_t i = 0; i < n_rows; i++) {
-        set_watch(&rows[i], w);
+    for (size_t i = 0; i < n_rows; i++)
         if (rows[i].peer)
             rows[i].against = tn_bench_compare_samples(rows[i].rate.at, rows[i].rate.n,
                                                        rows[0].rate.at, rows[0].rate.n);
-    }
 }
 
 tn_status tn_bench_run_cell(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows,
