@@ -481,6 +481,8 @@ int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
     sink->format = (tn_bench_format)set->format;
     if (!sink->f) {
         tn_bench_say("cannot write %s: %s", sink->name, strerror(errno));
+        json_decref(r->environment);
+        json_decref(r->models);
         return TN_EXIT_IO;
     }
     r->n_sinks = 1;

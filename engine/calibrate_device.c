@@ -61,6 +61,9 @@ static void release(device_bench *b)
     tn_free(&b->e->a, b->pageable);
 }
 
+/* A page of F32 keys and values must fit. */
+enum { least_set = 4 << 20 };
+
 static void acquire(device_bench *b, tn_engine *e, tn_error *err)
 {
     const tn_device_api *api = e->device->api;
@@ -72,8 +75,8 @@ static void acquire(device_bench *b, tn_engine *e, tn_error *err)
     const size_t batch = 512 * cols;
     size_t room = m.free_bytes;
     if (m.limit_bytes - m.used_bytes < room) room = m.limit_bytes - m.used_bytes;
-    b->set_bytes = emulated ? 1u << 20 : 512u << 20;
-    while (b->set_bytes > room / 4 && b->set_bytes > (1u << 20))
+    b->set_bytes = emulated ? least_set : 512u << 20;
+    while (b->set_bytes > room / 4 && b->set_bytes > least_set)
         b->set_bytes /= 2;
     b->copy_bytes = emulated ? 1u << 20 : 64u << 20;
     if (b->copy_bytes > b->set_bytes) b->copy_bytes = b->set_bytes;

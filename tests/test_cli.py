@@ -196,6 +196,8 @@ def nan_logits_are_70(t):
 
 @case
 def out_of_memory_is_71(t):
+    if b"libasan" in subprocess.run(["ldd", t.path], capture_output=True).stdout:
+        raise Skip("a sanitizer needs more address space than the limits")
     codes = {}
     for mib in (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 512, 4096):
 
@@ -205,8 +207,6 @@ def out_of_memory_is_71(t):
         code, _, err = t.run(
             "run", t.model, "-p", "x", "-n", "4", "-t", "1", *ENDLESS, preexec_fn=limit
         )
-        if b"Sanitizer" in err:
-            raise Skip("a sanitizer needs more address space than the limits")
         codes[mib] = code
         # 127: the dynamic loader itself had no room.
         check(code in (0, 71, 127), f"with {mib} MiB: exit code {code}: {err!r}")
