@@ -1,5 +1,6 @@
 /* tn_inspect: what it tells, and that it survives every failing allocation. */
 #include "harness.h"
+#include "scarce.h"
 
 #include "../engine/tenon.h"
 
@@ -7,37 +8,20 @@
 
 static const char *const model = "tests/data/arch/llama/model-f16.gguf";
 
-/* Lets the first `left` allocations succeed and counts those that are not freed. */
-static long left, live;
-
-static void *count_alloc(void *user, size_t bytes, size_t align)
-{
-    (void)user;
-    if (left == 0) return NULL;
-    left--;
-    void *p = aligned_alloc(align, (bytes + align - 1) / align * align);
-    live += p != NULL;
-    return p;
-}
-
-static void count_free(void *user, void *p)
-{
-    (void)user;
-    live -= p != NULL;
-    free(p);
-}
+/* The inspection and jansson take from one account. */
+static scarce account;
 
 static void *count_json_alloc(size_t bytes)
 {
-    return count_alloc(NULL, bytes ? bytes : 1, 16);
+    return scarce_alloc(&account, bytes ? bytes : 1, 16);
 }
 
 static void count_json_free(void *p)
 {
-    count_free(NULL, p);
+    scarce_free(&account, p);
 }
 
-static const tn_allocator counting = {count_alloc, count_free, NULL};
+static const tn_allocator counting = {scarce_alloc, scarce_free, &account};
 
 TEST(tells_about_the_file)
 {
@@ -112,7 +96,7 @@ TEST(json_holds_everything)
 
 TEST(missing_file_says_so)
 {
-    tn_inspect *in = (tn_inspect *)&left;
+    tn_inspect *in = (tn_inspect *)&account;
     tn_error err = {0};
     CHECK(tn_inspect_open(&in, "tests/data/no-such.gguf", NULL, &err) == TN_ENOENT);
     CHECK(in == NULL);
@@ -125,7 +109,7 @@ static tn_status attempt(long allowed)
     tn_inspect *in;
     tn_error err = {0};
     char *text = NULL;
-    left = allowed;
+    account.left = allowed;
     tn_status s = tn_inspect_open(&in, model, &counting, &err);
     if (s) {
         CHECK(in == NULL);
@@ -144,11 +128,11 @@ TEST(every_allocation_may_fail)
     tn_status s = TN_ENOMEM;
     long k = 0;
     for (; s != TN_OK && k < 100000; k++) {
-        live = 0;
+        account.live = 0;
         s = attempt(k);
         CHECK_MSG(s == TN_OK || s == TN_ENOMEM, "allocation %ld failing gives status %d", k,
                   (int)s);
-        CHECK_MSG(live == 0, "allocation %ld failing leaks %ld blocks", k, live);
+        CHECK_MSG(account.live == 0, "allocation %ld failing leaks %ld blocks", k, account.live);
         if (tn_failures) break;
     }
     json_set_alloc_funcs(malloc, free);

@@ -1,5 +1,6 @@
 /* The planner against exhaustive search, and what every plan must satisfy. */
 #include "plan_random.h"
+#include "scarce.h"
 
 #include "../engine/plan_chain.h"
 
@@ -480,29 +481,8 @@ TEST(what_does_not_fit_says_by_how_much)
     tn_shape_free(&s);
 }
 
-/* Lets the first `left` allocations succeed and counts those that are not freed. */
-static long left, alive;
-
-static void *count_alloc(void *user, size_t bytes, size_t align)
-{
-    (void)user;
-    if (left == 0) return NULL;
-    left--;
-    void *p = aligned_alloc(align, (bytes + align - 1) / align * align);
-    alive += p != NULL;
-    return p;
-}
-
-static void count_free(void *user, void *p)
-{
-    (void)user;
-    alive -= p != NULL;
-    free(p);
-}
-
 TEST(every_allocation_may_fail)
 {
-    const tn_allocator counting = {count_alloc, count_free, NULL};
     uint64_t seed = 3;
     tn_shape s;
     tn_planned out;
@@ -514,13 +494,13 @@ TEST(every_allocation_may_fail)
     tn_status status = TN_ENOMEM;
     long n = 0;
     for (; status != TN_OK && n < 100000 && tn_failures == 0; n++) {
-        left = n;
-        alive = 0;
+        scarce mem = {n, 0};
+        const tn_allocator counting = scarce_allocator(&mem);
         status = tn_plan_make(&out, &s, &p, &c, &counting, NULL);
         CHECK_MSG(status == TN_OK || status == TN_ENOMEM, "allocation %ld: status %d", n,
                   (int)status);
         if (status == TN_OK) tn_planned_free(&out);
-        CHECK_MSG(alive == 0, "allocation %ld failing leaks %ld blocks", n, alive);
+        CHECK_MSG(mem.live == 0, "allocation %ld failing leaks %ld blocks", n, mem.live);
     }
     CHECK(status == TN_OK && n > 50);
     tn_shape_free(&s);

@@ -1,5 +1,6 @@
 /* The sampler: the generator, each option by hand, the draw's distribution, recorded streams. */
 #include "harness.h"
+#include "scarce.h"
 
 #include "../engine/engine.h"
 #include "../engine/model.h"
@@ -659,24 +660,6 @@ TEST(bad_defaults_of_the_file_are_named)
 /* ---- memory and threads ------------------------------------------------------------------------
  */
 
-typedef struct scarce {
-    int left, held;
-} scarce;
-
-static void *scarce_alloc(void *user, size_t bytes, size_t align)
-{
-    scarce *m = user;
-    if (m->left-- <= 0) return NULL;
-    m->held++;
-    return tn_default_allocator.alloc(NULL, bytes, align);
-}
-
-static void scarce_free(void *user, void *p)
-{
-    if (p) ((scarce *)user)->held--;
-    tn_default_allocator.free(NULL, p);
-}
-
 TEST(every_failing_allocation_is_reported)
 {
     const tn_logit_bias bias = {1, 1};
@@ -688,7 +671,7 @@ TEST(every_failing_allocation_is_reported)
     int k = 0;
     for (tn_status status = TN_ENOMEM; status && k < 20; k++) {
         scarce m = {k, 0};
-        engine.a = (tn_allocator){scarce_alloc, scarce_free, &m};
+        engine.a = scarce_allocator(&m);
         tn_sampler *s;
         int32_t t;
         status = tn_sampler_new(&s, &engine, &o, NULL);
@@ -700,7 +683,7 @@ TEST(every_failing_allocation_is_reported)
             CHECK_INT(tn_sampler_sample(s, logits, 4, &t, NULL, NULL), TN_OK);
         }
         tn_sampler_free(s);
-        CHECK_INT(m.held, 0);
+        CHECK_INT(m.live, 0);
     }
     CHECK_INT(k, 7); /* the sampler, biases, history and three buffers */
 }

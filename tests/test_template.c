@@ -1,5 +1,6 @@
 /* Chat formats against what Python's jinja2 renders from published templates (data/templates). */
 #include "harness.h"
+#include "scarce.h"
 
 #include "../engine/model.h"
 #include "../engine/template.h"
@@ -312,24 +313,6 @@ TEST(bad_conversations_are_errors)
     }
 }
 
-typedef struct scarce {
-    int left, held;
-} scarce;
-
-static void *scarce_alloc(void *user, size_t bytes, size_t align)
-{
-    scarce *m = user;
-    if (m->left-- <= 0) return NULL;
-    m->held++;
-    return tn_default_allocator.alloc(NULL, bytes, align);
-}
-
-static void scarce_free(void *user, void *p)
-{
-    if (p) ((scarce *)user)->held--;
-    tn_default_allocator.free(NULL, p);
-}
-
 TEST(every_failing_allocation_is_reported)
 {
     size_t len = 0;
@@ -341,12 +324,12 @@ TEST(every_failing_allocation_is_reported)
     int k = 0;
     for (tn_status s = TN_ENOMEM; s && k < 50; k++) {
         scarce mem = {k, 0};
-        const tn_allocator a = {scarce_alloc, scarce_free, &mem};
+        const tn_allocator a = scarce_allocator(&mem);
         tn_chat chat;
         s = tn_chat_render(&chat, &a, NULL, tmpl, len, &vars, m, 30, true, NULL);
         CHECK(s == TN_OK || s == TN_ENOMEM);
         if (!s) tn_chat_free(&chat);
-        CHECK_INT(mem.held, 0);
+        CHECK_INT(mem.live, 0);
     }
     CHECK(k > 3 && k < 50);
     free(tmpl);
