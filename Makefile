@@ -15,6 +15,8 @@ BUILD   ?= build/$(CONFIG)
 PREFIX  ?= /usr/local
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON  ?= python3
+# Rules for device code come first in this file, yet `make` alone is `make all`.
+.DEFAULT_GOAL := all
 COMMIT  := $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
 VERSION := $(shell sed -n 's/^.define TN_VERSION_[MP][A-Z]* //p' engine/tenon.h | paste -sd .)
 SOMAJOR := $(firstword $(subst ., ,$(VERSION)))
