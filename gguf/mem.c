@@ -3,8 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-enum { default_align = 64 };
+enum { default_align = 64, huge_page = 2 << 20 };
 
 const char *tn_status_name(tn_status status)
 {
@@ -43,11 +44,19 @@ tn_status tn_fail_nomem(tn_error *err, size_t bytes, const char *what)
                    (double)bytes / (1024.0 * 1024.0), what);
 }
 
+/* Weights are read from end to end for every token: in huge pages where the kernel has them, a load
+ * faults 512 times less often and the prefetchers are not stopped every 4 KiB. Only whole huge pages
+ * are asked for, so that nothing beyond `bytes` becomes resident. */
 static void *heap_alloc(void *user, size_t bytes, size_t align)
 {
     (void)user;
     void *p = NULL;
-    return posix_memalign(&p, align, bytes) == 0 ? p : NULL;
+    const bool huge = bytes >= 2 * huge_page;
+    if (posix_memalign(&p, huge && align < huge_page ? huge_page : align, bytes)) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (huge) madvise(p, bytes / huge_page * huge_page, MADV_HUGEPAGE); /* advice: may be refused */
+#endif
+    return p;
 }
 
 static void heap_free(void *user, void *p)
