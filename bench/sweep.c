@@ -284,7 +284,7 @@ static void run_engine(sweep *w)
     const tn_engine_options opt = {.struct_size = sizeof opt,
                                    .threads = w->like.params.threads,
                                    .device = w->set->device,
-                                   .vram_limit = vram,
+                                   .vram_limits = {vram},
                                    .isa = best ? NULL : w->like.params.isa};
     const tn_status s = tn_engine_new(&w->engine, &opt, &err);
     w->like.threads_used = s ? w->like.params.threads : tn_engine_threads(w->engine);

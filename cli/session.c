@@ -64,14 +64,17 @@ static bool has_device(const tn_session *s)
     return strcmp(tn_engine_devices(s->engine), "none") != 0;
 }
 
-/* The device's memory to use, 0 = all of it. */
-static int read_vram(const tn_settings *set, uint64_t *vram)
+/* Each device's memory to use, 0 = all of it. */
+static int read_vram(const tn_settings *set, size_t vram[TN_ENGINE_DEVICES])
 {
-    *vram = 0;
-    const int code = set->vram ? tn_options_sizes("vram", set->vram, vram, 1) : TN_EXIT_OK;
-    if (!code && *vram > SIZE_MAX / 2) {
-        tn_say("option --vram: without device memory there is nothing for --device to do");
-        return TN_EXIT_USAGE;
+    uint64_t bytes[TN_ENGINE_DEVICES] = {0};
+    const int code = set->vram ? tn_options_sizes("vram", set->vram, bytes, TN_ENGINE_DEVICES) : TN_EXIT_OK;
+    for (int i = 0; !code && i < TN_ENGINE_DEVICES; i++) {
+        if (bytes[i] > SIZE_MAX / 2) {
+            tn_say("option --vram: without device memory there is nothing for --device to do");
+            return TN_EXIT_USAGE;
+        }
+        vram[i] = (size_t)bytes[i];
     }
     return code;
 }
@@ -87,7 +90,7 @@ static int open_engine(tn_session *s, const tn_settings *set, tn_engine_options 
     if (look && (status == TN_EUNSUPPORTED || status == TN_EDEVICE)) {
         if (set->verbose) tn_note("no device is used: %s", err.msg);
         opt->device = NULL;
-        opt->vram_limit = 0;
+        memset(opt->vram_limits, 0, sizeof opt->vram_limits);
         err = (tn_error){0};
         status = tn_engine_new(&s->engine, opt, &err);
     }
@@ -128,7 +131,7 @@ static int drop_device(tn_session *s, const tn_settings *set, tn_engine_options 
     tn_engine_free(s->engine);
     s->engine = NULL;
     opt->device = NULL;
-    opt->vram_limit = 0;
+    memset(opt->vram_limits, 0, sizeof opt->vram_limits);
     return open_engine(s, set, opt, false);
 }
 
@@ -151,11 +154,8 @@ static int open_model(tn_session *s, const tn_settings *set, tn_engine_options *
 int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
 {
     tn_error err = {0};
-    uint64_t vram = 0;
     const bool none = vocab_only || (set->device && strcmp(set->device, "none") == 0);
     memset(s, 0, sizeof *s);
-    int code = none ? TN_EXIT_OK : read_vram(set, &vram);
-    if (code) return code;
     char *cache_dir = none ? NULL : tn_cache_dir();
     tn_engine_options opt = {
         .struct_size = sizeof opt,
@@ -167,8 +167,12 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
         .log_user = (void *)(uintptr_t)&set->verbose,
         .cache_dir = cache_dir,
         .device = none ? NULL : set->device,
-        .vram_limit = (size_t)vram,
     };
+    int code = none ? TN_EXIT_OK : read_vram(set, opt.vram_limits);
+    if (code) {
+        free(cache_dir);
+        return code;
+    }
     code = open_engine(s, set, &opt, !none);
     if (!code) code = open_model(s, set, &opt, vocab_only);
     free(cache_dir);

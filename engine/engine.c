@@ -64,22 +64,14 @@ static tn_status isa_mask(const char *name, unsigned *mask, tn_error *err)
     return tn_fail(err, TN_EARG, -1, "isa '%s' is unknown; use scalar, avx2, avxvnni or avx512", name);
 }
 
-/* "cuda", "cuda:1", "emu": opens what is named. */
-static tn_status open_device(tn_engine *e, const char *name, size_t limit, tn_error *err)
+static tn_status open_devices(tn_engine *e, const char *name, const size_t *limits, tn_error *err)
 {
-    tn_device_options o = {.memory_limit = limit, .allocator = &e->a};
     if (!name) return TN_OK;
-    const size_t n = strcspn(name, ":");
-    char *end = NULL;
-    if (name[n]) o.index = (int)strtol(name + n + 1, &end, 10);
-    if (n == 3 && memcmp(name, "emu", 3) == 0)
-        o.kind = TN_DEVICE_EMULATED;
-    else if (n != 4 || memcmp(name, "cuda", 4) != 0)
-        end = (char *)"?";
-    if (end && (*end || end == name + n + 1 || o.index < 0))
-        return tn_fail(err, TN_EARG, -1,
-                       "device '%s' is unknown; use cuda, cuda:1 (its number), or emu", name);
-    return tn_device_open(&o, &e->device, err);
+    const tn_status s = tn_devices_open(&e->devices, name, limits, &e->a, err);
+    e->device = e->devices.at[0];
+    if (e->devices.n > 1)
+        tn_engine_log(e, TN_LOG_WARN, "%d devices are open; models run on the first", e->devices.n);
+    return s;
 }
 
 static tn_status alloc_scratch(tn_engine *e, tn_error *err)
@@ -140,7 +132,7 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     if (!s && opt.cache_dir && !(e->cache_dir = tn_strndup(&a, opt.cache_dir, strlen(opt.cache_dir))))
         s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
     if (!s) s = tn_pool_new(&e->pool, e->n_threads, &e->a, err);
-    if (!s) s = open_device(e, opt.device, opt.vram_limit, err);
+    if (!s) s = open_devices(e, opt.device, opt.vram_limits, err);
     if (s) {
         tn_engine_free(e);
         return s;
@@ -153,7 +145,7 @@ void tn_engine_free(tn_engine *e)
 {
     if (!e) return;
     const tn_allocator a = e->a;
-    if (e->device) e->device->api->close(e->device);
+    tn_devices_close(&e->devices);
     tn_free(&a, e->cache_dir);
     tn_pool_free(e->pool);
     tn_blas_close(e->blas);

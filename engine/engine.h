@@ -16,7 +16,8 @@ struct tn_engine {
     tn_pool *pool;
     tn_blas *blas;         /* NULL: not opened yet, or our own kernels serve */
     bool blas_tried;
-    tn_device *device;     /* NULL: none */
+    tn_devices devices;
+    tn_device *device;     /* the first of them; NULL: none */
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */

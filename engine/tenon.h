@@ -54,6 +54,8 @@ typedef bool (*tn_cancel_fn)(void *user);
 
 typedef struct tn_engine tn_engine;
 
+enum { TN_ENGINE_DEVICES = 8 };
+
 typedef struct tn_engine_options {
     size_t struct_size;
     int threads;             /* compute threads, the calling one included; 0 = physical cores */
@@ -62,8 +64,9 @@ typedef struct tn_engine_options {
     tn_log_fn log;           /* NULL = silent */
     void *log_user;
     const char *cache_dir;   /* where measurements may be cached; NULL = nowhere */
-    const char *device;      /* "cuda", "cuda:1" (its number), "emu" (emulated, for tests); NULL = none */
-    size_t vram_limit;       /* bytes of the device's memory to use at most; 0 = all */
+    const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu" (emulated,
+                                for tests), "emu:2" (two of them); NULL = none */
+    size_t vram_limits[TN_ENGINE_DEVICES]; /* bytes of each device's memory to use at most; 0 = all */
 } tn_engine_options;
 
 /* TN_EARG (unknown isa or device name, negative threads), TN_EUNSUPPORTED (a level this CPU lacks, a
@@ -388,7 +391,7 @@ TN_API void tn_inspect_string_free(const tn_inspect *in, char *s);
  * profile, for one sequence. */
 typedef struct tn_placement tn_placement;
 
-enum { TN_PLACEMENT_DEVICES = 8, TN_PLACEMENT_DEPTHS = 5 };
+enum { TN_PLACEMENT_DEVICES = TN_ENGINE_DEVICES, TN_PLACEMENT_DEPTHS = 5 };
 
 typedef struct tn_placement_options {
     size_t struct_size;

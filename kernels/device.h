@@ -37,8 +37,7 @@ typedef enum tn_device_kind { TN_DEVICE_CUDA = 0, TN_DEVICE_EMULATED = 1 } tn_de
 typedef struct tn_device_options {
     tn_device_kind kind;
     int index;                     /* from 0, as the driver counts */
-    size_t memory_limit;           /* bytes that alloc hands out at most; 0 = no limit of ours.
-                                      The emulated device's memory is exactly so large, then. */
+    size_t memory_limit;           /* bytes that alloc hands out at most; 0 = no limit of ours */
     const tn_allocator *allocator; /* for bookkeeping on the host; NULL = malloc */
 } tn_device_options;
 
@@ -103,6 +102,8 @@ typedef struct tn_device_api {
      * where the devices can; else through pinned memory, and then it waits for the copy. */
     tn_status (*copy_peer)(tn_device *d, tn_stream *s, tn_device *peer, void *to, const void *from,
                            size_t bytes, tn_error *err);
+    /* Whether it is direct: only then can it be recorded in a graph. */
+    bool (*reaches)(tn_device *d, tn_device *peer);
 
     tn_status (*stream_create)(tn_device *d, tn_stream **s, tn_error *err);
     void (*stream_destroy)(tn_device *d, tn_stream *s); /* waits for it; NULL is fine */
@@ -161,10 +162,30 @@ tn_status tn_device_count(tn_device_kind kind, int *n, tn_error *err);
  * above, TN_EARG: there is no such index, TN_EDEVICE, TN_ENOMEM. Any thread. */
 tn_status tn_device_open(const tn_device_options *options, tn_device **d, tn_error *err);
 
+/* ---- several devices ---------------------------------------------------------------------------
+ */
+
+enum { TN_DEVICES = 8 }; /* at most */
+
+typedef struct tn_devices {
+    int n;                      /* 0: none */
+    tn_device *at[TN_DEVICES];  /* in the order in which they were named */
+} tn_devices;
+
+/* Opens the devices that a name stands for: "cuda" (the first GPU), "cuda:1" (a number, as the
+ * driver counts), "cuda:0,2" (several), "emu", "emu:2" (so many emulated devices). limits[i] is the
+ * memory limit of at[i], 0 = none; `limits` may be NULL. All or none: *list is empty on failure.
+ * TN_EARG: not such a name, a device named twice, or a limit for a device that is not named; else as tn_device_open. Any thread. */
+tn_status tn_devices_open(tn_devices *list, const char *name, const size_t limits[TN_DEVICES],
+                          const tn_allocator *allocator, tn_error *err);
+
+/* Closes them, last opened first; an empty list is fine. */
+void tn_devices_close(tn_devices *list);
+
 /* ---- between device.c and a plug-in ------------------------------------------------------------
  */
 
-enum { TN_DEVICE_PLUGIN_VERSION = 1 };
+enum { TN_DEVICE_PLUGIN_VERSION = 2 };
 
 typedef struct tn_device_plugin {
     uint32_t version;

@@ -64,7 +64,7 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     tn_error err = {0};
     const tn_engine_options eo = {
         .struct_size = sizeof eo, .threads = o->threads ? o->threads : 2, .isa = o->isa,
-        .device = o->device, .vram_limit = o->vram};
+        .device = o->device, .vram_limits = {o->vram}};
     const tn_model_options mo = {.struct_size = sizeof mo, .load = o->load, .exact = o->exact,
                                  .place = &o->place, .n_place = o->place != NULL, .granule = o->granule};
     const tn_context_options co = {.struct_size = sizeof co,

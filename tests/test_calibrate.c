@@ -155,7 +155,7 @@ TEST(an_emulated_device_is_measured_and_labelled)
                                    .threads = 2,
                                    .cache_dir = dir,
                                    .device = "emu",
-                                   .vram_limit = 256u << 20};
+                                   .vram_limits = {256u << 20}};
     REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
     char *text = NULL;
     CHECK_MSG(tn_engine_calibrate(e, false, &text, &err) == TN_OK, "%s", err.msg);

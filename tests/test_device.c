@@ -1,6 +1,6 @@
 /* The device table: memory and its limits, copies, streams, events, graphs, flags, faults, two
  * devices. Runs on the emulated device; with --cuda on a GPU. */
-#include "../kernels/device.h"
+#include "../kernels/device_ops.h"
 #include "../kernels/emu/emu.h"
 #include "harness.h"
 
@@ -605,6 +605,132 @@ TEST(copy_bounced_between_devices)
 {
     NEEDS_EMULATION;
     between(false);
+}
+
+/* One recording over two devices: a stream of the second one takes part from its wait for an event,
+ * copies what it was given onwards in its own memory, runs a kernel there, and hands it back. */
+TEST(graph_over_two_devices)
+{
+    enum { N = 1000 };
+    tn_devices l = {0};
+    int n = 0;
+    OK(tn_device_count(kind, &n, &err));
+    if (n < 2) SKIP("there is one device only");
+    OK(tn_devices_open(&l, kind == TN_DEVICE_EMULATED ? "emu:2" : "cuda:0,1", NULL, NULL, &err));
+    REQUIRE(l.n == 2);
+    tn_device *d0 = l.at[0], *d1 = l.at[1];
+    const tn_device_api *api = d0->api;
+    if (!api->reaches(d0, d1) || !api->reaches(d1, d0)) {
+        tn_devices_close(&l);
+        SKIP("the devices cannot reach each other's memory");
+    }
+    float *h = NULL, *a = NULL, *b = NULL;
+    tn_stream *s0 = NULL, *s1 = NULL;
+    tn_event *fork = NULL, *join = NULL, *other = NULL;
+    tn_graph *g = NULL;
+    OK(api->alloc_pinned(d0, N * sizeof *h, "h", (void **)&h, &err));
+    OK(api->alloc(d0, N * sizeof *a, "a", (void **)&a, &err));
+    OK(api->alloc(d1, N * sizeof *b, "b", (void **)&b, &err));
+    OK(api->stream_create(d0, &s0, &err));
+    OK(api->stream_create(d1, &s1, &err));
+    OK(api->event_create(d0, false, &fork, &err));
+    OK(api->event_create(d1, false, &join, &err));
+    OK(api->event_create(d1, false, &other, &err));
+    CHECK_INT(api->event_record(d0, other, s0, &err), TN_EDEVICE); /* an event of another device */
+    OK(api->graph_begin(d0, s0, &err));
+    OK(api->upload_async(d0, s0, a, h, N * sizeof *h, &err));
+    OK(api->copy_peer(d0, s0, d1, b, a, N * sizeof *h, &err));
+    OK(api->event_record(d0, fork, s0, &err));
+    OK(api->event_wait(d1, s1, fork, &err));
+    OK(d1->ops->axpby(s1, b, N, 3, NULL, 0, 0, NULL, 1, N));
+    OK(api->copy_peer(d1, s1, d0, a, b, N * sizeof *h, &err));
+    OK(api->event_record(d1, join, s1, &err));
+    OK(api->event_wait(d0, s0, join, &err));
+    OK(api->download_async(d0, s0, h, a, N * sizeof *h, &err));
+    OK(api->graph_end(d0, s0, &g, &err));
+    REQUIRE(g);
+    for (int i = 0; i < N; i++) h[i] = (float)i;
+    for (int times = 3; times <= 27; times *= 3) {
+        OK(api->graph_launch(d0, g, s0, &err));
+        OK(api->stream_sync(d0, s0, &err));
+        CHECK_MSG(h[0] == 0 && h[1] == (float)times && h[N - 1] == (float)(times * (N - 1)),
+                  "%g %g %g", (double)h[0], (double)h[1], (double)h[N - 1]);
+    }
+    api->graph_destroy(d0, g);
+    api->event_destroy(d0, fork);
+    api->event_destroy(d1, join);
+    api->event_destroy(d1, other);
+    api->stream_destroy(d0, s0);
+    api->stream_destroy(d1, s1);
+    api->free_pinned(d0, h);
+    api->free(d0, a);
+    api->free(d1, b);
+    CHECK_INT(used(d0) + used(d1), 0);
+    tn_devices_close(&l);
+}
+
+TEST(names_of_devices)
+{
+    NEEDS_EMULATION;
+    static const char *const bad[] = {"", "emu:", "emu:0", "emu:9", "emu:x", "emu:2,3", "emu:2 ", "emulated",
+                                      "cuda:", "cuda:-1", "cuda:1,", "cuda:,1", "cuda:0,1,0", "cuda:64",
+                                      "cuda:0,1,2,3,4,5,6,7,8", "rocm", "none"};
+    tn_devices l;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        l.n = 77;
+        CHECK_MSG(tn_devices_open(&l, bad[i], NULL, NULL, &err) == TN_EARG, "'%s'", bad[i]);
+        CHECK_MSG(strstr(err.msg, bad[i]) && strstr(err.msg, "use cuda"), "%s", err.msg);
+        CHECK_INT(l.n, 0);
+    }
+    const size_t mib = 1 << 20, limits[TN_DEVICES] = {64 * mib, 32 * mib, 0};
+    OK(tn_devices_open(&l, "emu:3", limits, NULL, &err));
+    REQUIRE(l.n == 3);
+    for (int i = 0; i < 3; i++) {
+        tn_device_memory m = {0};
+        CHECK_INT(l.at[i]->api->info(l.at[i])->index, i);
+        OK(l.at[i]->api->memory(l.at[i], &m, &err));
+        CHECK_INT(m.limit_bytes, limits[i] ? limits[i] : SIZE_MAX);
+    }
+    tn_devices_close(&l);
+    CHECK_INT(l.n, 0);
+    CHECK_INT(tn_devices_open(&l, "emu", limits, NULL, &err), TN_EARG); /* two limits, one device */
+    CHECK_MSG(strstr(err.msg, "memory limit for device 1"), "%s", err.msg);
+    OK(tn_devices_open(&l, "emu:8", NULL, NULL, &err));
+    CHECK_INT(l.n, 8);
+    tn_devices_close(&l);
+}
+
+/* The second device does not open: the first is given back. */
+static int n_allocs, fail_alloc;
+static void *count_alloc(void *user, size_t bytes, size_t align)
+{
+    (void)user;
+    void *p = ++n_allocs == fail_alloc ? NULL : tn_default_allocator.alloc(NULL, bytes, align);
+    if (!p) n_allocs--;
+    return p;
+}
+static void count_free(void *user, void *p)
+{
+    (void)user;
+    if (p) n_allocs--;
+    tn_default_allocator.free(NULL, p);
+}
+TEST(all_devices_open_or_none)
+{
+    NEEDS_EMULATION;
+    const tn_allocator counting = {count_alloc, count_free, NULL};
+    tn_devices l;
+    n_allocs = 0;
+    fail_alloc = 2;
+    CHECK_INT(tn_devices_open(&l, "emu:2", NULL, &counting, &err), TN_ENOMEM);
+    CHECK_INT(l.n, 0);
+    CHECK(!l.at[0] && !l.at[1]);
+    CHECK_INT(n_allocs, 0);
+    fail_alloc = 0;
+    OK(tn_devices_open(&l, "emu:2", NULL, &counting, &err));
+    CHECK_INT(n_allocs, 2);
+    tn_devices_close(&l);
+    CHECK_INT(n_allocs, 0);
 }
 
 int main(int argc, char **argv)

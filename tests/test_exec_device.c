@@ -285,7 +285,7 @@ static tn_engine *new_engine(size_t limit)
     tn_engine *e = NULL;
     tn_error err = {0};
     const tn_engine_options o = {
-        .struct_size = sizeof o, .threads = 2, .device = device, .vram_limit = limit};
+        .struct_size = sizeof o, .threads = 2, .device = device, .vram_limits = {limit}};
     if (tn_engine_new(&e, &o, &err)) FAIL("%s", err.msg);
     return e;
 }

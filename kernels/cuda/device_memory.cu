@@ -263,6 +263,13 @@ static tn_status copy_peer(tn_device *dev, tn_stream *s, tn_device *peer_dev, vo
     return tn_cuda_result(d, s, err, "a copy between devices", e);
 }
 
+static bool reaches(tn_device *dev, tn_device *peer_dev)
+{
+    tn_cuda_device *d = tn_cuda(dev), *peer = tn_cuda(peer_dev);
+    if (d->about.index == peer->about.index) return true;
+    return tn_cuda_enter(d) && reach(d, peer);
+}
+
 void tn_cuda_fill_memory(tn_device_api *api)
 {
     api->memory = memory;
@@ -279,4 +286,5 @@ void tn_cuda_fill_memory(tn_device_api *api)
     api->copy_async = copy_async;
     api->fill_async = fill_async;
     api->copy_peer = copy_peer;
+    api->reaches = reaches;
 }

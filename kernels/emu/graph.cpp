@@ -53,6 +53,7 @@ static void record_captured(cudaEvent_t e, cudaStream_t s)
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     if (!s) host_error("cudaEventRecord: the default stream is not allowed");
+    if (e->device != s->device) return set_error(cudaErrorInvalidResourceHandle);
     if (s->capture) {
         record_captured(e, s);
         return cudaSuccess;
@@ -80,6 +81,7 @@ static void wait_captured(cudaStream_t s, cudaEvent_t e)
         s->capture = g;
         g->branches.emplace_back();
         g->branches.back().source = s;
+        g->branches.back().device = s->device;
     }
     if (s->capture != g) host_error("cudaStreamWaitEvent: two captures would depend on each other");
     if (s == g->branches[0].source) g->branches[e->branch].joined = true;
@@ -162,10 +164,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long)
 {
     *x = new emu_graph(*g);
-    for (size_t i = 1; i < (*x)->branches.size(); i++)
-        if (cudaStreamCreateWithFlags(&(*x)->branches[i].own, cudaStreamNonBlocking))
-            return set_error(cudaErrorMemoryAllocation);
-    return cudaSuccess;
+    const int before = current_device();
+    cudaError_t e = cudaSuccess;
+    for (size_t i = 1; i < (*x)->branches.size() && e == cudaSuccess; i++) {
+        cudaSetDevice((*x)->branches[i].device);
+        e = cudaStreamCreateWithFlags(&(*x)->branches[i].own, cudaStreamNonBlocking);
+    }
+    cudaSetDevice(before);
+    return e;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)

@@ -41,6 +41,7 @@ struct emu_graph {
     struct branch {
         std::vector<emu::operation> operations;
         emu_stream *source = nullptr; /* while capturing */
+        int device = 0;               /* of the source */
         emu_stream *own = nullptr;    /* once instantiated; NULL for branch 0 */
         bool joined = true;           /* all it has done is waited for by branch 0 */
     };
@@ -72,6 +73,7 @@ struct emu_stream {
 };
 
 struct emu_event {
+    int device = emu::current_device();
     std::mutex lock;
     std::condition_variable changed;
     long recorded = 0, happened = 0;
