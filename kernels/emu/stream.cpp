@@ -270,8 +270,12 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
         set_error(cudaErrorInvalidValue);
         return;
     }
+    const int device = s->device;
     s->push([=](replay *r) {
         if (r) keep->check(name);
+        if (current_device() != device)
+            host_error("kernel %s was launched on device %d and runs on %d", name, device,
+                       current_device());
         run_kernel(name, grid, block, shared_bytes, *keep);
         TSAN(__tsan_release(keep.get());)
     });
