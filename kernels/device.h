@@ -168,14 +168,15 @@ tn_status tn_device_open(const tn_device_options *options, tn_device **d, tn_err
 enum { TN_DEVICES = 8 }; /* at most */
 
 typedef struct tn_devices {
-    int n;                      /* 0: none */
-    tn_device *at[TN_DEVICES];  /* in the order in which they were named */
+    int n;                     /* 0: none */
+    tn_device *at[TN_DEVICES]; /* in the order in which they were named */
 } tn_devices;
 
 /* Opens the devices that a name stands for: "cuda" (the first GPU), "cuda:1" (a number, as the
  * driver counts), "cuda:0,2" (several), "emu", "emu:2" (so many emulated devices). limits[i] is the
  * memory limit of at[i], 0 = none; `limits` may be NULL. All or none: *list is empty on failure.
- * TN_EARG: not such a name, a device named twice, or a limit for a device that is not named; else as tn_device_open. Any thread. */
+ * TN_EARG: not such a name, a device named twice, or a limit for a device that is not named; else
+ * as tn_device_open. Any thread. */
 tn_status tn_devices_open(tn_devices *list, const char *name, const size_t limits[TN_DEVICES],
                           const tn_allocator *allocator, tn_error *err);
 

@@ -31,7 +31,8 @@ static bool read_name(const char *name, tn_device_kind *kind, int index[TN_DEVIC
 {
     const size_t len = strcspn(name, ":");
     const char *end, *more = name[len] ? name + len + 1 : NULL;
-    for (int i = 0; i < TN_DEVICES; i++) index[i] = i;
+    for (int i = 0; i < TN_DEVICES; i++)
+        index[i] = i;
     *n = 1;
     if (len == 4 && memcmp(name, "cuda", 4) == 0) {
         *kind = TN_DEVICE_CUDA;
@@ -51,11 +52,13 @@ tn_status tn_devices_open(tn_devices *list, const char *name, const size_t limit
     if (!read_name(name, &o.kind, index, &n))
         return tn_fail(err, TN_EARG, -1,
                        "device '%s' is unknown; use cuda, cuda:1 (its number), cuda:0,1 (several), "
-                       "emu or emu:2 (so many emulated ones, up to %d)", name, TN_DEVICES);
+                       "emu or emu:2 (so many emulated ones, up to %d)",
+                       name, TN_DEVICES);
     for (int i = n; limits && i < TN_DEVICES; i++)
         if (limits[i])
-            return tn_fail(err, TN_EARG, -1, "there is a memory limit for device %d of '%s', which names %d",
-                           i, name, n);
+            return tn_fail(err, TN_EARG, -1,
+                           "there is a memory limit for device %d, but '%s' stands for %d", i, name,
+                           n);
     for (int i = 0; i < n; i++) {
         o.index = index[i];
         o.memory_limit = limits ? limits[i] : 0;

@@ -649,7 +649,8 @@ TEST(graph_over_two_devices)
     OK(api->download_async(d0, s0, h, a, N * sizeof *h, &err));
     OK(api->graph_end(d0, s0, &g, &err));
     REQUIRE(g);
-    for (int i = 0; i < N; i++) h[i] = (float)i;
+    for (int i = 0; i < N; i++)
+        h[i] = (float)i;
     for (int times = 3; times <= 27; times *= 3) {
         OK(api->graph_launch(d0, g, s0, &err));
         OK(api->stream_sync(d0, s0, &err));
@@ -672,9 +673,11 @@ TEST(graph_over_two_devices)
 TEST(names_of_devices)
 {
     NEEDS_EMULATION;
-    static const char *const bad[] = {"", "emu:", "emu:0", "emu:9", "emu:x", "emu:2,3", "emu:2 ", "emulated",
-                                      "cuda:", "cuda:-1", "cuda:1,", "cuda:,1", "cuda:0,1,0", "cuda:64",
-                                      "cuda:0,1,2,3,4,5,6,7,8", "rocm", "none"};
+    static const char *const bad[] = {
+        "",        "emu:",    "emu:0",      "emu:9",   "emu:x",
+        "emu:2,3", "emu:2 ",  "emulated",   "cuda:",   "cuda:-1",
+        "cuda:1,", "cuda:,1", "cuda:0,1,0", "cuda:64", "cuda:0,1,2,3,4,5,6,7,8",
+        "rocm",    "none"};
     tn_devices l;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         l.n = 77;
@@ -694,7 +697,7 @@ TEST(names_of_devices)
     tn_devices_close(&l);
     CHECK_INT(l.n, 0);
     CHECK_INT(tn_devices_open(&l, "emu", limits, NULL, &err), TN_EARG); /* two limits, one device */
-    CHECK_MSG(strstr(err.msg, "memory limit for device 1"), "%s", err.msg);
+    CHECK_MSG(strstr(err.msg, "memory limit for device 1, but 'emu' stands for 1"), "%s", err.msg);
     OK(tn_devices_open(&l, "emu:8", NULL, NULL, &err));
     CHECK_INT(l.n, 8);
     tn_devices_close(&l);
