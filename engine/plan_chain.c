@@ -254,10 +254,10 @@ void tn_planner_free(tn_planner *p)
 int32_t tn_planner_mode(const tn_planner *p, int32_t stage, int32_t place, int32_t units)
 {
     const tn_menu *m = &p->menu[p->cls[stage] * p->chain.n_places + place];
-    int32_t best = -1;
-    for (int32_t i = 0; i < m->n; i++)
-        if (best < 0 || abs(m->mode[i].units - units) < abs(m->mode[best].units - units)) best = i;
-    return best;
+    if (m->n == 0) return -1;
+    /* Menus list their units in steps of one. */
+    const int32_t i = units - m->mode[0].units;
+    return i < 0 ? 0 : i < m->n ? i : m->n - 1;
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------
