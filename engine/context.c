@@ -1,4 +1,5 @@
 /* Contexts: one sequence over a model. Feeding tokens, taking some back, statistics. */
+#include "boundary.h"
 #include "engine.h"
 #include "exec.h"
 #include "hardware.h"
@@ -75,6 +76,43 @@ static int32_t default_ctx(const tn_model *m, uint32_t kv_type)
     return n;
 }
 
+/* Gives up weights on the device that are there only because there was room. */
+static bool make_room(const tn_model *m)
+{
+    if (!m->boundary) return false;
+    pthread_mutex_lock(&m->engine->turn);
+    const bool any = tn_boundary_clear(m->boundary, false);
+    pthread_mutex_unlock(&m->engine->turn);
+    return any;
+}
+
+static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
+{
+    const tn_status s =
+        tn_kv_init(&c->kv, c->m, kv_type, c->opt.page_size, c->opt.n_ctx, err);
+    return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
+}
+
+/* From now on the model's boundary follows this context, too. */
+static tn_status join(tn_context *c, tn_error *err)
+{
+    tn_boundary *b = c->m->boundary;
+    if (!b) return TN_OK;
+    pthread_mutex_lock(&c->m->engine->turn);
+    tn_status s = tn_boundary_join(b, &c->kv, c->opt.n_ctx, err);
+    if (!s) s = tn_boundary_move(b, err);
+    pthread_mutex_unlock(&c->m->engine->turn);
+    return s;
+}
+
+static void leave_boundary(tn_context *c)
+{
+    if (!c->m->boundary) return;
+    pthread_mutex_lock(&c->m->engine->turn);
+    tn_boundary_leave(c->m->boundary, &c->kv);
+    pthread_mutex_unlock(&c->m->engine->turn);
+}
+
 static tn_status fill(tn_context *c, tn_error *err)
 {
     const tn_model *m = c->m;
@@ -87,8 +125,12 @@ static tn_status fill(tn_context *c, tn_error *err)
     if (o->n_ctx > m->hp.n_ctx_train)
         tn_engine_log(m->engine, TN_LOG_WARN, "%s: a context of %d, but it was trained for %d",
                       m->name, o->n_ctx, m->hp.n_ctx_train);
-    tn_status s = tn_kv_init(&c->kv, m, kv_type, o->page_size, o->n_ctx, err);
-    if (!s) s = tn_exec_new(&c->exec, m, &c->kv, o->n_batch, err);
+    tn_status s = make_buffers(c, kv_type, err);
+    if (s == TN_EDEVICE && make_room(m)) {
+        tn_kv_free(&c->kv);
+        s = make_buffers(c, kv_type, err);
+    }
+    if (!s) s = join(c, err);
     if (s) return s;
     c->logits = tn_alloc_raw(c->a, (size_t)m->hp.n_vocab, sizeof *c->logits);
     return c->logits ? TN_OK : tn_fail_nomem(err, (size_t)m->hp.n_vocab * 4, "logits");
@@ -121,6 +163,7 @@ void tn_context_free(tn_context *c)
 {
     if (!c) return;
     tn_exec_free(c->exec);
+    leave_boundary(c);
     tn_kv_free(&c->kv);
     tn_free(c->a, c->tokens);
     tn_free(c->a, c->logits);
@@ -197,6 +240,19 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
     return s || !e->fn ? s : hand_out(e, at + n, (int32_t)b.n_out);
 }
 
+/* Positions [0, n) of the cache, and weights on the device as they are to be at that length. */
+static tn_status reserve_kv(tn_context *c, int64_t n, tn_error *err)
+{
+    tn_boundary *b = c->m->boundary;
+    pthread_mutex_lock(&c->m->engine->turn);
+    c->kv.live = n;
+    tn_status s = b ? tn_boundary_move(b, err) : TN_OK;
+    if (!s) s = tn_kv_reserve(&c->kv, n, err);
+    if (s == TN_EDEVICE && b && tn_boundary_clear(b, true)) s = tn_kv_reserve(&c->kv, n, err);
+    pthread_mutex_unlock(&c->m->engine->turn);
+    return s;
+}
+
 /* Everything that can fail for lack of memory comes before the first batch. */
 static tn_status reserve(const evaluation *e)
 {
@@ -212,7 +268,7 @@ static tn_status reserve(const evaluation *e)
         c->slice = tn_alloc_raw(c->a, rows * n_vocab, sizeof *c->slice);
         if (!c->slice) return tn_fail_nomem(e->err, rows * n_vocab * sizeof *c->slice, "logits");
     }
-    return tn_kv_reserve(&c->kv, (int64_t)need, e->err);
+    return reserve_kv(c, (int64_t)need, e->err);
 }
 
 static tn_status evaluate(const evaluation *e)
@@ -231,6 +287,7 @@ static tn_status evaluate(const evaluation *e)
     }
     const double seconds = tn_now() - start;
     *(e->n > 1 ? &c->prefill_s : &c->decode_s) += seconds;
+    if (s) c->kv.live = (int64_t)c->n_tokens;
     if (s) return s;
     *(e->n > 1 ? &c->prefill_tokens : &c->decode_tokens) += (uint64_t)e->n;
     memcpy(c->tokens + c->n_tokens, e->tokens, (size_t)e->n * sizeof *c->tokens);
@@ -282,6 +339,7 @@ tn_status tn_context_rewind(tn_context *c, int32_t n, tn_error *err)
         s = tn_fail(err, TN_EARG, -1, "cannot rewind to %d of %zu tokens", n, c->n_tokens);
     } else {
         c->n_tokens = (size_t)n;
+        c->kv.live = n;
         c->has_logits = false;
     }
     leave(c);
@@ -324,6 +382,15 @@ tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
                      .kv_bytes_held = tn_kv_bytes(&c->kv),
                      .model_bytes_held = c->m->held_bytes};
     tn_exec_stats(c->exec, &full);
+    if (c->m->boundary) {
+        pthread_mutex_lock(&c->m->engine->turn);
+        const tn_boundary_counts n = tn_boundary_count(c->m->boundary);
+        pthread_mutex_unlock(&c->m->engine->turn);
+        full.units = (uint64_t)n.of;
+        full.units_on_device = (uint64_t)n.units;
+        full.units_dropped = n.dropped;
+        full.units_promoted = n.promoted;
+    }
     memcpy(stats, &full, stats->struct_size < sizeof full ? stats->struct_size : sizeof full);
     return TN_OK;
 }

@@ -1,5 +1,6 @@
 /* Runs each operation on the side that holds its weights, keeps the sticky status, and counts. */
 #include "exec.h"
+#include "boundary.h"
 #include "exec_internal.h"
 
 #include <string.h>
@@ -7,13 +8,20 @@
 /* ---- making ------------------------------------------------------------------------------------
  */
 
+static void find_sides(tn_exec *x)
+{
+    const tn_model *m = x->m;
+    for (int32_t i = 0; i < m->hp.n_layers; i++)
+        x->sides[i] = tn_sides_of(&m->layers[i], &m->on_device.layers[i]);
+    if (m->boundary) x->version = tn_boundary_version(m->boundary);
+}
+
 static tn_status fill(tn_exec *x, int32_t n_batch, tn_error *err)
 {
     const tn_model *m = x->m;
     x->sides = tn_alloc(m->a, (size_t)m->hp.n_layers, sizeof *x->sides);
     if (!x->sides) return tn_fail_nomem(err, sizeof *x->sides, "the executor");
-    for (int32_t i = 0; i < m->hp.n_layers; i++)
-        x->sides[i] = tn_sides_of(&m->layers[i], &m->on_device.layers[i]);
+    find_sides(x);
     tn_status s = tn_host_init(&x->host, m, x->kv, n_batch, err);
     if (s || !m->on_device.device) return s;
     s = tn_dev_init(&x->dev, m, x->kv, n_batch, err);
@@ -252,6 +260,16 @@ static bool idle(tn_exec *x)
     return x->status || !x->n || x->mode == TN_EXEC_REPLAY;
 }
 
+/* Weights have moved since the last batch. */
+static void look_again(tn_exec *x)
+{
+    tn_exec_abandon(x);
+    tn_exec_forget(x);
+    find_sides(x);
+    x->status = tn_dev_find_experts(&x->dev, x->batch.err);
+    if (x->status) x->version = UINT64_MAX;
+}
+
 void tn_exec_begin(tn_exec *x, const tn_batch *b)
 {
     tn_dev *d = &x->dev;
@@ -265,6 +283,7 @@ void tn_exec_begin(tn_exec *x, const tn_batch *b)
         d->err = b->err;
         d->status = TN_OK;
         if (x->busy && tn_exec_sync(x)) return;
+        if (x->m->boundary && x->version != tn_boundary_version(x->m->boundary)) look_again(x);
         tn_dev_set(d, b->tokens, b->n, b->pos0);
         tn_exec_choose_mode(x);
         if (x->mode != TN_EXEC_REPLAY && !x->status) tn_dev_begin(d);

@@ -39,13 +39,26 @@ static bool quantised(const tn_dweight *w)
 }
 
 /* A large weight is dequantised in pieces. */
+static void need_product(tn_dev *d, uint32_t type, int64_t w_rows, int64_t cols)
+{
+    int64_t rows = piece_bytes / (cols * (int64_t)sizeof(float)) + 1;
+    if (rows > w_rows) rows = w_rows;
+    const size_t bytes = d->ops->gemm_bytes(type, d->n_batch, rows, cols);
+    if (bytes > d->workspace_bytes) d->workspace_bytes = bytes;
+}
+
 static void need_workspace(tn_dev *d, const tn_dweight *w)
 {
-    if (!tn_on_device(w)) return;
-    int64_t rows = piece_bytes / (w->cols * (int64_t)sizeof(float)) + 1;
-    if (rows > w->rows) rows = w->rows;
-    const size_t bytes = d->ops->gemm_bytes(w->type, d->n_batch, rows, w->cols);
-    if (bytes > d->workspace_bytes) d->workspace_bytes = bytes;
+    if (tn_on_device(w)) need_product(d, w->type, w->rows, w->cols);
+}
+
+/* What may come to the device later. */
+static void need_moving(tn_dev *d, int32_t layer)
+{
+    const tn_layer *y = &d->m->layers[layer];
+    const tn_weight *const w[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
+    for (int i = 0; i < 3 && d->layers[layer].moves; i++)
+        need_product(d, w[i]->type, w[i]->rows, w[i]->cols);
 }
 
 static void measure_workspace(tn_dev *d)
@@ -57,6 +70,7 @@ static void measure_workspace(tn_dev *d)
         /* The products with experts need none. */
         for (int j = 0; j < (d->m->hp.n_expert ? 5 : 8); j++)
             need_workspace(d, w[j]);
+        if (!d->m->hp.n_expert) need_moving(d, i);
     }
     need_workspace(d, &d->m->on_device.output);
 }
@@ -103,8 +117,7 @@ static void lay_out(tn_dev *d, arena *a)
     d->workspace = take(a, (int64_t)d->workspace_bytes, 1);
 }
 
-/* Which experts are on the device: the first ones. */
-static tn_status upload_where(tn_dev *d, tn_error *err)
+tn_status tn_dev_find_experts(tn_dev *d, tn_error *err)
 {
     const tn_hparams *hp = &d->m->hp;
     const size_t n = (size_t)hp->n_layers * (size_t)hp->n_expert;
@@ -154,7 +167,7 @@ tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_b
     if (s) return s;
     a = (arena){d->arena, 0};
     lay_out(d, &a);
-    s = upload_where(d, err);
+    s = tn_dev_find_experts(d, err);
     if (!s) s = alloc_pinned(d, err);
     if (!s) s = d->api->stream_create(device, &d->stream, err);
     return s;

@@ -56,6 +56,8 @@ typedef struct tn_dev {
 tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_batch,
                       tn_error *err);
 void tn_dev_free(tn_dev *d);
+/* Looks again which experts are on the device: the first ones of a layer. */
+tn_status tn_dev_find_experts(tn_dev *d, tn_error *err);
 
 /* A new batch on the host's side: what begin uploads. Nothing of the batch before is under way. */
 void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0);

@@ -55,10 +55,10 @@ static void note_matrix(readers *r, const tn_weight *w)
 }
 
 /* The rows of a split matrix are no longer next to each other. */
-static void note_down(readers *r, const tn_weight *w, const tn_dweight *d)
+static void note_down(readers *r, const tn_weight *w, const tn_layer_device *d)
 {
     note_matrix(r, w);
-    if (tn_is_split(w, d) && !tn_host_reads_q8(w)) r->wide_cols = max64(r->wide_cols, w->cols);
+    if ((d->moves || tn_is_split(w, &d->ffn_down)) && !tn_host_reads_q8(w)) r->wide_cols = max64(r->wide_cols, w->cols);
 }
 
 static readers find_readers(const tn_model *m)
@@ -77,7 +77,7 @@ static readers find_readers(const tn_model *m)
         note_matrix(&r, &y->attn_output);
         note_matrix(&r, &y->ffn_gate);
         note_matrix(&r, &y->ffn_up);
-        note_down(&r, &y->ffn_down, &m->on_device.layers[i].ffn_down);
+        note_down(&r, &y->ffn_down, &m->on_device.layers[i]);
     }
     note_matrix(&r, &m->output);
     return r;

@@ -64,6 +64,7 @@ struct tn_exec {
     tn_host host;
     tn_dev dev;      /* device NULL: none */
     tn_sides *sides; /* [n_layers] */
+    uint64_t version; /* of the boundary, that sides and recording are made for */
     tn_batch batch;
     int64_t n, pos0; /* rows still computed */
     tn_status status;
@@ -102,6 +103,8 @@ void tn_exec_join_free(tn_exec *x);
 void tn_exec_choose_mode(tn_exec *x);
 /* Ends a recording that failed. */
 void tn_exec_abandon(tn_exec *x);
+/* Makes a recording invalid. */
+void tn_exec_forget(tn_exec *x);
 /* Ends a recording with the token complete. */
 void tn_exec_recorded(tn_exec *x);
 /* Runs the recorded token. Whatever goes wrong, no side is left waiting. */

@@ -160,7 +160,7 @@ tn_status tn_exec_join_init(tn_exec *x, tn_error *err)
     return s;
 }
 
-static void forget(tn_exec *x)
+void tn_exec_forget(tn_exec *x)
 {
     tn_recording *r = &x->rec;
     x->dev.api->graph_destroy(x->dev.device, r->graph);
@@ -179,13 +179,13 @@ void tn_exec_abandon(tn_exec *x)
     x->mode = TN_EXEC_DIRECT;
     if (d->api->graph_end(d->device, d->stream, &g, NULL) == TN_OK)
         d->api->graph_destroy(d->device, g);
-    forget(x);
+    tn_exec_forget(x);
 }
 
 void tn_exec_join_free(tn_exec *x)
 {
     tn_exec_abandon(x);
-    forget(x);
+    tn_exec_forget(x);
     x->dev.api->free_pinned(x->dev.device, x->rec.flags);
     tn_free(x->m->a, x->rec.steps);
 }
@@ -200,7 +200,7 @@ void tn_exec_choose_mode(tn_exec *x)
         x->mode = TN_EXEC_REPLAY;
         return;
     }
-    forget(x);
+    tn_exec_forget(x);
     fail(x, d->api->graph_begin(d->device, d->stream, x->batch.err));
     if (x->status) return;
     x->mode = TN_EXEC_RECORD;
@@ -217,7 +217,7 @@ void tn_exec_recorded(tn_exec *x)
     }
     x->mode = TN_EXEC_REPLAY;
     fail(x, d->api->graph_end(d->device, d->stream, &x->rec.graph, d->err));
-    if (x->status) forget(x);
+    if (x->status) tn_exec_forget(x);
 }
 
 /* Waits until the device has written a flag. It spins, because the wait is short; now and then it

@@ -25,12 +25,20 @@ typedef struct tn_kv {
     size_t n_pages, cap_pages;
     void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers elsewhere */
     tn_kv_device dev;
+    _Atomic int64_t live;    /* positions in use, see tn_kv_live */
 } tn_kv;
 
 /* An empty cache for up to cap positions. On failure what there is is for tn_kv_free. */
 tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
                      tn_error *err);
 void tn_kv_free(tn_kv *kv); /* no stream may be using it */
+/* Positions in use, or about to be: what the boundary keeps device memory for. Any thread. */
+static inline int64_t tn_kv_live(const tn_kv *kv)
+{
+    return kv->live;
+}
+/* Gives back the device's pages past the live positions. */
+void tn_kv_trim(tn_kv *kv);
 /* Makes positions [0, n) writable. On failure the pages there already are kept. */
 tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err);
 tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);

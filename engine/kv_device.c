@@ -58,6 +58,14 @@ tn_status tn_kv_device_reserve(tn_kv *kv, int64_t n, tn_error *err)
     return TN_OK;
 }
 
+void tn_kv_trim(tn_kv *kv)
+{
+    tn_kv_device *d = &kv->dev;
+    const int64_t keep = (tn_kv_live(kv) + kv->page_size - 1) / kv->page_size;
+    while (d->device && (int64_t)d->n_pages > keep)
+        d->device->api->free(d->device, d->pages[--d->n_pages]);
+}
+
 tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer)
 {
     const tn_kv_device *d = &kv->dev;

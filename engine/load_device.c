@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum {
-    slot_bytes = 4 << 20, /* at least one row, whatever its length */
+    slot_bytes = 4 << 20, /* at most, unless a row is longer */
     piece_bytes = 1 << 18,
     max_pieces = slot_bytes / piece_bytes + 1,
     align = 256
@@ -148,15 +148,21 @@ static tn_status upload(uploader *p, const struct tn_upload *u)
     return s;
 }
 
+/* All of a small matrix, at least one row of a large one. */
+static size_t wanted(const struct tn_upload *u)
+{
+    const size_t row = row_bytes(u), all = (size_t)u->rows * row;
+    const size_t most = all < slot_bytes ? all : slot_bytes;
+    return row > most ? row : most;
+}
+
 static tn_status begin(uploader *p)
 {
     const tn_device_api *api = p->d->api;
     tn_error *err = p->l->err;
-    p->capacity = slot_bytes;
-    for (size_t i = 0; i < p->l->n_uploads; i++) {
-        const struct tn_upload *u = &p->l->uploads[i];
-        if (u->weight && row_bytes(u) > p->capacity) p->capacity = row_bytes(u);
-    }
+    for (size_t i = 0; i < p->l->n_uploads; i++)
+        if (p->l->uploads[i].weight && wanted(&p->l->uploads[i]) > p->capacity)
+            p->capacity = wanted(&p->l->uploads[i]);
     tn_status s = api->stream_create(p->d, &p->stream, err);
     for (int i = 0; i < 2 && !s; i++) {
         slot *t = &p->slot[i];

@@ -1,5 +1,6 @@
 /* From GGUF names to struct fields: hyper-parameters and shapes are checked here and nowhere else. */
 #include "model.h"
+#include "placement.h"
 #include "sides.h"
 
 #include <math.h>
@@ -319,6 +320,7 @@ tn_status tn_model_bind(tn_load *l)
         s = bind_attention(l, i, y, d);
         if (!s) s = bind_ffn(l, i, y, d);
         d->attends = tn_sides_attend(y);
+        d->moves = l->opt->plan && tn_placement_moves(l->opt->plan, i);
     }
     return s ? s : check_all_used(l);
 }

@@ -72,6 +72,7 @@ typedef struct tn_layer_device {
     tn_dweight ffn_gate_inp;
     float *post_ffw_norm;
     bool attends; /* the KV cache of this layer is on the device */
+    bool moves;   /* the host has all of the FFN, and the boundary decides how much is here, too */
 } tn_layer_device;
 
 typedef struct tn_model_device {
@@ -99,6 +100,7 @@ struct tn_model {
     tn_layer *layers;      /* (n_layers) */
     tn_rope rope[2];       /* global, local */
     tn_model_device on_device;
+    struct tn_boundary *boundary; /* NULL: nothing moves between the sides */
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
     bool mapped;           /* weights are the file's own pages */

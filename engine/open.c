@@ -1,4 +1,5 @@
 /* Opening and closing models, and telling about them. */
+#include "boundary.h"
 #include "engine.h"
 #include "hardware.h"
 #include "model.h"
@@ -35,6 +36,7 @@ void tn_model_close(tn_model *m)
 {
     if (!m) return;
     const tn_allocator *a = m->a;
+    tn_boundary_free(m->boundary);
     if (m->on_device.arena) m->on_device.device->api->free(m->on_device.device, m->on_device.arena);
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
@@ -124,6 +126,7 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
     if (!s) s = tn_load_run(&l);
+    if (!s && opt->plan) s = tn_boundary_new(&m->boundary, m, opt->plan, err);
     tn_free(m->a, l.used);
     tn_free(m->a, l.place);
     tn_free(m->a, l.jobs);

@@ -160,16 +160,18 @@ static int distance(const char *a, size_t n, const char *b, size_t m)
 }
 
 /* The part of a name that says what a tensor is: "attn_q" of "blk.3.attn_q.weight". */
-static size_t stem(const char *name, const char **start)
+static tn_str stem(tn_str name)
 {
-    const char *s = name;
-    if (strncmp(s, "blk.", 4) == 0) {
-        s += 4;
-        s += strspn(s, "0123456789");
-        if (*s == '.') s++;
+    size_t at = 0, n = 0;
+    if (name.len > 4 && memcmp(name.data, "blk.", 4) == 0) {
+        at = 4;
+        while (at < name.len && isdigit((unsigned char)name.data[at]))
+            at++;
+        if (at < name.len && name.data[at] == '.') at++;
     }
-    *start = s;
-    return strcspn(s, ".");
+    while (at + n < name.len && name.data[at + n] != '.')
+        n++;
+    return (tn_str){name.data + at, n};
 }
 
 /* The longest word of a regular expression. */
@@ -187,27 +189,28 @@ static size_t longest_word(const char *regex, const char **start)
 }
 
 /* Adds the names at exactly `edits` from the word to a list of up to 3. */
-static void add_near(const char *want, size_t n, int edits, const tn_shape *s, char *out,
-                     size_t cap, int *found)
+static void add_near(tn_str want, int edits, const tn_names *names, char *out, size_t cap,
+                     int *found)
 {
-    const char *have;
-    for (int32_t i = 0; i < s->n_tensors && *found < 3; i++) {
-        const size_t m = stem(s->tensor[i].name, &have), used = strlen(out);
+    for (int64_t i = 0; i < names->n && *found < 3; i++) {
+        const tn_str have = stem(names->at(names->of, i));
+        const size_t used = strlen(out);
         char name[64] = "";
-        if (m >= sizeof name || distance(want, n, have, m) != edits) continue;
-        memcpy(name, have, m);
-        if (strstr(out, name) || used + m + 3 > cap) continue;
+        if (have.len >= sizeof name || distance(want.data, want.len, have.data, have.len) != edits)
+            continue;
+        memcpy(name, have.data, have.len);
+        if (strstr(out, name) || used + have.len + 3 > cap) continue;
         snprintf(out + used, cap - used, "%s%s", used ? ", " : "", name);
         (*found)++;
     }
 }
 
-void tn_rules_near(const tn_rule *rule, const tn_shape *s, char *out, size_t cap)
+void tn_rules_near(const tn_rule *rule, const tn_names *names, char *out, size_t cap)
 {
-    const char *want;
-    const size_t n = longest_word(rule->regex, &want);
+    tn_str want;
+    want.len = longest_word(rule->regex, &want.data);
     int found = 0;
     out[0] = 0;
-    for (int edits = 0; n > 1 && edits <= (n > 6 ? 3 : 2); edits++)
-        add_near(want, n, edits, s, out, cap, &found);
+    for (int edits = 0; want.len > 1 && edits <= (want.len > 6 ? 3 : 2); edits++)
+        add_near(want, edits, names, out, cap, &found);
 }

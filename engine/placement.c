@@ -2,7 +2,7 @@
 #include "calibrate.h"
 #include "engine.h"
 #include "hardware.h"
-#include "plan.h"
+#include "placement.h"
 #include "synthetic.h"
 
 #include <errno.h>
@@ -11,13 +11,6 @@
 #include <string.h>
 
 enum { max_file = 16 << 20 };
-
-struct tn_placement {
-    tn_allocator a;
-    tn_shape shape;
-    tn_profile profile;
-    tn_planned planned;
-};
 
 /* ---- inputs ------------------------------------------------------------------------------------
  */
@@ -101,7 +94,7 @@ static bool split_synthetic(const char *path, char shape[64], const char **type)
     return true;
 }
 
-static tn_status read_shape(tn_placement *p, const char *path, tn_error *err)
+static tn_status read_shape(tn_placement *p, const char *path, int32_t granule, tn_error *err)
 {
     const tn_gguf_options opt = {sizeof opt, true, &p->a};
     tn_gguf *g = NULL;
@@ -114,7 +107,7 @@ static tn_status read_shape(tn_placement *p, const char *path, tn_error *err)
         s = tn_synthetic_header(&header, &size, shape, type, &p->a, err);
         if (!s) s = tn_gguf_parse(&g, header, size, path, &opt, err);
     }
-    if (!s) s = tn_shape_read(&p->shape, g, path, 0, &p->a, err);
+    if (!s) s = tn_shape_read(&p->shape, g, path, granule, &p->a, err);
     tn_gguf_close(g);
     tn_free(&p->a, header);
     return s;
@@ -194,6 +187,7 @@ static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error
     tn_rules rules = {.a = &p->a};
     tn_constraints c = {.n_ctx = opt->n_ctx,
                         .n_batch = opt->n_batch,
+                        .page_size = opt->page_size,
                         .threads = opt->threads,
                         .kv = (tn_kv_kind)opt->kv,
                         .ram = opt->ram,
@@ -226,7 +220,7 @@ tn_status tn_placement_open(tn_placement **out, const char *path,
     if (!p) return tn_fail_nomem(err, sizeof *p, "the placement");
     p->a = a;
     s = find_profile(&p->profile, opt.hardware, opt.cache_dir, &p->a, err);
-    if (!s) s = read_shape(p, path, err);
+    if (!s) s = read_shape(p, path, opt.granule, err);
     if (!s) s = plan(p, &opt, err);
     if (s) {
         tn_placement_close(p);
@@ -234,6 +228,27 @@ tn_status tn_placement_open(tn_placement **out, const char *path,
     }
     *out = p;
     return TN_OK;
+}
+
+bool tn_placement_free(const tn_placement *p, int32_t layer)
+{
+    const tn_plan *plan_ = &p->planned.plan;
+    const tn_plan_layer *y = &plan_->layer[layer];
+    const tn_shape_layer *z = &p->shape.layer[layer];
+    if (!plan_->elastic || p->planned.c.fixed || y->device == TN_HOST || y->mixed) return false;
+    for (int32_t j = 0; j < z->n; j++) {
+        const int32_t i = p->shape.of_layer[z->first + j];
+        const tn_part part = p->shape.tensor[i].part;
+        if (part >= TN_PART_GATE && part <= TN_PART_DOWN && plan_->rule[i] >= 0) return false;
+    }
+    return true;
+}
+
+bool tn_placement_moves(const tn_placement *p, int32_t layer)
+{
+    const tn_plan *y = &p->planned.plan;
+    return tn_placement_free(p, layer) &&
+           (y->dropping || y->layer[layer].units < p->shape.layer[layer].n_units);
 }
 
 void tn_placement_close(tn_placement *p)

@@ -101,6 +101,12 @@ static tn_status check_side(const tn_shape_tensor *t, const tn_rule *rule, const
     return TN_OK;
 }
 
+static tn_str shape_name(const void *of, int64_t i)
+{
+    const char *name = ((const tn_shape *)of)->tensor[i].name;
+    return (tn_str){name, strlen(name)};
+}
+
 static tn_status match_all(tn_planned *out, const overrides *o, const tn_shape *s,
                            const tn_profile *p, const tn_rules *rules, bool *hit, tn_error *err)
 {
@@ -124,7 +130,8 @@ static tn_status match_all(tn_planned *out, const overrides *o, const tn_shape *
     for (size_t m = 0; m < rules->n; m++) {
         char near_names[100];
         if (hit[m]) continue;
-        tn_rules_near(&rules->rule[m], s, near_names, sizeof near_names);
+        const tn_names names = {shape_name, s, s->n_tensors};
+        tn_rules_near(&rules->rule[m], &names, near_names, sizeof near_names);
         warn(out, "--place '%.60s' matches no tensor (or only ones that earlier rules took)%s%s",
              rules->rule[m].regex, *near_names ? "; near: " : "", near_names);
     }
@@ -688,9 +695,10 @@ float *tn_plan_fixed(const tn_plan *plan, const tn_shape *s, const tn_allocator 
     return fixed;
 }
 
-tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
-                           const tn_constraints *c, int64_t live, int32_t *units,
-                           const tn_allocator *a, tn_error *err)
+/* room NULL: what `live` tokens leave. */
+static tn_status boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                          const tn_constraints *c, int64_t live, const uint64_t *room,
+                          int32_t *units, const tn_allocator *a, tn_error *err)
 {
     tn_cost k;
     tn_constraints full;
@@ -700,7 +708,22 @@ tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_prof
     float *fixed = tn_plan_fixed(plan, s, a);
     if (!fixed) return tn_fail_nomem(err, (size_t)plan->n_tensors * sizeof *fixed, "the boundary");
     tn_cost_init(&k, s, p, &full, fixed);
-    status = tn_plan_units(plan, &k, live, units, a, err);
+    status = room ? tn_plan_units_in(plan, &k, room, units, a, err)
+                  : tn_plan_units(plan, &k, live, units, a, err);
     tn_free(a, fixed);
     return status;
+}
+
+tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                           const tn_constraints *c, int64_t live, int32_t *units,
+                           const tn_allocator *a, tn_error *err)
+{
+    return boundary(plan, s, p, c, live, NULL, units, a, err);
+}
+
+tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                              const tn_constraints *c, const uint64_t room[TN_MAX_DEVICES],
+                              int32_t *units, const tn_allocator *a, tn_error *err)
+{
+    return boundary(plan, s, p, c, 0, room, units, a, err);
 }

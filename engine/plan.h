@@ -114,8 +114,14 @@ tn_status tn_rules_add(tn_rules *r, const char *text, tn_error *err);
 void tn_rules_free(tn_rules *r);
 /* Index of the rule that decides about a name, -1 if none, -2 when matching failed. */
 int tn_rules_match(const tn_rules *r, const char *name);
+/* A list of tensors' names, wherever they are kept. */
+typedef struct tn_names {
+    tn_str (*at)(const void *of, int64_t i);
+    const void *of;
+    int64_t n;
+} tn_names;
 /* For a rule that matched nothing: names that look like it, "attn_q, attn_k"; "" if none. */
-void tn_rules_near(const tn_rule *rule, const tn_shape *s, char *out, size_t cap);
+void tn_rules_near(const tn_rule *rule, const tn_names *names, char *out, size_t cap);
 
 /* ---- constraints -------------------------------------------------------------------------------
  */
@@ -243,6 +249,10 @@ void tn_plan_free(tn_plan *plan, const tn_allocator *a);
 tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
                            const tn_constraints *c, int64_t live, int32_t *units,
                            const tn_allocator *a, tn_error *err);
+/* The same where what moves has `room` bytes on each device (of weights as they are in the file). */
+tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                              const tn_constraints *c, const uint64_t room[TN_MAX_DEVICES],
+                              int32_t *units, const tn_allocator *a, tn_error *err);
 
 /* Why a layer's attention part (ffn false) or FFN is where it is, or the head (layer = n_layers).
  */

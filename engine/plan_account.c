@@ -130,13 +130,11 @@ static void promote_units(curves *c, int32_t d, int32_t *units)
     }
 }
 
-static void move_units(curves *c, int64_t live, int32_t *units)
+/* room: for units that move. */
+static void move_units(curves *c, const uint64_t room[TN_MAX_DEVICES], int32_t *units)
 {
     for (int32_t d = 0; d < c->k->p->n_devices; d++) {
-        uint64_t kv;
-        const uint64_t other = rigid(c->plan, c->k, d, live, &kv) + tn_cost_device_buffers(c->k);
-        const uint64_t budget = tn_cost_budget(c->k, d);
-        c->room[d] = budget > other + kv ? budget - other - kv : 0;
+        c->room[d] = room[d];
         c->used[d] = 0;
         for (int32_t l = 0; l < c->plan->n_layers; l++)
             if (c->of[l] && c->plan->layer[l].device == d)
@@ -148,24 +146,41 @@ static void move_units(curves *c, int64_t live, int32_t *units)
     }
 }
 
-tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
-                        const tn_allocator *a, tn_error *err)
+tn_status tn_plan_units_in(const tn_plan *plan, const tn_cost *k,
+                           const uint64_t room[TN_MAX_DEVICES], int32_t *units,
+                           const tn_allocator *a, tn_error *err)
 {
     for (int32_t l = 0; l < plan->n_layers; l++)
         units[l] = plan->layer[l].ffn_mode;
-    if (!plan->elastic || k->c.fixed || live == (int64_t)plan->live) return TN_OK;
+    if (!plan->elastic || k->c.fixed) return TN_OK;
     curves c = {.plan = plan, .k = k};
     c.of = tn_alloc(a, (size_t)plan->n_layers, sizeof *c.of);
     c.owner = tn_alloc(a, (size_t)plan->n_layers, sizeof *c.owner);
     bool ok = c.of && c.owner;
     for (int32_t l = 0; l < plan->n_layers && ok; l++)
         ok = make_curve(&c, l, a);
-    if (ok) move_units(&c, live, units);
+    if (ok) move_units(&c, room, units);
     for (int32_t l = 0; c.of && c.owner && l < plan->n_layers; l++)
         if (c.owner[l]) tn_free(a, c.of[l]);
     tn_free(a, c.of);
     tn_free(a, c.owner);
     return ok ? TN_OK : tn_fail_nomem(err, (size_t)plan->n_layers * sizeof *c.of, "the boundary");
+}
+
+tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
+                        const tn_allocator *a, tn_error *err)
+{
+    uint64_t room[TN_MAX_DEVICES] = {0};
+    for (int32_t l = 0; l < plan->n_layers; l++)
+        units[l] = plan->layer[l].ffn_mode;
+    if (live == (int64_t)plan->live) return TN_OK;
+    for (int32_t d = 0; d < k->p->n_devices; d++) {
+        uint64_t kv;
+        const uint64_t other = rigid(plan, k, d, live, &kv) + tn_cost_device_buffers(k);
+        const uint64_t budget = tn_cost_budget(k, d);
+        room[d] = budget > other + kv ? budget - other - kv : 0;
+    }
+    return tn_plan_units_in(plan, k, room, units, a, err);
 }
 
 /* ---- times -------------------------------------------------------------------------------------

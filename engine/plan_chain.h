@@ -50,6 +50,10 @@ double tn_plan_step(const tn_plan *plan, const tn_cost *k, int64_t c, const int3
 double tn_plan_request(const tn_plan *plan, const tn_cost *k);
 tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
                         const tn_allocator *a, tn_error *err);
+/* The same for a number of bytes that units which move may take on each device. */
+tn_status tn_plan_units_in(const tn_plan *plan, const tn_cost *k,
+                           const uint64_t room[TN_MAX_DEVICES], int32_t *units,
+                           const tn_allocator *a, tn_error *err);
 /* Defaults filled in, contradictions refused. */
 tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, const tn_shape *s,
                               const tn_profile *p, tn_error *err);

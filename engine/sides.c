@@ -1,7 +1,8 @@
-/* Which side holds each tensor. Rules name tensors; what they leave open goes to the device. */
+/* Which side holds each tensor. Rules name tensors; what they leave open goes to the device. A plan
+ * names all of them. */
 #include "sides.h"
 #include "engine.h"
-#include "plan.h"
+#include "placement.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -13,17 +14,30 @@ enum { default_granule = 256 };
 
 typedef struct maker {
     tn_load *l;
+    const tn_placement *plan; /* NULL: rules */
     tn_rules rules;
     double *share; /* [n_tensors] of the device */
     bool *matched; /* [rules] */
     int64_t granule;
 } maker;
 
+/* That of the plan, which was made for the same tensors in the same order. */
+static tn_status planned_share(const maker *k, int64_t i, const char *name, double *share)
+{
+    const tn_shape *s = &k->plan->shape;
+    if (i >= s->n_tensors || strcmp(s->tensor[i].name, name) != 0)
+        return tn_fail(k->l->err, TN_EARG, -1, "%s: the plan is for another model: it has no '%s'",
+                       k->l->m->name, name);
+    *share = (double)k->plan->planned.plan.share[i];
+    return TN_OK;
+}
+
 /* That of the first rule which matches the name; without one, all of it. */
 static tn_status find_share(maker *k, const tn_gguf_tensor *t, double *share)
 {
     char name[96];
     snprintf(name, sizeof name, "%.*s", (int)t->name.len, t->name.data);
+    if (k->plan) return planned_share(k, t - tn_gguf_tensor_at(k->l->m->gguf, 0), name, share);
     const int rule = tn_rules_match(&k->rules, name);
     *share = 1;
     if (rule == -1) return TN_OK;
@@ -62,7 +76,26 @@ static int64_t part_of(double share, int64_t n, int64_t step)
     return k * step;
 }
 
-/* An FFN is split as a whole, or every tensor of it is on one side. */
+/* Neurons or experts of a layer that the rules give to the device; 0 where they do not split it. */
+static int64_t ruled_part(const maker *k, const int64_t t[3])
+{
+    const tn_hparams *hp = &k->l->m->hp;
+    const double share = k->share[t[0]];
+    if (!between(share) || k->share[t[1]] != share || k->share[t[2]] != share) return 0;
+    return hp->n_expert ? part_of(share, hp->n_expert, 1) : part_of(share, hp->n_ff, k->granule);
+}
+
+/* The same for a plan, in whole units; -1: its tensors are placed one by one. */
+static int64_t planned_part(const maker *k, int32_t layer)
+{
+    const tn_plan_layer *y = &k->plan->planned.plan.layer[layer];
+    const tn_shape_layer *z = &k->plan->shape.layer[layer];
+    if (y->mixed || y->units == z->n_units) return -1;
+    return (int64_t)y->units * (z->n_expert ? 1 : z->granule);
+}
+
+/* An FFN is split as a whole, or every tensor of it is on one side. What moves is on the host, see
+ * boundary.h. */
 static void place_ffn(maker *k, int32_t layer)
 {
     const tn_hparams *hp = &k->l->m->hp;
@@ -71,14 +104,15 @@ static void place_ffn(maker *k, int32_t layer)
     int64_t t[3];
     for (int i = 0; i < 3; i++)
         if ((t[i] = index_of(k->l, layer, names[hp->n_expert > 0][i])) < 0) return;
-    const double share = k->share[t[0]];
-    const int64_t part =
-        hp->n_expert ? part_of(share, hp->n_expert, 1) : part_of(share, hp->n_ff, k->granule);
-    if (!between(share) || k->share[t[1]] != share || k->share[t[2]] != share || !part) return;
+    const bool moves = k->plan && tn_placement_moves(k->plan, layer);
+    const int64_t part = moves ? 0 : k->plan ? planned_part(k, layer) : ruled_part(k, t);
+    if (part < 0 || (!k->plan && !part)) return;
     for (int i = 0; i < 3; i++) {
         tn_tensor_place *p = &k->l->place[t[i]];
         p->host = true;
-        if (hp->n_expert)
+        if (!part)
+            p->rows = p->cols = 0;
+        else if (hp->n_expert)
             p->rows = p->rows / hp->n_expert * part;
         else if (i == 2)
             p->cols = part;
@@ -93,7 +127,7 @@ static void place_head(maker *k)
     if (t < 0) t = index_of(k->l, -1, "token_embd");
     if (t < 0 || !between(k->share[t])) return;
     tn_tensor_place *p = &k->l->place[t];
-    const int64_t part = part_of(k->share[t], p->rows, k->granule);
+    const int64_t part = part_of(k->share[t], p->rows, k->plan ? 16 : k->granule);
     if (!part) return;
     p->rows = part;
     p->host = true;
@@ -170,12 +204,22 @@ static tn_status place_all(maker *k)
     return s;
 }
 
+static tn_str tensor_name(const void *of, int64_t i)
+{
+    return tn_gguf_tensor_at(of, (uint64_t)i)->name;
+}
+
 static void warn_unmatched(const maker *k)
 {
-    for (size_t i = 0; i < k->rules.n; i++)
-        if (!k->matched[i])
-            tn_engine_log(k->l->m->engine, TN_LOG_WARN, "place: no tensor matches '%s'",
-                          k->rules.rule[i].regex);
+    const tn_gguf *g = k->l->m->gguf;
+    const tn_names names = {tensor_name, g, (int64_t)tn_gguf_n_tensors(g)};
+    char near_names[100];
+    for (size_t i = 0; i < k->rules.n; i++) {
+        if (k->matched[i]) continue;
+        tn_rules_near(&k->rules.rule[i], &names, near_names, sizeof near_names);
+        tn_engine_log(k->l->m->engine, TN_LOG_WARN, "place: no tensor matches '%s'%s%s",
+                      k->rules.rule[i].regex, *near_names ? "; near: " : "", near_names);
+    }
 }
 
 static tn_status make(maker *k)
@@ -196,15 +240,34 @@ static tn_status make(maker *k)
     return s ? s : place_all(k);
 }
 
+static tn_status check_plan(const tn_load *l)
+{
+    const tn_model_options *o = l->opt;
+    const tn_placement *p = o->plan;
+    if (o->n_place || o->granule)
+        return tn_fail(l->err, TN_EARG, -1, "plan: it decides about place and granule");
+    if ((uint64_t)p->shape.n_tensors != tn_gguf_n_tensors(l->m->gguf) ||
+        p->shape.n_layers != l->m->hp.n_layers)
+        return tn_fail(l->err, TN_EARG, -1, "%s: the plan is for another model", l->m->name);
+    for (int32_t i = 0; i < p->shape.n_layers; i++)
+        if (p->planned.plan.layer[i].device > 0)
+            return tn_fail(l->err, TN_EARG, -1,
+                           "%s: the plan needs device %d, and the engine has one", l->m->name,
+                           p->planned.plan.layer[i].device);
+    return TN_OK;
+}
+
 tn_status tn_sides_make(tn_load *l)
 {
     const tn_allocator *a = l->m->a;
     if (!l->m->on_device.device) {
-        if (!l->opt->n_place) return TN_OK;
-        return tn_fail(l->err, TN_EARG, -1, "place: the engine has no device");
+        if (!l->opt->n_place && !l->opt->plan) return TN_OK;
+        return tn_fail(l->err, TN_EARG, -1, "%s: the engine has no device",
+                       l->opt->plan ? "plan" : "place");
     }
-    maker k = {.l = l, .rules.a = a};
-    const tn_status s = make(&k);
+    maker k = {.l = l, .plan = l->opt->plan, .rules.a = a};
+    tn_status s = k.plan ? check_plan(l) : TN_OK;
+    if (!s) s = make(&k);
     if (!s) warn_unmatched(&k);
     tn_rules_free(&k.rules);
     tn_free(a, k.share);
@@ -218,24 +281,26 @@ bool tn_sides_attend(const tn_layer *y)
     return k == v ? k : !y->attn_output.data;
 }
 
-static tn_side side_of(const tn_weight *w)
+/* Where a weight is computed; the host may have it besides, for when the device drops it. */
+static tn_side side_of(const tn_weight *w, const tn_dweight *d)
 {
-    return w->data ? TN_ON_HOST : TN_ON_DEVICE;
+    const bool whole = tn_on_device(d) && d->rows == w->rows && d->cols == w->cols;
+    return w->data && !whole ? TN_ON_HOST : TN_ON_DEVICE;
 }
 
 tn_sides tn_sides_of(const tn_layer *y, const tn_layer_device *d)
 {
-    tn_sides s = {.q = side_of(&y->attn_q),
-                  .k = side_of(&y->attn_k),
-                  .v = side_of(&y->attn_v),
+    tn_sides s = {.q = side_of(&y->attn_q, &d->attn_q),
+                  .k = side_of(&y->attn_k, &d->attn_k),
+                  .v = side_of(&y->attn_v, &d->attn_v),
                   .kv = d->attends ? TN_ON_DEVICE : TN_ON_HOST,
-                  .out = side_of(&y->attn_output),
-                  .router = side_of(&y->ffn_gate_inp),
-                  .gate = side_of(&y->ffn_gate),
-                  .up = side_of(&y->ffn_up),
-                  .down = side_of(&y->ffn_down)};
+                  .out = side_of(&y->attn_output, &d->attn_output),
+                  .router = side_of(&y->ffn_gate_inp, &d->ffn_gate_inp),
+                  .gate = side_of(&y->ffn_gate, &d->ffn_gate),
+                  .up = side_of(&y->ffn_up, &d->ffn_up),
+                  .down = side_of(&y->ffn_down, &d->ffn_down)};
     s.attn = s.q == s.k && s.q == s.v && s.q == s.kv ? s.q : TN_MIXED;
     s.ffn = s.gate == s.up && s.gate == s.down ? s.gate : TN_MIXED;
-    if (tn_is_split(&y->ffn_gate, &d->ffn_gate)) s.ffn = TN_ON_BOTH;
+    if (s.gate == TN_ON_HOST && tn_is_split(&y->ffn_gate, &d->ffn_gate)) s.ffn = TN_ON_BOTH;
     return s;
 }

@@ -117,6 +117,11 @@ typedef struct tn_model_options {
                           SHARE of it by the device. */
     size_t n_place;
     int32_t granule;   /* neurons or rows that a split is a multiple of; 0 = 256 */
+    const struct tn_placement *plan; /* with a device: carries out this plan, made for the same file; instead
+                          of place and granule. Must outlive the model. NULL = none. Where the plan is
+                          elastic, weights that the host has, too, come and go on the device as contexts
+                          shrink and grow: between evaluations, at fixed lengths, each move a line in the
+                          log. A plan that was read from a file stays at what a full context leaves. */
 } tn_model_options;
 
 /* Opens a GGUF file, or all parts of a split one. TN_ENOENT, TN_EIO, TN_EFORMAT (broken file, with
@@ -280,6 +285,9 @@ typedef struct tn_stats {
     double load_s;      /* opening the model */
     uint64_t kv_bytes_held; /* memory of this context's KV pages */
     uint64_t model_bytes_held; /* memory of the model's weights */
+    /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of the
+     * model, since it was opened. */
+    uint64_t units, units_on_device, units_dropped, units_promoted;
 } tn_stats;
 /* Sums since the context was made or last reset. */
 TN_API tn_status tn_context_stats(const tn_context *ctx, tn_stats *stats, tn_error *err);
@@ -412,6 +420,8 @@ typedef struct tn_placement_options {
     tn_allocator allocator; /* all zero = malloc */
     const char *cache_dir; /* where tn_engine_calibrate kept this machine's profile; NULL = nowhere. What
                               was never measured is assumed, and the label says so. */
+    int32_t granule;       /* neurons of the slabs an FFN is cut into; 0 = 256 */
+    int32_t page_size;     /* positions per KV page; 0 = 256 */
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such

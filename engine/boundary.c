@@ -1,0 +1,401 @@
+/* What of a model's FFNs is on the device, and how that follows the contexts. */
+#include "boundary.h"
+#include "engine.h"
+
+#include <string.h>
+
+enum {
+    step_positions = 2048, /* of the level, and at most a 1/16 of what contexts may hold */
+    step_fraction = 16,
+    reserve_bytes = 64 << 20 /* left free where no limit was asked for */
+};
+
+typedef struct member {
+    tn_kv *kv;
+    int64_t cap;
+} member;
+
+struct tn_boundary {
+    tn_model *m;
+    const tn_placement *place;
+    tn_plan plan;           /* a view of the placement's, which may drop below its own units */
+    tn_carrier *carrier;
+    int32_t *units, *want;  /* [n_layers] on the device, and what a move aims at */
+    void **memory;          /* [n_layers] gate, up and down; NULL: none */
+    uint64_t held;          /* bytes of all of them */
+    uint64_t limit;         /* bytes that everything on the device may take */
+    member *members;
+    size_t n_members, cap_members;
+    int64_t level;          /* tokens; -1: look again */
+    bool frozen;            /* stays at what full contexts leave */
+    uint64_t version, dropped, promoted;
+};
+
+/* ---- making ------------------------------------------------------------------------------------
+ */
+
+static tn_status measure(tn_boundary *b, tn_error *err)
+{
+    tn_device *d = b->m->on_device.device;
+    tn_device_memory m;
+    const tn_status s = d->api->memory(d, &m, err);
+    if (s) return s;
+    const uint64_t all = m.used_bytes + m.free_bytes;
+    b->limit = m.limit_bytes;
+    if (m.limit_bytes == SIZE_MAX) b->limit = all > reserve_bytes ? all - reserve_bytes : 0;
+    return TN_OK;
+}
+
+static tn_status fill(tn_boundary *b, tn_error *err)
+{
+    const size_t n = (size_t)b->m->hp.n_layers;
+    b->units = tn_alloc(b->m->a, n, sizeof *b->units);
+    b->want = tn_alloc(b->m->a, n, sizeof *b->want);
+    b->memory = tn_alloc(b->m->a, n, sizeof *b->memory);
+    if (!b->units || !b->want || !b->memory)
+        return tn_fail_nomem(err, n * sizeof *b->memory, "the elastic boundary");
+    const tn_status s = tn_carrier_new(&b->carrier, b->m, err);
+    return s ? s : measure(b, err);
+}
+
+static bool anything_moves(const tn_model *m)
+{
+    for (int32_t l = 0; l < m->hp.n_layers; l++)
+        if (m->on_device.layers[l].moves) return true;
+    return false;
+}
+
+tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p, tn_error *err)
+{
+    *out = NULL;
+    if (!anything_moves(m)) return TN_OK;
+    tn_boundary *b = tn_alloc(m->a, 1, sizeof *b);
+    if (!b) return tn_fail_nomem(err, sizeof *b, "the elastic boundary");
+    b->m = m;
+    b->place = p;
+    b->plan = p->planned.plan;
+    b->plan.dropping = true;
+    b->frozen = p->planned.plan.strategy == TN_PLAN_FILE;
+    b->level = -1;
+    const tn_status s = fill(b, err);
+    if (s)
+        tn_boundary_free(b);
+    else
+        *out = b;
+    return s;
+}
+
+void tn_boundary_free(tn_boundary *b)
+{
+    if (!b) return;
+    const tn_allocator *a = b->m->a;
+    if (b->memory) tn_boundary_clear(b, false);
+    tn_carrier_free(b->carrier);
+    tn_free(a, b->members);
+    tn_free(a, b->memory);
+    tn_free(a, b->want);
+    tn_free(a, b->units);
+    tn_free(a, b);
+}
+
+tn_status tn_boundary_join(tn_boundary *b, tn_kv *kv, int64_t cap, tn_error *err)
+{
+    if (!tn_grow(b->m->a, (void **)&b->members, &b->cap_members, b->n_members, b->n_members + 1,
+                 sizeof *b->members))
+        return tn_fail_nomem(err, sizeof *b->members, "the elastic boundary");
+    b->members[b->n_members++] = (member){kv, cap};
+    b->level = -1; /* the context's buffers are new on the device */
+    return TN_OK;
+}
+
+void tn_boundary_leave(tn_boundary *b, tn_kv *kv)
+{
+    for (size_t i = 0; i < b->n_members; i++) {
+        if (b->members[i].kv != kv) continue;
+        b->members[i] = b->members[--b->n_members];
+        b->level = -1;
+        return;
+    }
+}
+
+/* ---- bytes -------------------------------------------------------------------------------------
+ */
+
+typedef struct ffn {
+    tn_dweight gate, up, down;
+    size_t bytes;
+} ffn;
+
+/* The first units of a layer as they lie at base. */
+static ffn lay_out(const tn_boundary *b, int32_t l, int32_t units, char *base)
+{
+    const tn_hparams *hp = &b->m->hp;
+    const tn_layer *y = &b->m->layers[l];
+    const tn_shape_layer *z = &b->place->shape.layer[l];
+    const bool whole = units == z->n_units;
+    const int64_t experts = hp->n_expert ? units : 1;
+    const int64_t neurons = whole || hp->n_expert ? hp->n_ff : (int64_t)units * z->granule;
+    const int64_t rows = experts * neurons, down_rows = experts * hp->n_embd;
+    const size_t gate = tn_dweight_bytes(y->ffn_gate.type, rows, hp->n_embd);
+    const size_t up = tn_dweight_bytes(y->ffn_up.type, rows, hp->n_embd);
+    ffn f = {.bytes = gate + up + tn_dweight_bytes(y->ffn_down.type, down_rows, neurons)};
+    if (!base) return f;
+    f.gate = tn_dweight_at(base, y->ffn_gate.type, rows, hp->n_embd);
+    f.up = tn_dweight_at(base + gate, y->ffn_up.type, rows, hp->n_embd);
+    f.down = tn_dweight_at(base + gate + up, y->ffn_down.type, down_rows, neurons);
+    return f;
+}
+
+static uint64_t bytes_of(const tn_boundary *b, int32_t l, int32_t units)
+{
+    return units ? lay_out(b, l, units, NULL).bytes : 0;
+}
+
+static int64_t pages(const tn_kv *kv, int64_t positions)
+{
+    return (positions + kv->page_size - 1) / kv->page_size;
+}
+
+/* Tokens live in all contexts, in whole pages, and what they may hold. */
+static int64_t live_tokens(const tn_boundary *b, int64_t *cap)
+{
+    int64_t live = 0;
+    *cap = 0;
+    for (size_t i = 0; i < b->n_members; i++) {
+        const member *m = &b->members[i];
+        live += pages(m->kv, tn_kv_live(m->kv)) * m->kv->page_size;
+        *cap += pages(m->kv, m->cap) * m->kv->page_size;
+    }
+    return live;
+}
+
+/* Bytes of KV that room is kept for at a level: what is live or still held, and as many pages as
+ * bring it to the level. */
+static uint64_t kv_bytes(const tn_boundary *b, int64_t level)
+{
+    uint64_t bytes = 0, dearest = 0; /* per position */
+    int64_t held = 0;
+    for (size_t i = 0; i < b->n_members; i++) {
+        const tn_kv *kv = b->members[i].kv;
+        const int64_t live = pages(kv, tn_kv_live(kv)), now = (int64_t)kv->dev.n_pages;
+        const int64_t n = live > now ? live : now;
+        const uint64_t each =
+            (kv->dev.page_bytes + (size_t)kv->page_size - 1) / (size_t)kv->page_size;
+        bytes += (uint64_t)n * kv->dev.page_bytes;
+        held += n * kv->page_size;
+        if (each > dearest) dearest = each;
+    }
+    return bytes + (level > held ? (uint64_t)(level - held) * dearest : 0);
+}
+
+static uint64_t kv_held(const tn_boundary *b)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < b->n_members; i++) {
+        const tn_kv_device *d = &b->members[i].kv->dev;
+        bytes += (uint64_t)d->n_pages * d->page_bytes;
+    }
+    return bytes;
+}
+
+/* Bytes that the units may take at a level. */
+static tn_status room_at(const tn_boundary *b, int64_t level, uint64_t *room, tn_error *err)
+{
+    tn_device *d = b->m->on_device.device;
+    tn_device_memory m;
+    const tn_status s = d->api->memory(d, &m, err);
+    if (s) return s;
+    const uint64_t other = m.used_bytes - b->held - kv_held(b) + kv_bytes(b, level);
+    *room = b->limit > other ? b->limit - other : 0;
+    return TN_OK;
+}
+
+/* ---- choosing ----------------------------------------------------------------------------------
+ */
+
+/* want = the plan's units in so many bytes; *bytes: what they take as they lie on the device. */
+static tn_status want_in(tn_boundary *b, uint64_t room, uint64_t *bytes, tn_error *err)
+{
+    const tn_placement *p = b->place;
+    const uint64_t rooms[TN_MAX_DEVICES] = {room};
+    const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, &p->profile, &p->planned.c,
+                                            rooms, b->want, b->m->a, err);
+    *bytes = 0;
+    for (int32_t l = 0; l < b->m->hp.n_layers && !s; l++)
+        if (b->m->on_device.layers[l].moves) *bytes += bytes_of(b, l, b->want[l]);
+    return s;
+}
+
+/* Of layers that are on the device for good, because the host does not have them. */
+static uint64_t settled_bytes(const tn_boundary *b)
+{
+    const tn_placement *p = b->place;
+    uint64_t bytes = 0;
+    for (int32_t l = 0; l < p->shape.n_layers; l++)
+        if (tn_placement_free(p, l) && !tn_placement_moves(p, l))
+            bytes += p->shape.layer[l].ffn_bytes;
+    return bytes;
+}
+
+/* The plan counts bytes of the file, and would drop what has settled; so it may have to be asked
+ * for a little less than there is. */
+static tn_status choose(tn_boundary *b, int64_t level, tn_error *err)
+{
+    const uint64_t settled = settled_bytes(b);
+    uint64_t room, bytes = 0;
+    tn_status s = room_at(b, level, &room, err);
+    if (!s) s = want_in(b, room + settled, &bytes, err);
+    for (uint64_t less = room + settled; !s && bytes > room && less > 0;) {
+        less = less > bytes - room ? less - (bytes - room) : 0;
+        s = want_in(b, less, &bytes, err);
+    }
+    return s;
+}
+
+/* ---- moving ------------------------------------------------------------------------------------
+ */
+
+static void drop(tn_boundary *b, int32_t l)
+{
+    tn_device *d = b->m->on_device.device;
+    tn_layer_device *y = &b->m->on_device.layers[l];
+    b->held -= bytes_of(b, l, b->units[l]);
+    d->api->free(d, b->memory[l]);
+    b->memory[l] = NULL;
+    b->units[l] = 0;
+    y->ffn_gate = y->ffn_up = y->ffn_down = (tn_dweight){0};
+    b->version++;
+}
+
+static tn_status upload(tn_boundary *b, int32_t l, int32_t units, const ffn *f, tn_error *err)
+{
+    const tn_hparams *hp = &b->m->hp;
+    const tn_layer *y = &b->m->layers[l];
+    const tn_weight *const from[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
+    const tn_dweight *const to[3] = {&f->gate, &f->up, &f->down};
+    tn_status s = TN_OK;
+    for (int i = 0; i < 3 && !s; i++) {
+        if (!hp->n_expert) s = tn_carrier_carry(b->carrier, to[i], from[i], err);
+        const int64_t rows = i < 2 ? hp->n_ff : hp->n_embd;
+        for (int32_t e = 0; hp->n_expert && e < units && !s; e++) {
+            const tn_weight expert = tn_expert(from[i], e, rows);
+            const tn_dweight part = tn_dweight_rows(to[i], e * rows, rows);
+            s = tn_carrier_carry(b->carrier, &part, &expert, err);
+        }
+    }
+    return s;
+}
+
+/* A layer of which nothing is on the device; it stays so where memory is short after all. */
+static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err)
+{
+    tn_device *d = b->m->on_device.device;
+    tn_layer_device *y = &b->m->on_device.layers[l];
+    void *memory;
+    if (d->api->alloc(d, bytes_of(b, l, units), "moving weights", &memory, NULL)) return TN_OK;
+    const ffn f = lay_out(b, l, units, memory);
+    const tn_status s = upload(b, l, units, &f, err);
+    if (s) {
+        d->api->free(d, memory);
+        return s;
+    }
+    b->memory[l] = memory;
+    b->held += f.bytes;
+    b->units[l] = units;
+    y->ffn_gate = f.gate;
+    y->ffn_up = f.up;
+    y->ffn_down = f.down;
+    b->version++;
+    return TN_OK;
+}
+
+static tn_status move_layer(tn_boundary *b, int32_t l, int64_t live, tn_error *err)
+{
+    const int32_t before = b->units[l], after = b->want[l];
+    if (before) drop(b, l);
+    const tn_status s = after ? promote(b, l, after, err) : TN_OK;
+    const int32_t now = b->units[l];
+    *(now < before ? &b->dropped : &b->promoted) += (uint64_t)(now < before ? before - now : now - before);
+    tn_engine_log(b->m->engine, TN_LOG_INFO,
+                  "boundary: %lld tokens live: layer %d has %d of %d %s on the device, had %d",
+                  (long long)live, l, now, b->place->shape.layer[l].n_units,
+                  b->m->hp.n_expert ? "experts" : "slabs", before);
+    return s;
+}
+
+/* What shrinks goes first, and makes room for what grows. */
+static tn_status apply(tn_boundary *b, int64_t live, tn_error *err)
+{
+    tn_status s = TN_OK;
+    for (int pass = 0; pass < 2; pass++)
+        for (int32_t l = 0; l < b->m->hp.n_layers && !s; l++) {
+            if (!b->m->on_device.layers[l].moves || b->want[l] == b->units[l]) continue;
+            if ((b->want[l] < b->units[l]) == (pass == 0)) s = move_layer(b, l, live, err);
+        }
+    return s;
+}
+
+static int64_t round_up(int64_t n, int64_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
+/* Whether the level is another for so many tokens; *level receives it. Before the first of them it
+ * is that of the request which the plan was made for. */
+static bool new_level(const tn_boundary *b, int64_t live, int64_t cap, int64_t *level)
+{
+    const int64_t page = b->members[0].kv->page_size, part = cap / step_fraction;
+    const int64_t step = round_up(part < 1 ? 1 : part < step_positions ? part : step_positions, page);
+    const int64_t next = round_up(live ? live : (int64_t)b->plan.live, step);
+    *level = b->frozen || next > cap ? cap : next;
+    return b->level < 0 || *level > b->level || *level + step < b->level;
+}
+
+tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
+{
+    int64_t cap, level;
+    if (!b->n_members) return TN_OK;
+    const int64_t live = live_tokens(b, &cap);
+    if (!new_level(b, live, cap, &level)) return TN_OK;
+    for (size_t i = 0; i < b->n_members; i++)
+        tn_kv_trim(b->members[i].kv);
+    tn_status s = choose(b, level, err);
+    if (!s) s = apply(b, live, err);
+    b->level = s ? -1 : level;
+    return s;
+}
+
+bool tn_boundary_clear(tn_boundary *b, bool wrong)
+{
+    const bool any = b->held > 0;
+    tn_device *d = b->m->on_device.device;
+    tn_device_memory m;
+    if (wrong && d->api->memory(d, &m, NULL) == TN_OK && m.used_bytes < b->limit)
+        b->limit = m.used_bytes;
+    for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
+        if (!b->units[l]) continue;
+        b->dropped += (uint64_t)b->units[l];
+        drop(b, l);
+    }
+    b->level = -1;
+    return any;
+}
+
+/* ---- looking -----------------------------------------------------------------------------------
+ */
+
+uint64_t tn_boundary_version(const tn_boundary *b)
+{
+    return b->version;
+}
+
+tn_boundary_counts tn_boundary_count(const tn_boundary *b)
+{
+    tn_boundary_counts c = {.dropped = b->dropped, .promoted = b->promoted};
+    for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
+        if (!b->m->on_device.layers[l].moves) continue;
+        c.units += b->units[l];
+        c.of += b->place->shape.layer[l].n_units;
+    }
+    return c;
+}

@@ -1,0 +1,59 @@
+/* Internal: the elastic boundary between the sides of one model. KV pages and what a plan lets move
+ * of the FFNs (slabs, or experts) share the device's memory: as contexts grow, the least valuable
+ * units are dropped; as they shrink or end, units come back.
+ *
+ * Room is kept for a number of live tokens, the *level*. It follows what is live in steps, and comes
+ * down only when a whole step is free (so that a context at the edge of a step does not move weights
+ * to and fro). Which units are on the device is tn_plan_boundary_in(), a pure function of the plan and
+ * the bytes that are left at a level.
+ *
+ * The host has all of a layer that moves, so a drop copies nothing back. A layer whose share
+ * changes is uploaded anew from there, as one matrix each, which is what kernels are fast with; the
+ * plan changes one layer after the other.
+ *
+ * Every function is called with the engine's turn held. Moves happen in tn_boundary_move() alone,
+ * before an evaluation. */
+#ifndef TN_BOUNDARY_H
+#define TN_BOUNDARY_H
+
+#include "kv.h"
+#include "placement.h"
+
+typedef struct tn_boundary tn_boundary;
+
+/* For a model whose tensors have been loaded under the plan p, which outlives it; *out is NULL where
+ * nothing can move. */
+tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p, tn_error *err);
+void tn_boundary_free(tn_boundary *b);
+
+/* A cache that shares the device, from now until it leaves. cap: positions it may ever hold. */
+tn_status tn_boundary_join(tn_boundary *b, tn_kv *kv, int64_t cap, tn_error *err);
+void tn_boundary_leave(tn_boundary *b, tn_kv *kv);
+
+/* Moves what is due for the tokens live now. TN_ENOMEM, TN_EDEVICE: what was on the move is on the
+ * host, nothing is lost. */
+tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
+/* Drops everything, where memory is short for something else. `wrong`: that was to fit, so there is
+ * less memory than was thought. False: there was nothing to drop. */
+bool tn_boundary_clear(tn_boundary *b, bool wrong);
+
+/* Changes with every move: whoever remembers where weights are looks again. */
+uint64_t tn_boundary_version(const tn_boundary *b);
+/* Units on the device and in all; dropped and promoted since the model was opened. */
+typedef struct tn_boundary_counts {
+    int64_t units, of;
+    uint64_t dropped, promoted;
+} tn_boundary_counts;
+tn_boundary_counts tn_boundary_count(const tn_boundary *b);
+
+/* boundary_copy.c. Carries parts of weights that the host has to the device, through pinned
+ * buffers. */
+typedef struct tn_carrier tn_carrier;
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, tn_error *err);
+void tn_carrier_free(tn_carrier *c);
+/* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the order
+ * of memory (experts are padded); to->rows of them. Returns when it is there. */
+tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                           tn_error *err);
+
+#endif

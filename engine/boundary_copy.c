@@ -1,0 +1,128 @@
+/* Carries weights from the host's layout to the device's: packed by all threads into one of two
+ * pinned buffers, copied, and rearranged by the device, while the other buffer is filled. */
+#include "boundary.h"
+#include "engine.h"
+
+#include <string.h>
+
+enum { slot_bytes = 4 << 20, group = 8 /* rows of the host's interleaved layout */ };
+
+typedef struct slot {
+    void *pinned, *device; /* [capacity] */
+    tn_event *free;        /* the device has read both */
+} slot;
+
+struct tn_carrier {
+    tn_model *m;
+    tn_device *d;
+    tn_stream *stream;
+    slot slot[2];
+    size_t capacity;
+    int turn;
+};
+
+/* At least one group of rows, at most slot_bytes where that is more. */
+static size_t wanted(const tn_weight *w)
+{
+    const size_t least = group * w->row_bytes, all = (size_t)w->rows * w->row_bytes;
+    const size_t most = all < slot_bytes ? all : slot_bytes;
+    return least > most ? least : most;
+}
+
+static size_t capacity_for(const tn_model *m)
+{
+    size_t bytes = 0;
+    for (int32_t l = 0; l < m->hp.n_layers; l++) {
+        const tn_layer *y = &m->layers[l];
+        const tn_weight *const w[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
+        for (int i = 0; i < 3 && m->on_device.layers[l].moves; i++)
+            if (wanted(w[i]) > bytes) bytes = wanted(w[i]);
+    }
+    return bytes;
+}
+
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, tn_error *err)
+{
+    tn_device *d = m->on_device.device;
+    const tn_device_api *api = d->api;
+    *out = NULL;
+    tn_carrier *c = tn_alloc(m->a, 1, sizeof *c);
+    if (!c) return tn_fail_nomem(err, sizeof *c, "the upload of moving weights");
+    *c = (tn_carrier){.m = m, .d = d, .capacity = capacity_for(m)};
+    tn_status s = api->stream_create(d, &c->stream, err);
+    for (int i = 0; i < 2 && !s; i++) {
+        slot *t = &c->slot[i];
+        s = api->alloc_pinned(d, c->capacity, "a buffer of moving weights", &t->pinned, err);
+        if (!s) s = api->alloc(d, c->capacity, "a buffer of moving weights", &t->device, err);
+        if (!s) s = api->event_create(d, false, &t->free, err);
+        if (!s) s = api->event_record(d, t->free, c->stream, err);
+    }
+    if (s)
+        tn_carrier_free(c);
+    else
+        *out = c;
+    return s;
+}
+
+void tn_carrier_free(tn_carrier *c)
+{
+    if (!c) return;
+    const tn_device_api *api = c->d->api;
+    api->stream_destroy(c->d, c->stream);
+    for (int i = 0; i < 2; i++) {
+        api->event_destroy(c->d, c->slot[i].free);
+        api->free(c->d, c->slot[i].device);
+        api->free_pinned(c->d, c->slot[i].pinned);
+    }
+    tn_free(c->m->a, c);
+}
+
+/* Rows, or groups of rows, of which the first `bytes` each are wanted. */
+typedef struct packing {
+    char *to;
+    const char *from;
+    size_t bytes, stride;
+} packing;
+
+static void pack_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const packing *p = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++)
+        memcpy(p->to + (size_t)i * p->bytes, p->from + (size_t)i * p->stride, p->bytes);
+}
+
+/* Rows [row0, row0 + n) of a matrix; row_bytes: of what is taken of each. */
+static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                            size_t row_bytes, int64_t row0, int64_t n, tn_error *err)
+{
+    const tn_device_api *api = c->d->api;
+    const bool r8 = from->layout == TN_LAYOUT_R8;
+    const int64_t each = r8 ? group : 1, items = (n + each - 1) / each;
+    const tn_dweight part = tn_dweight_rows(to, row0, n);
+    slot *s = &c->slot[c->turn ^= 1];
+    packing p = {.to = s->pinned,
+                 .from = (const char *)from->data + (size_t)row0 * from->row_bytes,
+                 .bytes = (size_t)each * row_bytes,
+                 .stride = (size_t)each * from->row_bytes};
+    tn_status st = api->event_sync(c->d, s->free, err);
+    if (st) return st;
+    tn_pool_run(c->m->engine->pool, pack_task, &p, items, 1);
+    st = api->upload_async(c->d, c->stream, s->device, s->pinned, (size_t)items * p.bytes, err);
+    if (st) return st;
+    st = (r8 ? c->d->ops->repack_r8 : c->d->ops->repack)(c->stream, &part, s->device, row_bytes);
+    if (st) return tn_fail(err, st, -1, "the device cannot rearrange weights on the move");
+    return api->event_record(c->d, s->free, c->stream, err);
+}
+
+tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                           tn_error *err)
+{
+    const tn_type_info *t = tn_type_get(from->type);
+    const size_t row_bytes = (size_t)(to->cols / t->block) * t->bytes;
+    const int64_t step = (int64_t)(c->capacity / row_bytes) / group * group;
+    tn_status s = TN_OK;
+    for (int64_t r = 0; r < to->rows && !s; r += step)
+        s = carry_rows(c, to, from, row_bytes, r, to->rows - r < step ? to->rows - r : step, err);
+    return s ? s : c->d->api->stream_sync(c->d, c->stream, err);
+}
