@@ -167,8 +167,8 @@ static void cmd_params(chat *c, const char *arg)
 static void note_prediction(const chat *c, const tn_stats *st)
 {
     tn_placement_info f = {.struct_size = sizeof f};
-    if (!c->t.s.rules.plan || !st->decode_tokens || st->decode_s <= 0) return;
-    if (tn_placement_get_info(c->t.s.rules.plan, &f, NULL)) return;
+    if (!c->t.s.placed.plan || !st->decode_tokens || st->decode_s <= 0) return;
+    if (tn_placement_get_info(c->t.s.placed.plan, &f, NULL)) return;
     int32_t at = 0;
     while (at + 1 < f.predicted.n_depths &&
            f.predicted.depth[at + 1] <= tn_context_length(c->t.s.ctx))
@@ -193,18 +193,22 @@ static void cmd_stats(chat *c, const char *arg)
             "messages",
             (double)st.model_bytes_held / 1048576, (double)st.kv_bytes_held / 1048576, st.load_s,
             (int)tn_context_length(c->t.s.ctx), (int)tn_context_capacity(c->t.s.ctx), c->t.n);
+    if (st.units)
+        tn_note("moving with the context: %llu of %llu slabs or experts on the device | %llu dropped, "
+                "%llu promoted",
+                (unsigned long long)st.units_on_device, (unsigned long long)st.units,
+                (unsigned long long)st.units_dropped, (unsigned long long)st.units_promoted);
     note_prediction(c, &st);
 }
 
 static void cmd_plan(chat *c, const char *arg)
 {
     (void)arg;
-    if (c->t.s.rules.plan)
-        tn_plan_print(c->t.s.rules.plan, &c->t.set);
+    if (c->t.s.placed.plan)
+        tn_plan_print(c->t.s.placed.plan, &c->t.set);
     else
-        tn_note("no plan: %s", c->t.s.rules.n || c->t.set.n_places
-                                   ? "the rules of --place say where tensors are"
-                                   : "everything is on the host");
+        tn_note("no plan: %s", c->t.set.n_places ? "the rules of --place say where tensors are"
+                                                 : "everything is on the host");
 }
 
 static void cmd_help(chat *c, const char *arg);

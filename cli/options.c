@@ -122,6 +122,8 @@ const tn_option tn_options[] = {
      "what is to be fast: chat (default), long, batch, or PROMPT+GENERATED[@DEPTH] tokens"},
     {0, "plan", "FILE", TN_OPT_TEXT, F(plan), 0, 0, EVAL | C(PLAN),
      "replay a plan that `tenon plan --json` printed"},
+    {0, "fixed", NULL, TN_OPT_FLAG, F(fixed), 0, 0, EVAL | C(PLAN),
+     "weights stay where they are: room for a full context is kept, no moves as it grows"},
     {0, "hardware", "NAME|FILE", TN_OPT_TEXT, F(hardware), 0, 0, EVAL | C(PLAN),
      "a hardware profile: shipped (rtx3060-ddr4, rtx4090-ddr5, h200-server, ...) or a JSON file"},
     {0, "svg", "FILE", TN_OPT_TEXT, F(svg), 0, 0, C(PLAN), NULL},

@@ -51,7 +51,7 @@ typedef struct tn_settings {
     uint64_t seed;
     bool has_seed;
     float temp, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
-    bool raw, json, shift, no_history, add_special, parse_special, exact, kl, verbose;
+    bool raw, json, shift, no_history, add_special, parse_special, exact, kl, fixed, verbose;
     bool help, version;
     const char *stops[TN_MAX_REPEATS];
     size_t n_stops;

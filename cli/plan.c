@@ -24,7 +24,8 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
                                 .n_ctx = set->ctx == TN_UNSET ? 0 : set->ctx,
                                 .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
                                 .threads = set->threads == TN_UNSET ? 0 : set->threads,
-                                .kv = tn_settings_kv(set, TN_KV_F16)};
+                                .kv = tn_settings_kv(set, TN_KV_F16),
+                                .fixed = set->fixed};
     int code = TN_EXIT_OK;
     if (set->vram) code = tn_options_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);
     if (!code && set->ram) code = tn_options_sizes("ram", set->ram, &o->ram, 1);

@@ -46,10 +46,9 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
         .load = (tn_load_mode)set->load,
         .vocab_only = vocab_only,
         .exact = exact,
-        .place = s->rules.n ? s->rules.list : set->places,
-        .n_place = vocab_only   ? 0
-                   : s->rules.n ? s->rules.n
-                                : set->n_places,
+        .place = set->places,
+        .n_place = vocab_only || s->placed.plan ? 0 : set->n_places,
+        .plan = vocab_only ? NULL : s->placed.plan,
         .progress = tn_progress_draw,
         .cancel = tn_signal_cancel,
         .user = &s->loading,
@@ -114,20 +113,20 @@ static int make_plan(tn_session *s, const tn_settings *set)
     const bool emulated = strcmp(tn_engine_devices(s->engine), "emu") == 0;
     tn_error err = {0};
     char *measured = NULL;
-    if (set->plan || set->hardware) return tn_placed_make(&s->rules, set, set->hardware);
+    if (set->plan || set->hardware) return tn_placed_make(&s->placed, set, set->hardware);
     if (set->n_places || set->exact) return TN_EXIT_OK;
-    if (emulated) return tn_placed_make(&s->rules, set, "rtx3060-ddr4");
+    if (emulated) return tn_placed_make(&s->placed, set, "rtx3060-ddr4");
     free(tn_cache_dir_make());
     const tn_status status = tn_engine_calibrate(s->engine, false, &measured, &err);
     if (status) return tn_session_fail(status, &err);
-    const int code = tn_placed_make(&s->rules, set, measured);
+    const int code = tn_placed_make(&s->placed, set, measured);
     tn_string_free(s->engine, measured);
     return code;
 }
 
 static int drop_device(tn_session *s, const tn_settings *set, tn_engine_options *opt)
 {
-    tn_placed_free(&s->rules);
+    tn_placed_free(&s->placed);
     tn_engine_free(s->engine);
     s->engine = NULL;
     opt->device = NULL;
@@ -142,8 +141,8 @@ static int open_model(tn_session *s, const tn_settings *set, tn_engine_options *
 {
     int code = vocab_only ? TN_EXIT_OK : check_device(s, set);
     if (!code && !vocab_only && has_device(s)) code = make_plan(s, set);
-    const bool ours = s->rules.n && !set->plan && !set->hardware;
-    if (!code && ours && s->rules.host_only) code = drop_device(s, set, opt);
+    const bool ours = s->placed.plan && !set->plan && !set->hardware;
+    if (!code && ours && s->placed.host_only) code = drop_device(s, set, opt);
     if (!code) code = tn_session_model(s, set, &s->model, vocab_only, set->exact);
     if (code != TN_EXIT_MEMORY || !ours || !has_device(s)) return code;
     tn_say("going on without the device");
@@ -208,7 +207,7 @@ void tn_session_close(tn_session *s)
     tn_context_free(s->ctx);
     tn_model_close(s->model);
     tn_engine_free(s->engine);
-    tn_placed_free(&s->rules);
+    tn_placed_free(&s->placed);
 }
 
 int tn_session_tokenize(const tn_session *s, const char *text, size_t len, unsigned flags,

@@ -5,13 +5,10 @@
 #include "options.h"
 #include "term.h"
 
-/* Rules of where tensors go: the user's, then those of a plan. */
+/* What a session carries out. */
 typedef struct tn_placed {
-    const char **list; /* [n] */
-    size_t n;
-    char *text;
+    tn_placement *plan; /* NULL = none */
     bool host_only;     /* nothing is on the device */
-    tn_placement *plan; /* that they carry out, NULL = none */
 } tn_placed;
 
 typedef struct tn_session {
@@ -19,7 +16,7 @@ typedef struct tn_session {
     tn_model *model;
     tn_context *ctx;
     tn_model_info info;
-    tn_placed rules; /* of a plan */
+    tn_placed placed;
     tn_progress loading, evaluating;
 } tn_session;
 
@@ -29,8 +26,8 @@ int tn_exit_code(tn_status status);
 int tn_session_fail(tn_status status, const tn_error *err);
 
 /* placed.c. Makes the plan for a machine (as tn_placement_options say), or reads it from --plan, and
- * says it in a line. TN_EXIT_OK, or the exit code after saying why; the rules are to be given back
- * either way. */
+ * says it in a line. TN_EXIT_OK, or the exit code after saying why; it is to be given back either
+ * way. */
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
 /* plan.c. The planner's options; an exit code as above. */

@@ -4,7 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-static const double never = 1e30;
+/* Prices that differ by no more are equal, and the first layer serves: a move touches few layers. */
+static const double tie = 1e-6;
 
 /* ---- the boundary ------------------------------------------------------------------------------
  */
@@ -82,12 +83,12 @@ static double drop_price(const curves *c, int32_t l, int32_t units)
 static void drop_units(curves *c, int32_t d, int32_t *units)
 {
     while (c->used[d] > c->room[d]) {
-        double best = never;
+        double best = 0;
         int32_t at = -1;
         for (int32_t l = 0; l < c->plan->n_layers; l++) {
             if (!c->of[l] || c->plan->layer[l].device != d || units[l] == 0) continue;
             const double price = drop_price(c, l, units[l]);
-            if (price < best) best = price, at = l;
+            if (at < 0 || price < best - tie * fabs(best)) best = price, at = l;
         }
         if (at < 0) return;
         const tn_shape_layer *y = &c->k->s->layer[at];
@@ -121,7 +122,7 @@ static void promote_units(curves *c, int32_t d, int32_t *units)
             if (!c->of[l] || c->plan->layer[l].device != d || units[l] == c->k->s->layer[l].n_units)
                 continue;
             const double g = gain(c, l, units[l], c->room[d] - c->used[d], &n);
-            if (g > best) best = g, at = l, to = n;
+            if (g > best + tie * best) best = g, at = l, to = n;
         }
         if (at < 0) return;
         const tn_shape_layer *y = &c->k->s->layer[at];
