@@ -194,10 +194,11 @@ static void cmd_stats(chat *c, const char *arg)
             (double)st.model_bytes_held / 1048576, (double)st.kv_bytes_held / 1048576, st.load_s,
             (int)tn_context_length(c->t.s.ctx), (int)tn_context_capacity(c->t.s.ctx), c->t.n);
     if (st.units)
-        tn_note("moving with the context: %llu of %llu slabs or experts on the device | %llu dropped, "
-                "%llu promoted",
-                (unsigned long long)st.units_on_device, (unsigned long long)st.units,
-                (unsigned long long)st.units_dropped, (unsigned long long)st.units_promoted);
+        tn_note(
+            "moving with the context: %llu of %llu slabs or experts on the device | %llu dropped, "
+            "%llu promoted",
+            (unsigned long long)st.units_on_device, (unsigned long long)st.units,
+            (unsigned long long)st.units_dropped, (unsigned long long)st.units_promoted);
     note_prediction(c, &st);
 }
 

@@ -120,10 +120,10 @@ const tn_option tn_options[] = {
     {0, "ram", "SIZE", TN_OPT_TEXT, F(ram), 0, 0, EVAL | C(PLAN), "host memory to use"},
     {0, "for", "REQUEST", TN_OPT_TEXT, F(request), 0, 0, EVAL | C(PLAN),
      "what is to be fast: chat (default), long, batch, or PROMPT+GENERATED[@DEPTH] tokens"},
-    {0, "plan", "FILE", TN_OPT_TEXT, F(plan), 0, 0, EVAL | C(PLAN),
-     "replay a plan that `tenon plan --json` printed"},
-    {0, "fixed", NULL, TN_OPT_FLAG, F(fixed), 0, 0, EVAL | C(PLAN),
-     "weights stay where they are: room for a full context is kept, no moves as it grows"},
+    {0, "plan", "FILE|fixed", TN_OPT_TEXT, F(plan), 0, 0, EVAL | C(PLAN),
+     "replay a plan that `tenon plan --json` printed; fixed: plan for a full context, so that no "
+     "weights move as it grows"},
+    {0, "fixed", NULL, TN_OPT_FLAG, F(fixed), 0, 0, EVAL | C(PLAN), NULL},
     {0, "hardware", "NAME|FILE", TN_OPT_TEXT, F(hardware), 0, 0, EVAL | C(PLAN),
      "a hardware profile: shipped (rtx3060-ddr4, rtx4090-ddr5, h200-server, ...) or a JSON file"},
     {0, "svg", "FILE", TN_OPT_TEXT, F(svg), 0, 0, C(PLAN), NULL},
@@ -379,6 +379,10 @@ int tn_options_read(tn_settings *s, int argc, char **argv)
     for (; !code && optind < argc; optind++)
         code = read_model(s, argv[optind]);
     if (code || s->help || s->version || s->generate) return code;
+    if (s->plan && strcmp(s->plan, "fixed") == 0) {
+        s->fixed = true;
+        s->plan = NULL;
+    }
     if (s->command == TN_CMD_COUNT) {
         tn_say("%s", given ? "name a command first, as in 'tenon run MODEL -p TEXT'"
                            : "name a command; 'tenon --help' lists them");

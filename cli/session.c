@@ -67,7 +67,8 @@ static bool has_device(const tn_session *s)
 static int read_vram(const tn_settings *set, size_t vram[TN_ENGINE_DEVICES])
 {
     uint64_t bytes[TN_ENGINE_DEVICES] = {0};
-    const int code = set->vram ? tn_options_sizes("vram", set->vram, bytes, TN_ENGINE_DEVICES) : TN_EXIT_OK;
+    const int code =
+        set->vram ? tn_options_sizes("vram", set->vram, bytes, TN_ENGINE_DEVICES) : TN_EXIT_OK;
     for (int i = 0; !code && i < TN_ENGINE_DEVICES; i++) {
         if (bytes[i] > SIZE_MAX / 2) {
             tn_say("option --vram: without device memory there is nothing for --device to do");

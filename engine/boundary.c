@@ -18,16 +18,16 @@ typedef struct member {
 struct tn_boundary {
     tn_model *m;
     const tn_placement *place;
-    tn_plan plan;           /* a view of the placement's, which may drop below its own units */
+    tn_plan plan; /* a view of the placement's, which may drop below its own units */
     tn_carrier *carrier;
-    int32_t *units, *want;  /* [n_layers] on the device, and what a move aims at */
-    void **memory;          /* [n_layers] gate, up and down; NULL: none */
-    uint64_t held;          /* bytes of all of them */
-    uint64_t limit;         /* bytes that everything on the device may take */
+    int32_t *units, *want; /* [n_layers] on the device, and what a move aims at */
+    void **memory;         /* [n_layers] gate, up and down; NULL: none */
+    uint64_t held;         /* bytes of all of them */
+    uint64_t limit;        /* bytes that everything on the device may take */
     member *members;
     size_t n_members, cap_members;
-    int64_t level;          /* tokens; -1: look again */
-    bool frozen;            /* stays at what full contexts leave */
+    int64_t level; /* tokens; -1: look again */
+    bool frozen;   /* stays at what full contexts leave */
     uint64_t version, dropped, promoted;
 };
 
@@ -218,8 +218,8 @@ static tn_status want_in(tn_boundary *b, uint64_t room, uint64_t *bytes, tn_erro
 {
     const tn_placement *p = b->place;
     const uint64_t rooms[TN_MAX_DEVICES] = {room};
-    const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, &p->profile, &p->planned.c,
-                                            rooms, b->want, b->m->a, err);
+    const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, &p->profile, &p->planned.c, rooms,
+                                            b->want, b->m->a, err);
     *bytes = 0;
     for (int32_t l = 0; l < b->m->hp.n_layers && !s; l++)
         if (b->m->on_device.layers[l].moves) *bytes += bytes_of(b, l, b->want[l]);
@@ -315,7 +315,8 @@ static tn_status move_layer(tn_boundary *b, int32_t l, int64_t live, tn_error *e
     if (before) drop(b, l);
     const tn_status s = after ? promote(b, l, after, err) : TN_OK;
     const int32_t now = b->units[l];
-    *(now < before ? &b->dropped : &b->promoted) += (uint64_t)(now < before ? before - now : now - before);
+    *(now < before ? &b->dropped : &b->promoted) +=
+        (uint64_t)(now < before ? before - now : now - before);
     tn_engine_log(b->m->engine, TN_LOG_INFO,
                   "boundary: %lld tokens live: layer %d has %d of %d %s on the device, had %d",
                   (long long)live, l, now, b->place->shape.layer[l].n_units,
@@ -345,7 +346,10 @@ static int64_t round_up(int64_t n, int64_t step)
 static bool new_level(const tn_boundary *b, int64_t live, int64_t cap, int64_t *level)
 {
     const int64_t page = b->members[0].kv->page_size, part = cap / step_fraction;
-    const int64_t step = round_up(part < 1 ? 1 : part < step_positions ? part : step_positions, page);
+    const int64_t step = round_up(part < 1                ? 1
+                                  : part < step_positions ? part
+                                                          : step_positions,
+                                  page);
     const int64_t next = round_up(live ? live : (int64_t)b->plan.live, step);
     *level = b->frozen || next > cap ? cap : next;
     return b->level < 0 || *level > b->level || *level + step < b->level;

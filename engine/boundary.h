@@ -2,10 +2,10 @@
  * of the FFNs (slabs, or experts) share the device's memory: as contexts grow, the least valuable
  * units are dropped; as they shrink or end, units come back.
  *
- * Room is kept for a number of live tokens, the *level*. It follows what is live in steps, and comes
- * down only when a whole step is free (so that a context at the edge of a step does not move weights
- * to and fro). Which units are on the device is tn_plan_boundary_in(), a pure function of the plan and
- * the bytes that are left at a level.
+ * Room is kept for a number of live tokens, the *level*. It follows what is live in steps, and
+ * comes down only when a whole step is free (so that a context at the edge of a step does not move
+ * weights to and fro). Which units are on the device is tn_plan_boundary_in(), a pure function of
+ * the plan and the bytes that are left at a level.
  *
  * The host has all of a layer that moves, so a drop copies nothing back. A layer whose share
  * changes is uploaded anew from there, as one matrix each, which is what kernels are fast with; the
@@ -21,8 +21,8 @@
 
 typedef struct tn_boundary tn_boundary;
 
-/* For a model whose tensors have been loaded under the plan p, which outlives it; *out is NULL where
- * nothing can move. */
+/* For a model whose tensors have been loaded under the plan p, which outlives it; *out is NULL
+ * where nothing can move. */
 tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p, tn_error *err);
 void tn_boundary_free(tn_boundary *b);
 
@@ -51,8 +51,8 @@ tn_boundary_counts tn_boundary_count(const tn_boundary *b);
 typedef struct tn_carrier tn_carrier;
 tn_status tn_carrier_new(tn_carrier **out, tn_model *m, tn_error *err);
 void tn_carrier_free(tn_carrier *c);
-/* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the order
- * of memory (experts are padded); to->rows of them. Returns when it is there. */
+/* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the
+ * order of memory (experts are padded); to->rows of them. Returns when it is there. */
 tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
                            tn_error *err);
 

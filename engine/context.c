@@ -88,8 +88,7 @@ static bool make_room(const tn_model *m)
 
 static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
 {
-    const tn_status s =
-        tn_kv_init(&c->kv, c->m, kv_type, c->opt.page_size, c->opt.n_ctx, err);
+    const tn_status s = tn_kv_init(&c->kv, c->m, kv_type, c->opt.page_size, c->opt.n_ctx, err);
     return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
 }
 

@@ -58,7 +58,8 @@ static void note_matrix(readers *r, const tn_weight *w)
 static void note_down(readers *r, const tn_weight *w, const tn_layer_device *d)
 {
     note_matrix(r, w);
-    if ((d->moves || tn_is_split(w, &d->ffn_down)) && !tn_host_reads_q8(w)) r->wide_cols = max64(r->wide_cols, w->cols);
+    if ((d->moves || tn_is_split(w, &d->ffn_down)) && !tn_host_reads_q8(w))
+        r->wide_cols = max64(r->wide_cols, w->cols);
 }
 
 static readers find_readers(const tn_model *m)

@@ -12,8 +12,8 @@ struct tn_placement {
     tn_planned planned;
 };
 
-/* Whether units of a layer's FFN may move between the sides, as far as rules and plan go; and whether
- * they do: the host then has all of it. */
+/* Whether units of a layer's FFN may move between the sides, as far as rules and plan go; and
+ * whether they do: the host then has all of it. */
 bool tn_placement_free(const tn_placement *p, int32_t layer);
 bool tn_placement_moves(const tn_placement *p, int32_t layer);
 

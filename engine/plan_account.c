@@ -4,7 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Prices that differ by no more are equal, and the first layer serves: a move touches few layers. */
+/* Prices that differ by no more are equal, and the first layer serves: a move touches few layers.
+ */
 static const double tie = 1e-6;
 
 /* ---- the boundary ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 /* Whole models with tensors on the device, on the emulated one unless --cuda is given: the logits
  * are those of the host, wherever the tensors are. */
-#include "golden_arch.h"
+#include "golden.h"
 
 #include "../engine/engine.h"
 #include "../engine/model.h"
