@@ -32,6 +32,13 @@ static const char *arch_key(const tn_model *m, const char *suffix, char key[160]
     return key;
 }
 
+int64_t tn_model_key_offset(const tn_model *m, const char *suffix)
+{
+    char key[160];
+    const tn_gguf_key *k = tn_gguf_find(m->gguf, arch_key(m, suffix, key));
+    return k ? k->offset : -1;
+}
+
 /* A scalar, or an array whose elements are all the same: some converters write one value a layer. */
 tn_status tn_model_key_u32(const tn_model *m, const char *suffix, uint32_t *value, tn_error *err)
 {
@@ -89,12 +96,13 @@ static tn_status read_heads(tn_load *l)
     if (!s) s = read_count(l, "rope.dimension_count", hp->head_dim_k, 2, 8192, &hp->n_rot);
     if (s) return s;
     if (hp->n_head % hp->n_head_kv)
-        return tn_fail(l->err, TN_EFORMAT, -1, "%s: %d heads are no multiple of %d KV heads", l->m->name,
-                       hp->n_head, hp->n_head_kv);
+        return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(l->m, "attention.head_count_kv"),
+                       "%s: key '%s.attention.head_count_kv': %d heads are no multiple of %d KV heads",
+                       l->m->name, l->m->arch->name, hp->n_head, hp->n_head_kv);
     if (hp->n_rot % 2 || hp->n_rot > hp->head_dim_k)
-        return tn_fail(l->err, TN_EFORMAT, -1,
-                       "%s: rope.dimension_count is %d, expected an even number up to the head size %d",
-                       l->m->name, hp->n_rot, hp->head_dim_k);
+        return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(l->m, "rope.dimension_count"),
+                       "%s: key '%s.rope.dimension_count' is %d, expected an even number up to the head "
+                       "size %d", l->m->name, l->m->arch->name, hp->n_rot, hp->head_dim_k);
     return TN_OK;
 }
 
@@ -103,19 +111,24 @@ static tn_status read_experts(tn_load *l)
     const tn_arch *arch = l->m->arch;
     tn_hparams *hp = &l->m->hp;
     tn_status s = read_count(l, "expert_count", arch->moe ? -1 : 0, arch->moe, max_experts, &hp->n_expert);
-    if (!s) s = read_count(l, "expert_used_count", hp->n_expert ? -1 : 0, hp->n_expert > 0,
-                           hp->n_expert, &hp->n_expert_used);
     if (s) return s;
     if (hp->n_expert && !arch->moe && !arch->maybe_moe)
-        return tn_fail(l->err, TN_EUNSUPPORTED, -1, "%s: experts in architecture '%s' are not supported",
-                       l->m->name, arch->name);
+        return tn_fail(l->err, TN_EUNSUPPORTED, tn_model_key_offset(l->m, "expert_count"),
+                       "%s: key '%s.expert_count': experts in architecture '%s' are not supported",
+                       l->m->name, arch->name, arch->name);
+    s = read_count(l, "expert_used_count", hp->n_expert ? -1 : 0, hp->n_expert > 0, hp->n_expert,
+                   &hp->n_expert_used);
+    if (s) return s;
     const bool own_size = arch->moe;
     s = read_count(l, own_size ? "expert_feed_forward_length" : "feed_forward_length", -1, 1, max_dim,
                    &hp->n_ff);
     hp->expert_scale = 1.0f;
     if (!s) s = tn_model_key_f32(l->m, "expert_weights_scale", &hp->expert_scale, l->err);
     if (hp->expert_scale == 0.0f) hp->expert_scale = 1.0f; /* converters write 0 for "none" */
-    return s;
+    if (s || (hp->expert_scale > 0.0f && hp->expert_scale < 1e6f)) return s;
+    return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(l->m, "expert_weights_scale"),
+                   "%s: key '%s.expert_weights_scale' is %g", l->m->name, arch->name,
+                   (double)hp->expert_scale);
 }
 
 static tn_status read_window(tn_load *l)
@@ -125,6 +138,18 @@ static tn_status read_window(tn_load *l)
     if (s) return s;
     return read_count(l, "attention.sliding_window_pattern", l->m->arch->swa_period, 1, max_layers,
                       &hp->swa_period);
+}
+
+/* Embedding models of these architectures look ahead; every row here looks back only. */
+static tn_status check_causal(tn_load *l)
+{
+    char key[160];
+    bool causal = true;
+    const tn_model *m = l->m;
+    tn_status s = tn_gguf_get_bool(m->gguf, arch_key(m, "attention.causal", key), &causal, l->err);
+    if (s || causal) return s;
+    return tn_fail(l->err, TN_EUNSUPPORTED, tn_model_key_offset(m, "attention.causal"),
+                   "%s: key '%s' is false: attention to later tokens is not supported", m->name, key);
 }
 
 static tn_status read_hparams(tn_load *l)
@@ -137,15 +162,17 @@ static tn_status read_hparams(tn_load *l)
     if (!s) s = read_heads(l);
     if (!s) s = read_experts(l);
     if (!s && m->arch->swa_period) s = read_window(l);
+    if (!s) s = check_causal(l);
     if (!s) s = tn_model_key_f32(m, "attention.layer_norm_rms_epsilon", &hp->eps, l->err);
     if (!s) s = tn_model_key_f32(m, "final_logit_softcapping", &hp->logit_softcap, l->err);
     if (s) return s;
     if (!(hp->eps > 0.0f && hp->eps < 1.0f))
-        return tn_fail(l->err, TN_EFORMAT, -1,
+        return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(m, "attention.layer_norm_rms_epsilon"),
                        "%s: key '%s.attention.layer_norm_rms_epsilon' is missing or out of range", m->name,
                        m->arch->name);
     if (!(hp->logit_softcap >= 0.0f && hp->logit_softcap < 1e6f))
-        return tn_fail(l->err, TN_EFORMAT, -1, "%s: final_logit_softcapping is %g", m->name,
+        return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(m, "final_logit_softcapping"),
+                       "%s: key '%s.final_logit_softcapping' is %g", m->name, m->arch->name,
                        (double)hp->logit_softcap);
     const bool wide = m->arch->wide_n_layers == (uint32_t)hp->n_layers;
     hp->attn_scale = 1.0f / sqrtf((float)(wide ? hp->n_embd / hp->n_head : hp->head_dim_k));

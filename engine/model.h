@@ -160,6 +160,8 @@ tn_status tn_model_bind(tn_load *l);
 /* A u32 key "<arch>.<suffix>"; *value untouched if absent. */
 tn_status tn_model_key_u32(const tn_model *m, const char *suffix, uint32_t *value, tn_error *err);
 tn_status tn_model_key_f32(const tn_model *m, const char *suffix, float *value, tn_error *err);
+/* Byte offset of the key "<arch>.<suffix>", for messages; -1 if absent. */
+int64_t tn_model_key_offset(const tn_model *m, const char *suffix);
 
 /* Rows of one expert in memory: padded to a group of 8 where the layout is interleaved. */
 static inline int64_t tn_expert_rows(const tn_weight *w, int64_t rows)

@@ -58,8 +58,9 @@ static tn_status find_arch(tn_model *m, tn_error *err)
         return tn_fail(err, TN_EFORMAT, -1, "%s: key 'general.architecture' is missing", m->name);
     m->arch = tn_arch_find(name);
     if (m->arch) return TN_OK;
-    return tn_fail(err, TN_EUNSUPPORTED, -1, "%s: architecture '%.*s' is not supported; tenon runs %s",
-                   m->name, (int)(name.len < 60 ? name.len : 60), name.data, tn_arch_names());
+    return tn_fail(err, TN_EUNSUPPORTED, tn_gguf_find(m->gguf, "general.architecture")->offset,
+                   "%s: architecture '%.*s' is not supported; tenon runs %s", m->name,
+                   (int)(name.len < 60 ? name.len : 60), name.data, tn_arch_names());
 }
 
 static tn_status load_vocab(tn_model *m, tn_error *err)
@@ -138,7 +139,8 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     }
     count_weights(m);
     if (m->vocab && tn_vocab_size(m->vocab) != m->hp.n_vocab)
-        return tn_fail(err, TN_EFORMAT, -1, "%s: %d tokens in the vocabulary, but %d rows in token_embd",
+        return tn_fail(err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
+                       "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows",
                        m->name, (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
     return TN_OK;
 }

@@ -33,7 +33,8 @@ static tn_status read_scaling(tn_load *l, rope_keys *k)
             k->scaling = known[i].scaling;
             return TN_OK;
         }
-    return tn_fail(l->err, TN_EUNSUPPORTED, -1, "%s: rope scaling '%.*s' is not supported", m->name,
+    return tn_fail(l->err, TN_EUNSUPPORTED, tn_gguf_find(m->gguf, key)->offset,
+                   "%s: key '%s': rope scaling '%.*s' is not supported", m->name, key,
                    (int)(type.len < 40 ? type.len : 40), type.data);
 }
 
@@ -42,29 +43,39 @@ static bool usable(float x, float lo, float hi)
     return x >= lo && x <= hi;
 }
 
+/* A key that, where present, holds a value within [lo, hi], or `unset`, which changes nothing. */
+static tn_status read_float(tn_load *l, const char *suffix, float lo, float hi, float unset, float *out)
+{
+    const tn_model *m = l->m;
+    float value = *out;
+    tn_status s = tn_model_key_f32(m, suffix, &value, l->err);
+    if (s || value == unset) return s;
+    if (!usable(value, lo, hi))
+        return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(m, suffix),
+                       "%s: key '%s.%s' is %g, expected %g to %g", m->name, m->arch->name, suffix,
+                       (double)value, (double)lo, (double)hi);
+    *out = value;
+    return TN_OK;
+}
+
 static tn_status read_keys(tn_load *l, rope_keys *k)
 {
     const tn_model *m = l->m;
-    *k = (rope_keys){.base = 10000.0f, .attn_factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f,
-                     .ext_factor = 1.0f, .n_ctx_orig = (uint32_t)m->hp.n_ctx_train};
+    const float none = INFINITY;
+    *k = (rope_keys){.base = 10000.0f, .factor = 1.0f, .attn_factor = 1.0f, .beta_fast = 32.0f,
+                     .beta_slow = 1.0f, .ext_factor = 1.0f, .n_ctx_orig = (uint32_t)m->hp.n_ctx_train};
     tn_status s = read_scaling(l, k);
-    if (!s) s = tn_model_key_f32(m, "rope.freq_base", &k->base, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scale_linear", &k->factor, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scaling.factor", &k->factor, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scaling.attn_factor", &k->attn_factor, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scaling.yarn_beta_fast", &k->beta_fast, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scaling.yarn_beta_slow", &k->beta_slow, l->err);
-    if (!s) s = tn_model_key_f32(m, "rope.scaling.yarn_ext_factor", &k->ext_factor, l->err);
+    if (!s) s = read_float(l, "rope.freq_base", 1.0f, 1e12f, none, &k->base);
+    if (!s) s = read_float(l, "rope.scale_linear", 1e-3f, 1e6f, 0.0f, &k->factor);
+    if (!s) s = read_float(l, "rope.scaling.factor", 1e-3f, 1e6f, 0.0f, &k->factor);
+    if (!s) s = read_float(l, "rope.scaling.attn_factor", 1e-3f, 1e3f, none, &k->attn_factor);
+    if (!s) s = read_float(l, "rope.scaling.yarn_beta_fast", 1e-3f, 1e6f, none, &k->beta_fast);
+    if (!s) s = read_float(l, "rope.scaling.yarn_beta_slow", 1e-3f, 1e6f, none, &k->beta_slow);
+    if (!s) s = read_float(l, "rope.scaling.yarn_ext_factor", 0.0f, 1.0f, -1.0f, &k->ext_factor);
     if (!s) s = tn_model_key_u32(m, "rope.scaling.original_context_length", &k->n_ctx_orig, l->err);
-    if (s) return s;
-    if (k->factor == 0.0f) k->factor = 1.0f;          /* absent */
-    if (k->ext_factor < 0.0f) k->ext_factor = 1.0f; /* -1 stands for "not set" */
-    if (!usable(k->base, 1.0f, 1e12f) || !usable(k->factor, 1e-3f, 1e6f) ||
-        !usable(k->attn_factor, 1e-3f, 1e3f) || !usable(k->beta_fast, 1e-3f, 1e6f) ||
-        !usable(k->beta_slow, 1e-3f, 1e6f) || !usable(k->ext_factor, -1.0f, 1.0f) || !k->n_ctx_orig)
-        return tn_fail(l->err, TN_EFORMAT, -1, "%s: a rope.* key of '%s' is out of range", m->name,
-                       m->arch->name);
-    return TN_OK;
+    if (s || k->n_ctx_orig) return s;
+    return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(m, "rope.scaling.original_context_length"),
+                   "%s: key '%s.rope.scaling.original_context_length' is 0", m->name, m->arch->name);
 }
 
 /* Dimension index whose wavelength makes n_turns turns over the original context (YaRN, eq. 17-23 of
@@ -106,8 +117,10 @@ tn_status tn_rope_init(tn_load *l, const float *freq_factors)
     if (s) return s;
     for (int32_t i = 0; freq_factors && i < n_rot / 2; i++) {
         if (!usable(freq_factors[i], 1e-6f, 1e9f))
-            return tn_fail(l->err, TN_EFORMAT, -1, "%s: rope_freqs.weight[%d] is %g", m->name, i,
-                           (double)freq_factors[i]);
+            return tn_fail(l->err, TN_EFORMAT,
+                           tn_gguf_find_tensor(m->gguf, "rope_freqs.weight")->header_offset,
+                           "%s: tensor 'rope_freqs.weight' holds %g at %d", m->name,
+                           (double)freq_factors[i], i);
         m->rope[0].inv_freq[i] /= freq_factors[i];
     }
     if (k.scaling == scaling_linear)
@@ -117,10 +130,8 @@ tn_status tn_rope_init(tn_load *l, const float *freq_factors)
 
     /* Local layers never see far positions: their base is their own, and unscaled. */
     float base = m->arch->rope_base_swa;
-    if ((s = tn_model_key_f32(m, "rope.freq_base_swa", &base, l->err))) return s;
-    if (!usable(base, 1.0f, 1e12f))
-        return tn_fail(l->err, TN_EFORMAT, -1, "%s: rope.freq_base_swa is %g", m->name, (double)base);
-    return fill(l, &m->rope[1], base, n_rot);
+    s = read_float(l, "rope.freq_base_swa", 1.0f, 1e12f, INFINITY, &base);
+    return s ? s : fill(l, &m->rope[1], base, n_rot);
 }
 
 void tn_rope_table(const tn_rope *r, int32_t n_rot, int64_t pos0, int64_t n, float *cs)

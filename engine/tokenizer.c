@@ -71,7 +71,8 @@ static bool reserve(tokenizer *t, size_t n)
     return n <= t->cap_scratch || tn_grow(t->v->a, (void **)&t->scratch, &t->cap_scratch, 0, n, 1);
 }
 
-/* Llama kind: U+2581 and ' ' are one, a space stands in front, extra ones may go. */
+/* Llama kind: U+2581 and ' ' are one, a space stands in front, extra ones may go: a ' ' behind
+ * another or in front, and every space at the end. */
 static tn_status llama_fragment(tokenizer *t, const char *s, size_t n)
 {
     const tn_vocab *v = t->v;
@@ -79,12 +80,13 @@ static tn_status llama_fragment(tokenizer *t, const char *s, size_t n)
     size_t to = 0;
     if (v->add_space_prefix && t->after_special) t->scratch[to++] = ' ';
     const bool squeeze = v->squeeze_spaces;
+    bool after_space = true;
     for (size_t i = 0; i < n;) {
         const bool block = n - i >= 3 && memcmp(s + i, "\xE2\x96\x81", 3) == 0;
-        const char c = block ? ' ' : s[i];
+        const bool extra = squeeze && after_space && s[i] == ' ';
+        after_space = s[i] == ' ';
+        if (!extra) t->scratch[to++] = block ? ' ' : s[i];
         i += block ? 3 : 1;
-        if (squeeze && c == ' ' && (to == 0 || t->scratch[to - 1] == ' ')) continue;
-        t->scratch[to++] = c;
     }
     while (squeeze && to > 0 && t->scratch[to - 1] == ' ')
         to--;

@@ -134,7 +134,7 @@ static inline bool tn_matcher_may_start(const tn_matcher *m, const char *s, size
     if (n == 1) return m->first[a] < m->first[a + 1];
     return m->pairs[a * 32u + (uint8_t)s[1] / 8] >> (uint8_t)s[1] % 8 & 1;
 }
-/* Sets v->end for control tokens that are known by their text. */
+/* Sets v->end for special tokens that are known by their text. */
 void tn_vocab_mark_ends(tn_vocab *v);
 
 /* ---- tokenizer_text.c ---- */
@@ -170,6 +170,7 @@ typedef struct tn_merger tn_merger;
 struct tn_merger {
     const tn_vocab *v;
     tn_ids *out;
+    size_t first; /* index in out of the word's first token */
     struct tn_symbol *symbols;
     size_t cap_symbols;
     struct tn_bucket *buckets; /* [n_ranks] */

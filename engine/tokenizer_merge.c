@@ -68,6 +68,15 @@ static inline int32_t symbol_id(const tn_vocab *v, const char *s, size_t n)
     return tn_vocab_find(v, s, n);
 }
 
+/* Appends the unknown token; a run of unknown symbols is one, as in SentencePiece. */
+static bool emit_unknown(tn_merger *m)
+{
+    const int32_t unknown = m->v->unknown;
+    const tn_ids *out = m->out;
+    if (unknown < 0 || (out->n > m->first && out->ids[out->n - 1] == unknown)) return true;
+    return tn_ids_push(m->out, unknown);
+}
+
 /* Appends a symbol without token as its bytes, or as the unknown token. */
 static bool emit_bytes(tn_merger *m, const char *s, size_t n)
 {
@@ -79,7 +88,7 @@ static bool emit_bytes(tn_merger *m, const char *s, size_t n)
         n = sizeof space - 1;
     }
     for (size_t i = 0; i < n; i++)
-        if (v->byte_id[(uint8_t)s[i]] < 0) return v->unknown < 0 || tn_ids_push(m->out, v->unknown);
+        if (v->byte_id[(uint8_t)s[i]] < 0) return emit_unknown(m);
     for (size_t i = 0; i < n; i++)
         if (!tn_ids_push(m->out, v->byte_id[(uint8_t)s[i]])) return false;
     return true;
@@ -329,6 +338,7 @@ bool tn_merge_word(tn_merger *m, const char *s, size_t n)
 {
     short_symbols w = {.n = 0};
     size_t at = 0, count = 0;
+    m->first = m->out->n;
     for (; at < n && count < short_word; count++) {
         const size_t len = symbol_bytes(m->v, s + at, n - at);
         w.start[count] = (int32_t)at;

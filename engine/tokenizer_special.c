@@ -96,7 +96,7 @@ int32_t tn_matcher_longest(const tn_matcher *m, const tn_vocab *v, const char *s
 
 /* ---- ends of a generation ---- */
 
-/* Control tokens that end a turn or a text in the models of the field. */
+/* Special tokens that end a turn or a text in the models of the field. */
 static const char *const end_texts[] = {
     "<|eot_id|>",
     "<|im_end|>",
@@ -126,15 +126,17 @@ static const char *const end_texts[] = {
     "<|file_sep|>",
 };
 
-/* The control token with that text, -1 if there is none. */
-static int32_t find_control(const tn_vocab *v, const char *text)
+/* The special token with that text, -1 if there is none. Models that declare it user-defined mean it
+ * all the same, but for </s>, which is a tag of HTML there. */
+static int32_t find_special(const tn_vocab *v, const char *text)
 {
     const size_t n = strlen(text);
     for (int32_t i = 0; i < v->match[1].n; i++) {
         const int32_t id = v->match[1].ids[i];
         const tn_vocab_token *t = &v->tokens[id];
-        if (t->attr == TN_TOKEN_CONTROL && t->n_text == n && memcmp(t->text, text, n) == 0)
-            return id;
+        if (t->n_text != n || memcmp(t->text, text, n) != 0) continue;
+        if (t->attr == TN_TOKEN_CONTROL) return id;
+        if (t->attr == TN_TOKEN_USER_DEFINED && strcmp(text, "</s>") != 0) return id;
     }
     return -1;
 }
@@ -142,12 +144,12 @@ static int32_t find_control(const tn_vocab *v, const char *text)
 void tn_vocab_mark_ends(tn_vocab *v)
 {
     for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++) {
-        const int32_t id = find_control(v, end_texts[i]);
+        const int32_t id = find_special(v, end_texts[i]);
         if (id >= 0) v->end[id] = true;
     }
     /* Where <|return|> and <|call|> end a turn, <|end|> only ends a message. */
-    const int32_t end = find_control(v, "<|end|>");
-    if (end >= 0 && ((find_control(v, "<|return|>") >= 0 && find_control(v, "<|call|>") >= 0) ||
-                     (find_control(v, "<|calls|>") >= 0 && find_control(v, "<|flush|>") >= 0)))
+    const int32_t end = find_special(v, "<|end|>");
+    if (end >= 0 && ((find_special(v, "<|return|>") >= 0 && find_special(v, "<|call|>") >= 0) ||
+                     (find_special(v, "<|calls|>") >= 0 && find_special(v, "<|flush|>") >= 0)))
         v->end[end] = false;
 }

@@ -231,10 +231,22 @@ static tn_status read_id(builder *b, const char *name, int32_t *id)
     return TN_OK;
 }
 
-static tn_status read_specials(builder *b)
+/* Old files give the special tokens that they name by id no type of their own. Only what looks like
+ * one is taken for one: a text as people write it must stay text. */
+static void set_type(tn_vocab *v, int32_t id, tn_token_attr attr)
+{
+    tn_vocab_token *t = id < 0 ? NULL : &v->tokens[id];
+    if (!t || t->attr != TN_TOKEN_NORMAL || t->n_text < 3) return;
+    const char first = t->text[0], last = t->text[t->n_text - 1];
+    if (!(first == '<' && last == '>') && !(first == '[' && last == ']')) return;
+    t->attr = (uint8_t)attr;
+    t->mergeable = false;
+    t->n_bytes = 0;
+}
+
+static tn_status read_specials(builder *b, int32_t *eot, int32_t *eom)
 {
     tn_vocab *v = b->v;
-    int32_t eot = -1, eom = -1;
     const bool llama = v->kind == TN_VOCAB_LLAMA;
     v->bos = llama && v->n > 2 ? 1 : -1;
     v->eos = llama && v->n > 2 ? 2 : -1;
@@ -242,16 +254,24 @@ static tn_status read_specials(builder *b)
     tn_status s = read_id(b, "tokenizer.ggml.bos_token_id", &v->bos);
     if (!s) s = read_id(b, "tokenizer.ggml.eos_token_id", &v->eos);
     if (!s) s = read_id(b, "tokenizer.ggml.unknown_token_id", &v->unknown);
-    if (!s) s = read_id(b, "tokenizer.ggml.eot_token_id", &eot);
-    if (!s) s = read_id(b, "tokenizer.ggml.eom_token_id", &eom);
+    if (!s) s = read_id(b, "tokenizer.ggml.eot_token_id", eot);
+    if (!s) s = read_id(b, "tokenizer.ggml.eom_token_id", eom);
     if (!s) s = tn_gguf_get_bool(b->g, "tokenizer.ggml.add_bos_token", &v->add_bos, b->err);
     if (!s) s = tn_gguf_get_bool(b->g, "tokenizer.ggml.add_eos_token", &v->add_eos, b->err);
     if (s) return s;
+    const int32_t ids[] = {v->bos, v->eos, *eot, *eom};
+    for (int i = 0; i < 4; i++)
+        set_type(v, ids[i], TN_TOKEN_CONTROL);
+    set_type(v, v->unknown, TN_TOKEN_UNKNOWN);
+    return TN_OK;
+}
+
+static void mark_ends(tn_vocab *v, int32_t eot, int32_t eom)
+{
     tn_vocab_mark_ends(v);
     if (v->eos >= 0) v->end[v->eos] = true;
     if (eot >= 0) v->end[eot] = true;
     if (eom >= 0) v->end[eom] = true;
-    return TN_OK;
 }
 
 /* ---- all of it ---- */
@@ -322,6 +342,7 @@ static tn_status read_all(builder *b)
 {
     tn_vocab *v = b->v;
     tn_pre_row row = {0};
+    int32_t eot = -1, eom = -1;
     tn_status s = read_kind(b, &row);
     if (s) return s;
     v->add_bos = v->add_space_prefix = v->kind == TN_VOCAB_LLAMA;
@@ -333,12 +354,13 @@ static tn_status read_all(builder *b)
         s = tn_gguf_get_bool(b->g, "tokenizer.ggml.remove_extra_whitespaces", &v->squeeze_spaces,
                              b->err);
     if (!s) s = read_tokens(b);
+    if (!s) s = read_specials(b, &eot, &eom);
     if (!s) s = v->kind == TN_VOCAB_LLAMA ? read_scores(b) : read_merges(b);
     if (!s) s = tn_matcher_build(&v->match[0], v, TN_TOKEN_USER_DEFINED, b->err);
     if (!s)
         s = tn_matcher_build(&v->match[1], v,
                              TN_TOKEN_USER_DEFINED | TN_TOKEN_CONTROL | TN_TOKEN_UNKNOWN, b->err);
-    if (!s) s = read_specials(b);
+    if (!s) mark_ends(v, eot, eom);
     if (!s) s = read_habits(b);
     if (!s && row.steps) s = tn_pre_new(&v->pre, row.steps, v->a, b->err);
     return s;

@@ -368,19 +368,35 @@ TEST(llama_merges_by_score_and_falls_back_to_bytes)
     close_vocab(&o);
 }
 
+/* SentencePiece gives one unknown token for a run of unknown characters. */
+TEST(a_run_of_unknown_characters_is_one_token)
+{
+    char text[64];
+    opened o = open_vocab(&llama_vocab);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "ZYaX", false), "5 0 6 0");
+    CHECK_STR(tokens(&o, "Z!!YX", false), "5 0 4 5 0"); /* not across a special token */
+    CHECK_STR(tokens(&o, "Z<unk>", true), "1 5 0 0");
+    memset(text, 'Z', sizeof text); /* longer than what is merged in one piece */
+    text[40] = 'a';
+    text[63] = 0;
+    CHECK_STR(tokens(&o, text, false), "5 0 6 0");
+    close_vocab(&o);
+}
+
 TEST(special_tokens_come_from_text_only_when_asked)
 {
     opened o = open_vocab(&llama_vocab);
     REQUIRE(o.v);
     CHECK_STR(tokens(&o, "a!!b", false), "5 6 4 5 7"); /* user-defined: always */
-    CHECK_STR(tokens(&o, "a</s>b", false), "5 6 0 0 0 0 7");
+    CHECK_STR(tokens(&o, "a</s>b", false), "5 6 0 7");
     CHECK_STR(tokens(&o, "a</s>b", true), "1 5 6 2 5 7");
-    CHECK_STR(tokens(&o, "<unk>", false), "5 0 0 0 0 0");
+    CHECK_STR(tokens(&o, "<unk>", false), "5 0");
     CHECK_STR(tokens(&o, "<|im_end|>", true), "1 3");
     CHECK_STR(tokens(&o, "", true), "1");
     /* content cannot complete what a template began */
     const tn_piece p[] = {{"a</", 3, true}, {"s>", 2, false}, {"</s", 3, true}, {">", 1, true}};
-    CHECK_STR(tokens_of(o.v, p, 2, 0), "5 6 0 0 0 0");
+    CHECK_STR(tokens_of(o.v, p, 2, 0), "5 6 0");
     CHECK_STR(tokens_of(o.v, p + 2, 2, 0), "2");
     const tn_piece words[] = {{"a", 1, true}, {"b", 1, false}, {"!", 1, false}, {"!", 1, true}};
     CHECK_STR(tokens_of(o.v, words, 4, 0), "11 4"); /* words and user-defined tokens run across */
@@ -401,12 +417,62 @@ TEST(flags_of_the_file_are_obeyed)
     o = open_vocab(&v);
     REQUIRE(o.v);
     CHECK_STR(tokens(&o, "  a   b ", false), "6 5 7");
+    CHECK_STR(tokens(&o, U2581 "  a" U2581 U2581 "b" U2581, false), "15 6 15 7"); /* ' ' alone */
     close_vocab(&o);
     v = llama_vocab;
     v.name = "My Phi-3 thing";
     o = open_vocab(&v);
     REQUIRE(o.v);
     CHECK_STR(tokens(&o, "<|im_end|> \n a<s> a", true), "1 3 5 6 1 15 6");
+    close_vocab(&o);
+}
+
+/* Old files call every token normal. */
+TEST(special_tokens_named_by_id_need_no_type)
+{
+    test_token t[sizeof llama_tokens / sizeof *llama_tokens];
+    memcpy(t, llama_tokens, sizeof t);
+    test_vocab v = llama_vocab;
+    v.tokens = t;
+    t[0].type = t[1].type = t[2].type = NORMAL;
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "a<s>b</s>", true), "1 5 6 1 5 7 2");
+    CHECK_STR(tokens(&o, "a<s>", false), "5 6 0");
+    CHECK_INT(o.v->tokens[0].attr, TN_TOKEN_UNKNOWN);
+    CHECK_INT(o.v->tokens[2].attr, TN_TOKEN_CONTROL);
+    CHECK_INT(o.v->tokens[2].n_bytes, 0);
+    close_vocab(&o);
+    v.bos = 6; /* "a" is a word, whatever the file says */
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "a", true), "6 5 6");
+    CHECK_INT(o.v->tokens[6].attr, TN_TOKEN_NORMAL);
+    close_vocab(&o);
+}
+
+TEST(ends_of_a_generation)
+{
+    test_token t[sizeof llama_tokens / sizeof *llama_tokens];
+    memcpy(t, llama_tokens, sizeof t);
+    test_vocab v = llama_vocab;
+    v.tokens = t;
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK(o.v->end[2] && o.v->end[3] && !o.v->end[1] && !o.v->end[4]);
+    close_vocab(&o);
+    t[3].type = USER;
+    t[4] = (test_token){"</s>", USER, 0}; /* a tag of HTML in such models */
+    t[2].text = "<end>";
+    v.eos = 8;
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK(o.v->end[3] && !o.v->end[4] && !o.v->end[2] && o.v->end[8]);
+    close_vocab(&o);
+    t[3].type = NORMAL;
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK(!o.v->end[3]);
     close_vocab(&o);
 }
 
