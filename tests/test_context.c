@@ -2,6 +2,8 @@
  * batches, pages, slices and threads do not change what is computed. */
 #include "golden.h"
 
+#include "../engine/hardware.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -94,6 +96,57 @@ TEST(capacity_is_what_was_trained_or_asked)
         tn_context_free(c);
     }
     run_close(&r);
+}
+
+/* The file's bytes with another trained context; freed by the caller. */
+static uint8_t *trained_for(uint32_t n_ctx, size_t *size)
+{
+    static const char key[] = "llama.context_length";
+    FILE *f = fopen(llama, "rb");
+    uint8_t *bytes = malloc(1 << 22);
+    if (!f || !bytes) abort();
+    *size = fread(bytes, 1, 1 << 22, f);
+    fclose(f);
+    uint8_t *at = memmem(bytes, *size, key, sizeof key - 1);
+    if (!at) abort();
+    memcpy(at + sizeof key - 1 + 4, &n_ctx, 4);
+    return bytes;
+}
+
+static void keep_line(void *user, tn_log_level level, const char *message)
+{
+    (void)level;
+    if (strstr(message, "context")) snprintf(user, 200, "%s", message);
+}
+
+TEST(capacity_is_what_fits_where_that_is_less)
+{
+    enum { trained = 1 << 30 }; /* 384 GiB of keys and values */
+    char line[200] = "";
+    size_t size;
+    uint8_t *bytes = trained_for(trained, &size);
+    const tn_engine_options eo = {.struct_size = sizeof eo, .threads = 1, .log = keep_line, .log_user = line};
+    tn_engine *e;
+    tn_model *m;
+    tn_context *c;
+    tn_error err;
+    REQUIRE(tn_engine_new(&e, &eo, NULL) == TN_OK);
+    REQUIRE(tn_model_open_memory(&m, e, bytes, size, "far.gguf", NULL, &err) == TN_OK);
+    const uint64_t fits = tn_host_memory_available() / 384;
+    if (fits > trained) SKIP("this machine has memory for more");
+    CHECK_INT(try_context(m, (tn_context_options){0}, &c, &err), TN_OK);
+    const int32_t n = tn_context_capacity(c);
+    CHECK_MSG(n >= 4096 && n > (int64_t)fits / 2 && n / 2 < (int64_t)fits, "%d of %llu", n,
+              (unsigned long long)fits);
+    char number[20];
+    snprintf(number, sizeof number, "%d", n);
+    CHECK_MSG(strstr(line, number) && strstr(line, "1073741824"), "logged: '%s'", line);
+    /* nothing of it is taken before it is used */
+    CHECK_INT(tn_context_eval(c, (int32_t[]){1}, 1, NULL), TN_OK);
+    tn_context_free(c);
+    tn_model_close(m);
+    tn_engine_free(e);
+    free(bytes);
 }
 
 TEST(a_vocabulary_alone_makes_no_context)

@@ -382,6 +382,12 @@ TEST(a_run_of_unknown_characters_is_one_token)
     text[63] = 0;
     CHECK_STR(tokens(&o, text, false), "5 0 6 0");
     close_vocab(&o);
+    test_vocab v = llama_vocab;
+    v.space_prefix = 0;
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "<unk>ZY", true), "1 0 0");
+    close_vocab(&o);
 }
 
 TEST(special_tokens_come_from_text_only_when_asked)
@@ -469,7 +475,14 @@ TEST(ends_of_a_generation)
     REQUIRE(o.v);
     CHECK(o.v->end[3] && !o.v->end[4] && !o.v->end[2] && o.v->end[8]);
     close_vocab(&o);
+    v.eos = 3; /* a type that the file gives stays */
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK(o.v->end[3]);
+    CHECK_INT(o.v->tokens[3].attr, TN_TOKEN_USER_DEFINED);
+    close_vocab(&o);
     t[3].type = NORMAL;
+    v.eos = 8;
     o = open_vocab(&v);
     REQUIRE(o.v);
     CHECK(!o.v->end[3]);
