@@ -154,7 +154,8 @@ static void cmd_params(chat *c, const char *arg)
         char *value = strchr(p, '=');
         if (!value) {
             tn_say("write a parameter as name=value, as in /params temp=0.5");
-            continue;
+            free(pairs);
+            return;
         }
         *value++ = 0;
         tn_options_set(&c->t.set, p, value);
@@ -302,10 +303,11 @@ static void greet(const chat *c)
 {
     const tn_model_info *info = &c->t.s.info;
     if (!c->t.interactive) return;
-    tn_note("%s %s, %.0f M weights, %.0f MiB | context %d | %d threads | seed %llu",
+    const int threads = tn_engine_threads(c->t.s.engine);
+    tn_note("%s %s, %.0f M weights, %.0f MiB | context %d | %d thread%s | seed %llu",
             *info->name ? info->name : info->arch, info->type, (double)info->n_params * 1e-6,
-            (double)info->weight_bytes / 1048576, (int)tn_context_capacity(c->t.s.ctx),
-            tn_engine_threads(c->t.s.engine), (unsigned long long)c->t.set.seed);
+            (double)info->weight_bytes / 1048576, (int)tn_context_capacity(c->t.s.ctx), threads,
+            threads == 1 ? "" : "s", (unsigned long long)c->t.set.seed);
     tn_note("/help lists the commands, /exit leaves");
 }
 

@@ -65,16 +65,23 @@ double tn_rate(uint64_t n, double seconds)
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
+/* "10 tokens, 31.0 tok/s"; without a speed where nothing was measured: a prompt that the context held,
+ * a single token that came with the prompt. */
+static void counted(char text[64], uint64_t n, double rate)
+{
+    const int used = snprintf(text, 64, "%llu token%s", (unsigned long long)n, n == 1 ? "" : "s");
+    if (rate > 0) snprintf(text + used, 64 - (size_t)used, ", %.1f tok/s", rate);
+}
+
 void tn_generation_report(const tn_generation *g, const tn_engine *engine)
 {
     tn_stats st = {.struct_size = sizeof st};
     if (tn_context_stats(g->ctx, &st, NULL) != TN_OK) return;
-    tn_note("stop: %s | prompt %llu tokens, %.1f tok/s | generated %d tokens, %.1f tok/s | context "
-            "%d/%d%s",
-            tn_stop_name(g->reason), (unsigned long long)st.prefill_tokens,
-            tn_rate(st.prefill_tokens, st.prefill_s), (int)g->n_tokens,
-            tn_rate(st.decode_tokens, st.decode_s), (int)tn_context_length(g->ctx),
-            (int)tn_context_capacity(g->ctx),
+    char prompt[64], generated[64];
+    counted(prompt, st.prefill_tokens, tn_rate(st.prefill_tokens, st.prefill_s));
+    counted(generated, (uint64_t)g->n_tokens, tn_rate(st.decode_tokens, st.decode_s));
+    tn_note("stop: %s | prompt %s | generated %s | context %d/%d%s", tn_stop_name(g->reason), prompt,
+            generated, (int)tn_context_length(g->ctx), (int)tn_context_capacity(g->ctx),
             strcmp(tn_engine_devices(engine), "emu") == 0 ? " | emulated" : "");
 }
 

@@ -228,6 +228,8 @@ def stdout_is_only_the_text(t):
     for mark in (b"\x1b", b"\r"):
         check(mark not in err, f"{mark!r} on a stderr that is no terminal: {err!r}")
     equal(t.ok(*args), out, "a second greedy run")
+    _, _, err = t.run("run", t.model, "-p", "x", "-n", "1", *ENDLESS)
+    check(b"| generated 1 token |" in err, f"one token has no speed: {err!r}")
     equal(t.ok("run", "-m", t.model, *args[2:]), out, "the run with -m")
     equal(
         t.ok("run", t.model, *args[4:], stdin=b"Once upon a time\n"),

@@ -116,6 +116,49 @@ TEST(a_context_beyond_training_is_logged)
     tn_engine_free(e);
 }
 
+/* Says "stop" at the call number `at`, and follows the progress. */
+typedef struct stopper {
+    long calls, at;
+    uint64_t done, total;
+    bool falls; /* progress went back, or beyond the whole */
+} stopper;
+
+static bool stop_at(void *user)
+{
+    stopper *s = user;
+    return ++s->calls == s->at;
+}
+
+static void follow(void *user, uint64_t done, uint64_t total)
+{
+    stopper *s = user;
+    s->falls |= done < s->done || done > total || (s->total && total != s->total);
+    s->done = done;
+    s->total = total;
+}
+
+TEST(opening_is_canceled_at_every_moment)
+{
+    tn_engine *e;
+    tn_error err;
+    long canceled = 0;
+    REQUIRE(try_engine((tn_engine_options){.threads = 2}, &e, &err) == TN_OK);
+    for (tn_status s = TN_ECANCELED; s == TN_ECANCELED; canceled++) {
+        stopper stop = {.at = canceled + 1};
+        const tn_model_options mo = {.struct_size = sizeof mo, .load = TN_LOAD_READ,
+                                     .progress = follow, .cancel = stop_at, .user = &stop};
+        tn_model *m = (tn_model *)&stop;
+        memset(&err, 0, sizeof err);
+        s = tn_model_open(&m, e, "tests/data/quant/Q4_K_S.gguf", &mo, &err);
+        CHECK_INT(s, stop.calls < stop.at ? TN_OK : TN_ECANCELED);
+        CHECK((s == TN_OK) == (m != NULL) && err.code == s && !stop.falls);
+        CHECK(s || (stop.total > 0 && stop.done == stop.total));
+        tn_model_close(m);
+    }
+    CHECK_MSG(canceled > 3, "asked %ld times", canceled - 1);
+    tn_engine_free(e);
+}
+
 static const char *text_at(const json_t *j, const char *object, const char *key)
 {
     const char *s = json_string_value(json_object_get(json_object_get(j, object), key));

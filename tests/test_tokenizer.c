@@ -449,11 +449,42 @@ TEST(special_tokens_named_by_id_need_no_type)
     CHECK_INT(o.v->tokens[2].attr, TN_TOKEN_CONTROL);
     CHECK_INT(o.v->tokens[2].n_bytes, 0);
     close_vocab(&o);
-    v.bos = 6; /* "a" is a word, whatever the file says */
+    v.bos = 12; /* "abc" is a word, whatever the file says */
     o = open_vocab(&v);
     REQUIRE(o.v);
-    CHECK_STR(tokens(&o, "a", true), "6 5 6");
-    CHECK_INT(o.v->tokens[6].attr, TN_TOKEN_NORMAL);
+    CHECK_STR(tokens(&o, "a", true), "12 5 6");
+    CHECK_INT(o.v->tokens[12].attr, TN_TOKEN_NORMAL);
+    close_vocab(&o);
+    test_token b[sizeof bpe_tokens / sizeof *bpe_tokens];
+    memcpy(b, bpe_tokens, sizeof b);
+    v = bpe_vocab;
+    v.tokens = b;
+    v.pre = "llama-bpe"; /* words that are tokens become them: not this one */
+    b[1] = (test_token){"<!>", NORMAL, 0};
+    v.eos = 1;
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "<!>", false), "17");
+    CHECK_STR(tokens(&o, "<!>", true), "0 1");
+    close_vocab(&o);
+}
+
+TEST(of_overlapping_special_tokens_the_first_and_longest_counts)
+{
+    test_token t[sizeof llama_tokens / sizeof *llama_tokens];
+    memcpy(t, llama_tokens, sizeof t);
+    test_vocab v = llama_vocab;
+    v.tokens = t;
+    v.space_prefix = 0;
+    t[1].text = "!!a"; /* longer than 4, and before it in the vocabulary */
+    t[2].text = "!ab!!!!";
+    v.eos = 8;
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "!!ab", true), "1 1 7");
+    CHECK_STR(tokens(&o, "!!ab", false), "4 9");
+    CHECK_STR(tokens(&o, "!!!ab!!!!", true), "1 4 2");
+    CHECK_STR(tokens(&o, "!!!!ab!!!!", true), "1 4 1 7 4 4");
     close_vocab(&o);
 }
 
