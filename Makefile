@@ -237,8 +237,9 @@ models: ## fetch models: ID='a b' or, without it, those that the tests need; LIS
 bench: tenon-bench ## measure MODEL=id or file; ARGS='...'
 	@./tenon-bench -m "$$($(PYTHON) python/fetch_models.py --path $(MODEL))" $(ARGS)
 
-bench-peers: tenon tenon-bench $(BUILD)/tests/make_model ## against every llama-bench on PATH; ARGS='--quick'
-	@$(PYTHON) bench/peers.py $(ARGS)
+bench-peers: tenon tenon-bench $(BUILD)/tests/make_model ## README's table against every llama-bench on PATH; MINUTES=9 for a piece of it, ROWS='regex'
+	@$(PYTHON) bench/peers.py --readme README.md $(if $(ROWS),--rows '$(ROWS)') \
+	    $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 simulate: $(BUILD)/tests/simulate_table ## compute the README's table of simulated speeds anew
 	@$< >$(BUILD)/simulated.md

@@ -84,6 +84,8 @@ void tn_bench_estimate_init(tn_bench_estimate *e, const tn_bench_settings *set,
     *e = (tn_bench_estimate){.set = set, .cells = cells, .n_cells = n, .begun = tn_bench_clock()};
     e->blocks_left =
         n_models * set->isa.n * set->threads.n * set->load.n * set->kv.n * set->batch.n;
+    if (set->placements.n) e->blocks_left *= set->placements.n;
+    if (set->device && set->vram.n) e->blocks_left *= set->vram.n;
     e->prompt_rate = e->gen_rate = INFINITY;
 }
 

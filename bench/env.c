@@ -1,5 +1,6 @@
 #include "env.h"
 
+#include "gpu.h"
 #include "row.h"
 #include "watch.h"
 
@@ -196,7 +197,7 @@ static json_t *build_json(void)
     return o;
 }
 
-/* GPUs by the driver's own files: names only, and none where there is no driver. */
+/* As the driver's kernel module says it; null where there is none. */
 static json_t *gpu_driver(void)
 {
     char text[256];
@@ -222,4 +223,5 @@ void tn_bench_env_fill(json_t *environment, int argc, char **argv)
     json_object_set_new(environment, "memory", memory());
     json_object_set_new(environment, "system", system_json());
     json_object_set_new(environment, "gpu_driver", gpu_driver());
+    json_object_set_new(environment, "gpus", tn_bench_gpus_json());
 }

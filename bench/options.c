@@ -50,16 +50,17 @@ const tn_bench_option tn_bench_options[] = {
      "alternate with another program's benchmark (llama-bench, or with {model} {prompt} {generate} "
      "{depth} {threads} {batch}) and print ratios; may be repeated"},
     {0, "placements", "LIST", TN_BENCH_WORDS, F(placements), 0, 0,
-     "predict instead of measure, on the machine of --hardware: layers, ffn-host, ffn-blocks, "
-     "water-fill, all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
-     "REGEX=host|device a line)"},
+     "ways to place the model at the same device memory: layers, ffn-host, ffn-blocks, water-fill, "
+     "all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
+     "REGEX=host|device a line); measured on --device, or only predicted for --hardware"},
     {0, "device", "NAME", TN_BENCH_TEXT, F(device), 0, 0,
      "device to use: cuda, cuda:1, emu (emulated: its rows are labelled so)"},
     {0, "place", "REGEX=SIDE", TN_BENCH_REPEAT, F(places), 0, 0,
      "with --device: tensors whose name matches go to SIDE: host, device or split:X; may be "
      "repeated"},
     {0, "hardware", "NAME|FILE", TN_BENCH_TEXT, F(hardware), 0, 0,
-     "hardware profile of --placements, as in tenon plan"},
+     "hardware profile that --placements plan for, as in tenon plan; with --device default what is "
+     "measured here"},
     {0, "vram", "LIST", TN_BENCH_WORDS, F(vram), 0, 0,
      "device memory that --placements or --device may use, such as 8G,12G; default all"},
     {'o', "output", "md|csv|json|jsonl", TN_BENCH_CHOICE, F(format), 0, 0,
@@ -94,6 +95,20 @@ void tn_bench_words_add(tn_bench_words *list, const char *word, size_t len)
     char *copy = tn_bench_alloc(len + 1);
     memcpy(copy, word, len);
     list->at[list->n++] = copy;
+}
+
+char *tn_bench_words_join(const tn_bench_words *list, const char *none)
+{
+    size_t bytes = 1;
+    if (list->n == 0) return tn_bench_strdup(none);
+    for (size_t i = 0; i < list->n; i++)
+        bytes += strlen(list->at[i]) + 1;
+    char *text = tn_bench_alloc(bytes), *end = text;
+    for (size_t i = 0; i < list->n; i++) {
+        if (i) *end++ = ',';
+        end = stpcpy(end, list->at[i]);
+    }
+    return text;
 }
 
 /* A number at *p, moved behind it. */
@@ -273,6 +288,30 @@ static int check_words(const tn_bench_words *list, const char *name, const char 
     return TN_EXIT_OK;
 }
 
+static int wrong(const char *why)
+{
+    tn_bench_say("%s", why);
+    return TN_EXIT_USAGE;
+}
+
+/* Placements are carried out on a device, or predicted for the hardware of a profile. */
+static int check_device(const tn_bench_settings *s)
+{
+    const bool planned = s->placements.n > 0;
+    if (planned && s->load_time) return wrong("--load-time goes without --placements");
+    if (planned && s->places.n) return wrong("--placements and --place contradict each other");
+    if (!s->device) {
+        if (s->places.n) return wrong("--place needs a --device");
+        if (planned && s->peers.n) return wrong("--peer needs something measured: name a --device");
+        if (planned != (s->hardware != NULL) || (s->vram.n && !planned))
+            return wrong("--placements needs --device NAME to measure or --hardware NAME to "
+                         "predict, and --vram and --hardware need --placements");
+    } else if (s->hardware && !planned) {
+        return wrong("--hardware says what --placements plan for; --place goes without it");
+    }
+    return TN_EXIT_OK;
+}
+
 static int check_placements(const tn_bench_settings *s)
 {
     uint64_t bytes;
@@ -286,20 +325,7 @@ static int check_placements(const tn_bench_settings *s)
         tn_bench_say("option --vram: '%s' is no size such as 12G or 8000M", s->vram.at[i]);
         return TN_EXIT_USAGE;
     }
-    if (s->placements.n && (s->peers.n || s->load_time)) {
-        tn_bench_say("--placements only predicts: --peer and --load-time measure");
-        return TN_EXIT_USAGE;
-    }
-    if (s->device ? s->placements.n || s->vram.n > 1 : s->places.n > 0) {
-        tn_bench_say("--device takes --place and one --vram, and goes without --placements");
-        return TN_EXIT_USAGE;
-    }
-    if (s->device && !s->hardware) return TN_EXIT_OK;
-    if ((s->placements.n > 0) == (s->hardware != NULL) && (s->placements.n || !s->vram.n))
-        return TN_EXIT_OK;
-    tn_bench_say("--placements, --hardware and --vram belong together: --placements "
-                 "layers,ffn-host,auto --hardware NAME [--vram 8G,12G]");
-    return TN_EXIT_USAGE;
+    return check_device(s);
 }
 
 static int check_pairs(const tn_bench_words *pairs)
@@ -320,7 +346,7 @@ static int check_peers(const tn_bench_words *peers)
 {
     for (size_t i = 0; i < peers->n; i++) {
         char *command =
-            tn_bench_peer_command(peers->at[i], &(tn_bench_peer_test){"", "", 1, 1, 0, 1, 1});
+            tn_bench_peer_command(peers->at[i], &(tn_bench_peer_test){.model = "", .kv = ""});
         free(command);
         if (command) continue;
         tn_bench_say("option --peer: '%s' is neither llama-bench nor has {model}, {prompt}, "

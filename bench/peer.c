@@ -114,22 +114,53 @@ const char *tn_bench_peer_name(const char *command)
     return slash ? slash + 1 : word;
 }
 
+/* "llama-bench" of "A=1 /x/llama-bench -fa 1". */
+static void program_name(const char *command, char name[64])
+{
+    const char *program = tn_bench_peer_name(command);
+    snprintf(name, 64, "%.*s", (int)strcspn(program, " "), program);
+}
+
+static bool is_llama(const char *command)
+{
+    char name[64];
+    program_name(command, name);
+    return strstr(name, "llama-bench") && !has_placeholder(command);
+}
+
+bool tn_bench_peer_has_depth(const char *command)
+{
+    tn_error err;
+    char *said = NULL;
+    size_t len;
+    if (!is_llama(command)) return true;
+    text ask = {0};
+    appendf(&ask, "%.*s", (int)(tn_bench_peer_name(command) - command), command);
+    const char *name = tn_bench_peer_name(command);
+    append(&ask, name, strcspn(name, " "));
+    append(&ask, " --help 2>&1", 12);
+    const bool ran = !tn_bench_peer_run(ask.at, &said, &len, &err);
+    const bool has = !ran || !strstr(said, "-gp") || strstr(said, "--n-depth");
+    free(said);
+    free(ask.at);
+    return has;
+}
+
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
 {
     char name[64];
-    const char *program = tn_bench_peer_name(command);
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(program, " "), program);
+    program_name(command, name);
     if (has_placeholder(command)) return fill_in(command, test);
-    const bool llama = strstr(name, "llama-bench") != NULL;
+    const bool llama = is_llama(command), after = test->no_depth && test->depth;
     if (!llama && !strstr(name, "tenon-bench")) return NULL;
     text out = {0};
     append(&out, command, strlen(command));
     append(&out, " -m ", 4);
     append_quoted(&out, test->model);
-    appendf(&out, " -p %d -n %d -t %d -b %d -r 1 -o json", test->n_prompt, test->n_gen,
+    appendf(&out, " -p %d -n %d -t %d -b %d -r 1 -o json", test->n_prompt, after ? 0 : test->n_gen,
             test->threads, test->batch);
-    /* Forks that know no depth are asked for none. */
-    if (test->depth) appendf(&out, " -d %d", test->depth);
+    if (after) appendf(&out, " -gp %d,%d", test->depth, test->n_gen);
+    if (test->depth && !after) appendf(&out, " -d %d", test->depth);
     if (llama)
         appendf(&out, " -ub %d -ctk %s -ctv %s", test->batch, test->kv, test->kv);
     else
@@ -162,7 +193,8 @@ static bool matches(const json_t *result, const tn_bench_peer_test *test)
 {
     const json_t *p = json_object_get(result, "parameters");
     const json_t *o = p ? p : result;
-    return number_of(o, "n_prompt") == test->n_prompt && number_of(o, "n_gen") == test->n_gen;
+    const int32_t n_prompt = test->no_depth && test->depth ? test->depth : test->n_prompt;
+    return number_of(o, "n_prompt") == n_prompt && number_of(o, "n_gen") == test->n_gen;
 }
 
 static double result_rate(const json_t *o)

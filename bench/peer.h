@@ -9,14 +9,21 @@ typedef struct tn_bench_peer_test {
     const char *model; /* path */
     const char *kv;    /* "f16", "f32" */
     int32_t n_prompt, n_gen, depth, threads, batch;
+    bool no_depth; /* a llama-bench without -d: see tn_bench_peer_has_depth */
 } tn_bench_peer_test;
 
 /* A command for the shell, freed by the caller. Of `command`, the user's words:
  *   - those with {model}, {prompt}, {generate}, {depth}, {threads}, {batch} or {kv} get the values;
  *   - a program called llama-bench (or *llama-bench*) gets its options for one run and JSON;
  *   - a program called tenon-bench (another build) as well.
- * NULL if it is none of these. */
+ * NULL if it is none of these. test->no_depth: tn_bench_peer_has_depth said no; then a depth goes
+ * with generation only. */
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test);
+
+/* Whether a program knows what depth is: all do but forks of llama-bench whose --help names -gp and
+ * no --n-depth (ik_llama.cpp's). Those generate at a depth with -gp DEPTH,N, and measure no prompt
+ * there. */
+bool tn_bench_peer_has_depth(const char *command);
 
 /* The user's words from the name of the program on, without the folder it lies in: reports are
  * published. Points into `command`. */

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """The table of tenon against other engines: alternating runs on this machine, best peer a cell.
 
-    peers.py [--quick] [--only REGEX] [--model ID=FILE]... [--out NAME]
+    peers.py [--rows REGEX] [--minutes N] [--again] [--quick] [--model ID=FILE]... [--out NAME]
 
 Peers are every llama-bench found on PATH: of llama.cpp and of ik_llama.cpp (told apart by their
---help), one with avx2 in its name for the rows limited to AVX2. What is not there is said and left
-out. Every peer runs with each of the settings that make it fastest on some machine, and the best
-counts. Writes NAME.md and NAME.json; see bench/README.md. Python's standard library only.
+--help), one with avx2 in its name or folder for the rows limited to AVX2. What is not there is said
+and left out. Every peer is tried once with each of the settings that make it fastest on some
+machine; its best then alternates with ours. Writes NAME.md and NAME.json after every cell, and a
+cell that is there already is not measured again: the table can be made in pieces. See
+bench/README.md. Python's standard library only.
 """
 
 import argparse
@@ -27,10 +29,13 @@ SETTINGS = {
     "llama.cpp": ("-fa 0", "-fa 1", "-fa 0 --repack 0", "-fa 1 --repack 0"),
     "ik_llama.cpp": ("-fa 1", "-fa 1 -rtr 1"),
 }
-Peer = collections.namedtuple("Peer", "kind path avx2")
-# group: of the table; model: id; threads: 0 = all cores; isa: None = the best; target: least ratio
-Cell = collections.namedtuple("Cell", "group model threads isa args target")
+Peer = collections.namedtuple("Peer", "kind path avx2 help")
+# group: of the table; model: id; threads: 0 = all cores; isa: None = the best; target: least ratio;
+# share: least percentage of the read limit, or None
+Cell = collections.namedtuple("Cell", "group model threads isa args target share")
 
+BUSY = "a busy process beside it / one thread alone"
+START = "start to first token, ms (less is better)"
 SMALL = ("smollm2-135m", "gemma3-270m")
 LARGE = tuple("llama-1b:" + t for t in ("q4_k_m", "q4_0", "q8_0", "q6_k"))
 
@@ -39,17 +44,33 @@ def cells():
     for isa in (None, "avx2"):
         for model in LARGE:
             for threads in (1, 0):
-                yield Cell("decode, DRAM-bound", model, threads, isa, ("-p", "0", "-n", "64"), 1.6)
+                args = ("-p", "0", "-n", "64")
+                yield Cell("decode, DRAM-bound", model, threads, isa, args, 1.6, 85)
     for isa in (None, "avx2"):
         for model in SMALL:
-            yield Cell("decode, cache-resident", model, 0, isa, ("-p", "0", "-n", "128"), 1.8)
+            args = ("-p", "0", "-n", "128")
+            yield Cell("decode, cache-resident", model, 0, isa, args, 1.8, None)
     for isa, target in ((None, 1.9), ("avx2", 1.6)):
         for model in SMALL + LARGE:
             least = 1.0 if isa and model.endswith("q8_0") else target
-            yield Cell("prefill 512", model, 0, isa, ("-p", "512", "-n", "0"), least)
-    for model, depth in (("smollm2-135m", 4096), ("gemma3-270m", 16384), ("llama-1b:q4_k_m", 4096)):
+            yield Cell("prefill 512", model, 0, isa, ("-p", "512", "-n", "0"), least, None)
+    for model, depth in (
+        ("smollm2-135m", 4096),
+        ("gemma3-270m", 4096),
+        ("gemma3-270m", 16384),
+        ("llama-1b:q4_k_m", 4096),
+    ):
         args = ("-p", "512", "-n", "32", "-d", str(depth))
-        yield Cell(f"depth {depth}", model, 0, None, args, 2.0)
+        yield Cell(f"depth {depth}", model, 0, None, args, 2.0, None)
+    yield Cell(BUSY, SMALL[0], 0, None, (), 0.8, None)
+    for model in SMALL + LARGE[:1]:
+        yield Cell(START, model, 0, None, (), -0.5, None)
+
+
+def key_of(cell):
+    """Names the cell in the report, on the command line, and in messages."""
+    threads = {0: "", 1: ", 1 thread"}[cell.threads]
+    return f"{cell.group}, {cell.model}{threads}{', ' + cell.isa if cell.isa else ''}"
 
 
 def say(text):
@@ -74,9 +95,11 @@ def find_peers():
             if "llama-bench" not in name or path in seen or not os.access(path, os.X_OK):
                 continue
             seen.add(path)
-            text = subprocess.run([path, "--help"], capture_output=True, check=False)
-            kind = "ik_llama.cpp" if b"-rtr" in text.stdout + text.stderr else "llama.cpp"
-            found.append(Peer(kind, os.path.join(folder, name), "avx2" in name.lower()))
+            p = subprocess.run([path, "--help"], capture_output=True, check=False)
+            text = (p.stdout + p.stderr).decode(errors="replace")
+            kind = "ik_llama.cpp" if "-rtr" in text else "llama.cpp"
+            avx2 = "avx2" in os.path.basename(folder).lower() + name.lower()
+            found.append(Peer(kind, os.path.join(folder, name), avx2, text))
     for kind in SETTINGS:
         for avx2 in (False, True):
             if not any(p.kind == kind and p.avx2 == avx2 for p in found):
@@ -108,9 +131,9 @@ def model_path(ident, args):
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def bench(args, model, *more):
+def bench(args, model, *more, runs=None):
     """A report of tenon-bench, or None after saying why there is none."""
-    runs = ("-r", "2", "--warmup", "1") if args.quick else ("-r", "5")
+    runs = runs or (("-r", "2", "--warmup", "1") if args.quick else ("-r", "5"))
     command = [args.bench, "-m", model, *runs, "--no-hash", "-o", "json", *more]
     p = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if p.returncode in (130, 143):
@@ -122,61 +145,93 @@ def bench(args, model, *more):
         return None
 
 
-def peer_options(peers, cell):
-    chosen = [p for p in peers if p.avx2 == (cell.isa == "avx2")]
-    return [f"{p.path} {words}" for p in chosen for words in SETTINGS[p.kind]]
-
-
-def label_of(peers, engine):
-    """Kind and settings of a peer's row."""
+def candidates(peers, avx2):
+    """(peer, words of its command) for every setting that a peer knows."""
     for p in peers:
-        name = os.path.basename(p.path)
-        if engine == name or engine.startswith((name + " ", p.path + " ")):
-            return p.kind + engine[engine.index(name) + len(name) :]
-    return engine
+        for words in SETTINGS[p.kind]:
+            known = all(w in p.help for w in words.split() if w.startswith("--"))
+            if p.avx2 == avx2 and known:
+                yield p, f"{p.path} {words}"
+
+
+def tests_of(report):
+    """The rows of each test, ours first and then the peers' in the order of the command line."""
+    tests = {}
+    for row in report["results"] if report else ():
+        tests.setdefault(row["test"], []).append(row)
+    return tests
+
+
+def peer_words(chosen):
+    return [w for _, words in chosen for w in ("--peer", words)]
+
+
+def best_settings(args, peers, cell, model):
+    """Of each peer the setting that was fastest in one run, for any of the cell's tests."""
+    every = list(candidates(peers, cell.isa == "avx2"))
+    if len(every) < 2:
+        return every
+    once = ("-r", "1", "--warmup", "0")
+    report = bench(args, model, *common_options(cell), *peer_words(every), runs=once)
+    best = set()
+    for group in tests_of(report).values():
+        for peer in {p.path for p, _ in every}:
+            rated = [
+                (row["median"], -i)
+                for i, row in enumerate(group[1:])
+                if every[i][0].path == peer and not row["error"]
+            ]
+            best.update([-max(rated)[1]] if rated else [])
+    return [every[i] for i in sorted(best)] or every[:1]
+
+
+def common_options(cell):
+    isa = ("--isa", cell.isa) if cell.isa else ()
+    return ("-t", str(cell.threads), *isa, *cell.args)
+
+
+def label_of(peer, words):
+    """Kind and settings of a peer."""
+    return peer.kind + words[len(peer.path) :]
 
 
 def run_cell(args, peers, cell, model):
-    """Rows of the table: (test, ours, best peer's row or None)."""
-    options = [w for p in peer_options(peers, cell) for w in ("--peer", p)]
-    isa = ("--isa", cell.isa) if cell.isa else ()
-    report = bench(args, model, "-t", str(cell.threads), *isa, *cell.args, *options)
-    if not report:
-        return None, []
-    tests = {}
-    for row in report["results"]:
-        tests.setdefault(row["test"], []).append(row)
+    """(report, rows of the table: (test, ours, best peer's row or None, its name))."""
+    chosen = best_settings(args, peers, cell, model)
+    report = bench(args, model, *common_options(cell), *peer_words(chosen))
     rows = []
-    for test, group in tests.items():
-        theirs = [r for r in group[1:] if not r["error"]]
-        for r in group:
-            if r["error"]:
-                say(f"{cell.model} {test}, {r['engine']}: {r['error']}")
-        best = max(theirs, key=lambda r: r["median"], default=None)
+    for test, group in tests_of(report).items():
+        names = [label_of(*c) for c in chosen]
+        for row, name in zip(group, ["tenon", *names]):
+            if row["error"]:
+                say(f"{cell.model} {test}, {name}: {row['error']}")
+        theirs = [(r["median"], -i) for i, r in enumerate(group[1:]) if not r["error"]]
+        best = -max(theirs)[1] if theirs else None
         if not group[0]["error"]:
-            rows.append((test, group[0], best))
+            peer = (group[1 + best], names[best]) if theirs else (None, "")
+            rows.append((test, group[0], *peer))
     return report, rows
 
 
 def what_limits(cell, ours, ratio, peers):
     """Of a cell that misses its target, or has none to miss."""
     if ratio is None:
-        return "no peer" if not peer_options(peers, cell) else "the peer cannot run it"
+        every = list(candidates(peers, cell.isa == "avx2"))
+        return "the peer cannot run it" if every else "no peer"
     if ours["disturbed"]:
         return "disturbed: " + ours["disturbed"]
-    if ratio >= cell.target:
-        return ""
     share = ours["percent_of_limit"]
-    return f"{share:.0f} % of the read limit" if share else "arithmetic"
+    if ratio >= cell.target and not (cell.share and not (share and share >= cell.share)):
+        return ""
+    return f"{share:.0f} % of the read limit" if share and cell.args[1] == "0" else "arithmetic"
 
 
-def table_rows(args, peers, cell, model, reports):
+def table_rows(args, peers, cell, model):
     report, rows = run_cell(args, peers, cell, model)
-    if report:
-        reports.append({"cell": cell._asdict(), "report": report})
-    for test, ours, best in rows:
+    for i, (test, ours, best, who) in enumerate(rows):
         over = best["tenon_over_this"] if best else {}
         yield {
+            "key": key_of(cell),
             "group": cell.group,
             "model": cell.model,
             "test": test,
@@ -184,22 +239,25 @@ def table_rows(args, peers, cell, model, reports):
             "isa": ours["parameters"]["isa"],
             "tenon": ours["median"],
             "peer": best["median"] if best else None,
-            "who": label_of(peers, best["engine"]) if best else "",
+            "who": who,
             "ratio": over.get("ratio"),
             "ci95": over.get("ci95"),
             "target": cell.target,
+            "percent_of_limit": ours["percent_of_limit"],
+            "target_percent": cell.share,
             "note": what_limits(cell, ours, over.get("ratio"), peers),
+            "commit": report["environment"]["build"]["commit"],
+            "report": None if i else report,
         }
 
 
 # ---- rows that are no sweep ---------------------------------------------------------------------
 
 
-def busy_rows(args, peers, model):
+def busy_rows(args, peers, cell, model):
     """All threads with another process busy on one core, against one thread undisturbed."""
-    native = [p for p in peers if not p.avx2]
-    options = [w for p in native for w in ("--peer", f"{p.path} {SETTINGS[p.kind][-1]}")]
-    common = ("-p", "0", "-n", "64", *options)
+    chosen = [(p, f"{p.path} {SETTINGS[p.kind][-1]}") for p in peers if not p.avx2]
+    common = ("-p", "0", "-n", "64", *peer_words(chosen))
     alone = bench(args, model, "-t", "1", *common)
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -209,24 +267,27 @@ def busy_rows(args, peers, model):
         other.wait()
     if not alone or not beside:
         return
-    for one, all_threads in zip(alone["results"], beside["results"]):
+    names = [""] + [label_of(*c) for c in chosen]
+    for one, all_threads, name in zip(alone["results"], beside["results"], names):
         if one["error"] or all_threads["error"]:
             continue
-        ours = one["engine"] == "tenon"
         ratio = all_threads["median"] / one["median"]
         yield {
-            "group": "a busy process beside it / one thread alone",
-            "model": "smollm2-135m",
+            "key": key_of(cell),
+            "group": BUSY,
+            "model": cell.model,
             "test": one["test"],
             "threads": all_threads["parameters"]["threads"],
             "isa": one["parameters"]["isa"],
-            "tenon": all_threads["median"] if ours else None,
-            "peer": None if ours else all_threads["median"],
-            "who": "" if ours else label_of(peers, one["engine"]),
+            "tenon": None if name else all_threads["median"],
+            "peer": all_threads["median"] if name else None,
+            "who": name,
             "ratio": ratio,
             "ci95": None,
-            "target": 0.8 if ours else None,
-            "note": "" if not ours or ratio >= 0.8 else "the scheduler",
+            "target": None if name else cell.target,
+            "note": "" if name or ratio >= cell.target else "the scheduler",
+            "commit": alone["environment"]["build"]["commit"],
+            "report": None if name else {"alone": alone, "beside": beside},
         }
 
 
@@ -237,41 +298,58 @@ def seconds_of(command):
     return time.monotonic() - start if p.returncode == 0 else None
 
 
-def start_row(args, ident, model):
+def start_commands(peers, model):
+    """What starts, loads, evaluates as many tokens as the prompt has, gives one token and ends."""
+    for name in ("llama-completion", "llama-cli"):
+        if shutil.which(name):
+            yield name, [name, "-m", model, "-n", "1", "--temp", "0", "-no-cnv", "-p", PROMPT]
+            break
+    for p in peers:
+        cold = ["--no-warmup"] if "--no-warmup" in p.help else ["-w", "0"]
+        if not p.avx2:
+            words = ["-m", model, "-p", "8", "-n", "0", "-r", "1", *cold]
+            yield f"{p.kind}'s llama-bench", [p.path, *words]
+
+
+def start_rows(args, peers, cell, model):
     """From the start of the program to its end after one token, the file in the page cache."""
     ours = [args.tenon, "run", model, "-n", "1", "--temp", "0", "--prompt", PROMPT]
-    name = next((n for n in ("llama-completion", "llama-cli") if shutil.which(n)), None)
-    theirs = [name, "-m", model, "-n", "1", "--temp", "0", "-no-cnv", "-p", PROMPT]
-    if not name:
-        say("no llama-completion or llama-cli on PATH: start-up without a peer")
-    times = {"ours": [], "theirs": []}
+    commands = {"tenon": ours, **dict(start_commands(peers, model))}
+    times = {name: [] for name in commands}
     for _ in range(3 if args.quick else 8):
-        times["ours"].append(seconds_of(ours))
-        if name:
-            times["theirs"].append(seconds_of(theirs))
-    if None in times["ours"]:
-        say(f"tenon run failed on {model}")
-        return None
-    if None in times["theirs"]:
+        for name, command in commands.items():
+            times[name].append(seconds_of(command))
+    for name in [name for name, t in times.items() if None in t]:
         say(f"{name} failed on {model}")
-        times["theirs"] = []
-    mine = 1000 * statistics.median(times["ours"][1:])
-    other = 1000 * statistics.median(times["theirs"][1:]) if times["theirs"] else None
-    ratio = mine / other if other else None
-    return {
-        "group": "start to first token, ms (less is better)",
-        "model": ident,
+        del times[name]
+    if "tenon" not in times:
+        return
+    medians = {name: 1000 * statistics.median(t[1:]) for name, t in times.items()}
+    mine = medians.pop("tenon")
+    best = min(medians, key=medians.get, default=None)
+    ratio = mine / medians[best] if best else None
+    yield {
+        "key": key_of(cell),
+        "group": START,
+        "model": cell.model,
         "test": "start",
         "threads": 0,
         "isa": "",
         "tenon": mine,
-        "peer": other,
-        "who": "llama.cpp" if other else "",
+        "peer": medians.get(best),
+        "who": best or "",
         "ratio": ratio,
         "ci95": None,
-        "target": -0.5,
-        "note": "no peer" if ratio is None else "" if ratio <= 0.5 else "loading",
+        "target": cell.target,
+        "note": "no peer" if ratio is None else "" if ratio <= -cell.target else "loading",
+        "commit": commit_of(args),
+        "report": {"seconds": times},
     }
+
+
+def commit_of(args):
+    p = subprocess.run([args.bench, "--version"], capture_output=True, text=True, check=False)
+    return p.stdout.split()[-1] if p.stdout else ""
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -287,16 +365,18 @@ def verdict(row):
         return ""
     if row["target"] < 0:
         return "met" if row["ratio"] <= -row["target"] else "missed"
-    return "met" if row["ratio"] >= row["target"] else "missed"
+    least = row.get("target_percent")
+    enough = not least or (row["percent_of_limit"] or 0) >= least
+    return "met" if row["ratio"] >= row["target"] and enough else "missed"
 
 
 def markdown(rows, environment):
     cpu = environment.get("cpu", {})
     build = environment.get("build", {})
+    commits = sorted({r["commit"][:12] for r in rows})
     yield (
-        f"{cpu.get('model')}, {cpu.get('cpus_online')} CPUs, {environment.get('date')}, tenon "
-        f"{build.get('version')} {build.get('commit')}{' (changed)' if build.get('dirty') else ''}, "
-        f"{build.get('compiler')}"
+        f"{cpu.get('model')}, {cpu.get('cpus_online')} CPUs, {environment.get('date', '')[:10]}, "
+        f"tenon {build.get('version')} {' and '.join(commits)}, {build.get('compiler')}"
     )
     yield ""
     yield "| what | model | test | threads | isa | tenon | best peer | who | ratio | target | |"
@@ -306,6 +386,8 @@ def markdown(rows, environment):
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}{interval}"
         target = r["target"]
         want = "" if target is None else f"<= {-target:g}" if target < 0 else f">= {target:g}"
+        if r.get("target_percent"):
+            want += f" and {r['target_percent']} % of the limit"
         words = ", ".join(w for w in (verdict(r), r["note"]) if w)
         yield (
             f"| {r['group']} | {r['model']} | {r['test']} | {r['threads'] or ''} | {r['isa']} | "
@@ -322,65 +404,124 @@ def without_folders(x):
     return re.sub(r"(?<![\w.])/(?:[^/\s]+/)+", "", x) if isinstance(x, str) else x
 
 
-def write(args, rows, reports):
-    environment = reports[0]["report"]["environment"] if reports else {}
-    text = "\n".join(markdown(rows, environment)) + "\n"
+def environment_of(rows):
+    """Of the first row that came with one."""
+    for row in rows:
+        report = row["report"] or {}
+        for r in (report, report.get("alone", {})):
+            if "environment" in r:
+                return r["environment"]
+    return {}
+
+
+def load(args):
+    """Rows of an earlier run, none if there is no table or it shall be made anew."""
+    try:
+        with open(args.out + ".json", encoding="utf-8") as f:
+            return json.load(f)["rows"]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def write(args, rows):
+    order = {key_of(c): i for i, c in enumerate(cells())}
+    rows.sort(key=lambda r: order.get(r["key"], len(order)))
+    text = "\n".join(markdown(rows, environment_of(rows))) + "\n"
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
-    out = without_folders({"rows": rows, "reports": reports})
-    with open(args.out + ".md", "w", encoding="utf-8") as f:
-        f.write(text)
-    with open(args.out + ".json", "w", encoding="utf-8") as f:
-        json.dump(out, f, indent=1)
-        f.write("\n")
-    print(text, end="", flush=True)
+    for end, content in (
+        (".md", text),
+        (".json", json.dumps(without_folders({"rows": rows}), indent=1) + "\n"),
+    ):
+        with open(args.out + end + ".part", "w", encoding="utf-8") as f:
+            f.write(content)
+        os.rename(args.out + end + ".part", args.out + end)
+    if args.readme and not args.quick:
+        put_into(args.readme, text)
+    return text
 
 
-def measure(args, peers, rows, reports):
-    def wanted(group, model):
-        return re.search(args.only, group + " " + model)
+def put_into(path, text):
+    """Between the lines <!-- peers --> and <!-- end --> of a Markdown file."""
+    with open(path, encoding="utf-8") as f:
+        old = f.read()
+    new = re.sub(r"(?s)(<!-- peers -->\n).*?(<!-- end -->)", lambda m: m[1] + text + m[2], old, count=1)
+    if "<!-- peers -->" not in old:
+        give_up(f"{path} has no line <!-- peers -->")
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(new)
 
-    known = {}
 
-    def path(ident):
-        if ident not in known:
-            known[ident] = model_path(ident, args)
-        return known[ident]
+# ---- one piece after the other ------------------------------------------------------------------
 
-    for cell in cells():
-        if cell.isa and not peer_options(peers, cell):
-            continue  # find_peers has said so
-        if wanted(cell.group + " " + (cell.isa or ""), cell.model) and path(cell.model):
-            say(f"{cell.group}, {cell.model}, {cell.isa or 'best isa'}")
-            rows.extend(table_rows(args, peers, cell, path(cell.model), reports))
-    if wanted("busy", SMALL[0]) and path(SMALL[0]):
-        rows.extend(busy_rows(args, peers, path(SMALL[0])))
-    for ident in SMALL + LARGE[:1]:
-        if wanted("start", ident) and path(ident):
-            row = start_row(args, ident, path(ident))
-            rows.extend([row] if row else [])
+
+def pending(args, peers, rows):
+    """Cells to measure: those without rows first, then those whose rows were disturbed."""
+    done = {r["key"] for r in rows}
+    disturbed = {r["key"] for r in rows if r["note"].startswith("disturbed")}
+    wanted = [c for c in cells() if re.search(args.rows, key_of(c))]
+    # Rows limited to AVX2 are about peers that are limited so; find_peers has said if there are none.
+    wanted = [c for c in wanted if not c.isa or list(candidates(peers, True))]
+    if args.again:
+        return wanted
+    return [c for c in wanted if key_of(c) not in done] + [
+        c for c in wanted if key_of(c) in disturbed
+    ]
+
+
+def measure_one(args, peers, cell, model):
+    rows = {BUSY: busy_rows, START: start_rows}.get(cell.group, table_rows)
+    return list(rows(args, peers, cell, model))
+
+
+def measure(args, peers, rows):
+    """Measures what is pending until the time is over; returns how many cells are left."""
+    begun, models = time.monotonic(), {}
+    todo = pending(args, peers, rows)
+    for i, cell in enumerate(todo):
+        if args.minutes and time.monotonic() - begun > 60 * args.minutes:
+            return len(todo) - i
+        if cell.model not in models:
+            models[cell.model] = model_path(cell.model, args)
+        if not models[cell.model]:
+            continue
+        say(f"{i + 1} of {len(todo)}: {key_of(cell)}")
+        new = measure_one(args, peers, cell, models[cell.model])
+        if new:
+            rows[:] = [r for r in rows if r["key"] != key_of(cell)] + new
+            write(args, rows)
+    return 0
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--rows", default="", help="cells whose name this expression matches")
+    p.add_argument("--minutes", type=float, help="begin no cell after so long; run again for the rest")
+    p.add_argument("--again", action="store_true", help="measure also what the table has already")
+    p.add_argument("--list", action="store_true", help="name the cells that would be measured")
     p.add_argument("--quick", action="store_true", help="two runs instead of five")
-    p.add_argument("--only", default="", help="rows whose name and model this expression matches")
     p.add_argument("--model", action="append", default=[], help="ID=FILE: take this file for a model")
     p.add_argument("--out", default=os.path.join(TOP, "bench/results/peers"))
+    p.add_argument("--readme", help="put the table into this file, where <!-- peers --> is")
     p.add_argument("--bench", default=os.path.join(TOP, "tenon-bench"))
     p.add_argument("--tenon", default=os.path.join(TOP, "tenon"))
     p.add_argument("--make-model", default=os.path.join(TOP, "build/release/tests/make_model"))
     args = p.parse_args()
     args.model = dict(m.split("=", 1) for m in args.model)
-    rows, reports, code = [], [], 0
+    rows, peers, code, left = load(args), find_peers(), 0, 0
+    if args.list:
+        print("\n".join(key_of(c) for c in pending(args, peers, rows)))
+        return 0
     try:
-        measure(args, find_peers(), rows, reports)
+        left = measure(args, peers, rows)
     except KeyboardInterrupt:
         say("interrupted: the table has what is finished")
         code = 130
     if rows:
-        write(args, rows, reports)
+        print(write(args, rows), end="", flush=True)
     else:
         say("nothing was measured")
+    if left:
+        say(f"{left} cells are left: run the same command again")
     return code or (0 if rows else 1)
 
 

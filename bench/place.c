@@ -4,6 +4,7 @@
 #include "term.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,66 +59,117 @@ static tn_status read_rules(const char *path, char **text, const char ***rules, 
                          path);
 }
 
-/* The named candidate's prediction; false if it does not fit or there is none. */
-static bool candidate(const tn_placement *t, const char *name, tn_placement_prediction *out)
+/* ---- what was planned ---------------------------------------------------------------------------
+ */
+
+static tn_status does_not_fit(const tn_bench_place *p, const tn_bench_cell *c, tn_error *err)
 {
-    bool fits = false;
-    const char *found;
-    for (size_t i = 0; (found = tn_placement_candidate(t, i, &fits, out)); i++)
-        if (strcmp(found, name) == 0) return fits;
-    return false;
+    return tn_bench_fail(err, TN_ENOMEM, "%s with %lld tokens does not fit into %s device memory",
+                         p->placement, (long long)tn_bench_cell_tokens(c),
+                         p->vram ? p->vram : "the free");
+}
+
+/* A plan's units as rules, the first that matches a name is right; what none of them names is read
+ * a row at a time, or small, and stays on the host. */
+static char *make_rules(const json_t *plan)
+{
+    const json_t *units = json_object_get(plan, "units");
+    char *text = NULL;
+    size_t len = 0;
+    FILE *f = open_memstream(&text, &len);
+    for (size_t i = 0; f && i < json_array_size(units); i++) {
+        const json_t *u = json_array_get(units, i);
+        const char *side = json_string_value(json_object_get(u, "where"));
+        fprintf(f, "%s=%s", json_string_value(json_object_get(u, "match")), side);
+        if (strcmp(side, "split") == 0)
+            fprintf(f, ":%.6f", json_number_value(json_object_get(u, "share")));
+        fputc(',', f);
+    }
+    if (f) fputs("^(token_embd|output_norm)\\.=host", f);
+    if (f) fclose(f);
+    return text;
 }
 
 static tn_status read_out(const tn_bench_place *p, const tn_bench_cell *c, const tn_placement *t,
-                          double *prompt_rate, double *gen_rate, json_t **plan, tn_error *err)
+                          tn_bench_planned *out, tn_error *err)
 {
     tn_placement_info info = {.struct_size = sizeof info};
-    const tn_status s = tn_placement_get_info(t, &info, err);
+    tn_status s = tn_placement_get_info(t, &info, err);
     if (s) return s;
-    const bool chosen = strcmp(p->placement, "auto") == 0 || p->placement[6] == ':';
-    tn_placement_prediction predicted = info.predicted;
-    const bool fits = chosen ? info.feasible : candidate(t, p->placement, &predicted);
-    if (!fits)
-        return tn_bench_fail(err, TN_ENOMEM,
-                             "%s with %lld tokens does not fit into %s device memory on %s",
-                             p->placement, (long long)tn_bench_cell_tokens(c),
-                             p->vram ? p->vram : "the free", info.hardware);
-    *prompt_rate = predicted.prefill_tok_s;
-    *gen_rate = 1 / predicted.step_s;
+    if (!info.feasible) return does_not_fit(p, c, err);
+    out->prompt_rate = info.predicted.prefill_tok_s;
+    out->gen_rate = 1 / info.predicted.step_s;
     char *text;
-    if (!chosen || tn_placement_json(t, &text, NULL)) return TN_OK;
-    *plan = json_loads(text, 0, NULL);
+    if ((s = tn_placement_json(t, &text, err))) return s;
+    out->plan = json_loads(text, 0, NULL);
     tn_placement_string_free(t, text);
-    return TN_OK;
+    out->rules = make_rules(out->plan);
+    return out->rules ? TN_OK : tn_bench_fail(err, TN_ENOMEM, "out of memory for the rules");
 }
 
-tn_status tn_bench_place_predict(const tn_bench_place *p, const tn_bench_cell *c,
-                                 double *prompt_rate, double *gen_rate, json_t **plan,
-                                 tn_error *err)
+static tn_placement_options options_of(const tn_bench_place *p, const char *request)
 {
-    char request[80], *text = NULL;
-    const char *file = strncmp(p->placement, "manual:", 7) == 0 ? p->placement + 7 : NULL;
-    const char **rules = NULL;
-    size_t n_rules = 0;
-    tn_placement *t = NULL;
-    *plan = NULL;
-    snprintf(request, sizeof request, "%d+%d@%d", c->n_prompt, c->n_gen, c->depth);
     tn_placement_options opt = {.struct_size = sizeof opt,
                                 .hardware = p->hardware,
                                 .request = request,
                                 .n_ctx = p->n_ctx,
                                 .n_batch = p->batch,
                                 .threads = p->threads,
+                                .fixed = p->run,
                                 .kv = strcmp(p->kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16};
     if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]);
+    if (p->run) opt.vram[0] -= opt.vram[0] / 32;
+    return opt;
+}
+
+tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
+                              tn_bench_planned *out, tn_error *err)
+{
+    char request[80], *text = NULL;
+    const char *file = strncmp(p->placement, "manual:", 7) == 0 ? p->placement + 7 : NULL;
+    const char **rules = NULL;
+    size_t n_rules = 0;
+    tn_placement *t = NULL;
+    *out = (tn_bench_planned){.prompt_rate = NAN, .gen_rate = NAN};
+    snprintf(request, sizeof request, "%d+%d@%d", c->n_prompt, c->n_gen, c->depth);
+    tn_placement_options opt = options_of(p, request);
     tn_status s = file ? read_rules(file, &text, &rules, &n_rules, err) : TN_OK;
     opt.place = rules;
     opt.n_place = n_rules;
     if (file && !rules) opt.plan_file = file;
+    if (!file && strcmp(p->placement, "auto") != 0) opt.candidate = p->placement;
     if (!s) s = tn_placement_open(&t, p->model, &opt, err);
-    if (!s) s = read_out(p, c, t, prompt_rate, gen_rate, plan, err);
+    if (s == TN_ENOMEM && opt.candidate) s = does_not_fit(p, c, err);
+    if (!s) s = read_out(p, c, t, out, err);
     tn_placement_close(t);
     free(rules);
     free(text);
+    if (s) tn_bench_planned_free(out);
     return s;
+}
+
+void tn_bench_planned_free(tn_bench_planned *p)
+{
+    json_decref(p->plan);
+    free(p->rules);
+    *p = (tn_bench_planned){.plan = NULL};
+}
+
+/* ---- the device's memory ------------------------------------------------------------------------
+ */
+
+double tn_bench_place_device_peak(const char *profile)
+{
+    static const char *const groups[] = {"matvec_gb_s", "kv_gb_s"};
+    json_t *root = json_loads(profile, 0, NULL);
+    const json_t *device = json_array_get(json_object_get(root, "devices"), 0);
+    double best = NAN;
+    for (size_t i = 0; device && i < sizeof groups / sizeof *groups; i++) {
+        const char *key;
+        json_t *value;
+        json_object_foreach(json_object_get(device, groups[i]), key, value) best =
+            fmax(best, 1e9 * json_number_value(value));
+    }
+    json_decref(root);
+    return best;
 }

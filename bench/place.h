@@ -1,4 +1,4 @@
-/* Placements on a machine one need not own: predicted, not measured. */
+/* Placements: what the planner would put where, and how fast it says that is. */
 #ifndef TN_BENCH_PLACE_H
 #define TN_BENCH_PLACE_H
 
@@ -14,17 +14,29 @@ bool tn_bench_size_read(const char *text, uint64_t *bytes);
 bool tn_bench_place_known(const char *name);
 
 typedef struct tn_bench_place {
-    const char *model; /* path, or SHAPE:TYPE */
-    const char *hardware, *placement, *vram, *kv;
+    const char *model;    /* path, or SHAPE:TYPE */
+    const char *hardware; /* as tn_placement_options have it */
+    const char *placement, *vram, *kv;
     int32_t threads, batch;
     int64_t n_ctx;
+    bool run; /* the plan is to be carried out: nothing moves while it runs, and a little device
+                 memory stays free for what a plan does not know to the byte */
 } tn_bench_place;
 
-/* Predicted tokens per second of c's prompt and generation; c has both, and one plan serves both.
- * *plan: what was planned, new reference; NULL for a candidate that is not the planner's choice.
- * TN_ENOMEM if it does not fit, else as tn_placement_open. */
-tn_status tn_bench_place_predict(const tn_bench_place *p, const tn_bench_cell *c,
-                                 double *prompt_rate, double *gen_rate, json_t **plan,
-                                 tn_error *err);
+typedef struct tn_bench_planned {
+    double prompt_rate, gen_rate; /* predicted, tokens per second */
+    json_t *plan;                 /* as tenon plan --json prints it */
+    char *rules;                  /* the same for tn_model_options.place */
+} tn_bench_planned;
+
+/* Plans for a request of c's prompt and generation at its depth; c has both, and one plan serves
+ * both. TN_ENOMEM if it does not fit, else as tn_placement_open. Freed by the caller. */
+tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
+                              tn_bench_planned *out, tn_error *err);
+void tn_bench_planned_free(tn_bench_planned *p);
+
+/* Bytes per second that a profile (as tn_engine_calibrate gives it) says device 0 reads its memory
+ * with at best, over all types of weights and of the KV cache; NaN if it has no device. */
+double tn_bench_place_device_peak(const char *profile);
 
 #endif

@@ -1,6 +1,7 @@
 #include "report.h"
 
 #include "peer.h"
+#include "regret.h"
 #include "stats.h"
 #include "term.h"
 
@@ -151,6 +152,27 @@ COLUMN(c_rss)
     number(t, cap, row->peak_rss_bytes / 1048576, 0);
 }
 
+COLUMN(c_device_memory)
+{
+    (void)r;
+    number(t, cap, row->device_memory_bytes / 1048576, 0);
+}
+COLUMN(c_hops)
+{
+    (void)r;
+    number(t, cap, row->hops, 2);
+}
+COLUMN(c_wait)
+{
+    (void)r;
+    number(t, cap, 1000 * row->join_wait_s, 3);
+}
+COLUMN(c_predicted)
+{
+    (void)r;
+    rate(t, cap, row->predicted);
+}
+
 COLUMN(c_against)
 {
     const tn_bench_ratio *a = &row->against;
@@ -186,6 +208,14 @@ static bool any_placement(const tn_bench_report *r)
 {
     return r->set->placements.n > 0 || r->set->device;
 }
+static bool any_device(const tn_bench_report *r)
+{
+    return r->set->device != NULL;
+}
+static bool any_predicted(const tn_bench_report *r)
+{
+    return r->set->placements.n > 0 && r->set->device;
+}
 static bool any_vram(const tn_bench_report *r)
 {
     return r->set->vram.n > 0;
@@ -217,12 +247,16 @@ static const column columns[] = {
     {"test", -18, c_test, NULL},
     {"tok/s", 11, c_rate, NULL},
     {"95 %", 17, c_interval, NULL},
+    {"predicted", 9, c_predicted, any_predicted},
     {"tenon / peer", 19, c_against, any_peer},
     {"TTFT ms", 8, c_ttft, NULL},
     {"ms/token p50 / p95 / p99", 24, c_token_ms, NULL},
     {"GB/s", 6, c_gb, NULL},
     {"% limit", 7, c_percent, NULL},
     {"RSS MiB", 7, c_rss, NULL},
+    {"device MiB", 10, c_device_memory, any_device},
+    {"hops/token", 10, c_hops, any_device},
+    {"wait ms/token", 13, c_wait, any_device},
 };
 enum { n_columns = sizeof columns / sizeof *columns };
 
@@ -284,7 +318,7 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
     }
-    if (r->set->placements.n) {
+    if (r->set->placements.n && !r->set->device) {
         fprintf(f, "simulated: predicted for %s, not measured, tenon %s%s%.12s\n\n",
                 model_name(r->set->hardware), tn_version(), *tn_commit() ? " " : "", tn_commit());
         return;
@@ -294,6 +328,8 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
     md_settings(r, f);
     if (r->set->device) fprintf(f, "device %s (%s), ", r->set->device, row->label);
+    if (r->set->device && r->set->hardware)
+        fprintf(f, "planned and predicted for %s, ", model_name(r->set->hardware));
     fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),
             *tn_commit() ? " " : "", tn_commit());
 }
@@ -348,8 +384,12 @@ static void md_end(const tn_bench_report *r, FILE *f)
         if (!row->disturbed || row->peer) continue;
         if (first) fprintf(f, "\n\\* disturbed, measure again on a quiet machine:\n");
         first = false;
-        fprintf(f, "- %s: %s\n", tn_bench_test_name(row, name), row->disturbed);
+        fprintf(f, "- %s", tn_bench_test_name(row, name));
+        if (row->params.placement) fprintf(f, ", %s", placement_name(row->params.placement));
+        if (r->set->vram.n > 1) fprintf(f, ", %s", row->params.vram);
+        fprintf(f, ": %s\n", row->disturbed);
     }
+    tn_bench_regret_print(f, &r->rows);
 }
 
 /* ---- CSV ----------------------------------------------------------------------------------------
@@ -449,6 +489,7 @@ json_t *tn_bench_report_json(const tn_bench_report *r)
     for (size_t i = 0; i < r->rows.n; i++)
         json_array_append_new(list, tn_bench_row_json(&r->rows.at[i]));
     json_object_set_new(o, "results", list);
+    json_object_set_new(o, "regret", tn_bench_regret_json(&r->rows));
     return o;
 }
 
@@ -467,6 +508,16 @@ static void jsonl_row(const tn_bench_report *r, size_t i, FILE *f)
     if (i == 0 || row[-1].model != row->model)
         dump(json_pack("{s:O}", "model", json_array_get(r->models, row->model)), f, JSON_COMPACT);
     dump(json_pack("{s:o}", "result", tn_bench_row_json(row)), f, JSON_COMPACT);
+}
+
+/* Known only at the end: who was fastest. */
+static void jsonl_end(const tn_bench_report *r, FILE *f)
+{
+    json_t *regret = tn_bench_regret_json(&r->rows);
+    if (json_array_size(regret))
+        dump(json_pack("{s:o}", "regret", regret), f, JSON_COMPACT);
+    else
+        json_decref(regret);
 }
 
 /* ---- places -------------------------------------------------------------------------------------
@@ -528,6 +579,7 @@ int tn_bench_report_close(tn_bench_report *r)
         tn_bench_sink *sink = &r->sinks[k];
         if (!ferror(sink->f)) {
             if (sink->format == TN_BENCH_MD) md_end(r, sink->f);
+            if (sink->format == TN_BENCH_JSONL) jsonl_end(r, sink->f);
             if (sink->format == TN_BENCH_JSON)
                 dump(tn_bench_report_json(r), sink->f, JSON_INDENT(1));
             const int flushed = tn_bench_flush(sink->f, sink->name);

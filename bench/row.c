@@ -12,8 +12,10 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     tn_bench_row *row = &rows->at[rows->n++];
     *row = *like;
     row->rate = row->ttft_s = row->token_s = (tn_bench_samples){0};
-    row->weight_bytes = row->kv_bytes = row->peak_gb_per_second = row->peak_rss_bytes = NAN;
-    row->hops = row->join_wait_s = NAN;
+    row->weight_bytes = row->kv_bytes = row->activation_bytes = NAN;
+    row->peak_gb_per_second = row->peak_rss_bytes = row->device_memory_bytes = NAN;
+    row->hops = row->join_wait_s = row->predicted = NAN;
+    row->host = row->device = (tn_bench_side){NAN, NAN};
     row->against = (tn_bench_ratio){NAN, NAN, NAN, NAN};
     row->warmup_runs = 0;
     row->settled = false;
@@ -134,6 +136,16 @@ static json_t *ratio_json(const tn_bench_ratio *r)
     return o;
 }
 
+/* The percentage is of the time: what the side would need for its bytes at its limit. */
+static json_t *side_json(const tn_bench_side *s, double rate)
+{
+    json_t *o = json_object();
+    set_number(o, "bytes_per_token", s->bytes);
+    set_number(o, "limit_gb_per_second", s->gb_per_second);
+    set_number(o, "percent_of_limit", 100e-9 * s->bytes * rate / s->gb_per_second);
+    return o;
+}
+
 json_t *tn_bench_row_json(const tn_bench_row *row)
 {
     char name[64];
@@ -160,12 +172,18 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     json_object_set_new(o, "token_seconds", token_times_json(&row->token_s));
     set_number(o, "weight_bytes_per_token", row->weight_bytes);
     set_number(o, "kv_bytes_per_token", row->kv_bytes);
+    set_number(o, "activation_bytes_per_token", row->activation_bytes);
+    json_object_set_new(o, "host", side_json(&row->host, s.median));
+    json_object_set_new(o, "device", side_json(&row->device, s.median));
     set_number(o, "hops_per_token", row->hops);
     set_number(o, "join_wait_seconds_per_token", row->join_wait_s);
     set_number(o, "gb_per_second", tn_bench_gb_per_second(row));
     set_number(o, "limit_gb_per_second", row->peak_gb_per_second);
     set_number(o, "percent_of_limit", tn_bench_percent(row));
     set_number(o, "peak_rss_bytes", row->peak_rss_bytes);
+    set_number(o, "device_memory_bytes", row->device_memory_bytes);
+    set_number(o, "predicted_tokens_per_second", row->predicted);
+    set_number(o, "measured_over_predicted", s.median / row->predicted);
     json_object_set_new(o, "tenon_over_this", ratio_json(&row->against));
     json_object_set_new(o, "warmup_runs", json_integer(row->warmup_runs));
     json_object_set_new(o, "warmup_settled", json_boolean(row->settled));

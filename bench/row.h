@@ -20,8 +20,13 @@ typedef struct tn_bench_params {
     int32_t threads; /* as asked for, 0 = default; the row's JSON has what was used */
     int32_t batch, depth;
     const char *kv, *isa, *load;  /* names as on the command line */
-    const char *placement, *vram; /* of a prediction; NULL = all on the host, as much as there is */
+    const char *placement, *vram; /* NULL = all on the host; as much as there is */
 } tn_bench_params;
+
+/* What a side reads for a token, and the most it was seen to read. */
+typedef struct tn_bench_side {
+    double bytes, gb_per_second;
+} tn_bench_side;
 
 typedef struct tn_bench_row {
     size_t model; /* index */
@@ -39,10 +44,13 @@ typedef struct tn_bench_row {
     int32_t warmup_runs;
     bool settled; /* the warm-up ended because its runs agreed */
 
-    double weight_bytes, kv_bytes; /* read per token; NaN = unknown */
+    double weight_bytes, kv_bytes; /* read per token, both sides; NaN = unknown, here and below */
+    double activation_bytes;       /* read and written per token, mostly in caches */
     double hops, join_wait_s;      /* per token: moves between the sides, waiting for the other */
-    double peak_gb_per_second;     /* what the same threads read at most; NaN = unknown */
-    double peak_rss_bytes;
+    tn_bench_side host, device;
+    double peak_gb_per_second; /* if each side read its part at its limit, both at the same time */
+    double peak_rss_bytes, device_memory_bytes;
+    double predicted;       /* tokens per second, by the plan that was carried out */
     tn_bench_ratio against; /* a peer's row: ours over theirs */
     char *disturbed;        /* why the row should not be trusted, NULL = nothing seen */
     json_t *watch;          /* what was seen, or NULL */

@@ -16,7 +16,8 @@
 typedef struct part {
     double seconds;
     double weight_bytes, kv_bytes, tokens;
-    double hops, join_wait_s, device_bytes;
+    double hops, join_wait_s, host_bytes, device_bytes;
+    double device_memory; /* the most that was in use */
 } part;
 
 typedef struct timing {
@@ -32,7 +33,9 @@ static void count_bytes(const tn_context *ctx, part *p, int32_t n)
     if (tn_context_stats(ctx, &stats, NULL)) return;
     p->weight_bytes += (double)(stats.host.weight_bytes + stats.device.weight_bytes);
     p->kv_bytes += (double)(stats.host.kv_bytes + stats.device.kv_bytes);
+    p->host_bytes += (double)(stats.host.weight_bytes + stats.host.kv_bytes);
     p->device_bytes += (double)(stats.device.weight_bytes + stats.device.kv_bytes);
+    p->device_memory = fmax(p->device_memory, (double)stats.device_bytes_held);
     p->hops += (double)stats.hops;
     p->join_wait_s += stats.join_wait_s;
     p->tokens += n;
@@ -116,23 +119,37 @@ static tn_status warm_up(const tn_bench_run *run, tn_bench_row *row, timing *t, 
     return s;
 }
 
-static tn_status run_peer(const tn_bench_run *run, tn_bench_row *row)
+static tn_status ask_peer(const tn_bench_run *run, const tn_bench_row *row, double *rate,
+                          tn_error *err)
 {
-    const tn_bench_peer_test test = {run->source->name, row->params.kv,    row->n_prompt,
-                                     row->n_gen,        row->params.depth, row->threads_used,
-                                     row->params.batch};
-    tn_error err = {0};
+    const tn_bench_peer_test test = {.model = run->source->name,
+                                     .kv = row->params.kv,
+                                     .n_prompt = row->n_prompt,
+                                     .n_gen = row->n_gen,
+                                     .depth = row->params.depth,
+                                     .threads = row->threads_used,
+                                     .batch = row->params.batch,
+                                     .no_depth =
+                                         row->params.depth && !tn_bench_peer_has_depth(row->peer)};
+    if (!run->source->file) return tn_bench_fail(err, TN_EUNSUPPORTED, "a peer needs a model file");
+    if (test.no_depth && test.n_prompt)
+        return tn_bench_fail(err, TN_EUNSUPPORTED, "this llama-bench has no prompts at a depth");
     char *text = NULL, *command = tn_bench_peer_command(row->peer, &test);
     size_t len = 0;
-    double rate = NAN;
-    tn_status s = TN_OK;
-    if (!run->source->file) s = tn_bench_fail(&err, TN_EUNSUPPORTED, "a peer needs a model file");
-    if (!s) s = tn_bench_peer_run(command, &text, &len, &err);
-    if (!s) s = tn_bench_peer_parse(text, len, &test, &rate, &err);
-    if (!s) tn_bench_samples_add(&row->rate, rate);
-    if (s && s != TN_ECANCELED) row->error = tn_bench_strdup(err.msg);
+    tn_status s = tn_bench_peer_run(command, &text, &len, err);
+    if (!s) s = tn_bench_peer_parse(text, len, &test, rate, err);
     free(text);
     free(command);
+    return s;
+}
+
+static tn_status run_peer(const tn_bench_run *run, tn_bench_row *row)
+{
+    tn_error err = {0};
+    double rate = NAN;
+    const tn_status s = ask_peer(run, row, &rate, &err);
+    if (!s) tn_bench_samples_add(&row->rate, rate);
+    if (s && s != TN_ECANCELED) row->error = tn_bench_strdup(err.msg);
     return s == TN_ECANCELED ? s : TN_OK;
 }
 
@@ -167,13 +184,30 @@ static tn_status measure(const tn_bench_run *run, tn_bench_row *rows, size_t n_r
 /* ---- what the row says beside its samples -------------------------------------------------------
  */
 
-/* What is read again and again: for a prompt the bytes of one batch. */
+/* What the host reads again and again: for a prompt the bytes of one batch. */
 static double working_set(const tn_bench_row *row, const part *p)
 {
-    const double per_token = (p->weight_bytes + p->kv_bytes) / p->tokens;
-    if (row->n_prompt == 0 || p->tokens == 0 || row->what == TN_BENCH_PAIR_GENERATE)
-        return per_token;
+    const double per_token = p->host_bytes / p->tokens;
+    if (row->n_prompt == 0 || row->what == TN_BENCH_PAIR_GENERATE) return per_token;
     return per_token * fmin(row->n_prompt, row->params.batch);
+}
+
+/* Seconds that a side needs for a token's bytes at its limit. */
+static double least_seconds(const tn_bench_side *s)
+{
+    return s->bytes > 0 ? s->bytes / (1e9 * s->gb_per_second) : 0;
+}
+
+static void set_limit(const tn_bench_run *run, tn_bench_row *row, const part *p)
+{
+    row->host = (tn_bench_side){p->host_bytes / p->tokens, NAN};
+    row->device = (tn_bench_side){p->device_bytes / p->tokens, 1e-9 * run->device_peak};
+    if (row->host.bytes > 0)
+        row->host.gb_per_second =
+            1e-9 * tn_bench_peaks_find(run->peaks, row->threads_used, working_set(row, p));
+    const double host = least_seconds(&row->host), device = least_seconds(&row->device);
+    if (isnan(host) || isnan(device)) return;
+    row->peak_gb_per_second = 1e-9 * (row->host.bytes + row->device.bytes) / fmax(host, device);
 }
 
 static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
@@ -181,11 +215,11 @@ static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
     if (!(p->tokens > 0 && p->weight_bytes > 0)) return;
     row->weight_bytes = p->weight_bytes / p->tokens;
     row->kv_bytes = p->kv_bytes / p->tokens;
+    row->activation_bytes = (double)run->source->info.activation_bytes;
     row->hops = p->hops / p->tokens;
     row->join_wait_s = p->join_wait_s / p->tokens;
-    if (p->device_bytes > 0) return; /* the host's limit says nothing about it */
-    row->peak_gb_per_second =
-        1e-9 * tn_bench_peaks_find(run->peaks, row->threads_used, working_set(row, p));
+    if (p->device_memory > 0) row->device_memory_bytes = p->device_memory;
+    set_limit(run, row, p);
 }
 
 static void set_watch(tn_bench_row *row, const tn_bench_watch *w)

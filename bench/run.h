@@ -13,6 +13,7 @@ typedef struct tn_bench_run {
     const tn_bench_tokens *tokens;
     const tn_bench_source *source;
     tn_bench_peaks *peaks;
+    double device_peak; /* bytes per second; NaN = unknown */
     /* Called between runs with what comes next, for people who wait. */
     void (*tick)(void *user, const char *what);
     void *user;

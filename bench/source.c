@@ -136,8 +136,8 @@ tn_status tn_bench_source_open(tn_bench_source *s, tn_engine *engine, const char
                                           : strcmp(load, "map") == 0 ? TN_LOAD_MAP
                                                                      : TN_LOAD_AUTO,
                                   .cancel = tn_bench_cancel,
-                                  .place = s->places ? (const char *const *)s->places->at : NULL,
-                                  .n_place = s->places ? s->places->n : 0};
+                                  .place = s->places,
+                                  .n_place = s->n_places};
     *out = NULL;
     const bool first = !json_object_get(s->about, "first_load");
     const double cached = first && s->file ? tn_bench_source_cached(s) : NAN;

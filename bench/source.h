@@ -15,8 +15,9 @@ typedef struct tn_bench_source {
     double file_bytes; /* of all parts; NaN = not known */
     json_t *about;     /* the report's object, borrowed */
     bool described;
-    const tn_bench_words *places; /* rules for the device */
-    tn_model_info info;           /* its strings are not to be used: they die with the model */
+    const char *const *places; /* [n_places] rules for the device */
+    size_t n_places;
+    tn_model_info info; /* its strings are not to be used: they die with the model */
 } tn_bench_source;
 
 /* Appends the object that describes it to `models`; reads a file's header. */

@@ -2,6 +2,7 @@
 
 #include "cells.h"
 #include "env.h"
+#include "gpu.h"
 #include "place.h"
 #include "report.h"
 #include "run.h"
@@ -24,7 +25,14 @@ typedef struct sweep {
     tn_bench_tokens tokens;
     tn_context *ctx;
     double kv_per_token; /* bytes */
+    int64_t fits;        /* tokens that the context holds, 0 = there is none because of */
+    tn_error too_big;
     tn_bench_peaks peaks;
+    char *profile;       /* of this machine with its device, NULL = not measured */
+    double device_peak;  /* bytes per second */
+    char *rules;         /* of the placement that the open model has */
+    double predicted[2]; /* tokens per second of prompt and generation; NaN = nothing was */
+    char *places;        /* all rules of --place in one text */
     tn_bench_row like; /* what rows of now have in common */
     tn_bench_cell *cells;
     size_t n_cells;
@@ -46,6 +54,8 @@ static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what wha
     row->n_gen = c->n_gen;
     row->params.depth = c->depth;
     row->peer = peer;
+    const bool prompt = what == TN_BENCH_PROMPT || what == TN_BENCH_PAIR_PROMPT;
+    if (!peer && !tn_bench_is_load(row)) row->predicted = w->predicted[prompt ? 0 : 1];
     return row;
 }
 
@@ -131,7 +141,8 @@ static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
 
 static tn_bench_run make_run(sweep *w)
 {
-    return (tn_bench_run){w->set, w->ctx, &w->tokens, &w->source, &w->peaks, tick, w};
+    return (tn_bench_run){w->set,    w->ctx,         &w->tokens, &w->source,
+                          &w->peaks, w->device_peak, tick,       w};
 }
 
 /* KV bytes per token, from a page that one token makes; the context is left empty. */
@@ -163,16 +174,16 @@ static tn_status check_memory(sweep *w, const tn_bench_cell *c, tn_error *err)
                          (long long)tn_bench_cell_tokens(c), need / gib, more / gib, have / gib);
 }
 
-static void run_cell(sweep *w, const tn_bench_cell *c, int64_t fits, const tn_error *too_big)
+static void run_cell(sweep *w, const tn_bench_cell *c)
 {
-    tn_error err = *too_big;
+    tn_error err = w->too_big;
     tn_status s = TN_OK;
     const size_t first = add_rows(w, c);
     tn_bench_estimate_cell_begins(&w->estimate, c);
     if (tn_bench_cell_tokens(c) > INT32_MAX) {
         s = tn_bench_fail(&err, TN_EFULL, "%lld tokens are more than any context holds",
                           (long long)tn_bench_cell_tokens(c));
-    } else if (tn_bench_cell_tokens(c) > fits) {
+    } else if (tn_bench_cell_tokens(c) > w->fits) {
         s = err.code;
     } else if (!(s = check_memory(w, c, &err))) {
         const tn_bench_run run = make_run(w);
@@ -186,15 +197,19 @@ static void run_cell(sweep *w, const tn_bench_cell *c, int64_t fits, const tn_er
     finish_rows(w, first, s, &err);
 }
 
+static void make_context(sweep *w)
+{
+    w->too_big = (tn_error){0};
+    const tn_status s = open_context(w, &w->fits, &w->too_big);
+    if (s) w->fits = 0;
+    if (!s) w->kv_per_token = kv_bytes_per_token(w);
+}
+
 static void run_context(sweep *w)
 {
-    int64_t fits = 0;
-    tn_error err = {0};
-    const tn_status s = open_context(w, &fits, &err);
-    if (s) fits = 0;
-    if (!s) w->kv_per_token = kv_bytes_per_token(w);
+    make_context(w);
     for (size_t i = 0; i < w->n_cells && !w->code; i++)
-        run_cell(w, &w->cells[i], fits, &err);
+        run_cell(w, &w->cells[i]);
     tn_context_free(w->ctx);
     w->ctx = NULL;
 }
@@ -233,80 +248,42 @@ static void fail_all_cells(sweep *w, tn_status status, const tn_error *err)
     tn_bench_estimate_skip(&w->estimate, w->set->kv.n * w->set->batch.n);
 }
 
-static void run_model(sweep *w)
+static tn_status open_model(sweep *w, tn_error *err)
 {
-    tn_error err = {0};
     tick(w, "loading");
-    tn_status s = tn_bench_source_open(&w->source, w->engine, w->like.params.load, &w->model, &err);
-    if (!s) s = tn_bench_source_tokens(w->set, w->model, &w->tokens, &err);
-    if (s) {
-        fail_all_cells(w, s, &err);
-    } else {
-        tick(w, "hashing");
-        tn_bench_source_describe(&w->source, w->model, !w->set->no_hash);
-        if (tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
-        tn_bench_estimate_model(&w->estimate, (double)w->source.info.token_bytes);
-        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_COLD);
-        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_WARM);
-        run_contexts(w);
-    }
+    tn_status s = tn_bench_source_open(&w->source, w->engine, w->like.params.load, &w->model, err);
+    if (!s) s = tn_bench_source_tokens(w->set, w->model, &w->tokens, err);
+    if (s) return s;
+    tick(w, "hashing");
+    tn_bench_source_describe(&w->source, w->model, !w->set->no_hash);
+    if (tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
+    tn_bench_estimate_model(&w->estimate, (double)w->source.info.token_bytes);
+    return TN_OK;
+}
+
+static void close_model(sweep *w)
+{
     free(w->tokens.at);
     w->tokens = (tn_bench_tokens){0};
     tn_model_close(w->model);
     w->model = NULL;
 }
 
-/* What the library says about the machine and itself, once. */
-static void add_engine_json(sweep *w)
-{
-    char *text;
-    json_t *environment = w->report.environment;
-    if (json_object_get(environment, "engine")) return;
-    if (tn_env_json(w->engine, &text, NULL)) return;
-    json_t *o = json_loads(text, 0, NULL);
-    tn_string_free(w->engine, text);
-    if (!o) return;
-    json_t *flags = json_object_get(json_object_get(o, "build"), "flags");
-    if (flags) json_object_set(json_object_get(environment, "build"), "flags", flags);
-    json_object_set_new(environment, "engine", o);
-}
-
-static void run_engine(sweep *w)
+static void run_model(sweep *w)
 {
     tn_error err = {0};
-    const bool best = strcmp(w->like.params.isa, "best") == 0;
-    uint64_t vram = 0;
-    if (w->set->device) {
-        w->like.params.placement = w->set->places.n ? w->set->places.at[0] : "device";
-        w->like.params.vram = w->set->vram.n ? w->set->vram.at[0] : NULL;
-        if (w->like.params.vram) tn_bench_size_read(w->like.params.vram, &vram);
+    const tn_status s = open_model(w, &err);
+    if (s) {
+        fail_all_cells(w, s, &err);
+    } else {
+        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_COLD);
+        if (w->set->load_time && w->source.file && !w->code) run_load(w, TN_BENCH_LOAD_WARM);
+        run_contexts(w);
     }
-    const tn_engine_options opt = {.struct_size = sizeof opt,
-                                   .threads = w->like.params.threads,
-                                   .device = w->set->device,
-                                   .vram_limits = {vram},
-                                   .isa = best ? NULL : w->like.params.isa};
-    const tn_status s = tn_engine_new(&w->engine, &opt, &err);
-    w->like.threads_used = s ? w->like.params.threads : tn_engine_threads(w->engine);
-    w->like.isa_used = s ? NULL : tn_bench_isa_name(tn_engine_isa(w->engine));
-    if (!s) {
-        add_engine_json(w);
-        w->like.label = strstr(tn_engine_devices(w->engine), "emu") ? "emulated" : "measured";
-    }
-    for (size_t i = 0; i < w->set->load.n && !w->code; i++) {
-        w->like.params.load = w->set->load.at[i];
-        w->like.params.kv = w->set->kv.at[0];
-        w->like.params.batch = w->set->batch.at[0];
-        if (s)
-            fail_all_cells(w, s, &err);
-        else
-            run_model(w);
-    }
-    tn_engine_free(w->engine);
-    w->engine = NULL;
+    close_model(w);
 }
 
-/* ---- predictions --------------------------------------------------------------------------------
+/* ---- placements ---------------------------------------------------------------------------------
  */
 
 /* The longest prompt and generation of the sweep complete a cell that has only one: the same plan
@@ -322,35 +299,230 @@ static tn_bench_cell completed(const sweep *w, const tn_bench_cell *c)
     return whole;
 }
 
+/* Of all cells, so that all plan with the same memory. */
+static int64_t tokens_of_all(const sweep *w)
+{
+    int64_t n_ctx = 0;
+    for (size_t i = 0; i < w->n_cells; i++) {
+        const tn_bench_cell whole = completed(w, &w->cells[i]);
+        if (tn_bench_cell_tokens(&whole) > n_ctx) n_ctx = tn_bench_cell_tokens(&whole);
+    }
+    return n_ctx;
+}
+
 static void note_plan(sweep *w, const tn_bench_cell *c, json_t *plan)
 {
     char key[300];
     json_t *plans = json_object_get(w->source.about, "plans");
     if (!plans) json_object_set_new(w->source.about, "plans", plans = json_object());
     const tn_bench_params *p = &w->like.params;
-    snprintf(key, sizeof key, "%.200s, %s, %d+%d @ d%d", p->placement, p->vram ? p->vram : "all",
-             c->n_prompt, c->n_gen, c->depth);
-    json_object_set_new(plans, key, plan);
+    snprintf(key, sizeof key, "%.200s, %s, %d+%d @ d%d, KV %s, batch %d, threads %d", p->placement,
+             p->vram ? p->vram : "all", c->n_prompt, c->n_gen, c->depth, p->kv, p->batch,
+             p->threads);
+    json_object_set(plans, key, plan);
 }
 
-static void predict(sweep *w, const tn_bench_cell *cell, int64_t n_ctx)
+/* What the planner says about a cell under the parameters of now; the plan goes into the report. */
+static tn_status plan_cell(sweep *w, const tn_bench_cell *cell, const char *hardware,
+                           tn_bench_planned *out, tn_error *err)
 {
     const tn_bench_params *p = &w->like.params;
-    const tn_bench_place place = {w->source.name, w->set->hardware, p->placement, p->vram,
-                                  p->kv,          p->threads,       p->batch,     n_ctx};
+    const tn_bench_place place = {.model = w->source.name,
+                                  .hardware = hardware,
+                                  .placement = p->placement,
+                                  .vram = p->vram,
+                                  .kv = p->kv,
+                                  .threads = p->threads,
+                                  .batch = p->batch,
+                                  .n_ctx = tokens_of_all(w),
+                                  .run = w->set->device != NULL};
     const tn_bench_cell whole = completed(w, cell);
-    const size_t first = add_rows(w, cell);
-    double prompt_rate, gen_rate;
+    const tn_status s = tn_bench_place_plan(&place, &whole, out, err);
+    if (!s) note_plan(w, &whole, out->plan);
+    return s;
+}
+
+static void forget_placed(sweep *w)
+{
+    tn_context_free(w->ctx);
+    w->ctx = NULL;
+    close_model(w);
+    free(w->rules);
+    w->rules = NULL;
+    w->predicted[0] = w->predicted[1] = NAN;
+}
+
+/* Opens model and context as the rules say, unless they are open so. */
+static tn_status open_placed(sweep *w, const char *rules, tn_error *err)
+{
+    if (w->rules && strcmp(w->rules, rules) == 0) return TN_OK;
+    forget_placed(w);
+    w->rules = tn_bench_strdup(rules);
+    w->source.places = (const char *const *)&w->rules;
+    w->source.n_places = 1;
+    const tn_status s = open_model(w, err);
+    if (s)
+        forget_placed(w);
+    else
+        make_context(w);
+    return s;
+}
+
+static void run_placed_cell(sweep *w, const tn_bench_cell *c)
+{
     tn_error err = {0};
-    json_t *plan;
-    const tn_status s =
-        tn_bench_place_predict(&place, &whole, &prompt_rate, &gen_rate, &plan, &err);
-    if (plan) note_plan(w, &whole, plan);
+    tn_bench_planned planned;
+    const char *hardware = w->set->hardware ? w->set->hardware : w->profile;
+    tn_status s = plan_cell(w, c, hardware, &planned, &err);
+    if (!s) s = open_placed(w, planned.rules, &err);
+    if (!s) {
+        w->predicted[0] = planned.prompt_rate;
+        w->predicted[1] = planned.gen_rate;
+        run_cell(w, c);
+    } else {
+        w->predicted[0] = w->predicted[1] = NAN;
+        finish_rows(w, add_rows(w, c), s, &err);
+    }
+    tn_bench_planned_free(&planned);
+}
+
+/* Every placement on the engine's device. The model is opened anew where the plan is another. */
+static void run_placed(sweep *w)
+{
+    const tn_bench_settings *set = w->set;
+    const size_t n_kv = set->kv.n, n_batch = set->batch.n, n = n_kv * n_batch * w->n_cells;
+    for (size_t i = 0; i < set->placements.n * n && !w->code; i++) {
+        const size_t cell = i % w->n_cells, k = i / w->n_cells;
+        if (cell == 0) forget_placed(w);
+        w->like.params.batch = set->batch.at[k % n_batch];
+        w->like.params.kv = set->kv.at[k / n_batch % n_kv];
+        w->like.params.placement = set->placements.at[k / n_batch / n_kv];
+        run_placed_cell(w, &w->cells[cell]);
+    }
+    forget_placed(w);
+}
+
+/* What the library says about the machine and itself, once. */
+static void add_engine_json(sweep *w)
+{
+    char *text;
+    json_t *environment = w->report.environment;
+    if (json_object_get(environment, "engine")) return;
+    if (tn_env_json(w->engine, &text, NULL)) return;
+    json_t *o = json_loads(text, 0, NULL);
+    tn_string_free(w->engine, text);
+    if (!o) return;
+    json_t *flags = json_object_get(json_object_get(o, "build"), "flags");
+    if (flags) json_object_set(json_object_get(environment, "build"), "flags", flags);
+    const json_t *device = json_object_get(o, "device");
+    if (device && json_is_false(json_object_get(device, "emulated")))
+        tn_bench_gpu_use(json_string_value(json_object_get(device, "name")),
+                         (int)json_integer_value(json_object_get(device, "index")));
+    json_object_set_new(environment, "engine", o);
+}
+
+static tn_status open_engine(sweep *w, const char *vram, tn_error *err)
+{
+    const bool best = strcmp(w->like.params.isa, "best") == 0;
+    uint64_t bytes = 0;
+    if (vram) tn_bench_size_read(vram, &bytes);
+    const tn_engine_options opt = {.struct_size = sizeof opt,
+                                   .threads = w->like.params.threads,
+                                   .device = w->set->device,
+                                   .vram_limits = {bytes},
+                                   .isa = best ? NULL : w->like.params.isa};
+    return tn_engine_new(&w->engine, &opt, err);
+}
+
+static void close_engine(sweep *w)
+{
+    tn_engine_free(w->engine);
+    w->engine = NULL;
+}
+
+/* Measures the machine with its device, for the planner and for the device's limit; before any
+ * model takes memory of it. A failure shows when the engine opens for the rows. */
+static void calibrate(sweep *w)
+{
+    char *text;
+    free(w->profile);
+    w->profile = NULL;
+    w->device_peak = NAN;
+    if (!w->set->device || open_engine(w, NULL, NULL)) return;
+    tick(w, "measuring the device");
+    if (!tn_engine_calibrate(w->engine, false, &text, NULL)) {
+        w->profile = tn_bench_strdup(text);
+        w->device_peak = tn_bench_place_device_peak(text);
+        json_object_set_new(w->report.environment, "calibration", json_loads(text, 0, NULL));
+        tn_string_free(w->engine, text);
+    }
+    close_engine(w);
+}
+
+/* The rules of --place, where no plan makes them. */
+static void take_places(sweep *w)
+{
+    w->source.places = (const char *const *)w->set->places.at;
+    w->source.n_places = w->set->places.n;
+}
+
+static void run_loads(sweep *w)
+{
+    for (size_t i = 0; i < w->set->load.n && !w->code; i++) {
+        w->like.params.load = w->set->load.at[i];
+        if (w->set->placements.n)
+            run_placed(w);
+        else
+            run_model(w);
+    }
+}
+
+static void fail_engine(sweep *w, tn_status status, const tn_error *err)
+{
+    const tn_bench_words *placements = &w->set->placements;
+    for (size_t i = 0; i < (placements->n ? placements->n : 1); i++) {
+        if (placements->n) w->like.params.placement = placements->at[i];
+        fail_all_cells(w, status, err);
+    }
+}
+
+static void run_engine(sweep *w, const char *vram)
+{
+    tn_error err = {0};
+    w->like.params.vram = vram;
+    w->like.params.load = w->set->load.at[0];
+    w->like.params.kv = w->set->kv.at[0];
+    w->like.params.batch = w->set->batch.at[0];
+    w->like.params.placement = w->set->device ? w->places : NULL;
+    const tn_status s = open_engine(w, vram, &err);
+    w->like.threads_used = s ? w->like.params.threads : tn_engine_threads(w->engine);
+    w->like.isa_used = s ? NULL : tn_bench_isa_name(tn_engine_isa(w->engine));
+    take_places(w);
+    if (s) {
+        fail_engine(w, s, &err);
+        return;
+    }
+    add_engine_json(w);
+    w->like.label = strstr(tn_engine_devices(w->engine), "emu") ? "emulated" : "measured";
+    run_loads(w);
+    close_engine(w);
+}
+
+/* ---- predictions --------------------------------------------------------------------------------
+ */
+
+static void predict(sweep *w, const tn_bench_cell *cell)
+{
+    const size_t first = add_rows(w, cell);
+    tn_error err = {0};
+    tn_bench_planned planned;
+    const tn_status s = plan_cell(w, cell, w->set->hardware, &planned, &err);
     for (size_t i = first; !s && i < w->report.rows.n; i++) {
         tn_bench_row *row = &w->report.rows.at[i];
         const bool prompt = row->what == TN_BENCH_PROMPT || row->what == TN_BENCH_PAIR_PROMPT;
-        tn_bench_samples_add(&row->rate, prompt ? prompt_rate : gen_rate);
+        tn_bench_samples_add(&row->rate, prompt ? planned.prompt_rate : planned.gen_rate);
     }
+    tn_bench_planned_free(&planned);
     finish_rows(w, first, s, &err);
 }
 
@@ -358,11 +530,6 @@ static void predict(sweep *w, const tn_bench_cell *cell, int64_t n_ctx)
 static void run_placements(sweep *w)
 {
     const tn_bench_settings *set = w->set;
-    int64_t n_ctx = 0; /* of all cells, so that all plan with the same memory */
-    for (size_t i = 0; i < w->n_cells; i++) {
-        const tn_bench_cell whole = completed(w, &w->cells[i]);
-        if (tn_bench_cell_tokens(&whole) > n_ctx) n_ctx = tn_bench_cell_tokens(&whole);
-    }
     w->like.label = "simulated";
     w->like.params.load = set->load.at[0];
     w->like.params.isa = set->isa.at[0];
@@ -379,24 +546,25 @@ static void run_placements(sweep *w)
         k /= n_batch;
         w->like.params.kv = set->kv.at[k % n_kv];
         w->like.params.threads = w->like.threads_used = set->threads.at[k / n_kv];
-        predict(w, &w->cells[i % w->n_cells], n_ctx);
+        predict(w, &w->cells[i % w->n_cells]);
     }
 }
 
 static void run_source(sweep *w, const char *name, bool file)
 {
+    const tn_bench_settings *set = w->set;
     tn_bench_source_init(&w->source, name, file, w->report.models);
-    w->source.places = &w->set->places;
-    if (w->set->placements.n) {
+    if (set->placements.n && !set->device) {
         run_placements(w);
         return;
     }
-    for (size_t i = 0; i < w->set->isa.n && !w->code; i++) {
-        for (size_t t = 0; t < w->set->threads.n && !w->code; t++) {
-            w->like.params.isa = w->set->isa.at[i];
-            w->like.params.threads = w->set->threads.at[t];
-            run_engine(w);
-        }
+    const size_t n_vram = set->device && set->vram.n ? set->vram.n : 1;
+    for (size_t i = 0; i < set->isa.n * set->threads.n && !w->code; i++) {
+        w->like.params.isa = set->isa.at[i / set->threads.n];
+        w->like.params.threads = set->threads.at[i % set->threads.n];
+        calibrate(w);
+        for (size_t v = 0; v < n_vram && !w->code; v++)
+            run_engine(w, set->device && set->vram.n ? set->vram.at[v] : NULL);
     }
 }
 
@@ -411,16 +579,19 @@ static void add_peaks_json(sweep *w)
                                         "gb_per_second", tn_bench_number(p->per_second * 1e-9)));
     }
     json_object_set_new(w->report.environment, "read_peak", list);
+    json_object_set_new(w->report.environment, "device_read_peak_gb_per_second",
+                        tn_bench_number(w->device_peak * 1e-9));
     free(w->peaks.at);
 }
 
 int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv)
 {
-    sweep w = {.set = set};
+    sweep w = {.set = set, .predicted = {NAN, NAN}, .device_peak = NAN};
     const size_t n_models = set->models.n + set->synthetic.n;
     if ((w.code = tn_bench_report_open(&w.report, set))) return w.code;
     tn_bench_env_fill(w.report.environment, argc, argv);
     w.cells = tn_bench_cells_make(set, &w.n_cells);
+    w.places = tn_bench_words_join(&set->places, "device");
     tn_bench_estimate_init(&w.estimate, set, w.cells, w.n_cells, n_models);
     for (size_t m = 0; m < n_models && !w.code; m++) {
         const bool file = m < set->models.n;
@@ -432,8 +603,10 @@ int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv)
         w.code = w.failed;
     }
     free(w.cells);
+    free(w.profile);
     add_peaks_json(&w);
     const int drawn = set->svg ? tn_bench_svg_write(set->svg, &w.report) : TN_EXIT_OK;
     const int written = tn_bench_report_close(&w.report);
+    free(w.places); /* rows named it */
     return w.code ? w.code : written ? written : drawn;
 }

@@ -80,6 +80,7 @@ tn_bench_moment tn_bench_look(void)
     m.load = tn_bench_read_number("/proc/loadavg", -1);
     read_stat(&m);
     read_cpus(&m);
+    m.gpu = tn_bench_gpu_look();
     return m;
 }
 
@@ -103,6 +104,10 @@ tn_bench_watch tn_bench_watch_make(const tn_bench_moment *before, const tn_bench
         .clock_after_mhz = after->clock_mhz > 0 ? after->clock_mhz : NAN,
         .throttle_events = before->throttled >= 0 ? after->throttled - before->throttled : NAN,
         .load = after->load >= 0 ? after->load : NAN,
+        .gpu_before_mhz = before->gpu.clock_mhz,
+        .gpu_after_mhz = after->gpu.clock_mhz,
+        .gpu_slowed = before->gpu.slowed || after->gpu.slowed,
+        .gpu_power_cap = before->gpu.power_cap || after->gpu.power_cap,
     };
 }
 
@@ -121,6 +126,9 @@ bool tn_bench_watch_verdict(const tn_bench_watch *w, char *text, size_t cap)
     SAY(w->waited_percent > 2, "waited for a CPU %.0f %% of the time", w->waited_percent)
     SAY(fabs(w->clock_after_mhz - w->clock_before_mhz) > 0.05 * w->clock_before_mhz,
         "the clock went from %.0f to %.0f MHz", w->clock_before_mhz, w->clock_after_mhz)
+    SAY(fabs(w->gpu_after_mhz - w->gpu_before_mhz) > 0.05 * w->gpu_before_mhz,
+        "the GPU's clock went from %.0f to %.0f MHz", w->gpu_before_mhz, w->gpu_after_mhz)
+    SAY(w->gpu_slowed, "the GPU slowed down to protect itself")
     SAY(w->throttle_events > 0, "throttled for heat %.0f times", w->throttle_events)
 #undef SAY
     return *text != 0;
@@ -128,13 +136,16 @@ bool tn_bench_watch_verdict(const tn_bench_watch *w, char *text, size_t cap)
 
 json_t *tn_bench_watch_json(const tn_bench_watch *w)
 {
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "others_percent",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b,s:b}", "others_percent",
                      tn_bench_number(w->others_percent), "steal_percent",
                      tn_bench_number(w->steal_percent), "waited_percent",
                      tn_bench_number(w->waited_percent), "clock_before_mhz",
                      tn_bench_number(w->clock_before_mhz), "clock_after_mhz",
                      tn_bench_number(w->clock_after_mhz), "throttle_events",
-                     tn_bench_number(w->throttle_events), "load_average", tn_bench_number(w->load));
+                     tn_bench_number(w->throttle_events), "load_average", tn_bench_number(w->load),
+                     "gpu_clock_before_mhz", tn_bench_number(w->gpu_before_mhz),
+                     "gpu_clock_after_mhz", tn_bench_number(w->gpu_after_mhz), "gpu_slowed",
+                     w->gpu_slowed, "gpu_power_cap", w->gpu_power_cap);
 }
 
 /* Bytes that a line "KEY: N kB" tells. */

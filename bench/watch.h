@@ -2,6 +2,8 @@
 #ifndef TN_BENCH_WATCH_H
 #define TN_BENCH_WATCH_H
 
+#include "gpu.h"
+
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,6 +16,7 @@ typedef struct tn_bench_moment {
     double throttled;             /* events since boot, all CPUs */
     double load;                  /* average of a minute */
     int cpus;
+    tn_bench_gpu_moment gpu;
 } tn_bench_moment;
 tn_bench_moment tn_bench_look(void);
 
@@ -22,11 +25,13 @@ typedef struct tn_bench_watch {
     double others_percent, steal_percent, waited_percent;
     double clock_before_mhz, clock_after_mhz;
     double throttle_events, load;
+    double gpu_before_mhz, gpu_after_mhz; /* NaN = unknown */
+    bool gpu_slowed, gpu_power_cap;       /* before or after */
 } tn_bench_watch;
 tn_bench_watch tn_bench_watch_make(const tn_bench_moment *before, const tn_bench_moment *after);
 /* Why the time between should not be trusted, in words; false if nothing speaks against it. Marked
  * are: 5 % of the machine used by others, 1 % stolen by a hypervisor, 2 % waited for a CPU, a clock
- * that changed by 5 %, any throttling. */
+ * of CPU or GPU that changed by 5 %, any throttling but a GPU's at its power limit. */
 bool tn_bench_watch_verdict(const tn_bench_watch *w, char *text, size_t cap);
 json_t *tn_bench_watch_json(const tn_bench_watch *w); /* new reference */
 

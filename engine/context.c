@@ -368,6 +368,13 @@ const int32_t *tn_context_tokens(const tn_context *c)
     return c->tokens;
 }
 
+static uint64_t device_bytes(const tn_engine *e)
+{
+    tn_device_memory m = {0};
+    if (!e->device || e->device->api->memory(e->device, &m, NULL)) return 0;
+    return m.used_bytes;
+}
+
 tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
 {
     if (stats->struct_size < sizeof stats->struct_size || stats->struct_size > 4096)
@@ -379,7 +386,8 @@ tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
                      .decode_tokens = c->decode_tokens,
                      .load_s = c->m->load_s,
                      .kv_bytes_held = tn_kv_bytes(&c->kv),
-                     .model_bytes_held = c->m->held_bytes};
+                     .model_bytes_held = c->m->held_bytes,
+                     .device_bytes_held = device_bytes(c->m->engine)};
     tn_exec_stats(c->exec, &full);
     if (c->m->boundary) {
         pthread_mutex_lock(&c->m->engine->turn);

@@ -105,7 +105,7 @@ struct tn_model {
     size_t n_owned, cap_owned;
     bool mapped;           /* weights are the file's own pages */
     size_t held_bytes;     /* memory of weights in our layout */
-    uint64_t n_params, weight_bytes, token_bytes;
+    uint64_t n_params, weight_bytes, token_bytes, activation_bytes;
     uint32_t main_type;    /* type of most weight bytes */
     char *name;  /* path or given name, for messages */
     char *title; /* general.name, or "" */

@@ -81,6 +81,9 @@ static void count_weights(tn_model *m)
         const bool lookup = !m->tied && t->n_dims == 2 &&
                             t->name.len == 17 && memcmp(t->name.data, "token_embd.weight", 17) == 0;
         if (lookup) continue;
+        if (t->n_dims > 1)
+            m->activation_bytes += sizeof(float) * (t->shape[0] + t->shape[1]) *
+                                   (expert ? (uint64_t)m->hp.n_expert_used : 1);
         m->token_bytes += expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
     }
     for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
@@ -255,6 +258,7 @@ tn_status tn_model_get_info(const tn_model *m, tn_model_info *info, tn_error *er
         .n_vocab = m->arch ? m->hp.n_vocab : (m->vocab ? tn_vocab_size(m->vocab) : 0),
         .has_chat_template = tmpl.data != NULL,
         .chat_template = tmpl.data ? tn_chat_format_detect(tmpl.data, tmpl.len) : NULL,
+        .activation_bytes = m->activation_bytes,
     };
     memcpy(info, &full, info->struct_size < sizeof full ? info->struct_size : sizeof full);
     return TN_OK;

@@ -168,6 +168,10 @@ static tn_status read_rules(tn_rules *rules, const tn_placement_options *opt, tn
                     "replayed as it "
                     "is",
                     opt->plan_file, opt->place[0]);
+    if (!s && opt->candidate && opt->plan_file)
+        s = tn_fail(err, TN_EARG, -1,
+                    "tn_placement_options: a plan file and candidate '%.40s' contradict each other",
+                    opt->candidate);
     return s;
 }
 
@@ -180,6 +184,30 @@ static tn_status replay(tn_placement *p, const char *path, const tn_constraints 
     s = tn_plan_parse(&p->planned, text, len, path, &p->shape, &p->profile, c, &p->a, err);
     tn_free(&p->a, text);
     return s;
+}
+
+/* Puts the plan of a named candidate in the place of the best. */
+static tn_status take_candidate(tn_placement *p, const char *name, const tn_constraints *c,
+                                tn_error *err)
+{
+    int i = 0;
+    while (i < TN_PLAN_FILE && strcmp(tn_strategy_name((tn_strategy)i), name) != 0)
+        i++;
+    if (i == TN_PLAN_FILE)
+        return tn_fail(err, TN_EARG, -1, "tn_placement_options: there is no candidate '%.40s'",
+                       name);
+    tn_plan taken = {.feasible = false};
+    tn_status s = tn_plan_candidate(&taken, &p->shape, &p->profile, c, (tn_strategy)i, &p->a, err);
+    if (!s && !taken.feasible)
+        s = tn_fail(err, TN_ENOMEM, -1, "'%s' does not fit into the memory of %s", name,
+                    p->profile.name);
+    if (s) {
+        tn_plan_free(&taken, &p->a);
+        return s;
+    }
+    tn_plan_free(&p->planned.plan, &p->a);
+    p->planned.plan = taken;
+    return TN_OK;
 }
 
 static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error *err)
@@ -204,6 +232,7 @@ static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error
         s = replay(p, opt->plan_file, &c, err);
     else if (!s)
         s = tn_plan_make(&p->planned, &p->shape, &p->profile, &c, &p->a, err);
+    if (!s && opt->candidate) s = take_candidate(p, opt->candidate, &c, err);
     tn_rules_free(&rules);
     return s;
 }

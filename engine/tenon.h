@@ -152,6 +152,9 @@ typedef struct tn_model_info {
     int32_t n_vocab, n_ctx_train;
     const char *chat_template; /* name of the recognised family ("chatml"), NULL if none */
     bool has_chat_template;    /* the file carries one, recognised or not */
+    uint64_t activation_bytes; /* float32 activations that the matrices of one token read and write,
+                                  computed from their shapes: mostly in caches, so no part of what
+                                  memory must deliver; 0 with vocab_only */
 } tn_model_info;
 TN_API tn_status tn_model_get_info(const tn_model *model, tn_model_info *info, tn_error *err);
 
@@ -288,6 +291,8 @@ typedef struct tn_stats {
     /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of the
      * model, since it was opened. */
     uint64_t units, units_on_device, units_dropped, units_promoted;
+    uint64_t device_bytes_held; /* memory of the device in use by the engine: weights, KV, buffers of
+                                   all its models and contexts; 0 without a device */
 } tn_stats;
 /* Sums since the context was made or last reset. */
 TN_API tn_status tn_context_stats(const tn_context *ctx, tn_stats *stats, tn_error *err);
@@ -422,13 +427,15 @@ typedef struct tn_placement_options {
                               was never measured is assumed, and the label says so. */
     int32_t granule;       /* neurons of the slabs an FFN is cut into; 0 = 256 */
     int32_t page_size;     /* positions per KV page; 0 = 256 */
+    const char *candidate; /* take this way to place (a name that tn_placement_info.chosen may have)
+                              instead of the best: "layers", "ffn-host", ...; NULL = the best */
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such
  * as "llama-70b:q4_k_m". Needs no memory beyond the header. TN_ENOENT, TN_EIO, TN_EFORMAT (file, profile
  * or plan; the key is named), TN_EUNSUPPORTED (architecture), TN_EARG (an option, contradictions with
- * both sides named, a plan for another model or machine), TN_ENOMEM. That a model does not fit is no
- * error: see tn_placement_info. */
+ * both sides named, a plan for another model or machine), TN_ENOMEM (also: the candidate that was asked
+ * for does not fit). That a model does not fit is otherwise no error: see tn_placement_info. */
 TN_API tn_status tn_placement_open(tn_placement **out, const char *path, const tn_placement_options *opt,
                                    tn_error *err);
 TN_API void tn_placement_close(tn_placement *p);

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,10 @@ def wrong_usage_is_64(t):
         ("-m", t.model, "--placements", "manual:", "--hardware", "rtx3060-ddr4"),
         ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--vram", "8Q"),
         ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--load-time"),
+        ("-m", t.model, "--placements", "auto", "--hardware", "rtx3060-ddr4", "--peer", "x {prompt}"),
+        ("-m", t.model, "--placements", "auto", "--device", "emu", "--place", "ffn_=host"),
+        ("-m", t.model, "--device", "emu", "--hardware", "rtx3060-ddr4"),
+        ("-m", t.model, "--device", "emu", "--vram", "8Q"),
     ):
         t.fails(64, *args)
     t.fails(64, "-m", t.model, "-p", "12x", words=("--n-prompt", "12x"))
@@ -143,6 +148,9 @@ def check_row(row, model_keys):
     check(row["label"] == "measured" and row["engine"] == "tenon" and row["error"] is None, f"{row}")
     check(finite(row["peak_rss_bytes"]) and row["peak_rss_bytes"] > 1e6, f"{row['peak_rss_bytes']}")
     equal((row["hops_per_token"], row["join_wait_seconds_per_token"]), (0, 0), "hops on one side")
+    equal((row["device_memory_bytes"], row["device"]["bytes_per_token"]), (None, 0), "no device")
+    equal(row["host"]["percent_of_limit"], row["percent_of_limit"], "the host's share of the limit")
+    equal(row["predicted_tokens_per_second"], None, "nothing was planned")
     check(row["weight_bytes_per_token"] > 0 and row["kv_bytes_per_token"] >= 0, f"{row}")
     near = row["median"] * (row["weight_bytes_per_token"] + row["kv_bytes_per_token"]) / 1e9
     check(abs(row["gb_per_second"] / near - 1) < 1e-6, "gb_per_second is not rate times bytes")
@@ -164,8 +172,8 @@ def json_schema(t):
     e = r["environment"]
     for path in (
         "build.commit build.dirty build.compiler build.flags cpu.model cpu.caches cpu.clock "
-        "cpu.smt memory.bytes memory.numa_nodes system.kernel gpu_driver date command "
-        "engine read_peak"
+        "cpu.smt memory.bytes memory.numa_nodes system.kernel gpu_driver gpus date "
+        "command engine.device read_peak device_read_peak_gb_per_second"
     ).split():
         at = e
         for key in path.split("."):
@@ -196,6 +204,14 @@ def bytes_are_those_of_the_model(t):
     row = info["results"][1]
     ratio = row["weight_bytes_per_token"] / info["model"]["weight_bytes_per_token"]
     check(0.9 < ratio < 1.1, f"{ratio} of the bytes that the model says a token reads")
+    tenon = [t.path.removesuffix("-bench"), "inspect", t.model, "--json"]
+    tensors = json.loads(subprocess.run(tenon, capture_output=True, check=True).stdout)["tensors"]
+    want = sum(
+        4 * (x["shape"][0] + x["shape"][1])
+        for x in tensors
+        if len(x["shape"]) > 1 and x["name"] != "token_embd.weight"
+    )
+    equal(row["activation_bytes_per_token"], want, "activations")
 
 
 @case
@@ -322,7 +338,7 @@ def placements_are_predicted_as_planned(t):
                 (tg["tokens_per_second"], 1000 / want["step_ms"]),
             ):
                 check(abs(got / wanted - 1) < 1e-6, f"{name}{end}: {got}, planned {wanted}")
-    equal(len(r["model"]["plans"]), 2, "plans in the report")
+    equal(len(r["model"]["plans"]), 6, "plans in the report")
     path = t.file("plans.json", json.dumps(r).encode())
     compared = json.loads(t.run("--compare", path, path, "-o", "json")[1])["rows"]
     equal([row["ratio"] for row in compared], [1] * 12, "ratios of a report to itself")
@@ -359,18 +375,121 @@ def placements_that_do_not_fit(t):
     check("tg128, layers" in text and "tg128, auto" in text, "no bar for each placement")
 
 
-@case
-def emulated_device(t):
+def need_emulated(t):
     if t.run(t.model, "--device", "emu", "-p", "1", "-n", "0", "-r", "1", "--warmup", "0")[0]:
         raise cli_lib.Skip("no emulated device here")
-    args = ("-r", "1", "--no-hash", "--device", "emu", "--place", "ffn_=host")
+
+
+def check_sides(row):
+    """Both sides' bytes, and the time that the busier one needs at its limit."""
+    host, device = row["host"], row["device"]
+    total = row["weight_bytes_per_token"] + row["kv_bytes_per_token"]
+    parts = host["bytes_per_token"] + device["bytes_per_token"]
+    check(abs(parts / total - 1) < 1e-6, f"bytes of both sides: {parts}, not {total}")
+    shares = [side["percent_of_limit"] or 0 for side in (host, device)]
+    near = max(shares) / row["percent_of_limit"]
+    check(abs(near - 1) < 1e-6, f"{row['percent_of_limit']} % of the limit, sides {shares}")
+
+
+@case
+def emulated_device(t):
+    need_emulated(t)
+    args = ("-r", "1", "--no-hash", "--device", "emu", "--place", "ffn_=host", "--place", "output=host")
     r = t.report(*args)
     for row in r["results"]:
         equal((row["label"], row["error"]), ("emulated", None), "label and error")
-        equal(row["parameters"]["placement"], "ffn_=host", "placement")
+        equal(row["parameters"]["placement"], "ffn_=host,output=host", "placement")
         check(row["hops_per_token"] > 0, f"no hops: {row['hops_per_token']}")
-        equal(row["percent_of_limit"], None, "the host's limit for a device")
-    check("device emu (emulated)" in t.ok(*t.quick(*args)).decode(), "no label in the table")
+        check(row["host"]["bytes_per_token"] > 0 and row["device"]["bytes_per_token"] > 0, f"{row}")
+        check(finite(row["device_memory_bytes"]) and row["device_memory_bytes"] > 1e5, f"{row}")
+        check_sides(row)
+    check(r["results"][1]["join_wait_seconds_per_token"] > 0, "generation waits for nobody")
+    e = r["environment"]
+    equal(e["engine"]["device"]["emulated"], True, "the device in the environment")
+    check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
+    table = t.ok(*t.quick(*args)).decode()
+    for word in ("device emu (emulated)", "device MiB", "hops/token", "wait ms/token"):
+        check(word in table, f"{word} is not in the table:\n{table}")
+
+
+@case
+def placements_are_carried_out(t):
+    need_emulated(t)
+    more = ("--device", "emu", "--hardware", "rtx3060-ddr4", "--vram", "300K,40M")
+    args = (*more, "--no-hash", "-r", "1", "-d", "0,40", "--placements", "layers,ffn-host")
+    r = t.report(*args)
+    rows = r["results"]
+    equal(len(rows), 16, "rows")
+    check(all("memory" in row["error"] for row in rows[:8]), f"300K: {rows[0]['error']}")
+    for row in rows[8:]:
+        equal((row["label"], row["error"]), ("emulated", None), "label and error")
+        check(row["predicted_tokens_per_second"] > 0, f"no prediction: {row}")
+        near = row["measured_over_predicted"] * row["predicted_tokens_per_second"]
+        check(abs(near / row["median"] - 1) < 1e-6, "measured over predicted")
+        check(0 < row["device_memory_bytes"] <= 40 << 20, f"{row['device_memory_bytes']} bytes")
+        split = row["parameters"]["placement"] == "ffn-host"
+        equal(row["hops_per_token"] > 1, split and row["test"].startswith("tg"), f"hops of {row}")
+        equal(row["parameters"]["vram"], "40M", "device memory")
+    plans = [name for name in r["model"]["plans"] if ", 40M, " in name]
+    equal(len(plans), 4, "plans in the report, one a placement and depth")
+    equal([(x["request"], x["vram"]) for x in r["regret"]], [("8+4 @ d0", "40M"), ("8+4 @ d40", "40M")], "regret")
+    best = {}
+    for row in rows[8:]:
+        p, depth = row["parameters"], row["parameters"]["depth"]
+        seconds = (p["n_prompt"] or p["n_gen"]) / row["median"]
+        best.setdefault(depth, {}).setdefault(p["placement"], []).append(seconds)
+    for x, (_, placements) in zip(r["regret"], sorted(best.items())):
+        least = min(map(sum, placements.values()))
+        for name, seconds in placements.items():
+            got, want = x["placements"][name]["regret"], sum(seconds) / least - 1
+            check(abs(got - want) < 1e-6, f"regret of {name}: {got}, not {want}")
+    table = t.ok(*t.quick(*args, "--vram", "40M")).decode()
+    check("| 8+4 @ d40 | 40M | ffn-host |" in table and "predicted" in table, f"{table}")
+
+
+@case
+def placements_without_a_device(t):
+    code, out, _ = t.run(*t.quick("--device", "none-such", "--placements", "layers,auto", "-o", "json"))
+    rows = json.loads(out)["results"]
+    equal((code, len(rows)), (64, 4), "exit code and rows")
+    equal([row["parameters"]["placement"] for row in rows], ["layers", "layers", "auto", "auto"], "rows")
+
+
+# What the driver's library says of two cards.
+NVML = """
+static int text(char *to, const char *from) { int i = 0; do to[i] = from[i]; while (from[i++]); return 0; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(1ul + i); return i > 1; }
+int nvmlDeviceGetName(void *d, char *to, unsigned n) { return n < 9 || text(to, d == (void *)1 ? "Card A" : "Card B"); }
+int nvmlSystemGetDriverVersion(char *to, unsigned n) { return n < 9 || text(to, "570.1"); }
+int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 12080; return 0; }
+int nvmlDeviceGetClockInfo(void *d, int kind, unsigned *v) { *v = 1000u * kind + (unsigned)(unsigned long)d; return 0; }
+int nvmlDeviceGetMaxClockInfo(void *d, int kind, unsigned *v) { *v = 2000u * kind; return d == (void *)2; }
+int nvmlDeviceGetPowerManagementLimit(void *d, unsigned *v) { *v = 350000; return !d; }
+int nvmlDeviceGetCurrPcieLinkGeneration(void *d, unsigned *v) { *v = 4; return !d; }
+int nvmlDeviceGetCurrPcieLinkWidth(void *d, unsigned *v) { *v = 16; return !d; }
+"""
+
+
+@case
+def gpus_are_in_the_environment(t):
+    compiler = shutil.which("cc")
+    if not compiler:
+        raise cli_lib.Skip("no compiler here")
+    source, library = t.file("nvml.c", NVML.encode()), os.path.join(t.dir, "libnvidia-ml.so.1")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    env = t.env(LD_LIBRARY_PATH=t.dir)
+    code, out, err = t.run(*t.quick("-r", "1", "-o", "json"), env=env)
+    equal(code, 0, f"exit code ({err})")
+    a, b = json.loads(out)["environment"]["gpus"]
+    equal((a["name"], b["name"], a["driver"], a["cuda"]), ("Card A", "Card B", "570.1", 12080), "names")
+    equal((b["clock"]["sm_mhz"], b["clock"]["memory_mhz"]), (1002, 2002), "clocks")
+    equal((a["clock"]["sm_max_mhz"], b["clock"]["sm_max_mhz"]), (2000, None), "most, and not told")
+    equal((a["power_cap_watts"], a["pcie"]["generation"], a["pcie"]["width"]), (350, 4, 16), "limits")
+    equal((a["power_watts"], a["pcie"]["max_width"]), (None, None), "functions that are not there")
+    if not os.path.exists("/proc/driver/nvidia/version"):
+        equal(t.report("-r", "1")["environment"]["gpus"], None, "without the library")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
@@ -536,7 +655,7 @@ def peers_alternate(t):
     check(abs(ratio * 3.5 / rows[0]["median"] - 1) < 1e-6, f"ratio {ratio}")
     check(rows[0]["tenon_over_this"]["ratio"] is None, "a ratio to itself")
     with open(log) as f:
-        calls = f.read().splitlines()
+        calls = [c for c in f.read().splitlines() if c != "--help"]
     equal(len(calls), 8, "calls of the peer")
     check(
         calls[0].startswith(f"-fa 1 -m {t.model} -p 8 -n 0 -t 1 -b 512 -r 1 -o json -d 32"),

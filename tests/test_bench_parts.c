@@ -6,9 +6,14 @@
 #include "../bench/compare.h"
 #include "../bench/pagecache.h"
 #include "../bench/peer.h"
+#include "../bench/place.h"
+#include "../bench/regret.h"
 #include "../bench/watch.h"
 
 #include <jansson.h>
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* ---- lists --------------------------------------------------------------------------------------
  */
@@ -85,8 +90,9 @@ TEST(parts_of_a_split_model)
 /* ---- adapters -----------------------------------------------------------------------------------
  */
 
-static const tn_bench_peer_test pp512 = {"m o'd.gguf", "f16", 512, 0, 0, 4, 256};
-static const tn_bench_peer_test tg64 = {"m.gguf", "f32", 0, 64, 1024, 4, 512};
+static const tn_bench_peer_test pp512 = {"m o'd.gguf", "f16", 512, 0, 0, 4, 256, false};
+static const tn_bench_peer_test tg64 = {"m.gguf", "f32", 0, 64, 1024, 4, 512, false};
+static const tn_bench_peer_test tg64_after = {"m.gguf", "f16", 0, 64, 1024, 4, 512, true};
 
 static void command(const char *words, const tn_bench_peer_test *test, const char *want)
 {
@@ -108,7 +114,35 @@ TEST(commands_of_peers)
             "--warmup 1 --no-hash");
     command("x -m {model} {prompt}/{generate}/{depth}/{threads}/{batch}/{kv}{", &tg64,
             "x -m 'm.gguf' 0/64/1024/4/512/'f32'{");
+    command("llama-bench -rtr 1", &tg64_after,
+            "llama-bench -rtr 1 -m 'm.gguf' -p 0 -n 0 -t 4 -b 512 -r 1 -o json -gp 1024,64 -ub 512 "
+            "-ctk f16 -ctv f16");
     CHECK(tn_bench_peer_command("vllm bench", &tg64) == NULL);
+}
+
+/* A program in a folder of its own that answers --help. */
+static void check_depth(const char *help, bool want)
+{
+    char folder[] = "/tmp/tenon-test-XXXXXX", path[100], words[200];
+    REQUIRE(mkdtemp(folder) != NULL);
+    snprintf(path, sizeof path, "%s/llama-bench", folder);
+    FILE *f = fopen(path, "w");
+    REQUIRE(f != NULL);
+    fprintf(f, "#!/bin/sh\n[ \"$*\" = --help ] && echo '%s' >&2\n", help);
+    fclose(f);
+    chmod(path, 0755);
+    snprintf(words, sizeof words, "A=1 %s -fa 1", path);
+    CHECK_INT(tn_bench_peer_has_depth(words), want);
+    unlink(path);
+    rmdir(folder);
+}
+
+TEST(peers_without_depth)
+{
+    check_depth("  -d, --n-depth <n>", true);
+    check_depth("  -gp <pp,tg>", false);
+    CHECK(tn_bench_peer_has_depth("echo {prompt} 5"));
+    CHECK(tn_bench_peer_has_depth("tenon-bench"));
 }
 
 /* As llama.cpp's llama-bench writes it (shortened), prompt and generation in one run. */
@@ -149,8 +183,12 @@ TEST(output_of_llama_bench)
     CHECK_NEAR(parse(llama_json, &tg64), 122.25, 1e-9);
     snprintf(noisy, sizeof noisy, "warning: [x] asserts are on\n[not json\n%s\nbye\n", llama_json);
     CHECK_NEAR(parse(noisy, &tg64), 122.25, 1e-9);
-    const tn_bench_peer_test other = {"m", "f16", 0, 65, 0, 4, 512};
+    const tn_bench_peer_test other = {"m", "f16", 0, 65, 0, 4, 512, false};
     CHECK_NEAR(parse(llama_json, &other), -1, 0);
+    /* ik_llama.cpp's -gp 1024,64. */
+    CHECK_NEAR(parse("[{\"n_prompt\": 1024, \"n_gen\": 64, \"avg_ts\": 42.5}]", &tg64_after), 42.5,
+               0);
+    CHECK_NEAR(parse("[{\"n_prompt\": 0, \"n_gen\": 64, \"avg_ts\": 42.5}]", &tg64_after), -1, 0);
     /* Forks without samples, and JSON lines. */
     CHECK_NEAR(parse("[{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 7.5}]", &pp512), 7.5, 0);
     CHECK_NEAR(parse("{\"n_prompt\": 1, \"n_gen\": 0, \"avg_ts\": 1.5}\n"
@@ -305,7 +343,8 @@ static const tn_bench_moment calm = {.wall = 10,
                                      .clock_mhz = 3000,
                                      .throttled = 7,
                                      .load = 2,
-                                     .cpus = 2};
+                                     .cpus = 2,
+                                     .gpu = {1700, false, false}};
 
 /* Ten seconds in which this process used both CPUs. */
 static tn_bench_moment later(void)
@@ -347,6 +386,15 @@ TEST(disturbances_are_marked)
     m = later();
     m.throttled += 2;
     verdict(&m, "throttled for heat 2 times");
+    m = later();
+    m.gpu.clock_mhz = 1400;
+    verdict(&m, "GPU's clock went from 1700 to 1400 MHz");
+    m = later();
+    m.gpu.slowed = true;
+    verdict(&m, "GPU slowed down");
+    m = later();
+    m.gpu.power_cap = true; /* usual under load */
+    verdict(&m, NULL);
 }
 
 TEST(what_is_unknown_marks_nothing)
@@ -359,7 +407,8 @@ TEST(what_is_unknown_marks_nothing)
                                    .clock_mhz = -1,
                                    .throttled = -1,
                                    .load = -1,
-                                   .cpus = 2};
+                                   .cpus = 2,
+                                   .gpu = {NAN, false, false}};
     tn_bench_moment after = blind;
     char text[300];
     after.wall += 1;
@@ -369,6 +418,80 @@ TEST(what_is_unknown_marks_nothing)
     CHECK(json_is_null(json_object_get(o, "others_percent")));
     CHECK(json_is_null(json_object_get(o, "clock_before_mhz")));
     json_decref(o);
+}
+
+/* ---- placements ---------------------------------------------------------------------------------
+ */
+
+static tn_bench_row *placed(tn_bench_rows *rows, const char *placement, int32_t depth,
+                            tn_bench_what what, double rate, double predicted)
+{
+    const bool prompt = what == TN_BENCH_PROMPT;
+    const tn_bench_row like = {.what = what,
+                               .n_prompt = prompt ? 100 : 0,
+                               .n_gen = prompt ? 0 : 50,
+                               .params = {.depth = depth,
+                                          .batch = 512,
+                                          .kv = "f16",
+                                          .isa = "best",
+                                          .load = "auto",
+                                          .placement = placement,
+                                          .vram = "8G"},
+                               .label = "emulated"};
+    tn_bench_row *row = tn_bench_rows_add(rows, &like);
+    row->predicted = predicted;
+    tn_bench_samples_add(&row->rate, rate);
+    return row;
+}
+
+static double regret(const json_t *list, size_t i, const char *placement, const char *key)
+{
+    const json_t *all = json_object_get(json_array_get(list, i), "placements");
+    const json_t *v = json_object_get(json_object_get(all, placement), key);
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+TEST(regret_is_beside_the_fastest)
+{
+    tn_bench_rows rows = {0};
+    /* 100 prompt and 50 generated tokens: 1 + 10 s, 2 + 5 s; shorter rows of the same do not count
+     */
+    placed(&rows, "layers", 0, TN_BENCH_PROMPT, 100, 200);
+    placed(&rows, "layers", 0, TN_BENCH_GENERATE, 5, 10);
+    placed(&rows, "layers", 0, TN_BENCH_PROMPT, 1, 1)->n_prompt = 10;
+    placed(&rows, "layers", 64, TN_BENCH_PROMPT, 100, 200); /* its generation failed */
+    placed(&rows, "layers", 64, TN_BENCH_GENERATE, 5, 10)->error = strdup("no");
+    placed(&rows, "auto", 0, TN_BENCH_PROMPT, 50, 50);
+    placed(&rows, "auto", 0, TN_BENCH_GENERATE, 10, 10);
+    placed(&rows, "auto", 0, TN_BENCH_GENERATE, 99, NAN); /* nobody predicted it */
+    placed(&rows, "auto", 64, TN_BENCH_PROMPT, 50, 50);
+    placed(&rows, "auto", 64, TN_BENCH_GENERATE, 10, 10);
+    json_t *list = tn_bench_regret_json(&rows);
+    CHECK_INT(json_array_size(list), 1);
+    const json_t *o = json_array_get(list, 0);
+    CHECK_STR(json_string_value(json_object_get(o, "request")), "100+50 @ d0");
+    CHECK_STR(json_string_value(json_object_get(o, "fastest")), "auto");
+    CHECK_STR(json_string_value(json_object_get(o, "label")), "emulated");
+    CHECK_NEAR(regret(list, 0, "layers", "seconds"), 11, 1e-12);
+    CHECK_NEAR(regret(list, 0, "layers", "predicted_seconds"), 5.5, 1e-12);
+    CHECK_NEAR(regret(list, 0, "layers", "regret"), 11.0 / 7 - 1, 1e-12);
+    CHECK_NEAR(regret(list, 0, "auto", "regret"), 0, 0);
+    json_decref(list);
+    rows.at[1].params.vram = "9G"; /* another budget is another comparison */
+    list = tn_bench_regret_json(&rows);
+    CHECK_INT(json_array_size(list), 0);
+    json_decref(list);
+    tn_bench_rows_free(&rows);
+}
+
+TEST(device_peak_of_a_profile)
+{
+    CHECK_NEAR(tn_bench_place_device_peak(
+                   "{\"host\": {\"matvec_gb_s\": {\"Q8_0\": 99}}, \"devices\": [{\"matvec_gb_s\": "
+                   "{\"Q8_0\": 2.5, \"F16\": 7}, \"kv_gb_s\": {\"f16\": 3}}]}"),
+               7e9, 1);
+    CHECK(isnan(tn_bench_place_device_peak("{\"devices\": []}")));
+    CHECK(isnan(tn_bench_place_device_peak("nonsense")));
 }
 
 TEST_MAIN

@@ -27,7 +27,7 @@ echo "[{{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"samples_ts\\": [$rate]}}]"
 """
 
 
-def add_peer(folder, name, rate, fast, text=""):
+def add_peer(folder, name, rate, fast, text="--repack <0|1>"):
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
     with open(path, "w", encoding="utf-8") as f:
@@ -35,14 +35,15 @@ def add_peer(folder, name, rate, fast, text=""):
     os.chmod(path, 0o755)
 
 
-def run(t, folder, only):
-    """(exit code, rows, table, messages)"""
+def run(t, folder, rows, *more, keep=False, quick=True):
+    """(exit code, rows, table, messages); keep: what an earlier run wrote."""
     out = os.path.join(t.dir, "table")
     for end in (".md", ".json"):
-        if os.path.exists(out + end):
+        if os.path.exists(out + end) and not keep:
             os.remove(out + end)
     tenon = os.path.abspath(t.path)
-    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--quick", "--only", only]
+    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--rows", rows, *more]
+    command += ["--quick"] if quick else []
     command += ["--tenon", tenon, "--bench", tenon + "-bench", "--out", out]
     for ident in ("smollm2-135m", "gemma3-270m"):
         command += ["--model", f"{ident}={t.model}"]
@@ -92,7 +93,7 @@ def avx2_rows_have_peers_of_their_own(t):
 
 @case
 def missing_peers_are_said(t):
-    code, rows, table, said = run(t, os.path.join(t.dir, "none"), "resident.*gemma|start smol")
+    code, rows, table, said = run(t, os.path.join(t.dir, "none"), "resident.*gemma|^start.*smol")
     equal(code, 0, f"exit code ({said})")
     equal(len(re.findall("left out", said)), 4, "peers left out")
     equal([(r["ratio"], r["note"]) for r in rows], [(None, "no peer")] * 2, "rows without a peer")
@@ -110,6 +111,64 @@ def busy_process(t):
     threads = rows[1]["threads"]
     equal(rows[1]["ratio"], 1 if threads == 1 else 0.5, "the peer's ratio")
     check(">= 0.8" in table, f"{table}")
+
+
+@case
+def peers_of_one_name(t):
+    """As two checkouts have them; a setting that a program does not know is not tried."""
+    for name, rate, text in (("a", 10, ""), ("b", 7, "-rtr <0|1>")):
+        add_peer(os.path.join(t.dir, name), "llama-bench", rate, "*-rtr*|*--repack*", text)
+    path = os.path.join(t.dir, "a") + ":" + os.path.join(t.dir, "b")
+    _, rows, _, _ = run(t, path, "resident.*smol")
+    equal([(r["peer"], r["who"]) for r in rows], [(14, "ik_llama.cpp -fa 1 -rtr 1")], "best peer")
+
+
+def set_notes(t, notes):
+    """Whether rows count as disturbed is the test's decision, not this machine's."""
+    path = os.path.join(t.dir, "table.json")
+    with open(path, encoding="utf-8") as f:
+        report = json.load(f)
+    for row, note in zip(report["rows"], notes):
+        row["note"] = note
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(report, f)
+
+
+@case
+def made_in_pieces(t):
+    folder = os.path.join(t.dir, "pieces")
+    add_peer(folder, "llama-bench", 10, "never")
+    _, first, _, _ = run(t, folder, "resident.*smol")
+    set_notes(t, [""])
+    code, _, _, said = run(t, folder, "resident", "--minutes", "0.000001", keep=True)
+    check(code == 0 and "1 cells are left" in said, f"{code}: {said}")
+    _, both, table, _ = run(t, folder, "resident", keep=True)
+    equal([r["model"] for r in both], ["smollm2-135m", "gemma3-270m"], "rows of both pieces")
+    equal(both[0]["tenon"], first[0]["tenon"], "the first row was measured again")
+    equal(table.count("| decode, cache-resident |"), 2, "rows in the table")
+    set_notes(t, ["disturbed: by a test", ""])
+    readme = t.file("README.md", b"above\n<!-- peers -->\nold\n<!-- end -->\nbelow\n")
+    _, again, table, _ = run(t, folder, "resident", "--readme", readme, keep=True, quick=False)
+    check(again[0]["tenon"] != first[0]["tenon"], "a disturbed row was not measured again")
+    equal(again[1]["tenon"], both[1]["tenon"], "a good row was measured again")
+    with open(readme, encoding="utf-8") as f:
+        equal(f.read(), f"above\n<!-- peers -->\n{table}<!-- end -->\nbelow\n", "the README's table")
+
+
+@case
+def rows_miss_by_the_read_limit_too(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    row = {"ratio": 2.0, "target": 1.6, "target_percent": 85, "note": ""}
+    for percent, want in ((90, "met"), (85, "met"), (84, "missed"), (None, "missed")):
+        equal(peers.verdict({**row, "percent_of_limit": percent}), want, f"{percent} % of the limit")
+    equal(peers.verdict({**row, "ratio": 1.5, "percent_of_limit": 90}), "missed", "a low ratio")
+    start = {"target": -0.5, "note": ""}
+    equal([peers.verdict({**start, "ratio": r}) for r in (0.5, 0.51)], ["met", "missed"], "start")
+    equal(peers.verdict({**row, "ratio": None}), "", "no peer")
+    cells = [peers.key_of(c) for c in peers.cells()]
+    equal(len(set(cells)), len(cells), "names of cells")
 
 
 @case

@@ -561,6 +561,44 @@ TEST(placement_refuses_by_name)
     }
 }
 
+/* Every way to place can be asked for, and is then planned as it was predicted beside the best. */
+TEST(candidates_by_name)
+{
+    tn_placement *best, *p;
+    tn_error err = {0};
+    tn_placement_options opt = {.struct_size = sizeof opt,
+                                .hardware = "rtx3060-ddr4",
+                                .request = "512+128@4096",
+                                .n_ctx = 8192,
+                                .vram = {4ull << 30}};
+    REQUIRE(tn_placement_open(&best, "llama-8b:q4_k_m", &opt, &err) == TN_OK);
+    bool fits;
+    tn_placement_prediction want;
+    size_t n = 0;
+    for (; (opt.candidate = tn_placement_candidate(best, n, &fits, &want)); n++) {
+        tn_placement_info f = {.struct_size = sizeof f};
+        const tn_status s = tn_placement_open(&p, "llama-8b:q4_k_m", &opt, &err);
+        CHECK_MSG(s == (fits ? TN_OK : TN_ENOMEM), "%s: %d", opt.candidate, (int)s);
+        if (s) continue;
+        CHECK(tn_placement_get_info(p, &f, &err) == TN_OK && f.feasible);
+        CHECK_STR(f.chosen, opt.candidate);
+        CHECK_NEAR(f.predicted.request_s, want.request_s, 0);
+        CHECK_NEAR(f.predicted.step_s, want.step_s, 0);
+        tn_placement_close(p);
+    }
+    CHECK_INT(n, 5);
+    tn_placement_close(best);
+    opt.candidate = "best";
+    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_EARG && strstr(err.msg, "'best'"));
+    opt.candidate = "layers";
+    opt.plan_file = "tests/none.json";
+    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_EARG && strstr(err.msg, "'layers'"));
+    opt.plan_file = NULL;
+    opt.candidate = "ffn-host";
+    opt.vram[0] = 4096;
+    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_ENOMEM && strstr(err.msg, "does not fit"));
+}
+
 TEST(shipped_profiles_are_readable_and_say_their_sources)
 {
     static const char *const figures[] = {
