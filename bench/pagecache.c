@@ -4,6 +4,8 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -53,4 +55,43 @@ bool tn_bench_drop_cache(const char *path)
     const bool ok = posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0;
     close(fd);
     return ok;
+}
+
+enum { piece = 1 << 20 };
+
+/* A file whose pieces its readers take in turn. */
+typedef struct reading {
+    int fd;
+    atomic_int next;
+    atomic_bool failed;
+} reading;
+
+static void *read_pieces(void *arg)
+{
+    reading *r = arg;
+    char *buffer = tn_bench_alloc(piece);
+    ssize_t n = 1;
+    while (n > 0 && !tn_bench_signal())
+        n = pread(r->fd, buffer, piece, (off_t)piece * atomic_fetch_add(&r->next, 1));
+    if (n < 0) atomic_store(&r->failed, true);
+    free(buffer);
+    return NULL;
+}
+
+double tn_bench_read_seconds(const char *path, int threads)
+{
+    reading r = {.fd = open(path, O_RDONLY | O_CLOEXEC)};
+    if (r.fd < 0 || threads < 1) return NAN;
+    pthread_t *ids = tn_bench_alloc((size_t)threads * sizeof *ids);
+    const double start = tn_bench_clock();
+    int n = 1;
+    while (n < threads && pthread_create(&ids[n], NULL, read_pieces, &r) == 0)
+        n++;
+    read_pieces(&r);
+    for (int i = 1; i < n; i++)
+        pthread_join(ids[i], NULL);
+    const double seconds = tn_bench_clock() - start;
+    free(ids);
+    close(r.fd);
+    return n == threads && !atomic_load(&r.failed) ? seconds : NAN;
 }

@@ -13,5 +13,8 @@ char *tn_bench_part_path(const char *path, unsigned i, unsigned n);
 double tn_bench_cached(const char *path);
 /* Asks the kernel to drop the file from memory. False if it cannot be opened. */
 bool tn_bench_drop_cache(const char *path);
+/* Seconds that so many threads together take to read the file once, from memory or from where it
+ * lies; NaN if it or a thread cannot be had. */
+double tn_bench_read_seconds(const char *path, int threads);
 
 #endif

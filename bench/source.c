@@ -198,6 +198,17 @@ tn_status tn_bench_source_warm(const tn_bench_source *s, tn_error *err)
                          100 * held);
 }
 
+double tn_bench_source_read_rate(const tn_bench_source *s, int threads)
+{
+    double seconds = 0;
+    for (unsigned i = 0; i < s->n_parts; i++) {
+        char *path = tn_bench_part_path(s->name, i, s->n_parts);
+        seconds += tn_bench_read_seconds(path, threads);
+        free(path);
+    }
+    return seconds > 0 ? s->file_bytes / seconds : NAN;
+}
+
 /* ---- tokens -------------------------------------------------------------------------------------
  */
 

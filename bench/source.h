@@ -38,6 +38,9 @@ double tn_bench_source_cached(const tn_bench_source *s);
 tn_status tn_bench_source_cool(const tn_bench_source *s, tn_error *err);
 tn_status tn_bench_source_warm(const tn_bench_source *s, tn_error *err);
 
+/* Bytes per second that so many threads read from its files as they lie now; NaN if unknown. */
+double tn_bench_source_read_rate(const tn_bench_source *s, int threads);
+
 /* A copy of the name that outlives the engine; NULL if unknown. */
 const char *tn_bench_isa_name(const char *name);
 

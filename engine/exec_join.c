@@ -79,7 +79,9 @@ void tn_exec_to_host(tn_exec *x, void *to, const void *from, int64_t count)
     count_hop(x);
     tn_dev_download(d, to, from, count);
     if (x->mode != TN_EXEC_RECORD) {
+        const double before = x->on_device.seconds;
         tn_exec_sync(x);
+        x->join_wait_s += x->on_device.seconds - before;
         return;
     }
     const int32_t f = new_flag(x);

@@ -279,6 +279,9 @@ def load_time_rows(t):
     rows = {row["test"]: row for row in r["results"]}
     warm = rows["load (warm)"]
     equal((warm["unit"], warm["tokens_per_second"], len(warm["samples"])), ("GB/s", None, 3), "warm")
+    check(warm["percent_of_limit"] > 0 and warm["limit_gb_per_second"] > 0, f"no limit: {warm}")
+    near = 100 * warm["gb_per_second"] / warm["limit_gb_per_second"] / warm["percent_of_limit"]
+    check(abs(near - 1) < 1e-6 and warm["gb_per_second"] == warm["median"], f"GB/s: {warm}")
     cold = rows["load (cold)"]  # where the kernel keeps the file it must say so
     check(cold["error"] or len(cold["samples"]) == 3, f"{cold}")
     check("pp8" in rows, "the tests after the loads are missing")
@@ -570,6 +573,15 @@ def progress_only_on_a_terminal(t):
     check(re.search(rb"left: [^\r]*run \d+ of 300", tty.seen), f"no progress: {tty.seen[:300]!r}")
     stays = re.search(rb"left: [^\r]*\r\n", tty.seen)
     check(not stays, f"the progress line stays: {stays}")
+
+
+@case
+def estimate_before_a_long_sweep(t):
+    tty = t.terminal(t.model, "-p", "0", "-n", "400000", "-r", "5", "--warmup", "0")
+    tty.expect("this may take about ")
+    tty.expect("left: ")
+    tty.send("\x03")
+    equal(tty.wait(), 130, "exit code")
 
 
 @case
