@@ -403,10 +403,10 @@ def emulated_device(t):
         equal((row["label"], row["error"]), ("emulated", None), "label and error")
         equal(row["parameters"]["placement"], "ffn_=host,output=host", "placement")
         check(row["hops_per_token"] > 0, f"no hops: {row['hops_per_token']}")
+        check(row["join_wait_seconds_per_token"] > 0, f"{row['test']} waits for nobody")
         check(row["host"]["bytes_per_token"] > 0 and row["device"]["bytes_per_token"] > 0, f"{row}")
         check(finite(row["device_memory_bytes"]) and row["device_memory_bytes"] > 1e5, f"{row}")
         check_sides(row)
-    check(r["results"][1]["join_wait_seconds_per_token"] > 0, "generation waits for nobody")
     e = r["environment"]
     equal(e["engine"]["device"]["emulated"], True, "the device in the environment")
     check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
