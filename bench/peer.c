@@ -146,11 +146,58 @@ bool tn_bench_peer_has_depth(const char *command)
     return has;
 }
 
+static bool is_sweep(const char *command)
+{
+    char name[64];
+    program_name(command, name);
+    return strstr(name, "sweep-bench") && !has_placeholder(command);
+}
+
+/* Positions from one measurement of sweep-bench to the next: its prompts' length as well. */
+static int32_t sweep_step(const tn_bench_peer_test *test)
+{
+    if (test->n_prompt) return test->n_prompt;
+    int32_t a = test->depth, b = test->batch; /* their greatest common divisor */
+    while (a) {
+        const int32_t rest = b % a;
+        b = a;
+        a = rest;
+    }
+    return b;
+}
+
+/* It measures prompts and generation at every multiple of its step from 0 on: at 0 and the depth.
+ */
+static char *sweep_command(const char *command, const tn_bench_peer_test *test)
+{
+    const int32_t step = sweep_step(test), n_gen = test->n_gen ? test->n_gen : 1;
+    const int32_t stride = test->depth > step ? test->depth / step : 1;
+    text out = {0};
+    append(&out, command, strlen(command));
+    append(&out, " -m ", 4);
+    append_quoted(&out, test->model);
+    appendf(&out, " -c %d -b %d -ub %d -n %d", test->depth + (n_gen > step ? n_gen : step),
+            test->batch > step ? test->batch : step, step, n_gen);
+    appendf(&out, " -t %d -tb %d -ctk %s -ctv %s --sweep-stride %d --output-format jsonl 2>&1",
+            test->threads, test->threads, test->kv, test->kv, stride);
+    return out.at;
+}
+
+const char *tn_bench_peer_cannot(const char *command, const tn_bench_peer_test *test)
+{
+    if (is_sweep(command) && test->depth % sweep_step(test))
+        return "sweep-bench measures at depths that are multiples of the prompt";
+    if (test->no_depth && test->n_prompt && test->depth)
+        return "this llama-bench has no prompts at a depth";
+    return NULL;
+}
+
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
 {
     char name[64];
     program_name(command, name);
     if (has_placeholder(command)) return fill_in(command, test);
+    if (is_sweep(command)) return sweep_command(command, test);
     const bool llama = is_llama(command), after = test->no_depth && test->depth;
     if (!llama && !strstr(name, "tenon-bench")) return NULL;
     text out = {0};
@@ -205,6 +252,13 @@ static double result_rate(const json_t *o)
     return isnan(samples) ? number_of(o, "avg_ts") : samples;
 }
 
+/* Of a line of sweep-bench; NaN if it is none, or of another depth. */
+static double sweep_rate(const json_t *o, const tn_bench_peer_test *test)
+{
+    if (number_of(o, "n_kv") != test->depth) return NAN;
+    return number_of(o, test->n_prompt ? "speed_pp" : "speed_tg");
+}
+
 /* NaN if there is no such result. */
 static double find_rate(const json_t *root, const tn_bench_peer_test *test)
 {
@@ -212,7 +266,8 @@ static double find_rate(const json_t *root, const tn_bench_peer_test *test)
     const size_t n = json_array_size(list);
     for (size_t i = 0; i < n; i++)
         if (matches(json_array_get(list, i), test)) return result_rate(json_array_get(list, i));
-    return json_is_object(root) && matches(root, test) ? result_rate(root) : NAN;
+    if (!json_is_object(root)) return NAN;
+    return matches(root, test) ? result_rate(root) : sweep_rate(root, test);
 }
 
 /* The last word of the last line that ends in a number. */

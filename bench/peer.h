@@ -15,7 +15,8 @@ typedef struct tn_bench_peer_test {
 /* A command for the shell, freed by the caller. Of `command`, the user's words:
  *   - those with {model}, {prompt}, {generate}, {depth}, {threads}, {batch} or {kv} get the values;
  *   - a program called llama-bench (or *llama-bench*) gets its options for one run and JSON;
- *   - a program called tenon-bench (another build) as well.
+ *   - a program called llama-sweep-bench (ik_llama.cpp's; or *sweep-bench*) and one called tenon-bench
+ *     (another build) as well.
  * NULL if it is none of these. test->no_depth: tn_bench_peer_has_depth said no; then a depth goes
  * with generation only. */
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test);
@@ -25,12 +26,15 @@ char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
  * there. */
 bool tn_bench_peer_has_depth(const char *command);
 
+/* Why a program cannot run the test, NULL if it can. */
+const char *tn_bench_peer_cannot(const char *command, const tn_bench_peer_test *test);
+
 /* The user's words from the name of the program on, without the folder it lies in: reports are
  * published. Points into `command`. */
 const char *tn_bench_peer_name(const char *command);
 
 /* Tokens per second that an output tells: `llama-bench -o json` (or jsonl) of llama.cpp and its
- * forks, tenon-bench's JSON, or a plain number as the last word of the last line that has one.
+ * forks, sweep-bench's JSON lines, tenon-bench's JSON, or a plain number as the last word of the last line that has one.
  * TN_EFORMAT with a reason. */
 tn_status tn_bench_peer_parse(const char *s, size_t len, const tn_bench_peer_test *test,
                               double *per_second, tn_error *err);

@@ -4,11 +4,12 @@
     peers.py [--rows REGEX] [--minutes N] [--again] [--quick] [--model ID=FILE]... [--out NAME]
 
 Peers are every llama-bench found on PATH: of llama.cpp and of ik_llama.cpp (told apart by their
---help), one with avx2 in its name or folder for the rows limited to AVX2. What is not there is said
-and left out. Every peer is tried once with each of the settings that make it fastest on some
-machine; its best then alternates with ours. Writes NAME.md and NAME.json after every cell, and a
-cell that is there already is not measured again: the table can be made in pieces. See
-bench/README.md. Python's standard library only.
+--help; at depths, its llama-sweep-bench if that is there), one with avx2 in its name or folder
+for the rows limited to AVX2. What is not there is said and left out. Every peer is tried once
+with each of the settings that make it fastest on some machine; its best then alternates with
+ours. Writes NAME.md and NAME.json after every cell, and a cell that is there already is not
+measured again: the table can be made in pieces. See bench/README.md. Python's standard library
+only.
 """
 
 import argparse
@@ -25,9 +26,11 @@ import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROMPT = "What is the capital of France?"
+SWEEP = "ik_llama.cpp, sweep-bench"
 SETTINGS = {
     "llama.cpp": ("-fa 0", "-fa 1", "-fa 0 --repack 0", "-fa 1 --repack 0"),
     "ik_llama.cpp": ("-fa 1", "-fa 1 -rtr 1"),
+    SWEEP: ("-fa 1", "-fa 1 -rtr"),
 }
 Peer = collections.namedtuple("Peer", "kind path avx2 help")
 # group: of the table; model: id; threads: 0 = all cores; isa: None = the best; target: least ratio;
@@ -86,21 +89,24 @@ def give_up(text):
 
 
 def find_peers():
-    """Every program on PATH whose name has llama-bench in it, once each."""
+    """Every program on PATH whose name has llama-bench or llama-sweep-bench in it, once each."""
     found, seen = [], set()
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
         for name in names:
             path = os.path.realpath(os.path.join(folder, name))
-            if "llama-bench" not in name or path in seen or not os.access(path, os.X_OK):
+            if not re.search("llama-(sweep-)?bench", name) or path in seen:
+                continue
+            if not os.access(path, os.X_OK):
                 continue
             seen.add(path)
             p = subprocess.run([path, "--help"], capture_output=True, check=False)
             text = (p.stdout + p.stderr).decode(errors="replace")
             kind = "ik_llama.cpp" if "-rtr" in text else "llama.cpp"
+            kind = SWEEP if "sweep-bench" in name else kind
             avx2 = "avx2" in os.path.basename(folder).lower() + name.lower()
             found.append(Peer(kind, os.path.join(folder, name), avx2, text))
-    for kind in SETTINGS:
+    for kind in ("llama.cpp", "ik_llama.cpp"):
         for avx2 in (False, True):
             if not any(p.kind == kind and p.avx2 == avx2 for p in found):
                 what = "llama-bench*avx2*" if avx2 else "llama-bench"
@@ -145,12 +151,21 @@ def bench(args, model, *more, runs=None):
         return None
 
 
-def candidates(peers, avx2):
+def fits(peer, cell):
+    """Where ik_llama.cpp has its sweep-bench, that measures at depths, and llama-bench does not."""
+    deep = "-d" in cell.args
+    return peer.avx2 == (cell.isa == "avx2") and (peer.kind != SWEEP or deep)
+
+
+def candidates(peers, cell):
     """(peer, words of its command) for every setting that a peer knows."""
+    peers = [p for p in peers if fits(p, cell)]
+    if any(p.kind == SWEEP for p in peers):
+        peers = [p for p in peers if p.kind != "ik_llama.cpp"]
     for p in peers:
         for words in SETTINGS[p.kind]:
             known = all(w in p.help for w in words.split() if w.startswith("--"))
-            if p.avx2 == avx2 and known:
+            if known:
                 yield p, f"{p.path} {words}"
 
 
@@ -168,7 +183,7 @@ def peer_words(chosen):
 
 def best_settings(args, peers, cell, model):
     """Of each peer the setting that was fastest in one run, for any of the cell's tests."""
-    every = list(candidates(peers, cell.isa == "avx2"))
+    every = list(candidates(peers, cell))
     if len(every) < 2:
         return every
     once = ("-r", "1", "--warmup", "0")
@@ -216,7 +231,7 @@ def run_cell(args, peers, cell, model):
 def what_limits(cell, ours, ratio, peers):
     """Of a cell that misses its target, or has none to miss."""
     if ratio is None:
-        every = list(candidates(peers, cell.isa == "avx2"))
+        every = list(candidates(peers, cell))
         return "the peer cannot run it" if every else "no peer"
     if ours["disturbed"]:
         return "disturbed: " + ours["disturbed"]
@@ -256,7 +271,7 @@ def table_rows(args, peers, cell, model):
 
 def busy_rows(args, peers, cell, model):
     """All threads with another process busy on one core, against one thread undisturbed."""
-    chosen = [(p, f"{p.path} {SETTINGS[p.kind][-1]}") for p in peers if not p.avx2]
+    chosen = [(p, f"{p.path} {SETTINGS[p.kind][-1]}") for p in peers if fits(p, cell)]
     common = ("-p", "0", "-n", "64", *peer_words(chosen))
     alone = bench(args, model, "-t", "1", *common)
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -306,7 +321,7 @@ def start_commands(peers, model):
             break
     for p in peers:
         cold = ["--no-warmup"] if "--no-warmup" in p.help else ["-w", "0"]
-        if not p.avx2:
+        if not p.avx2 and p.kind != SWEEP:
             words = ["-m", model, "-p", "8", "-n", "0", "-r", "1", *cold]
             yield f"{p.kind}'s llama-bench", [p.path, *words]
 
@@ -460,7 +475,7 @@ def pending(args, peers, rows):
     disturbed = {r["key"] for r in rows if r["note"].startswith("disturbed")}
     wanted = [c for c in cells() if re.search(args.rows, key_of(c))]
     # Rows limited to AVX2 are about peers that are limited so; find_peers has said if there are none.
-    wanted = [c for c in wanted if not c.isa or list(candidates(peers, True))]
+    wanted = [c for c in wanted if not c.isa or list(candidates(peers, c))]
     if args.again:
         return wanted
     return [c for c in wanted if key_of(c) not in done] + [

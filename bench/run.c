@@ -132,8 +132,8 @@ static tn_status ask_peer(const tn_bench_run *run, const tn_bench_row *row, doub
                                      .no_depth =
                                          row->params.depth && !tn_bench_peer_has_depth(row->peer)};
     if (!run->source->file) return tn_bench_fail(err, TN_EUNSUPPORTED, "a peer needs a model file");
-    if (test.no_depth && test.n_prompt)
-        return tn_bench_fail(err, TN_EUNSUPPORTED, "this llama-bench has no prompts at a depth");
+    const char *why = tn_bench_peer_cannot(row->peer, &test);
+    if (why) return tn_bench_fail(err, TN_EUNSUPPORTED, "%s", why);
     char *text = NULL, *command = tn_bench_peer_command(row->peer, &test);
     size_t len = 0;
     tn_status s = tn_bench_peer_run(command, &text, &len, err);

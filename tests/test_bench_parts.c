@@ -117,7 +117,25 @@ TEST(commands_of_peers)
     command("llama-bench -rtr 1", &tg64_after,
             "llama-bench -rtr 1 -m 'm.gguf' -p 0 -n 0 -t 4 -b 512 -r 1 -o json -gp 1024,64 -ub 512 "
             "-ctk f16 -ctv f16");
+    command("/ik/llama-sweep-bench -rtr", &tg64,
+            "/ik/llama-sweep-bench -rtr -m 'm.gguf' -c 1536 -b 512 -ub 512 -n 64 -t 4 -tb 4 -ctk f32 "
+            "-ctv f32 --sweep-stride 2 --output-format jsonl 2>&1");
+    command("llama-sweep-bench", &pp512,
+            "llama-sweep-bench -m 'm o'\\''d.gguf' -c 512 -b 512 -ub 512 -n 1 -t 4 -tb 4 -ctk f16 "
+            "-ctv f16 --sweep-stride 1 --output-format jsonl 2>&1");
     CHECK(tn_bench_peer_command("vllm bench", &tg64) == NULL);
+}
+
+TEST(what_peers_cannot)
+{
+    tn_bench_peer_test test = {"m", "f16", 512, 0, 1024, 1, 512, false};
+    CHECK(!tn_bench_peer_cannot("llama-bench", &test));
+    CHECK(!tn_bench_peer_cannot("llama-sweep-bench", &test));
+    test.no_depth = true;
+    CHECK(strstr(tn_bench_peer_cannot("llama-bench", &test), "no prompts at a depth"));
+    test.n_prompt = 500;
+    CHECK(strstr(tn_bench_peer_cannot("llama-sweep-bench", &test), "multiples"));
+    CHECK(!tn_bench_peer_cannot("llama-bench", &tg64_after));
 }
 
 /* A program in a folder of its own that answers --help. */
@@ -196,6 +214,22 @@ TEST(output_of_llama_bench)
                      &pp512),
                2.5, 0);
     CHECK_NEAR(parse("[{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 0}]", &pp512), -1, 0);
+}
+
+TEST(output_of_sweep_bench)
+{
+    static const char lines[] =
+        "llama_model_loader: 1\n"
+        "{\"n_kv_max\": 1536, \"pp\": 512, \"tg\": 64, \"n_kv\": 0, \"speed_pp\": 9.5, \"speed_tg\": "
+        "8.5}\n"
+        "{\"n_kv_max\": 1536, \"pp\": 512, \"tg\": 64, \"n_kv\": 1024, \"speed_pp\": 7.5, "
+        "\"speed_tg\": 6.5}\n";
+    const tn_bench_peer_test deep = {"m", "f16", 512, 0, 1024, 4, 512, true};
+    CHECK_NEAR(parse(lines, &tg64), 6.5, 0);
+    CHECK_NEAR(parse(lines, &deep), 7.5, 0);
+    CHECK_NEAR(parse(lines, &pp512), 9.5, 0);
+    const tn_bench_peer_test deeper = {"m", "f16", 512, 0, 2048, 4, 512, true};
+    CHECK_NEAR(parse(lines, &deeper), -1, 0);
 }
 
 TEST(output_of_tenon_bench)

@@ -135,6 +135,22 @@ def set_notes(t, notes):
 
 
 @case
+def sweep_bench_measures_at_depths(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    def peer(kind, avx2=False):
+        return peers.Peer(kind, f"/{kind}/bench", avx2, "--repack")
+
+    all_peers = [peer("llama.cpp"), peer("ik_llama.cpp"), peer(peers.SWEEP), peer("llama.cpp", True)]
+    for cell in peers.cells():
+        kinds = {p.kind for p, _ in peers.candidates(all_peers, cell)}
+        deep = cell.group.startswith("depth")
+        want = {"llama.cpp", peers.SWEEP if deep else "ik_llama.cpp"}
+        equal(kinds, {"llama.cpp"} if cell.isa else want, peers.key_of(cell))
+
+
+@case
 def made_in_pieces(t):
     folder = os.path.join(t.dir, "pieces")
     add_peer(folder, "llama-bench", 10, "never")
