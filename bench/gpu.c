@@ -25,18 +25,22 @@ static void *library;
 static bool tried;
 static device in_use;
 
-/* dlsym gives an object pointer; POSIX says it may be a function's. */
-#define GET(type, name)                                                                            \
-    type name = NULL;                                                                              \
-    *(void **)&name = library ? dlsym(library, #name) : NULL
+/* Sets a pointer to a function of the library, NULL where it has none of that name. (dlsym gives an
+ * object's pointer; POSIX says it may be a function's.) */
+static void get(void *function, const char *name)
+{
+    void *found = library ? dlsym(library, name) : NULL;
+    memcpy(function, &found, sizeof found);
+}
 
 static bool open_library(void)
 {
     if (!tried) {
         tried = true;
         library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-        GET(f_void, nvmlInit_v2);
-        if (library && (!nvmlInit_v2 || nvmlInit_v2() != 0)) {
+        f_void init;
+        get(&init, "nvmlInit_v2");
+        if (library && (!init || init() != 0)) {
             dlclose(library);
             library = NULL;
         }
@@ -48,7 +52,7 @@ static double number(device d, const char *function, double unit)
 {
     f_number f;
     unsigned value;
-    *(void **)&f = dlsym(library, function);
+    get(&f, function);
     return f && f(d, &value) == 0 ? value * unit : NAN;
 }
 
@@ -56,35 +60,36 @@ static double number_of(device d, const char *function, int kind)
 {
     f_number_of f;
     unsigned value;
-    *(void **)&f = dlsym(library, function);
+    get(&f, function);
     return f && f(d, kind, &value) == 0 ? value : NAN;
 }
 
 static unsigned long long throttle_reasons(device d)
 {
     unsigned long long bits = 0;
-    GET(f_bits, nvmlDeviceGetCurrentClocksThrottleReasons);
-    if (nvmlDeviceGetCurrentClocksThrottleReasons)
-        nvmlDeviceGetCurrentClocksThrottleReasons(d, &bits);
-    return bits;
+    f_bits f;
+    get(&f, "nvmlDeviceGetCurrentClocksThrottleReasons");
+    return f && f(d, &bits) == 0 ? bits : 0;
 }
 
 static unsigned count_devices(void)
 {
     unsigned n = 0;
-    GET(f_count, nvmlDeviceGetCount_v2);
-    return nvmlDeviceGetCount_v2 && nvmlDeviceGetCount_v2(&n) == 0 ? n : 0;
+    f_count f;
+    get(&f, "nvmlDeviceGetCount_v2");
+    return f && f(&n) == 0 ? n : 0;
 }
 
 static device find_device(unsigned index, char name[96])
 {
     device d = NULL;
+    f_handle handle;
+    f_device_text name_of;
     *name = 0;
-    GET(f_handle, nvmlDeviceGetHandleByIndex_v2);
-    GET(f_device_text, nvmlDeviceGetName);
-    if (!nvmlDeviceGetHandleByIndex_v2 || nvmlDeviceGetHandleByIndex_v2(index, &d) != 0)
-        return NULL;
-    if (!nvmlDeviceGetName || nvmlDeviceGetName(d, name, 96) != 0) *name = 0;
+    get(&handle, "nvmlDeviceGetHandleByIndex_v2");
+    get(&name_of, "nvmlDeviceGetName");
+    if (!handle || handle(index, &d) != 0) return NULL;
+    if (!name_of || name_of(d, name, 96) != 0) *name = 0;
     return d;
 }
 
@@ -119,12 +124,12 @@ static json_t *describe(unsigned index)
     char name[96], driver[96] = "";
     int cuda = 0;
     const device d = find_device(index, name);
-    GET(f_text, nvmlSystemGetDriverVersion);
-    GET(f_int, nvmlSystemGetCudaDriverVersion_v2);
-    if (!nvmlSystemGetDriverVersion || nvmlSystemGetDriverVersion(driver, sizeof driver) != 0)
-        *driver = 0;
-    if (!nvmlSystemGetCudaDriverVersion_v2 || nvmlSystemGetCudaDriverVersion_v2(&cuda) != 0)
-        cuda = 0;
+    f_text driver_of;
+    f_int cuda_of;
+    get(&driver_of, "nvmlSystemGetDriverVersion");
+    get(&cuda_of, "nvmlSystemGetCudaDriverVersion_v2");
+    if (!driver_of || driver_of(driver, sizeof driver) != 0) *driver = 0;
+    if (!cuda_of || cuda_of(&cuda) != 0) cuda = 0;
     json_t *o = json_object();
     json_object_set_new(o, "index", json_integer(index));
     json_object_set_new(o, "name", *name ? json_string(name) : json_null());
