@@ -345,13 +345,14 @@ static int check_pairs(const tn_bench_words *pairs)
 static int check_peers(const tn_bench_words *peers)
 {
     for (size_t i = 0; i < peers->n; i++) {
-        char *command =
-            tn_bench_peer_command(peers->at[i], &(tn_bench_peer_test){.model = "", .kv = "", .batch = 1});
+        char *command = tn_bench_peer_command(
+            peers->at[i], &(tn_bench_peer_test){.model = "", .kv = "", .batch = 1});
         free(command);
         if (command) continue;
-        tn_bench_say("option --peer: '%s' is neither llama-bench nor sweep-bench nor has {model}, {prompt}, "
-                     "{generate}, {depth}, {threads} or {batch} in it",
-                     peers->at[i]);
+        tn_bench_say(
+            "option --peer: '%s' is neither llama-bench nor sweep-bench nor has {model}, {prompt}, "
+            "{generate}, {depth}, {threads} or {batch} in it",
+            peers->at[i]);
         return TN_EXIT_USAGE;
     }
     return TN_EXIT_OK;

@@ -117,7 +117,7 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
                                 .threads = p->threads,
                                 .fixed = p->run,
                                 .kv = strcmp(p->kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16};
-    if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]);
+    if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]); /* models run on the first device */
     if (p->run) opt.vram[0] -= opt.vram[0] / 32;
     return opt;
 }

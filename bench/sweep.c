@@ -414,11 +414,22 @@ static void add_engine_json(sweep *w)
     if (!o) return;
     json_t *flags = json_object_get(json_object_get(o, "build"), "flags");
     if (flags) json_object_set(json_object_get(environment, "build"), "flags", flags);
-    const json_t *device = json_object_get(o, "device");
+    const json_t *device = json_array_get(json_object_get(o, "devices"), 0);
     if (device && json_is_false(json_object_get(device, "emulated")))
         tn_bench_gpu_use(json_string_value(json_object_get(device, "name")),
                          (int)json_integer_value(json_object_get(device, "index")));
     json_object_set_new(environment, "engine", o);
+}
+
+/* Devices that a name of --device stands for: "emu:2" are two, "cuda:0,2" as well. */
+static int count_devices(const char *name)
+{
+    int n = 1;
+    if (!name) return 0;
+    if (strncmp(name, "emu:", 4) == 0) n = atoi(name + 4);
+    for (const char *c = name; (c = strchr(c, ',')); c++)
+        n++;
+    return n < TN_ENGINE_DEVICES ? n : TN_ENGINE_DEVICES;
 }
 
 static tn_status open_engine(sweep *w, const char *vram, tn_error *err)
@@ -426,11 +437,12 @@ static tn_status open_engine(sweep *w, const char *vram, tn_error *err)
     const bool best = strcmp(w->like.params.isa, "best") == 0;
     uint64_t bytes = 0;
     if (vram) tn_bench_size_read(vram, &bytes);
-    const tn_engine_options opt = {.struct_size = sizeof opt,
-                                   .threads = w->like.params.threads,
-                                   .device = w->set->device,
-                                   .vram_limits = {bytes},
-                                   .isa = best ? NULL : w->like.params.isa};
+    tn_engine_options opt = {.struct_size = sizeof opt,
+                             .threads = w->like.params.threads,
+                             .device = w->set->device,
+                             .isa = best ? NULL : w->like.params.isa};
+    for (int i = 0; i < count_devices(w->set->device); i++)
+        opt.vram_limits[i] = bytes;
     return tn_engine_new(&w->engine, &opt, err);
 }
 

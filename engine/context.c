@@ -370,9 +370,13 @@ const int32_t *tn_context_tokens(const tn_context *c)
 
 static uint64_t device_bytes(const tn_engine *e)
 {
-    tn_device_memory m = {0};
-    if (!e->device || e->device->api->memory(e->device, &m, NULL)) return 0;
-    return m.used_bytes;
+    uint64_t bytes = 0;
+    for (int i = 0; i < e->devices.n; i++) {
+        tn_device_memory m = {0};
+        tn_device *d = e->devices.at[i];
+        if (d->api->memory(d, &m, NULL) == TN_OK) bytes += m.used_bytes;
+    }
+    return bytes;
 }
 
 tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)

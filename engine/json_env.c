@@ -40,11 +40,8 @@ static json_t *engine(const tn_engine *e)
                      "devices", tn_engine_devices(e));
 }
 
-/* The engine's device, as its driver describes it; null without one. */
-static json_t *device(const tn_engine *e)
+static json_t *device(const tn_device_info *d)
 {
-    if (!e->device) return json_null();
-    const tn_device_info *d = e->device->api->info(e->device);
     return json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I, s:i, s:i}", "name", d->name, "emulated",
                      d->kind == TN_DEVICE_EMULATED, "index", d->index, "capability", d->capability,
                      "processors", d->processors, "memory_bytes", (json_int_t)d->total_bytes,
@@ -52,11 +49,23 @@ static json_t *device(const tn_engine *e)
                      "cuda_version", d->api_version);
 }
 
+/* As their driver describes them. */
+static json_t *devices(const tn_engine *e)
+{
+    json_t *list = json_array();
+    bool ok = list != NULL;
+    for (int i = 0; ok && i < e->devices.n; i++)
+        ok = json_array_append_new(list, device(e->devices.at[i]->api->info(e->devices.at[i]))) == 0;
+    if (ok) return list;
+    json_decref(list);
+    return NULL;
+}
+
 tn_status tn_env_json(const tn_engine *e, char **out, tn_error *err)
 {
     tn_host_info h;
     tn_host_info_get(&h);
     return tn_json_text(json_pack("{s:o, s:o, s:o, s:o}", "machine", machine(&h), "build", build(),
-                                  "engine", engine(e), "device", device(e)),
+                                  "engine", engine(e), "devices", devices(e)),
                         JSON_COMPACT, &e->a, out, err);
 }

@@ -291,7 +291,7 @@ typedef struct tn_stats {
     /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of the
      * model, since it was opened. */
     uint64_t units, units_on_device, units_dropped, units_promoted;
-    uint64_t device_bytes_held; /* memory of the device in use by the engine: weights, KV, buffers of
+    uint64_t device_bytes_held; /* memory of the devices in use by the engine: weights, KV, buffers of
                                    all its models and contexts; 0 without a device */
 } tn_stats;
 /* Sums since the context was made or last reset. */

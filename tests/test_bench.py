@@ -173,7 +173,7 @@ def json_schema(t):
     for path in (
         "build.commit build.dirty build.compiler build.flags cpu.model cpu.caches cpu.clock "
         "cpu.smt memory.bytes memory.numa_nodes system.kernel gpu_driver gpus date "
-        "command engine.device read_peak device_read_peak_gb_per_second"
+        "command engine.devices read_peak device_read_peak_gb_per_second"
     ).split():
         at = e
         for key in path.split("."):
@@ -408,7 +408,7 @@ def emulated_device(t):
         check(finite(row["device_memory_bytes"]) and row["device_memory_bytes"] > 1e5, f"{row}")
         check_sides(row)
     e = r["environment"]
-    equal(e["engine"]["device"]["emulated"], True, "the device in the environment")
+    equal([d["emulated"] for d in e["engine"]["devices"]], [True], "the device in the environment")
     check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
     table = t.ok(*t.quick(*args)).decode()
     for word in ("device emu (emulated)", "device MiB", "hops/token", "wait ms/token"):
