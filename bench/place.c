@@ -69,24 +69,21 @@ static tn_status does_not_fit(const tn_bench_place *p, const tn_bench_cell *c, t
                          p->vram ? p->vram : "the free");
 }
 
-/* A plan's units as rules, the first that matches a name is right; what none of them names is read
- * a row at a time, or small, and stays on the host. */
-static char *make_rules(const json_t *plan)
+static char *layout_of(const json_t *plan)
 {
     const json_t *units = json_object_get(plan, "units");
     char *text = NULL;
     size_t len = 0;
     FILE *f = open_memstream(&text, &len);
-    for (size_t i = 0; f && i < json_array_size(units); i++) {
+    if (!f) return NULL;
+    for (size_t i = 0; i < json_array_size(units); i++) {
         const json_t *u = json_array_get(units, i);
-        const char *side = json_string_value(json_object_get(u, "where"));
-        fprintf(f, "%s=%s", json_string_value(json_object_get(u, "match")), side);
-        if (strcmp(side, "split") == 0)
-            fprintf(f, ":%.6f", json_number_value(json_object_get(u, "share")));
-        fputc(',', f);
+        fprintf(f, "%s=%g,", json_string_value(json_object_get(u, "match")),
+                json_number_value(json_object_get(u, "share")));
     }
-    if (f) fputs("^(token_embd|output_norm)\\.=host", f);
-    if (f) fclose(f);
+    fprintf(f, "%s, live %g", json_is_true(json_object_get(plan, "elastic")) ? "elastic" : "fixed",
+            json_number_value(json_object_get(plan, "live")));
+    fclose(f);
     return text;
 }
 
@@ -103,8 +100,8 @@ static tn_status read_out(const tn_bench_place *p, const tn_bench_cell *c, const
     if ((s = tn_placement_json(t, &text, err))) return s;
     out->plan = json_loads(text, 0, NULL);
     tn_placement_string_free(t, text);
-    out->rules = make_rules(out->plan);
-    return out->rules ? TN_OK : tn_bench_fail(err, TN_ENOMEM, "out of memory for the rules");
+    out->layout = layout_of(out->plan);
+    return out->layout ? TN_OK : tn_bench_fail(err, TN_ENOMEM, "out of memory for a plan");
 }
 
 static tn_placement_options options_of(const tn_bench_place *p, const char *request)
@@ -115,7 +112,6 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
                                 .n_ctx = p->n_ctx,
                                 .n_batch = p->batch,
                                 .threads = p->threads,
-                                .fixed = p->run,
                                 .kv = strcmp(p->kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16};
     if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]); /* models run on the first device */
     if (p->run) opt.vram[0] -= opt.vram[0] / 32;
@@ -129,7 +125,6 @@ tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
     const char *file = strncmp(p->placement, "manual:", 7) == 0 ? p->placement + 7 : NULL;
     const char **rules = NULL;
     size_t n_rules = 0;
-    tn_placement *t = NULL;
     *out = (tn_bench_planned){.prompt_rate = NAN, .gen_rate = NAN};
     snprintf(request, sizeof request, "%d+%d@%d", c->n_prompt, c->n_gen, c->depth);
     tn_placement_options opt = options_of(p, request);
@@ -138,10 +133,9 @@ tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
     opt.n_place = n_rules;
     if (file && !rules) opt.plan_file = file;
     if (!file && strcmp(p->placement, "auto") != 0) opt.candidate = p->placement;
-    if (!s) s = tn_placement_open(&t, p->model, &opt, err);
+    if (!s) s = tn_placement_open(&out->placement, p->model, &opt, err);
     if (s == TN_ENOMEM && opt.candidate) s = does_not_fit(p, c, err);
-    if (!s) s = read_out(p, c, t, out, err);
-    tn_placement_close(t);
+    if (!s) s = read_out(p, c, out->placement, out, err);
     free(rules);
     free(text);
     if (s) tn_bench_planned_free(out);
@@ -150,8 +144,9 @@ tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
 
 void tn_bench_planned_free(tn_bench_planned *p)
 {
+    tn_placement_close(p->placement);
     json_decref(p->plan);
-    free(p->rules);
+    free(p->layout);
     *p = (tn_bench_planned){.plan = NULL};
 }
 

@@ -19,14 +19,15 @@ typedef struct tn_bench_place {
     const char *placement, *vram, *kv;
     int32_t threads, batch;
     int64_t n_ctx;
-    bool run; /* the plan is to be carried out: nothing moves while it runs, and a little device
-                 memory stays free for what a plan does not know to the byte */
+    bool run; /* the plan is to be carried out: a little device memory stays free for what a plan does
+                 not know to the byte */
 } tn_bench_place;
 
 typedef struct tn_bench_planned {
     double prompt_rate, gen_rate; /* predicted, tokens per second */
+    tn_placement *placement;      /* for tn_model_options.plan */
     json_t *plan;                 /* as tenon plan --json prints it */
-    char *rules;                  /* the same for tn_model_options.place */
+    char *layout;                 /* what is where: equal for plans that place alike */
 } tn_bench_planned;
 
 /* Plans for a request of c's prompt and generation at its depth; c has both, and one plan serves

@@ -137,7 +137,8 @@ tn_status tn_bench_source_open(tn_bench_source *s, tn_engine *engine, const char
                                                                      : TN_LOAD_AUTO,
                                   .cancel = tn_bench_cancel,
                                   .place = s->places,
-                                  .n_place = s->n_places};
+                                  .n_place = s->n_places,
+                                  .plan = s->plan};
     *out = NULL;
     const bool first = !json_object_get(s->about, "first_load");
     const double cached = first && s->file ? tn_bench_source_cached(s) : NAN;

@@ -17,7 +17,8 @@ typedef struct tn_bench_source {
     bool described;
     const char *const *places; /* [n_places] rules for the device */
     size_t n_places;
-    tn_model_info info; /* its strings are not to be used: they die with the model */
+    const tn_placement *plan; /* instead of rules; NULL = none */
+    tn_model_info info;       /* its strings are not to be used: they die with the model */
 } tn_bench_source;
 
 /* Appends the object that describes it to `models`; reads a file's header. */

@@ -28,12 +28,12 @@ typedef struct sweep {
     int64_t fits;        /* tokens that the context holds, 0 = there is none because of */
     tn_error too_big;
     tn_bench_peaks peaks;
-    char *profile;       /* of this machine with its device, NULL = not measured */
-    double device_peak;  /* bytes per second */
-    char *rules;         /* of the placement that the open model has */
-    double predicted[2]; /* tokens per second of prompt and generation; NaN = nothing was */
-    char *places;        /* all rules of --place in one text */
-    tn_bench_row like; /* what rows of now have in common */
+    char *profile;           /* of this machine with its device, NULL = not measured */
+    double device_peak;      /* bytes per second */
+    tn_bench_planned placed; /* what the open model carries out; placement NULL = nothing */
+    double predicted[2];     /* tokens per second of prompt and generation; NaN = nothing was */
+    char *places;            /* all rules of --place in one text */
+    tn_bench_row like;       /* what rows of now have in common */
     tn_bench_cell *cells;
     size_t n_cells;
     tn_bench_estimate estimate;
@@ -347,19 +347,21 @@ static void forget_placed(sweep *w)
     tn_context_free(w->ctx);
     w->ctx = NULL;
     close_model(w);
-    free(w->rules);
-    w->rules = NULL;
+    tn_bench_planned_free(&w->placed);
+    w->source.plan = NULL;
     w->predicted[0] = w->predicted[1] = NAN;
 }
 
-/* Opens model and context as the rules say, unless they are open so. */
-static tn_status open_placed(sweep *w, const char *rules, tn_error *err)
+/* Opens model and context as planned, unless they are open so. Takes the plan. */
+static tn_status open_placed(sweep *w, tn_bench_planned *planned, tn_error *err)
 {
-    if (w->rules && strcmp(w->rules, rules) == 0) return TN_OK;
+    if (w->placed.layout && strcmp(w->placed.layout, planned->layout) == 0) {
+        tn_bench_planned_free(planned);
+        return TN_OK;
+    }
     forget_placed(w);
-    w->rules = tn_bench_strdup(rules);
-    w->source.places = (const char *const *)&w->rules;
-    w->source.n_places = 1;
+    w->placed = *planned;
+    w->source.plan = w->placed.placement;
     const tn_status s = open_model(w, err);
     if (s)
         forget_placed(w);
@@ -374,16 +376,14 @@ static void run_placed_cell(sweep *w, const tn_bench_cell *c)
     tn_bench_planned planned;
     const char *hardware = w->set->hardware ? w->set->hardware : w->profile;
     tn_status s = plan_cell(w, c, hardware, &planned, &err);
-    if (!s) s = open_placed(w, planned.rules, &err);
-    if (!s) {
-        w->predicted[0] = planned.prompt_rate;
-        w->predicted[1] = planned.gen_rate;
-        run_cell(w, c);
-    } else {
-        w->predicted[0] = w->predicted[1] = NAN;
+    const double prompt = planned.prompt_rate, generated = planned.gen_rate;
+    if (!s) s = open_placed(w, &planned, &err);
+    w->predicted[0] = s ? NAN : prompt;
+    w->predicted[1] = s ? NAN : generated;
+    if (s)
         finish_rows(w, add_rows(w, c), s, &err);
-    }
-    tn_bench_planned_free(&planned);
+    else
+        run_cell(w, c);
 }
 
 /* Every placement on the engine's device. The model is opened anew where the plan is another. */

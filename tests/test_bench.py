@@ -418,12 +418,12 @@ def emulated_device(t):
 @case
 def placements_are_carried_out(t):
     need_emulated(t)
-    more = ("--device", "emu", "--hardware", "rtx3060-ddr4", "--vram", "300K,40M")
+    more = ("--device", "emu", "--hardware", "rtx3060-ddr4", "--vram", "20K,40M")
     args = (*more, "--no-hash", "-r", "1", "-d", "0,40", "--placements", "layers,ffn-host")
     r = t.report(*args)
     rows = r["results"]
     equal(len(rows), 16, "rows")
-    check(all("memory" in row["error"] for row in rows[:8]), f"300K: {rows[0]['error']}")
+    check(all("memory" in row["error"] for row in rows[:8]), f"20K: {rows[0]['error']}")
     for row in rows[8:]:
         equal((row["label"], row["error"]), ("emulated", None), "label and error")
         check(row["predicted_tokens_per_second"] > 0, f"no prediction: {row}")
