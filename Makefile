@@ -94,7 +94,8 @@ EMU_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -DTN_EMU -fPIC -fvisibility=hidden -ffp-
                -fno-math-errno -fno-strict-aliasing $(EMU_ISA) -Wall -Wextra -Wshadow \
                -Wno-unknown-pragmas $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) \
                $(EXTRA_CFLAGS)
-EMU_RUNTIME_FLAGS := $(if $(filter tsan,$(CONFIG)),-fno-sanitize=thread -DTN_EMU_TSAN)
+EMU_RUNTIME_FLAGS := $(if $(filter tsan,$(CONFIG)),-fno-sanitize=thread -DTN_EMU_TSAN \
+    -fno-tree-loop-distribute-patterns)
 # What of libtenon the plug-ins use: they bring their own copy.
 PLUGIN_LIB := $(call objects,gguf/mem.c gguf/types.c kernels/blas.c \
                 $(wildcard kernels/device_weights.c))

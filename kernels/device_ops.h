@@ -98,11 +98,17 @@ typedef struct tn_dmatvec {
 } tn_dmatvec;
 typedef tn_status (*tn_device_matvec_fn)(tn_stream *s, const tn_dmatvec *a);
 
-/* The same product for many vectors, by cuBLAS: no experts, no `up`, n <= 65535; always reads x.f.
- * One thread at a time per device, unlike the other ops: they share one cuBLAS handle.
- * Quantised weights are dequantised to float16, x is rounded to float16 (under a common power of
- * two where it would overflow) and sums are float32; F32, F16 and BF16 weights are multiplied in
- * float32 with TF32 off. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so
+/* How gemm multiplies quantised weights; the others know one way only. */
+typedef enum tn_gemm_path {
+    TN_GEMM_AUTO = 0, /* by the number of vectors */
+    TN_GEMM_F16,      /* weights dequantised to float16, x rounded to it (under a common power of
+                         two where it would overflow), sums in float32, by cuBLAS */
+    TN_GEMM_INT8      /* x rounded to 8 bits as by quantize, integer tensor cores: as matvec */
+} tn_gemm_path;
+
+/* The same product for many vectors: no experts, no `up`, n <= 65535; always reads x.f. One thread
+ * at a time per device, unlike the other ops: they share one cuBLAS handle. F32, F16 and BF16
+ * weights are multiplied in float32 with TF32 off, by cuBLAS. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so
  * many rows are multiplied at a time. */
 typedef struct tn_dgemm {
     tn_dweight w;
@@ -111,6 +117,7 @@ typedef struct tn_dgemm {
     int64_t y_stride;
     const float *bias;
     bool add;
+    tn_gemm_path path;
     void *workspace;
     size_t workspace_bytes;
 } tn_dgemm;

@@ -459,7 +459,7 @@ static void check_gemm(uint32_t type, int64_t n, float size, bool add, int64_t p
     acts x = make_device_acts(n, cols, size, seed);
     float *bias = random_floats((size_t)rows, size, seed);
     float *before = random_floats((size_t)(n * stride), size, seed);
-    tn_dgemm a = {.w = w.d, .x = x.d, .y_stride = stride, .add = add};
+    tn_dgemm a = {.w = w.d, .x = x.d, .y_stride = stride, .add = add, .path = TN_GEMM_F16};
     a.workspace_bytes = ops->gemm_bytes(type, n, piece, cols);
     a.workspace = device_new(a.workspace_bytes, NULL);
     a.y = device_floats((size_t)(n * stride), before);
@@ -509,6 +509,93 @@ TEST(gemm_large_activations)
     uint64_t seed = 11;
     check_gemm(TN_TYPE_Q4_0, 9, 1e7f, false, 21, &seed);
     check_gemm(TN_TYPE_Q6_K, 9, 1e6f, true, 5, &seed);
+}
+
+/* The path of 8 bits rounds x as the mat-vec does, and is held to the mat-vec's tolerance. One vector
+ * more or less than a tile, more than a block takes; rows and columns likewise. */
+static void check_gemm_int8(uint32_t type, int64_t rows, int64_t cols, int64_t n, float size, weight_fill fill,
+                            bool add, uint64_t *seed)
+{
+    const int64_t stride = rows + 3;
+    matrix w = make_matrix(type, rows, cols, fill, seed);
+    acts x = make_device_acts(n, cols, size, seed);
+    float *bias = random_floats((size_t)rows, size, seed);
+    float *before = random_floats((size_t)(n * stride), size, seed);
+    tn_dgemm a = {.w = w.d, .x = x.d, .y_stride = stride, .add = add, .path = TN_GEMM_INT8};
+    a.x.q = NULL, a.x.scale = NULL;
+    a.workspace_bytes = ops->gemm_bytes(type, n, 1, cols);
+    a.workspace = device_new(a.workspace_bytes, NULL);
+    a.y = device_floats((size_t)(n * stride), before);
+    a.bias = add ? NULL : device_floats((size_t)rows, bias);
+    CHECK_INT(ops->gemm(stream, &a), TN_OK);
+    float *got = device_get(a.y, (size_t)(n * stride) * sizeof *got);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t r = 0; r < stride && tn_failures < 5; r++) {
+            const int64_t at = t * stride + r;
+            if (r >= rows) {
+                CHECK_MSG(got[at] == before[at], "gemm: written between rows");
+                continue;
+            }
+            double mag, want = product(&w, &x, r, t, &mag);
+            const double plus = add ? before[at] : bias[r];
+            const double tol = MATVEC_TOLERANCE * (mag + 2 * fabs(plus));
+            CHECK_MSG(fabs(got[at] - want - plus) <= tol,
+                      "gemm in 8 bits, %s %lldx%lld n %lld%s: y[%lld][%lld] is %.9g, want %.9g within %.3g",
+                      tn_type_get(type)->name, (long long)rows, (long long)cols, (long long)n,
+                      add ? " add" : "", (long long)t, (long long)r, (double)got[at], want + plus, tol);
+        }
+    free(got);
+    free(bias);
+    free(before);
+    free_device_acts(&x);
+    done("gemm in 8 bits");
+    free_matrix(&w);
+}
+
+TEST(gemm_int8_types)
+{
+    NEED_DEVICE;
+    uint64_t seed = 13;
+    for (int i = 0; i < N_TYPES; i++) {
+        if (!is_quantised(types[i])) continue;
+        check_gemm_int8(types[i], 21, odd_cols(types[i], 1), 9, 1, FILL_RANDOM, true, &seed);
+        check_gemm_int8(types[i], 33, odd_cols(types[i], 0), 5, 1e6f, FILL_TINY, false, &seed);
+    }
+}
+
+TEST(gemm_int8_shapes)
+{
+    NEED_DEVICE;
+    uint64_t seed = 14;
+    static const int64_t ns[] = {1, 8, 31, 33, 64, 65, 130}, rows[] = {1, 16, 32, 47, 70, 7, 5};
+    for (int i = 0; i < 7; i++) {
+        check_gemm_int8(TN_TYPE_Q4_0, rows[i], 32 * (1 + i), ns[i], 1, FILL_RANDOM, i % 2, &seed);
+        check_gemm_int8(i % 2 ? TN_TYPE_Q4_K : TN_TYPE_Q6_K, rows[6 - i], 256, ns[i], 1, FILL_RANDOM,
+                        i % 2 == 0, &seed);
+    }
+}
+
+/* What is not finite is not lost, and stays in its vector. */
+TEST(gemm_int8_keeps_nan)
+{
+    NEED_DEVICE;
+    uint64_t seed = 15;
+    matrix w = make_matrix(TN_TYPE_Q4_K, 8, 256, FILL_RANDOM, &seed);
+    float *x = random_floats(10 * 256, 1, &seed);
+    x[3 * 256 + 100] = NAN;
+    x[7 * 256 + 1] = INFINITY;
+    tn_dgemm a = {.w = w.d, .y = device_floats(80, NULL), .y_stride = 8, .path = TN_GEMM_INT8};
+    a.x = (tn_dacts){.n = 10, .cols = 256, .f = device_floats(2560, x), .f_stride = 256};
+    a.workspace_bytes = ops->gemm_bytes(TN_TYPE_Q4_K, 10, 1, 256);
+    a.workspace = device_new(a.workspace_bytes, NULL);
+    CHECK_INT(ops->gemm(stream, &a), TN_OK);
+    float *got = device_get(a.y, 80 * sizeof *got);
+    for (int i = 0; i < 80; i++)
+        CHECK_MSG(!isfinite(got[i]) == (i / 8 == 3 || i / 8 == 7), "[%d] is %g", i, (double)got[i]);
+    free(got);
+    free(x);
+    done("gemm with NaN");
+    free_matrix(&w);
 }
 
 TEST(gemm_refuses_a_small_workspace)

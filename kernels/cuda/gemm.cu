@@ -1,10 +1,11 @@
-/* Products with many vectors: weights are dequantised piece by piece and cuBLAS multiplies.
+/* Products with many vectors: on the 8-bit tensor cores (gemm_int8.cu), or weights are dequantised
+ * piece by piece and cuBLAS multiplies.
  *
  * Quantised weights go to float16, and so do the activations. Should one of those be too large, all
  * are divided by a power of two, common to the batch and found on the device; the results are
  * multiplied by it again. Where it is 1, the kernels that apply it return at once. */
 #include "blas.h"
-#include "ops.h"
+#include "gemm.h"
 #include "quantize.h"
 
 enum { ALIGN = 256 };
@@ -180,6 +181,16 @@ static tn_status pieces(tn_stream *stream, cudaStream_t s, const tn_dgemm *a, co
     return status;
 }
 
+/* Both roundings of x fit where the larger one, float16, would lie. */
+static tn_status gemm_in_8_bits(tn_stream *stream, cudaStream_t s, const tn_dgemm *a, const Plan *p)
+{
+    tn_dacts x = a->x;
+    x.q = (int8_t *)p->x;
+    x.scale = (tn_dscale *)(x.q + x.n * x.cols);
+    const tn_status status = tn_cuda_quantize(stream, &x);
+    return status ? status : tn_cuda_gemm_int8(s, a, &x);
+}
+
 tn_status tn_cuda_gemm(tn_stream *stream, const tn_dgemm *a)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
@@ -193,6 +204,9 @@ tn_status tn_cuda_gemm(tn_stream *stream, const tn_dgemm *a)
     const Plan p = plan_of(a, quantised);
     if (p.rows < 1) return TN_EARG;
     tn_status status = TN_OK;
+    if (quantised && (a->path == TN_GEMM_INT8 ||
+                      (a->path == TN_GEMM_AUTO && tn_cuda_gemm_int8_pays(a))))
+        return gemm_in_8_bits(stream, s, a, &p);
     if (quantised) {
         status = prepare(s, a, &p);
         if (!status && a->add) status = apply_scale(s, a, &p, true);

@@ -5,6 +5,7 @@
  * Fragment layouts (PTX ISA, "Matrix Fragments"), with g = lane / 4 and q = lane % 4:
  *   8-bit,  m16n8k32:  a[0] A[g][4q..4q+3]      a[1] A[g+8][4q..]      a[2] A[g][4q+16..]
  *                      a[3] A[g+8][4q+16..]     b[0] B[4q..4q+3][g]    b[1] B[4q+16..][g]
+ *   8-bit,  m16n8k16:  a[0] A[g][4q..4q+3]      a[1] A[g+8][4q..]      b B[4q..4q+3][g]
  *   16-bit, m16n8k16:  a[0] A[g][2q..2q+1]      a[1] A[g+8][2q..]      a[2] A[g][2q+8..]
  *                      a[3] A[g+8][2q+8..]      b[0] B[2q..2q+1][g]    b[1] B[2q+8..][g]
  *   result, m16n8:     d[0] D[g][2q]  d[1] D[g][2q+1]  d[2] D[g+8][2q]  d[3] D[g+8][2q+1] */
@@ -80,6 +81,23 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int d[4], const int a[4], const 
         asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
                      : "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1])
                      : "r"(a[i]), "r"(b[i / 2]));
+#endif
+}
+
+/* d[16x8] += a[16x16] * b[16x8], signed 8-bit to 32-bit. */
+__device__ __forceinline__ void mma_m16n8k16_s8(int d[4], const int a[2], int b)
+{
+#if GPU_ARCH >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 "
+                 "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+r"(d[2 * i]), "+r"(d[2 * i + 1])
+                     : "r"(a[i]), "r"(b));
 #endif
 }
 

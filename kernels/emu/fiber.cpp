@@ -14,7 +14,7 @@ static fiber *free_fibers;
 static std::vector<fiber *> all_fibers;
 static const size_t GUARD_BYTES = 4096;
 /* Stack tops differ modulo a page, or all threads' hot frames would share a few cache sets. */
-static const size_t COLOURS = 64, COLOUR_BYTES = 320;
+static const size_t COLOURS = TSAN(true ||) false ? 1 : 64, COLOUR_BYTES = 320;
 
 #if TN_EMU_ASAN
 static const void *main_stack;

@@ -34,6 +34,7 @@ struct mma_s8_arg {
     const int *a, *b;
 };
 void mma_s8_done(struct warp &w, uint32_t mask);
+void mma_s8_half_done(struct warp &w, uint32_t mask);
 struct mma_16_arg {
     float *d;
     const uint32_t *a, *b;
@@ -106,6 +107,11 @@ inline void mma_m16n8k32_s8(int d[4], const int a[4], const int b[2], TN_EMU_SIT
 {
     emu::mma_s8_arg m = {d, a, b};
     emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_done, false);
+}
+inline void mma_m16n8k16_s8(int d[4], const int a[2], int b, TN_EMU_SITE)
+{
+    emu::mma_s8_arg m = {d, a, &b};
+    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_half_done, false);
 }
 inline void mma_m16n8k16_f16(float d[4], const uint32_t a[4], const uint32_t b[2], TN_EMU_SITE)
 {
