@@ -56,7 +56,8 @@ program   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard $(1)))
 TESTS    := $(call program,tests/test_*.c) $(BUILD)/tests/test_emu_bugs
 MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
-THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward)) \
+THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward device \
+                device_ops device_attend)) \
             $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a
@@ -286,7 +287,7 @@ asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 tsan: ## the tests of what runs threads under ThreadSanitizer
 	@+$(SUBMAKE) CONFIG=tsan BUILD=build/tsan run-threaded
 
-run-threaded: $(THREADED)
+run-threaded: $(THREADED) $(EMU_PLUGIN)
 	@sh tests/run.sh $(BIN)tenon $(THREADED)
 
 FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))

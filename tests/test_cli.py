@@ -101,6 +101,21 @@ def version_has_four_lines(t):
 
 
 @case
+def without_a_driver_the_host_serves(t):
+    """The plug-in for GPUs is there, a driver is not: nothing but --device cuda notices."""
+    folder = os.path.dirname(t.path)
+    plugins = ("libtenon-cuda.so", "build/release/libtenon-cuda.so")
+    if not any(os.path.exists(os.path.join(folder, p)) for p in plugins):
+        raise Skip("built without CUDA=on")
+    if os.path.exists("/dev/nvidiactl"):
+        raise Skip("there is a driver")
+    check("devices none" in t.ok("--version").decode().splitlines(), "--version names a device")
+    logits = ("logits", t.model, "--tokens", "1,2", "--out", "-")
+    equal(t.ok(*logits), t.ok(*logits, "--device", "none"), "logits")
+    t.fails(71, *logits, "--device", "cuda", words=("no CUDA device can be used",))
+
+
+@case
 def man_page_and_completions(t):
     man = t.ok("--generate", "man").decode()
     for what in (".TH TENON", "\\-\\-top\\-k", ".B 75", "NO_COLOR"):
