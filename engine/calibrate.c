@@ -91,7 +91,8 @@ static bool prepare(const bench *b, product *p, uint32_t type, int64_t rows, int
     const tn_kernels *k = &b->e->kernels;
     size_t row_bytes;
     if (!tn_type_get(type)->matmul || !tn_type_row_bytes(type, cols, &row_bytes)) return false;
-    const tn_layout layout = k->matmul[TN_LAYOUT_R8][type] ? TN_LAYOUT_R8 : TN_LAYOUT_ROWS;
+    const tn_layout packed = tn_engine_packed(b->e);
+    const tn_layout layout = k->repack[packed][type] ? packed : TN_LAYOUT_ROWS;
     const int64_t most = (int64_t)(b->set_bytes / row_bytes) / grain * grain;
     if (!rows || rows > most) rows = most;
     *p = (product){.w = {.type = type,

@@ -27,6 +27,11 @@ struct tn_engine {
     _Atomic int n_models;
 };
 
+/* What the host's weights are repacked to; R8 is what devices read, too. */
+static inline tn_layout tn_engine_packed(const tn_engine *e)
+{
+    return e->device ? TN_LAYOUT_R8 : e->kernels.packed;
+}
 void tn_engine_log(const tn_engine *e, tn_log_level level, const char *fmt, ...) TN_PRINTF(3, 4);
 /* Opens OpenBLAS for the engine unless that was tried already; its absence is logged, not an error.
  * Takes the engine's turn. TN_ENOMEM. */

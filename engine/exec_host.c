@@ -198,7 +198,7 @@ int64_t tn_host_grain(int64_t n)
     return n < blas_tokens ? 32 : 128;
 }
 
-/* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 8. */
+/* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 16. */
 static tn_weight rows_of(const tn_weight *w, int64_t row0, int64_t row1)
 {
     tn_weight part = *w;
@@ -228,7 +228,7 @@ static tn_weight cols_from(const tn_weight *w, int64_t col0)
 {
     tn_weight part = *w;
     const tn_type_info *t = tn_type_get(w->type);
-    const int64_t rows = w->layout == TN_LAYOUT_ROWS ? 1 : 8;
+    const int64_t rows = tn_layout_rows(w->layout);
     part.cols = w->cols - col0;
     part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
     return part;

@@ -89,10 +89,12 @@ static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bo
                                                               (float *)(void *)j->dst + r * rows.cols);
         return TN_OK;
     }
-    for (int64_t r = 0; r < j->n_rows; r += 8)
-        kernels(l)->repack[j->file->type](j->dst + (size_t)r * j->file->row_bytes,
-                                          bounce + (size_t)r * j->file->row_bytes,
-                                          j->n_rows - r < 8 ? j->n_rows - r : 8, j->file->cols);
+    const int64_t group = tn_layout_rows(j->layout);
+    for (int64_t r = 0; r < j->n_rows; r += group)
+        kernels(l)->repack[j->layout][j->file->type](j->dst + (size_t)r * j->file->row_bytes,
+                                                     bounce + (size_t)r * j->file->row_bytes,
+                                                     j->n_rows - r < group ? j->n_rows - r : group,
+                                                     j->file->cols);
     return TN_OK;
 }
 
@@ -107,12 +109,12 @@ static bool queue(tn_load *l, struct tn_load_job job)
     return true;
 }
 
-/* Splits one matrix of a tensor into jobs of whole groups of 8 rows. */
+/* Splits one matrix of a tensor into jobs of whole groups of rows. */
 static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *file, size_t offset,
                          int64_t rows, const tn_weight *w, char *dst)
 {
-    int64_t step = (int64_t)(job_bytes / file->row_bytes) / 8 * 8;
-    if (step < 8) step = 8;
+    int64_t step = (int64_t)(job_bytes / file->row_bytes) / 16 * 16;
+    if (step < 16) step = 16;
     for (int64_t r = 0; r < rows; r += step) {
         struct tn_load_job j = {.tensor = t, .file = file, .layout = w->layout, .to_f32 = l->exact};
         j.file_offset = offset + (size_t)r * file->row_bytes;
@@ -131,7 +133,8 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
         w->data = tn_gguf_tensor_data(l->m->gguf, t);
         return TN_OK;
     }
-    if (!l->exact && !row_major && kernels(l)->repack[w->type]) w->layout = TN_LAYOUT_R8;
+    const tn_layout packed = tn_engine_packed(l->m->engine);
+    if (!l->exact && !row_major && kernels(l)->repack[packed][w->type]) w->layout = packed;
     const int64_t rows = w->rows / count;
     const size_t stride = (size_t)tn_expert_rows(w, rows);
     size_t bytes;

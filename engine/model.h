@@ -163,10 +163,11 @@ tn_status tn_model_key_f32(const tn_model *m, const char *suffix, float *value, 
 /* Byte offset of the key "<arch>.<suffix>", for messages; -1 if absent. */
 int64_t tn_model_key_offset(const tn_model *m, const char *suffix);
 
-/* Rows of one expert in memory: padded to a group of 8 where the layout is interleaved. */
+/* Rows of one expert in memory: padded to a group where the layout is interleaved. */
 static inline int64_t tn_expert_rows(const tn_weight *w, int64_t rows)
 {
-    return w->layout == TN_LAYOUT_ROWS ? rows : (rows + 7) / 8 * 8;
+    const int64_t group = tn_layout_rows(w->layout);
+    return (rows + group - 1) / group * group;
 }
 /* The matrix of expert e out of n_experts stored one after the other. */
 static inline tn_weight tn_expert(const tn_weight *all, int32_t e, int64_t rows)

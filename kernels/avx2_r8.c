@@ -71,11 +71,11 @@ INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
 INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, const r8_act *a, int64_t n,
                        int64_t units, __m256 *acc)
 {
-    const tn_r8_shape s = tn_r8_shape_of(type);
+    const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
     for (int64_t t = 0; t < n; t++)
         acc[t] = _mm256_setzero_ps();
-    for (int64_t u = 0; u < units; u++, w += tn_r8_unit_bytes(s)) {
+    for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
         r8_head h;
         read_head(type, w, &h);
         if (ahead) fetch_lines(w + AHEAD, s.head);
@@ -105,9 +105,9 @@ static int64_t tile_tokens(int64_t n, int64_t blocks)
 INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    int64_t blocks = w->cols / 32, units = w->cols / tn_r8_shape_of(type).cols;
+    int64_t blocks = w->cols / 32, units = w->cols / tn_group_shape_of(type, 8).cols;
     if (blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(r8_act)) {
-        tn_r8_matmul(w, x, y, y_stride, row0, row1, scratch);
+        tn_group_matmul(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
     r8_act *panel = scratch;
@@ -169,7 +169,7 @@ tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
 
 void tn_kernels_avx2_r8(tn_kernels *k)
 {
-    tn_r8_repack_avx2(k->repack);
+    tn_repack_avx2(k->repack[TN_LAYOUT_R8], k->repack[TN_LAYOUT_R16]);
     for (uint32_t type = 0; type < TN_TYPE_COUNT; type++) {
         tn_matmul_fn f = tn_r8_matmul_avx2(type, k->prefetch);
         if (f) k->matmul[TN_LAYOUT_R8][type] = f;

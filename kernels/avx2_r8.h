@@ -12,8 +12,8 @@
 
 typedef __m256i vec;
 
-/* Puts the AVX2 repack functions into a table by type. avx2_r8_repack.c */
-void tn_r8_repack_avx2(tn_repack_fn *f);
+/* Puts the AVX2 repack functions of both layouts into tables by type. avx2_repack.c */
+void tn_repack_avx2(tn_repack_fn *r8, tn_repack_fn *r16);
 
 /* The AVX2 product of a type with an R8 layout, NULL for others; with software prefetch or without.
  * avx2_r8.c */
@@ -40,16 +40,10 @@ typedef struct r8_act {
     int32_t c;
 } r8_act;
 
-/* What a type's quants are stored with, to make them unsigned. */
+/* What was added to a type's quants to make them unsigned: those of Q8_0 stay signed in R8. */
 INLINE int quant_offset(uint32_t type)
 {
-    switch (type) {
-    case TN_TYPE_Q4_0: return 8;
-    case TN_TYPE_Q5_0: return 16;
-    case TN_TYPE_Q3_K: return 4;
-    case TN_TYPE_Q6_K: return 32;
-    default: return 0;
-    }
+    return type == TN_TYPE_Q8_0 ? 0 : tn_quant_offset(type);
 }
 INLINE bool has_min(uint32_t type)
 {
@@ -311,7 +305,7 @@ INLINE __m256 step_product(uint32_t type, const r8_head *h, int j, const vec v[8
     const bool by_16 = scaled_by_16(type);
     const vec m = broadcast(a->m), factor = by_16 ? _mm256_mullo_epi16(h->pair[j], m) : m;
     const __m256 d = _mm256_broadcast_ss(&a->d);
-    vec sum = step_sum(tn_r8_shape_of(type).bits, v, a->q, factor);
+    vec sum = step_sum(tn_group_shape_of(type, 8).bits, v, a->q, factor);
     if (has_min(type) && by_16) {
         vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h->min[j], m), broadcast(&a->c));
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h->m[0], d), acc);

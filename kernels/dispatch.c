@@ -55,7 +55,9 @@ static void add_avx2(tn_kernels *k)
 
 static void add_avx512(tn_kernels *k)
 {
-    if (k->isa & TN_ISA_VNNI512) tn_kernels_avx512_r8(k);
+    if (!(k->isa & TN_ISA_VNNI512)) return;
+    tn_kernels_avx512_many(k);
+    tn_kernels_avx512_r16(k);
 }
 
 #else

@@ -32,9 +32,16 @@ unsigned tn_isa_detect(void);
 /* How the rows of a matrix lie in memory. All layouts of a type have the same bytes per row. */
 typedef enum tn_layout {
     TN_LAYOUT_ROWS = 0, /* row-major, blocks exactly as in the file */
-    TN_LAYOUT_R8 = 1,   /* groups of 8 rows interleaved, see repack.h; rows padded to 8 with zeros */
+    TN_LAYOUT_R8,       /* groups of 8 rows interleaved, see repack.h; rows padded to 8 with zeros */
+    TN_LAYOUT_R16,      /* groups of 16 rows */
     TN_LAYOUT_COUNT
 } tn_layout;
+
+/* Rows of a group. */
+static inline int32_t tn_layout_rows(tn_layout layout)
+{
+    return layout == TN_LAYOUT_ROWS ? 1 : layout == TN_LAYOUT_R8 ? 8 : 16;
+}
 
 /* A weight matrix; y = W x has rows outputs. A view: it owns nothing. */
 typedef struct tn_weight {
@@ -42,8 +49,8 @@ typedef struct tn_weight {
     tn_layout layout;
     int64_t rows;     /* outputs */
     int64_t cols;     /* inputs; a multiple of the type's block */
-    size_t row_bytes; /* bytes of one row in the file's layout; a R8 group takes 8 * row_bytes */
-    const void *data; /* ROWS: 32-byte aligned in our memory, 1-byte aligned when mapped; R8: 64 */
+    size_t row_bytes; /* bytes of one row in the file's layout; a group takes as much as its rows */
+    const void *data; /* ROWS: 32-byte aligned in our memory, 1-byte aligned when mapped; else 64 */
 } tn_weight;
 
 /* ---- activations ------------------------------------------------------------------------------- */
@@ -73,7 +80,7 @@ typedef struct tn_acts {
 /* ---- operations -------------------------------------------------------------------------------- */
 
 /* y[t][r - 0] = sum_c W[r][c] * x[t][c] for t in [0, x->n), r in [row0, row1).
- * row0 is a multiple of 8; row1 a multiple of 8 or w->rows. Writes y + t * y_stride + r, nothing else.
+ * row0 is a multiple of 8 and of the layout's rows; row1 is such a multiple or w->rows. Writes y + t * y_stride + r, nothing else.
  * Quantised types read x->q, unquantised ones x->f. scratch: TN_SCRATCH_BYTES, 64-byte aligned, this
  * thread's own. Any row range and any n >= 1 is allowed. */
 typedef void (*tn_matmul_fn)(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
@@ -83,7 +90,7 @@ enum { TN_SCRATCH_BYTES = 1 << 20 };
 /* Converts row `row` of w to float32: out[cols]. Works for every layout. */
 typedef void (*tn_dequantize_fn)(const tn_weight *w, int64_t row, float *out);
 
-/* Rearranges up to 8 file rows (n_rows <= 8, missing ones become zero) into one R8 group. */
+/* Rearranges up to 8 or 16 file rows (missing ones become zero) into one group of the layout. */
 typedef void (*tn_repack_fn)(void *dst, const void *src, int64_t n_rows, int64_t cols);
 
 /* One head-major KV cache read through its page table. Page p holds positions
@@ -160,9 +167,10 @@ typedef void (*tn_to_f16_fn)(uint16_t *y, const float *x, int64_t n);
 typedef struct tn_kernels {
     unsigned isa;  /* levels in use */
     bool prefetch; /* products with one token ask for weights ahead of use */
+    tn_layout packed; /* what weights are best repacked to, where repack has their type */
     tn_matmul_fn matmul[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: no such layout for this type */
     tn_dequantize_fn dequantize[TN_LAYOUT_COUNT][TN_TYPE_COUNT];
-    tn_repack_fn repack[TN_TYPE_COUNT]; /* NULL: the type stays row-major */
+    tn_repack_fn repack[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: no such layout for this type */
     tn_attend_fn attend;
     tn_attend_join_fn attend_join;
     tn_rope_fn rope;
@@ -182,12 +190,13 @@ void tn_kernels_init(tn_kernels *k, unsigned isa);
 /* The layers of the table, lowest first; each overrides what it has. Called by tn_kernels_init. */
 void tn_kernels_scalar(tn_kernels *k);      /* scalar.c: matmul and dequantize of TN_LAYOUT_ROWS */
 void tn_kernels_scalar_ops(tn_kernels *k);  /* scalar_ops.c: every other slot */
-void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of TN_LAYOUT_R8 */
+void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of the interleaved layouts */
 void tn_kernels_avx2_rows(tn_kernels *k);   /* avx2_rows.c: matmul of row-major weights */
 void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights */
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
 void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax, ... */
 void tn_kernels_avx2_attend(tn_kernels *k); /* avx2_attend.c */
-void tn_kernels_avx512_r8(tn_kernels *k);   /* avx512_r8.c: several tokens times R8 weights (VNNI) */
+void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights (VNNI) */
+void tn_kernels_avx512_r16(tn_kernels *k);  /* avx512_r16.c: matmul of R16 weights (VNNI) */
 
 #endif

@@ -1,4 +1,4 @@
-/* Reading the R8 layout in plain C: what its bytes mean, dequantisation, and the scalar products.
+/* Reading the interleaved layouts in plain C: what its bytes mean, dequantisation, and the scalar products.
  */
 #include "repack.h"
 
@@ -27,12 +27,12 @@ static uint32_t bits(uint32_t v, int shift, int width, int to)
 }
 
 /* A row's dwords of the eight quant vectors of a step. */
-static void unpack(int width, const uint8_t *step, int row, uint32_t v[8])
+static void unpack(tn_group_shape s, const uint8_t *step, int row, uint32_t v[8])
 {
     uint32_t a[8];
-    for (int i = 0; i < width; i++)
-        a[i] = dword(step + 32 * i, row);
-    switch (width) {
+    for (int i = 0; i < s.bits; i++)
+        a[i] = dword(step + 4 * s.rows * i, row);
+    switch (s.bits) {
     case 2:
         for (int j = 0; j < 8; j++)
             v[j] = bits(a[j / 4], 2 * (j % 4), 2, 0);
@@ -79,13 +79,13 @@ static int scale_q3(const uint8_t *s, int i)
 }
 
 /* Scales of 32 columns of a K type; j is the step in the unit. */
-static void read_scales(uint32_t type, const uint8_t *unit, int j, int row, tn_r8_step *out)
+static void read_scales(uint32_t type, tn_group_shape s, const uint8_t *unit, int j, int row,
+                        tn_group_step *out)
 {
-    tn_r8_shape s = tn_r8_shape_of(type);
-    float d = half(unit, row), dmin = half(unit + 16, row);
+    float d = half(unit, row), dmin = half(unit + 2 * s.rows, row);
     uint8_t b[16] = {0};
-    for (int k = 0; k < (s.head - s.scales) / 32; k++) {
-        uint32_t v = dword(unit + s.scales + 32 * k, row);
+    for (int k = 0; k < (s.head - s.scales) / (4 * s.rows); k++) {
+        uint32_t v = dword(unit + s.scales + 4 * s.rows * k, row);
         memcpy(b + 4 * k, &v, sizeof v);
     }
     for (int h = 0; h < 2; h++) {
@@ -107,55 +107,57 @@ static void read_scales(uint32_t type, const uint8_t *unit, int j, int row, tn_r
     }
 }
 
-static int offset_of(uint32_t type)
+/* Where column c is: the quant vector, and the byte in the row's dword. */
+static int vector_of(int32_t rows, int c)
 {
-    switch (type) {
-    case TN_TYPE_Q4_0: return 8;
-    case TN_TYPE_Q5_0: return 16;
-    case TN_TYPE_Q3_K: return 4;
-    case TN_TYPE_Q6_K: return 32;
-    default: return 0;
-    }
+    return rows == 8 ? c % 16 / 2 : c / 4;
+}
+static int byte_of(int32_t rows, int c)
+{
+    return rows == 8 ? c / 16 * 2 + c % 2 : c % 4;
 }
 
-void tn_r8_read(uint32_t type, const void *group, int64_t step, int row, tn_r8_step *out)
+void tn_group_read(uint32_t type, int32_t rows, const void *group, int64_t step, int row,
+                   tn_group_step *out)
 {
-    tn_r8_shape s = tn_r8_shape_of(type);
+    tn_group_shape s = tn_group_shape_of(type, rows);
     int64_t per_unit = s.cols / 32;
-    const uint8_t *unit = (const uint8_t *)group + tn_r8_unit_bytes(s) * (step / per_unit);
-    int j = (int)(step % per_unit), offset = offset_of(type);
+    const uint8_t *unit = (const uint8_t *)group + tn_unit_bytes(s) * (step / per_unit);
+    int j = (int)(step % per_unit), offset = tn_quant_offset(type);
     uint32_t v[8];
-    unpack(s.bits, unit + s.head + 32 * s.bits * j, row, v);
+    unpack(s, unit + s.head + tn_step_bytes(s) * j, row, v);
     for (int c = 0; c < 32; c++) {
-        uint8_t q = (uint8_t)(v[c % 16 / 2] >> 8 * (c / 16 * 2 + c % 2));
-        out->q[c] = (int16_t)(s.bits == 8 ? (int8_t)q : q - offset);
+        uint8_t q = (uint8_t)(v[vector_of(rows, c)] >> 8 * byte_of(rows, c));
+        out->q[c] = (int16_t)(type == TN_TYPE_Q8_0 && rows == 8 ? (int8_t)q : q - offset);
     }
     if (s.cols == 256) {
-        read_scales(type, unit, j, row, out);
+        read_scales(type, s, unit, j, row, out);
         return;
     }
     bool has_min = type == TN_TYPE_Q4_1 || type == TN_TYPE_Q5_1;
     out->d[0] = out->d[1] = half(unit, row);
-    out->m[0] = out->m[1] = has_min ? -half(unit + 16, row) : 0;
+    out->m[0] = out->m[1] = has_min ? -half(unit + 2 * rows, row) : 0;
 }
 
-static const uint8_t *group_of(const tn_weight *w, int64_t row)
+static void read_step(const tn_weight *w, int64_t row, int64_t step, tn_group_step *out)
 {
-    return (const uint8_t *)w->data + (size_t)(row / 8) * 8 * w->row_bytes;
+    const int32_t rows = tn_layout_rows(w->layout);
+    const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / rows * rows) * w->row_bytes;
+    tn_group_read(w->type, rows, group, step, (int)(row % rows), out);
 }
 
 static void dequantize(const tn_weight *w, int64_t row, float *out)
 {
     for (int64_t b = 0; b < w->cols / 32; b++) {
-        tn_r8_step s;
-        tn_r8_read(w->type, group_of(w, row), b, (int)(row % 8), &s);
+        tn_group_step s;
+        read_step(w, row, b, &s);
         for (int c = 0; c < 32; c++)
             out[32 * b + c] = s.d[c / 16] * (float)s.q[c] - s.m[c / 16];
     }
 }
 
 /* 32 columns of a row times an activation block. */
-static double dot(const tn_r8_step *s, const tn_q8 *a)
+static double dot(const tn_group_step *s, const tn_q8 *a)
 {
     double sum = 0;
     for (int h = 0; h < 2; h++) {
@@ -167,8 +169,8 @@ static double dot(const tn_r8_step *s, const tn_q8 *a)
     return sum;
 }
 
-void tn_r8_matmul(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride, int64_t row0,
-                  int64_t row1, void *scratch)
+void tn_group_matmul(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride, int64_t row0,
+                     int64_t row1, void *scratch)
 {
     (void)scratch;
     int64_t blocks = w->cols / 32;
@@ -176,8 +178,8 @@ void tn_r8_matmul(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stri
         for (int64_t r = row0; r < row1; r++) {
             double sum = 0;
             for (int64_t b = 0; b < blocks; b++) {
-                tn_r8_step s;
-                tn_r8_read(w->type, group_of(w, r), b, (int)(r % 8), &s);
+                tn_group_step s;
+                read_step(w, r, b, &s);
                 sum += dot(&s, x->q + t * blocks + b);
             }
             y[t * y_stride + r] = (float)sum;
@@ -186,10 +188,12 @@ void tn_r8_matmul(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stri
 
 void tn_kernels_repack(tn_kernels *k)
 {
-    for (uint32_t type = 0; type < TN_TYPE_COUNT; type++) {
-        if (!tn_r8_shape_of(type).cols) continue;
-        k->repack[type] = tn_r8_repack(type);
-        k->dequantize[TN_LAYOUT_R8][type] = dequantize;
-        k->matmul[TN_LAYOUT_R8][type] = tn_r8_matmul;
-    }
+    k->packed = TN_LAYOUT_R8;
+    for (int layout = TN_LAYOUT_R8; layout <= TN_LAYOUT_R16; layout++)
+        for (uint32_t type = 0; type < TN_TYPE_COUNT; type++) {
+            if (!tn_group_shape_of(type, 8).cols) continue;
+            k->repack[layout][type] = tn_group_repack((tn_layout)layout, type);
+            k->dequantize[layout][type] = dequantize;
+            k->matmul[layout][type] = tn_group_matmul;
+        }
 }

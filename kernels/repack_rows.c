@@ -1,4 +1,4 @@
-/* File rows -> groups of 8 interleaved rows. Plain C on 64-bit words: eight quants at a time. */
+/* File rows -> groups of interleaved rows. Plain C on 64-bit words: eight quants at a time. */
 #include "repack_head.h"
 
 #include <string.h>
@@ -78,11 +78,13 @@ INLINE void quants(uint32_t type, const uint8_t *b, int step, uint64_t c[4])
     }
 }
 
-/* The row's dword of quant vectors 4 * half + 0..3, from two words of the block. */
-INLINE void dwords(uint32_t v[4], uint64_t low, uint64_t high)
+/* The row's dwords of quant vectors 4 * half + 0..3. R8: from two words that lie 16 columns apart;
+ * R16: from two neighbours. */
+INLINE void dwords(int32_t rows, uint32_t v[4], uint64_t low, uint64_t high)
 {
     for (int i = 0; i < 4; i++)
-        v[i] = (uint32_t)(low >> 16 * i & 0xffff) | (uint32_t)(high >> 16 * i & 0xffff) << 16;
+        v[i] = rows == 8 ? (uint32_t)(low >> 16 * i & 0xffff) | (uint32_t)(high >> 16 * i & 0xffff) << 16
+                         : (uint32_t)((i < 2 ? low : high) >> 32 * (i % 2));
 }
 
 /* `width` bits at `shift` of each byte of v, moved to bit `to`. */
@@ -92,14 +94,17 @@ INLINE uint32_t bits(uint32_t v, int shift, int width, int to)
 }
 
 /* Writes a row's dwords of one step; dst is the row's place in the first vector. */
-INLINE void place(int width, uint8_t *dst, const uint64_t c[4])
+INLINE void place(int32_t rows, int width, uint8_t *dst, const uint64_t c[4])
 {
+    const int far = rows == 8 ? 2 : 1; /* from a word to its partner */
     uint32_t v[8], a[8];
-    if (width == 4) { /* packing before splitting saves half of the work */
-        dwords(a, c[0] | c[1] << 4, c[2] | c[3] << 4);
+    if (width == 4 && rows == 8) { /* packing before splitting saves half of the work */
+        dwords(rows, a, c[0] | c[1] << 4, c[2] | c[3] << 4);
+    } else if (width == 4) {
+        dwords(rows, a, c[0] | c[2] << 4, c[1] | c[3] << 4);
     } else {
-        dwords(v, c[0], c[2]);
-        dwords(v + 4, c[1], c[3]);
+        dwords(rows, v, c[0], c[far]);
+        dwords(rows, v + 4, c[3 - far], c[3]);
     }
     switch (width) {
     case 2:
@@ -128,37 +133,44 @@ INLINE void place(int width, uint8_t *dst, const uint64_t c[4])
     }
 #pragma GCC unroll 8
     for (int i = 0; i < width; i++)
-        memcpy(dst + 32 * i, a + i, 4);
+        memcpy(dst + 4 * rows * i, a + i, 4);
 }
 
 /* One block of row r into its unit. */
-INLINE void put_block(uint32_t type, uint8_t *unit, const uint8_t *b, int64_t r)
+INLINE void put_block(uint32_t type, int32_t rows, uint8_t *unit, const uint8_t *b, int64_t r)
 {
-    tn_r8_shape s = tn_r8_shape_of(type);
-    tn_r8_put_head(type, unit, b, r);
+    const tn_group_shape s = tn_group_shape_of(type, rows);
+    tn_put_head(type, rows, unit, b, r);
 #pragma GCC unroll 8
     for (int j = 0; j < s.cols / 32; j++) {
         uint64_t c[4];
         quants(type, b, j, c);
-        place(s.bits, unit + s.head + 32 * s.bits * j + 4 * r, c);
+        for (int i = 0; type == TN_TYPE_Q8_0 && rows == 16 && i < 4; i++)
+            c[i] ^= EACH(0x80); /* + 128 */
+        place(rows, s.bits, unit + s.head + tn_step_bytes(s) * j + 4 * r, c);
     }
 }
 
-INLINE void repack(uint32_t type, void *dst, const void *src, int64_t n_rows, int64_t cols)
+INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int64_t n_rows,
+                   int64_t cols)
 {
-    tn_r8_shape s = tn_r8_shape_of(type);
-    int64_t unit = tn_r8_unit_bytes(s), block = unit / 8, n = cols / s.cols;
-    if (n_rows < 8) memset(dst, 0, (size_t)(unit * n));
+    const tn_group_shape s = tn_group_shape_of(type, rows);
+    const int64_t unit = tn_unit_bytes(s), block = unit / rows, n = cols / s.cols;
+    static const uint8_t zero[sizeof(tn_block_q8_0) * 8];
     for (int64_t u = 0; u < n; u++)
-        for (int64_t r = 0; r < n_rows; r++)
-            put_block(type, (uint8_t *)dst + unit * u, (const uint8_t *)src + (r * n + u) * block,
-                      r);
+        for (int64_t r = 0; r < rows; r++)
+            put_block(type, rows, (uint8_t *)dst + unit * u,
+                      r < n_rows ? (const uint8_t *)src + (r * n + u) * block : zero, r);
 }
 
 #define REPACK(name, type)                                                                         \
-    static void repack_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)            \
+    static void r8_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)                \
     {                                                                                              \
-        repack(type, dst, src, n_rows, cols);                                                      \
+        repack(type, 8, dst, src, n_rows, cols);                                                   \
+    }                                                                                              \
+    static void r16_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)               \
+    {                                                                                              \
+        repack(type, 16, dst, src, n_rows, cols);                                                  \
     }
 REPACK(q4_0, TN_TYPE_Q4_0)
 REPACK(q4_1, TN_TYPE_Q4_1)
@@ -171,19 +183,20 @@ REPACK(q4_k, TN_TYPE_Q4_K)
 REPACK(q5_k, TN_TYPE_Q5_K)
 REPACK(q6_k, TN_TYPE_Q6_K)
 
-tn_repack_fn tn_r8_repack(uint32_t type)
+tn_repack_fn tn_group_repack(tn_layout layout, uint32_t type)
 {
+    const bool r8 = layout == TN_LAYOUT_R8;
     switch (type) {
-    case TN_TYPE_Q4_0: return repack_q4_0;
-    case TN_TYPE_Q4_1: return repack_q4_1;
-    case TN_TYPE_Q5_0: return repack_q5_0;
-    case TN_TYPE_Q5_1: return repack_q5_1;
-    case TN_TYPE_Q8_0: return repack_q8_0;
-    case TN_TYPE_Q2_K: return repack_q2_k;
-    case TN_TYPE_Q3_K: return repack_q3_k;
-    case TN_TYPE_Q4_K: return repack_q4_k;
-    case TN_TYPE_Q5_K: return repack_q5_k;
-    case TN_TYPE_Q6_K: return repack_q6_k;
+    case TN_TYPE_Q4_0: return r8 ? r8_q4_0 : r16_q4_0;
+    case TN_TYPE_Q4_1: return r8 ? r8_q4_1 : r16_q4_1;
+    case TN_TYPE_Q5_0: return r8 ? r8_q5_0 : r16_q5_0;
+    case TN_TYPE_Q5_1: return r8 ? r8_q5_1 : r16_q5_1;
+    case TN_TYPE_Q8_0: return r8 ? r8_q8_0 : r16_q8_0;
+    case TN_TYPE_Q2_K: return r8 ? r8_q2_k : r16_q2_k;
+    case TN_TYPE_Q3_K: return r8 ? r8_q3_k : r16_q3_k;
+    case TN_TYPE_Q4_K: return r8 ? r8_q4_k : r16_q4_k;
+    case TN_TYPE_Q5_K: return r8 ? r8_q5_k : r16_q5_k;
+    case TN_TYPE_Q6_K: return r8 ? r8_q6_k : r16_q6_k;
     default: return NULL;
     }
 }

@@ -146,19 +146,18 @@ static inline tn_weight without_offsets(guarded *mem, const tn_weight *w)
     return v;
 }
 
-/* The same weights as groups of 8 rows, by the kernel table's repack. */
-static inline tn_weight make_r8(guarded *mem, const tn_kernels *k, const tn_weight *rows)
+/* The same weights in an interleaved layout, by the kernel table's repack. */
+static inline tn_weight make_packed(guarded *mem, const tn_kernels *k, tn_layout layout,
+                                    const tn_weight *rows)
 {
     tn_weight w = *rows;
-    const size_t group = 8 * w.row_bytes;
-    const int64_t n_groups = (w.rows + 7) / 8;
-    *mem = guarded_new((size_t)n_groups * group, 64);
-    for (int64_t g = 0; g < n_groups; g++) {
-        const int64_t left = w.rows - 8 * g;
-        k->repack[w.type](mem->data + (size_t)g * group, (const uint8_t *)rows->data + (size_t)g * group,
-                          left < 8 ? left : 8, w.cols);
-    }
-    w.layout = TN_LAYOUT_R8;
+    const int64_t n = tn_layout_rows(layout), padded = (w.rows + n - 1) / n * n;
+    *mem = guarded_new((size_t)padded * w.row_bytes, 64);
+    for (int64_t r = 0; r < w.rows; r += n)
+        k->repack[layout][w.type](mem->data + (size_t)r * w.row_bytes,
+                                  (const uint8_t *)rows->data + (size_t)r * w.row_bytes,
+                                  w.rows - r < n ? w.rows - r : n, w.cols);
+    w.layout = layout;
     w.data = mem->data;
     return w;
 }

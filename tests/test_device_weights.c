@@ -103,7 +103,7 @@ TEST(repack_from_r8)
         if (block == 1) continue;
         matrix m = make_matrix(types[i], 11, cols, FILL_RANDOM, &seed);
         guarded mem;
-        const tn_weight r8 = make_r8(&mem, &host, &m.w);
+        const tn_weight r8 = make_packed(&mem, &host, TN_LAYOUT_R8, &m.w);
         const void *src = device_new(16 * r8.row_bytes, r8.data);
         const size_t bytes = tn_dweight_bytes(types[i], 11, cols);
         m.d = tn_dweight_at(device_new(bytes, NULL), types[i], 11, cols);

@@ -30,7 +30,7 @@ static bool have_level(int i)
     return (levels[i].isa & ~tn_isa_detect()) == 0;
 }
 
-static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8"};
+static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8", "r16"};
 
 static void *scratch(void)
 {
@@ -117,7 +117,7 @@ static void run_case(const test_case *c, const char *how, tn_matmul_fn f, const 
 {
     static const int64_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 17};
     const int64_t stride = w->rows + PAD;
-    const int64_t cut = w->rows / 2 / 8 * 8;
+    const int64_t part = tn_layout_rows(w->layout), cut = w->rows / 2 / (part < 8 ? 8 : part) * (part < 8 ? 8 : part);
     for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= c->x.n; i++) {
         tn_acts x = c->x;
         x.n = counts[i];
@@ -149,7 +149,7 @@ static void run_all(const test_case *c)
             guarded mem = {0};
             if (!f || (l == 0 && layout == TN_LAYOUT_ROWS)) continue;
             snprintf(how, sizeof how, "%s %s", levels[l].name, layout_names[layout]);
-            tn_weight w = layout == TN_LAYOUT_R8 ? make_r8(&mem, &k, &c->w) : c->w;
+            tn_weight w = layout ? make_packed(&mem, &k, (tn_layout)layout, &c->w) : c->w;
             run_case(c, how, f, &w);
             if (mem.map) guarded_free(&mem);
         }
@@ -246,39 +246,15 @@ TEST(nan_stays_nan)
         for (int layout = 0; layout < TN_LAYOUT_COUNT; layout++) {
             float y[N * ROWS];
             if (!k.matmul[layout][type]) continue;
-            tn_weight v = layout == TN_LAYOUT_R8 ? make_r8(&mem8, &k, &w) : w;
+            tn_weight v = layout ? make_packed(&mem8, &k, (tn_layout)layout, &w) : w;
             k.matmul[layout][type](&v, &a.x, y, ROWS, 0, ROWS, scratch());
             for (int i = 0; i < N * ROWS; i++)
                 CHECK_MSG(isnan(y[i]) == (i / ROWS == BAD), "%s %s %s, token %d: %g",
                           tn_type_get(type)->name, levels[l].name, layout_names[layout], i / ROWS, y[i]);
+            if (mem8.map) guarded_free(&mem8);
         }
-        if (mem8.map) guarded_free(&mem8);
         guarded_free(&mem);
         free_acts(&a);
-    }
-}
-
-/* Every layout dequantises to the bits of the row-major one, row by row. */
-TEST(layouts_dequantise_alike)
-{
-    enum { ROWS = 13, COLS = 768 };
-    uint64_t seed = 8;
-    tn_kernels k;
-    tn_kernels_init(&k, TN_ISA_SCALAR);
-    FOR_MATMUL_TYPES(type)
-    {
-        if (!k.dequantize[TN_LAYOUT_R8][type]) continue;
-        guarded mem, mem8;
-        tn_weight w = make_weight(&mem, type, ROWS, COLS, FILL_RANDOM, 0, &seed);
-        tn_weight v = make_r8(&mem8, &k, &w);
-        for (int r = 0; r < ROWS; r++) {
-            float want[COLS], got[COLS];
-            k.dequantize[TN_LAYOUT_ROWS][type](&w, r, want);
-            k.dequantize[TN_LAYOUT_R8][type](&v, r, got);
-            CHECK_MSG(memcmp(got, want, sizeof got) == 0, "%s, row %d", tn_type_get(type)->name, r);
-        }
-        guarded_free(&mem8);
-        guarded_free(&mem);
     }
 }
 
@@ -293,8 +269,11 @@ TEST(tables_are_complete)
     FOR_MATMUL_TYPES(type)
     {
         CHECK(base.matmul[TN_LAYOUT_ROWS][type] && k.matmul[TN_LAYOUT_ROWS][type]);
-        CHECK(!base.repack[type] == !base.matmul[TN_LAYOUT_R8][type]);
-        CHECK(!base.repack[type] == !base.dequantize[TN_LAYOUT_R8][type]);
+        for (int layout = TN_LAYOUT_R8; layout < TN_LAYOUT_COUNT; layout++) {
+            CHECK(!base.repack[layout][type] == !base.matmul[layout][type]);
+            CHECK(!base.repack[layout][type] == !base.dequantize[layout][type]);
+            CHECK(!base.repack[layout][type] == !is_quantised(type));
+        }
     }
     CHECK(k.attend && k.attend_join && k.rope && k.rms_norm && k.glu && k.quantize && k.add && k.axpy &&
           k.softmax && k.to_f16);
@@ -331,9 +310,11 @@ static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t t
                          const tn_weight *rows, const tn_acts *x, float *y)
 {
     tn_matmul_fn f = k->matmul[layout][type];
-    if (!f) return;
+    tn_kernels scalar;
+    tn_kernels_init(&scalar, TN_ISA_SCALAR);
+    if (f == scalar.matmul[layout][type]) return;
     guarded mem = {0};
-    tn_weight w = layout == TN_LAYOUT_R8 ? make_r8(&mem, k, rows) : *rows;
+    tn_weight w = layout ? make_packed(&mem, k, (tn_layout)layout, rows) : *rows;
     tn_weight part = w;
     part.rows = w.rows < 1024 ? w.rows : 1024;
     printf("%-5s %-5s %-8s GB/s:", tn_type_get(type)->name, layout_names[layout], level_name);
@@ -365,7 +346,7 @@ static int bench(double mib, const char *only)
         guarded mem;
         if (only && strcmp(only, tn_type_get(type)->name) != 0) continue;
         if (!tn_type_row_bytes(type, COLS, &row_bytes)) continue;
-        const int64_t rows = (int64_t)(mib * 1048576 / (double)row_bytes) / 8 * 8 + 8;
+        const int64_t rows = (int64_t)(mib * 1048576 / (double)row_bytes) / 16 * 16 + 16;
         tn_weight w = make_weight(&mem, type, rows, COLS, FILL_RANDOM, 0, &seed);
         float *y = calloc((size_t)(N * rows), sizeof *y);
         for (int l = 1; l < N_LEVELS; l++) {

@@ -1,5 +1,5 @@
-/* The 8-row interleaved layout: it means the same numbers as the file's rows, and the AVX2 products
- * with it agree with the scalar ones. */
+/* The interleaved layouts: they mean the same numbers as the file's rows, and the AVX2 products
+ * with R8 agree with the scalar ones. */
 #include "kernel_cases.h"
 
 #include "../kernels/repack.h"
@@ -10,6 +10,8 @@ static const uint32_t types[] = {TN_TYPE_Q4_0, TN_TYPE_Q4_1, TN_TYPE_Q5_0, TN_TY
                                  TN_TYPE_Q8_0, TN_TYPE_Q2_K, TN_TYPE_Q3_K, TN_TYPE_Q4_K,
                                  TN_TYPE_Q5_K, TN_TYPE_Q6_K};
 enum { N_TYPES = sizeof types / sizeof types[0] };
+#define FOR_LAYOUTS(layout)                                                                        \
+    for (tn_layout layout = TN_LAYOUT_R8; layout < TN_LAYOUT_COUNT; layout = (tn_layout)(layout + 1))
 
 static const char *name_of(uint32_t type)
 {
@@ -27,14 +29,14 @@ static void *read_file(const char *path, size_t *bytes)
 }
 
 /* Every row of w in both layouts, bit for bit. */
-static void check_rows(const tn_kernels *k, const tn_weight *rows, const tn_weight *r8)
+static void check_rows(const tn_kernels *k, const tn_weight *rows, const tn_weight *packed)
 {
     float *a = malloc((size_t)rows->cols * sizeof *a), *b = malloc((size_t)rows->cols * sizeof *b);
     for (int64_t r = 0; r < rows->rows; r++) {
         k->dequantize[TN_LAYOUT_ROWS][rows->type](rows, r, a);
-        k->dequantize[TN_LAYOUT_R8][rows->type](r8, r, b);
-        CHECK_MSG(memcmp(a, b, (size_t)rows->cols * sizeof *a) == 0, "%s: row %lld of %lld differs",
-                  name_of(rows->type), (long long)r, (long long)rows->rows);
+        k->dequantize[packed->layout][rows->type](packed, r, b);
+        CHECK_MSG(memcmp(a, b, (size_t)rows->cols * sizeof *a) == 0, "%s, layout %d: row %lld of %lld differs",
+                  name_of(rows->type), packed->layout, (long long)r, (long long)rows->rows);
     }
     free(a);
     free(b);
@@ -50,10 +52,13 @@ TEST(same_values_as_rows)
             for (int64_t cols = 256; cols <= 768; cols += 512) {
                 guarded m, m8;
                 tn_weight w = make_weight(&m, types[i], n, cols, FILL_RANDOM, 0, &seed);
-                tn_weight w8 = make_r8(&m8, &k, &w);
-                check_rows(&k, &w, &w8);
+                FOR_LAYOUTS(layout)
+                {
+                    tn_weight packed = make_packed(&m8, &k, layout, &w);
+                    check_rows(&k, &w, &packed);
+                    guarded_free(&m8);
+                }
                 guarded_free(&m);
-                guarded_free(&m8);
             }
 }
 
@@ -70,43 +75,52 @@ TEST(golden_blocks)
         float *want = read_file(path, &want_bytes), got[256];
         REQUIRE(blocks && want);
         tn_weight w = {types[i], TN_LAYOUT_ROWS, 8, 256, bytes / 8, blocks};
-        guarded m8;
-        tn_weight w8 = make_r8(&m8, &k, &w);
         CHECK_INT(want_bytes, 8 * sizeof got);
-        for (int r = 0; r < 8; r++) {
-            k.dequantize[TN_LAYOUT_R8][types[i]](&w8, r, got);
-            CHECK_MSG(memcmp(got, want + 256 * r, sizeof got) == 0, "%s: row %d differs",
-                      name_of(types[i]), r);
+        FOR_LAYOUTS(layout)
+        {
+            guarded mem;
+            tn_weight packed = make_packed(&mem, &k, layout, &w);
+            for (int r = 0; r < 8; r++) {
+                k.dequantize[layout][types[i]](&packed, r, got);
+                CHECK_MSG(memcmp(got, want + 256 * r, sizeof got) == 0, "%s: row %d differs",
+                          name_of(types[i]), r);
+            }
+            guarded_free(&mem);
         }
-        guarded_free(&m8);
         free(blocks);
         free(want);
     }
 }
 
-/* A group of fewer than 8 rows is written in full, with zeros for the missing ones: so it equals
- * the group of 8 rows of which the others are zero in the file. */
+/* A group of fewer rows is written in full, with zeros for the missing ones: so it equals the group
+ * of which the others are zero in the file. */
+static void check_padding(const tn_kernels *k, tn_layout layout, uint32_t type, int n, uint64_t *seed)
+{
+    const int rows = tn_layout_rows(layout);
+    guarded m;
+    tn_weight w = make_weight(&m, type, rows, 512, FILL_RANDOM, 0, seed);
+    const size_t bytes = (size_t)rows * w.row_bytes;
+    uint8_t *part = malloc(bytes + 1), *full = malloc(bytes);
+    memset(part, 0xa5, bytes + 1);
+    k->repack[layout][type](part, m.data, n, 512);
+    memset(m.data + (size_t)n * w.row_bytes, 0, (size_t)(rows - n) * w.row_bytes);
+    k->repack[layout][type](full, m.data, rows, 512);
+    CHECK_MSG(memcmp(part, full, bytes) == 0, "%s: group of %d rows out of %d", name_of(type), n, rows);
+    CHECK_INT(part[bytes], 0xa5);
+    free(part);
+    free(full);
+    guarded_free(&m);
+}
+
 TEST(padding_is_zero)
 {
     tn_kernels k;
     tn_kernels_init(&k, TN_ISA_SCALAR);
     uint64_t seed = 2;
     for (int i = 0; i < N_TYPES; i++)
-        for (int n = 1; n < 8; n++) {
-            guarded m;
-            tn_weight w = make_weight(&m, types[i], 8, 512, FILL_RANDOM, 0, &seed);
-            const size_t bytes = 8 * w.row_bytes;
-            uint8_t *part = malloc(bytes + 1), *full = malloc(bytes);
-            memset(part, 0xa5, bytes + 1);
-            k.repack[types[i]](part, m.data, n, 512);
-            memset(m.data + (size_t)n * w.row_bytes, 0, (size_t)(8 - n) * w.row_bytes);
-            k.repack[types[i]](full, m.data, 8, 512);
-            CHECK_MSG(memcmp(part, full, bytes) == 0, "%s: group of %d rows", name_of(types[i]), n);
-            CHECK_INT(part[bytes], 0xa5);
-            free(part);
-            free(full);
-            guarded_free(&m);
-        }
+        FOR_LAYOUTS(layout)
+    for (int n = 1; n < tn_layout_rows(layout); n++)
+        check_padding(&k, layout, types[i], n, &seed);
 }
 
 /* Both kernels, or false where this CPU has no AVX2. */
@@ -123,16 +137,20 @@ TEST(avx2_same_bytes)
     if (!levels(&fast, &slow)) SKIP("no AVX2");
     uint64_t seed = 8;
     for (int i = 0; i < N_TYPES; i++)
-        for (int64_t rows = 7; rows <= 17; rows++) {
+        for (int64_t rows = 7; rows <= 33; rows += rows == 17 ? 14 : 1) {
             guarded m, a, b;
             tn_weight w = make_weight(&m, types[i], rows, 768, FILL_RANDOM, 0, &seed);
-            make_r8(&a, &fast, &w);
-            make_r8(&b, &slow, &w);
-            CHECK_MSG(memcmp(a.data, b.data, (size_t)((rows + 7) / 8 * 8) * w.row_bytes) == 0,
-                      "%s: %lld rows", name_of(types[i]), (long long)rows);
+            FOR_LAYOUTS(layout)
+            {
+                const int64_t n = tn_layout_rows(layout), padded = (rows + n - 1) / n * n;
+                make_packed(&a, &fast, layout, &w);
+                make_packed(&b, &slow, layout, &w);
+                CHECK_MSG(memcmp(a.data, b.data, (size_t)padded * w.row_bytes) == 0,
+                          "%s, layout %d: %lld rows", name_of(types[i]), layout, (long long)rows);
+                guarded_free(&a);
+                guarded_free(&b);
+            }
             guarded_free(&m);
-            guarded_free(&a);
-            guarded_free(&b);
         }
 }
 
@@ -150,8 +168,8 @@ static double magnitude(const tn_weight *w8, const tn_q8 *a, int64_t row)
                        : w8->type == TN_TYPE_Q6_K ? 32
                                                   : 0;
     for (int64_t b = 0; b < w8->cols / 32; b++) {
-        tn_r8_step s;
-        tn_r8_read(w8->type, group, b, (int)(row % 8), &s);
+        tn_group_step s;
+        tn_group_read(w8->type, 8, group, b, (int)(row % 8), &s);
         for (int c = 0; c < 32; c++) {
             double x = fabs((double)a[b].d * a[b].m[c / 16] * a[b].q[c]);
             sum += x * (fabs((double)s.d[c / 16]) * (abs(s.q[c]) + offset) + fabs(s.m[c / 16]));
@@ -227,7 +245,7 @@ static void check_case(uint32_t type, int64_t rows, int64_t cols, int64_t n, wei
     guarded m, m8, scratch = guarded_new(TN_SCRATCH_BYTES, 64);
     tn_weight w = make_weight(&m, type, rows, cols, wf, 0, seed);
     test_acts a = make_acts(n, cols, af, seed);
-    product p = {make_r8(&m8, &slow, &w), a.x, 0, rows, rows + 3};
+    product p = {make_packed(&m8, &slow, TN_LAYOUT_R8, &w), a.x, 0, rows, rows + 3};
     check_product(&fast, &slow, &p, scratch.data);
     if (rows > 8) { /* a part of the rows, on group boundaries */
         p.row0 = 8;

@@ -1,6 +1,6 @@
-/* Products of several tokens with 8-row interleaved weights, AVX-512 VNNI.
+/* Products of many tokens with interleaved weights, AVX-512 VNNI.
  *
- * Two groups (16 rows, one lane each) are unpacked into a panel, once for many tokens: per 32
+ * Two groups of 8 rows or one of 16 (one lane a row) are unpacked into a panel, once for many tokens: per 32
  * columns eight vectors of unsigned bytes, dword r of vector j being columns 4j .. 4j + 3 of row r,
  * then the scales as floats. A tile of up to 8 tokens runs over the panel with one dot product
  * instruction per vector and token, whose activations are broadcast from memory; offsets of the
@@ -9,23 +9,13 @@
  *
  * A long row is cut into slabs of columns, so that panel and activations stay in the caches; sums
  * continue in y. The order of additions of a row depends on nothing but its length. */
-#include "avx2_r8.h"
+#include "avx512_r16.h"
 
 enum {
     TOKENS = 8,              /* of a tile */
     SLAB = 24,               /* blocks of 32 columns; of a whole number of 256 columns */
     CHUNK_BYTES = 256 << 10, /* of packed activations: they stay in L2 */
-    FEW = 4                  /* up to so many tokens the 8-row kernels are faster */
 };
-
-typedef __m512i wide;
-
-/* 32 activations of one token; c: what the sums of the halves start with. */
-typedef struct act {
-    _Alignas(64) int8_t q[32];
-    float d[2], s[2]; /* of types with one scale per 32 columns s[0] is the sum of both halves */
-    int32_t c[2];
-} act;
 
 /* What distinguishes types once their quants are bytes. */
 typedef struct form {
@@ -44,30 +34,6 @@ INLINE int64_t panel_block(form f)
 /* ---- activations -------------------------------------------------------------------------------
  */
 
-INLINE int offset_of(uint32_t type)
-{
-    return type == TN_TYPE_Q8_0 ? 128 : quant_offset(type);
-}
-
-INLINE void pack(uint32_t type, act *o, const tn_q8 *x)
-{
-    const vec q = _mm256_loadu_si256((const __m256i *)(const void *)x->q);
-    _mm256_store_si256((__m256i *)(void *)o->q, q);
-    for (int h = 0; h < 2; h++) {
-        o->d[h] = x->d * (float)x->m[h];
-        o->s[h] = x->s[h];
-        o->c[h] = 0;
-    }
-    if (!scaled_by_16(type)) o->s[0] += o->s[1];
-    if (!offset_of(type)) return;
-    vec sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
-    sums = _mm256_madd_epi16(sums, _mm256_set1_epi16((int16_t)-offset_of(type)));
-    sums = _mm256_hadd_epi32(sums, sums);
-    sums = _mm256_hadd_epi32(sums, sums);
-    o->c[0] = _mm256_extract_epi32(sums, 0);
-    o->c[1] = _mm256_extract_epi32(sums, 4);
-}
-
 /* Tokens of tile i of n_tiles over n tokens are [tile_start(i), tile_start(i + 1)). */
 INLINE int64_t tile_start(int64_t n, int64_t n_tiles, int64_t i)
 {
@@ -75,14 +41,14 @@ INLINE int64_t tile_start(int64_t n, int64_t n_tiles, int64_t i)
 }
 
 /* [tile][block][token of the tile] */
-INLINE void pack_all(uint32_t type, act *out, const tn_q8 *x, int64_t n, int64_t n_tiles,
+INLINE void pack_all(uint32_t type, int high, act *out, const tn_q8 *x, int64_t n, int64_t n_tiles,
                      int64_t blocks)
 {
     for (int64_t i = 0; i < n_tiles; i++) {
         const int64_t t0 = tile_start(n, n_tiles, i), t1 = tile_start(n, n_tiles, i + 1);
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t t = t0; t < t1; t++)
-                pack(type, out++, x + t * blocks + b);
+                pack(type, high, out++, x + t * blocks + b);
     }
 }
 
@@ -102,7 +68,7 @@ INLINE __m512 join_ps(__m256 low, __m256 high)
  * a dword of vector j. */
 INLINE void panel_quants(uint32_t type, const uint8_t *low, const uint8_t *high, uint8_t *out)
 {
-    const int width = tn_r8_shape_of(type).bits;
+    const int width = tn_group_shape_of(type, 8).bits;
     vec a[8], b[8];
     read_quants(width, low, a);
     read_quants(width, high, b);
@@ -141,37 +107,60 @@ INLINE void panel_scales(uint32_t type, const r8_head *low, const r8_head *high,
         put_pairs(out + 32, low->min[j], high->min[j], join_ps(low->m[0], high->m[0]));
 }
 
-/* Units [u0, u1) of two groups. Where there is no second one it is the first again. */
-INLINE void make_panel(uint32_t type, const uint8_t *low, const uint8_t *high, int64_t u0,
-                       int64_t u1, uint8_t *out)
+/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again. */
+INLINE void make_panel_8(uint32_t type, const uint8_t *low, const uint8_t *high, int64_t u0,
+                         int64_t u1, uint8_t *out)
 {
-    const tn_r8_shape s = tn_r8_shape_of(type);
-    const int64_t unit = tn_r8_unit_bytes(s);
+    const tn_group_shape s = tn_group_shape_of(type, 8);
+    const int64_t unit = tn_unit_bytes(s);
     for (int64_t u = u0; u < u1; u++) {
         const uint8_t *a = low + unit * u, *b = high + unit * u;
         r8_head ha, hb;
         read_head(type, a, &ha);
         read_head(type, b, &hb);
         for (int j = 0; j < s.cols / 32; j++, out += panel_block(form_of(type))) {
-            const int64_t at = s.head + 32 * s.bits * j;
+            const int64_t at = s.head + tn_step_bytes(s) * j;
             panel_quants(type, a + at, b + at, out);
             panel_scales(type, &ha, &hb, j, (float *)(void *)(out + 512));
         }
     }
 }
 
+/* d times the integer scales of step j, one vector or one for each half. */
+INLINE void put_scales(uint32_t type, const wide *bytes, __m512 d, int j, float *out)
+{
+    for (int h = 0; h < (scaled_by_16(type) ? 2 : 1); h++)
+        _mm512_store_ps(out + 16 * h, _mm512_mul_ps(r16_scale(type, bytes, j, h), d));
+}
+
+/* Units [u0, u1) of a group of 16 rows. */
+INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64_t u1, uint8_t *out)
+{
+    const tn_group_shape s = tn_group_shape_of(type, 16);
+    for (int64_t u = u0; u < u1; u++) {
+        const uint8_t *unit = group + tn_unit_bytes(s) * u;
+        r16_head h;
+        r16_read_head(type, unit, &h);
+        for (int j = 0; j < s.cols / 32; j++, out += panel_block(form_of(type))) {
+            float *scale = (float *)(void *)(out + 512), *min = scale + (scaled_by_16(type) ? 32 : 16);
+            wide v[8];
+            r16_quants(type, unit + s.head + tn_step_bytes(s) * j, v);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                _mm512_store_si512(out + 64 * i, v[i]);
+            if (s.cols == 256) {
+                put_scales(type, h.scale, h.d, j, scale);
+                if (has_min(type)) put_scales(type, h.min, h.m, j, min);
+                continue;
+            }
+            _mm512_store_ps(scale, h.d);
+            if (has_min(type)) _mm512_store_ps(min, h.m);
+        }
+    }
+}
+
 /* ---- tiles -------------------------------------------------------------------------------------
  */
-
-/* acc += four unsigned bytes of w times the four signed ones at p, in every lane. The intrinsic
- * would spend an instruction on the broadcast. */
-INLINE wide dot4(wide acc, wide w, const int8_t *p)
-{
-    __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0"
-                     : "+v"(acc)
-                     : "v"(w), "m"(*(const int32_t *)(const void *)p));
-    return acc;
-}
 
 /* p[t] (+)= half h of a block, as far as activations know its scale. */
 INLINE void half_block(const uint8_t *w, const act *a, int n, int h, bool add, __m512 *p)
@@ -265,18 +254,21 @@ TILE(tile_min_by_16, true, true)
  */
 
 /* Packed activations of n tokens times the 16 rows from row0 on. */
-INLINE void rows_16(uint32_t type, const tn_weight *w, const act *a, int64_t n, int64_t n_tiles,
+INLINE void rows_16(tn_layout layout, uint32_t type, const tn_weight *w, const act *a, int64_t n, int64_t n_tiles,
                     uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
 {
     const form f = form_of(type);
-    const int64_t blocks = w->cols / 32, per_unit = tn_r8_shape_of(type).cols / 32;
+    const int64_t blocks = w->cols / 32, per_unit = tn_group_shape_of(type, 8).cols / 32;
     const int64_t left = row1 - row0;
-    const uint8_t *low = (const uint8_t *)w->data + (size_t)(row0 / 8) * 8 * w->row_bytes;
+    const uint8_t *low = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
     const uint8_t *high = left > 8 ? low + 8 * w->row_bytes : low;
     const __mmask16 rows = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
     for (int64_t b0 = 0; b0 < blocks; b0 += SLAB) {
         const int64_t b1 = b0 + SLAB < blocks ? b0 + SLAB : blocks;
-        make_panel(type, low, high, b0 / per_unit, b1 / per_unit, panel);
+        if (layout == TN_LAYOUT_R8)
+            make_panel_8(type, low, high, b0 / per_unit, b1 / per_unit, panel);
+        else
+            make_panel_16(type, low, b0 / per_unit, b1 / per_unit, panel);
         for (int64_t i = 0; i < n_tiles; i++) {
             const int64_t t0 = tile_start(n, n_tiles, i), m = tile_start(n, n_tiles, i + 1) - t0;
             const act *x = a + t0 * blocks + b0 * m;
@@ -295,7 +287,7 @@ INLINE void rows_16(uint32_t type, const tn_weight *w, const act *a, int64_t n, 
 
 enum { PANEL_BYTES = SLAB * (512 + 4 * 64) };
 
-INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
+INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                  int64_t row0, int64_t row1, void *scratch)
 {
     const int64_t blocks = w->cols / 32, token_bytes = blocks * (int64_t)sizeof(act);
@@ -303,7 +295,7 @@ INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, 
     int64_t most = CHUNK_BYTES / token_bytes / TOKENS * TOKENS;
     if (most < 4 * TOKENS) most = 4 * TOKENS < room ? 4 * TOKENS : room;
     if (most < 1) {
-        tn_r8_matmul_avx2(type, false)(w, x, y, y_stride, row0, row1, scratch);
+        tn_group_matmul(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
     uint8_t *panel = scratch;
@@ -312,29 +304,34 @@ INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, 
     for (int64_t c = 0; c < chunks; c++) {
         const int64_t t0 = tile_start(x->n, chunks, c), n = tile_start(x->n, chunks, c + 1) - t0;
         const int64_t n_tiles = (n + TOKENS - 1) / TOKENS;
-        pack_all(type, a, x->q + t0 * blocks, n, n_tiles, blocks);
+        pack_all(type, layout == TN_LAYOUT_R8 ? 1 : r16_high(type), a, x->q + t0 * blocks, n, n_tiles, blocks);
         for (int64_t r = row0; r < row1; r += 16)
-            rows_16(type, w, a, n, n_tiles, panel, y + t0 * y_stride, y_stride, r, row1);
+            rows_16(layout, type, w, a, n, n_tiles, panel, y + t0 * y_stride, y_stride, r, row1);
     }
 }
 
-/* The AVX2 kernel of the type serves a few tokens. */
+/* R8: the AVX2 kernel of the type serves a few tokens. */
 #define MATMUL(name, type)                                                                         \
-    static void many_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,      \
-                            int64_t row0, int64_t row1, void *scratch)                             \
+    static void r16_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,       \
+                           int64_t row0, int64_t row1, void *scratch)                              \
     {                                                                                              \
-        many(type, w, x, y, y_stride, row0, row1, scratch);                                        \
+        many(TN_LAYOUT_R16, type, w, x, y, y_stride, row0, row1, scratch);                         \
+    }                                                                                              \
+    static void r8_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,        \
+                          int64_t row0, int64_t row1, void *scratch)                               \
+    {                                                                                              \
+        many(TN_LAYOUT_R8, type, w, x, y, y_stride, row0, row1, scratch);                          \
     }                                                                                              \
     static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
     {                                                                                              \
-        tn_matmul_fn f = x->n > FEW ? many_##name : tn_r8_matmul_avx2(type, false);                \
+        tn_matmul_fn f = x->n > TN_FEW_TOKENS ? r8_##name : tn_r8_matmul_avx2(type, false);        \
         f(w, x, y, y_stride, row0, row1, scratch);                                                 \
     }                                                                                              \
     static void matmul_##name##_ahead(const tn_weight *w, const tn_acts *x, float *y,              \
                                       int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
     {                                                                                              \
-        tn_matmul_fn f = x->n > FEW ? many_##name : tn_r8_matmul_avx2(type, true);                 \
+        tn_matmul_fn f = x->n > TN_FEW_TOKENS ? r8_##name : tn_r8_matmul_avx2(type, true);         \
         f(w, x, y, y_stride, row0, row1, scratch);                                                 \
     }
 MATMUL(q4_0, TN_TYPE_Q4_0)
@@ -348,8 +345,26 @@ MATMUL(q4_k, TN_TYPE_Q4_K)
 MATMUL(q5_k, TN_TYPE_Q5_K)
 MATMUL(q6_k, TN_TYPE_Q6_K)
 
+tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
+{
+    const bool r8 = layout == TN_LAYOUT_R8;
+    switch (type) {
+    case TN_TYPE_Q4_0: return r8 ? r8_q4_0 : r16_q4_0;
+    case TN_TYPE_Q4_1: return r8 ? r8_q4_1 : r16_q4_1;
+    case TN_TYPE_Q5_0: return r8 ? r8_q5_0 : r16_q5_0;
+    case TN_TYPE_Q5_1: return r8 ? r8_q5_1 : r16_q5_1;
+    case TN_TYPE_Q8_0: return r8 ? r8_q8_0 : r16_q8_0;
+    case TN_TYPE_Q2_K: return r8 ? r8_q2_k : r16_q2_k;
+    case TN_TYPE_Q3_K: return r8 ? r8_q3_k : r16_q3_k;
+    case TN_TYPE_Q4_K: return r8 ? r8_q4_k : r16_q4_k;
+    case TN_TYPE_Q5_K: return r8 ? r8_q5_k : r16_q5_k;
+    case TN_TYPE_Q6_K: return r8 ? r8_q6_k : r16_q6_k;
+    default: return NULL;
+    }
+}
+
 #define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name
-void tn_kernels_avx512_r8(tn_kernels *k)
+void tn_kernels_avx512_many(tn_kernels *k)
 {
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
     SET(q4_0, TN_TYPE_Q4_0);

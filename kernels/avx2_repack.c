@@ -1,4 +1,4 @@
-/* File rows -> groups of 8 interleaved rows, AVX2: a step is an 8 x 8 transposition of dwords
+/* File rows -> groups of interleaved rows, AVX2: a step is an 8 x 8 transposition of dwords
  * between unpacking the rows and packing the quant vectors. */
 #include "avx2_r8.h"
 #include "repack_head.h"
@@ -56,7 +56,7 @@ INLINE vec row_quants(uint32_t type, const uint8_t *b, int step)
     }
 }
 
-/* Dword j becomes columns 2j, 2j + 1, 16 + 2j, 17 + 2j. */
+/* R8: dword j becomes columns 2j, 2j + 1, 16 + 2j, 17 + 2j. */
 INLINE vec column_order(vec q)
 {
     const vec words = _mm256_broadcastsi128_si256(
@@ -98,7 +98,7 @@ INLINE vec top(vec v, int shift, int mask, int to)
 }
 
 /* Packs the quant vectors of a step and stores them; see repack.h for the order of bits. */
-INLINE void store_step(int width, uint8_t *p, const vec v[8])
+INLINE void store_step(int32_t rows, int width, uint8_t *p, const vec v[8])
 {
     vec a[8];
     switch (width) {
@@ -135,38 +135,56 @@ INLINE void store_step(int width, uint8_t *p, const vec v[8])
     }
 #pragma GCC unroll 8
     for (int i = 0; i < width; i++)
-        _mm256_storeu_si256((__m256i *)(void *)(p + 32 * i), a[i]);
+        _mm256_storeu_si256((__m256i *)(void *)(p + 4 * rows * i), a[i]);
 }
 
-INLINE void repack(uint32_t type, void *dst, const void *src, int64_t n_rows, int64_t cols)
+/* Step j of 8 rows, whose blocks lie `stride` bytes apart, to their place in a group's first vector. */
+INLINE void repack_step(uint32_t type, int32_t rows, int j, uint8_t *out, const uint8_t *b,
+                        int64_t stride)
 {
-    if (n_rows < 8) {
-        tn_r8_repack(type)(dst, src, n_rows, cols);
+    vec x[8], v[8];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < 8; r++) {
+        x[r] = row_quants(type, b + r * stride, j);
+        if (rows == 8)
+            x[r] = column_order(x[r]);
+        else if (type == TN_TYPE_Q8_0)
+            x[r] = _mm256_xor_si256(x[r], _mm256_set1_epi8((char)0x80));
+    }
+    transpose(x, v);
+    store_step(rows, tn_group_shape_of(type, rows).bits, out, v);
+}
+
+INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int64_t n_rows,
+                   int64_t cols)
+{
+    if (n_rows < rows) {
+        tn_group_repack(rows == 8 ? TN_LAYOUT_R8 : TN_LAYOUT_R16, type)(dst, src, n_rows, cols);
         return;
     }
-    const tn_r8_shape s = tn_r8_shape_of(type);
-    const int64_t unit_bytes = tn_r8_unit_bytes(s), block = unit_bytes / 8, n = cols / s.cols;
+    const tn_group_shape s = tn_group_shape_of(type, rows);
+    const int64_t unit_bytes = tn_unit_bytes(s), block = unit_bytes / rows, n = cols / s.cols;
     const uint8_t *b = src;
     uint8_t *unit = dst;
     for (int64_t u = 0; u < n; u++, unit += unit_bytes, b += block) {
-        for (int64_t r = 0; r < 8; r++)
-            tn_r8_put_head(type, unit, b + r * n * block, r);
+        for (int64_t r = 0; r < rows; r++)
+            tn_put_head(type, rows, unit, b + r * n * block, r);
+        for (int64_t r = 0; r < rows; r += 8)
 #pragma GCC unroll 8
-        for (int j = 0; j < s.cols / 32; j++) {
-            vec x[8], v[8];
-#pragma GCC unroll 8
-            for (int64_t r = 0; r < 8; r++)
-                x[r] = column_order(row_quants(type, b + r * n * block, j));
-            transpose(x, v);
-            store_step(s.bits, unit + s.head + 32 * s.bits * j, v);
-        }
+            for (int j = 0; j < s.cols / 32; j++)
+                repack_step(type, rows, j, unit + s.head + tn_step_bytes(s) * j + 4 * r,
+                            b + r * n * block, n * block);
     }
 }
 
 #define REPACK(name, type)                                                                         \
-    static void repack_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)            \
+    static void r8_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)                \
     {                                                                                              \
-        repack(type, dst, src, n_rows, cols);                                                      \
+        repack(type, 8, dst, src, n_rows, cols);                                                   \
+    }                                                                                              \
+    static void r16_##name(void *dst, const void *src, int64_t n_rows, int64_t cols)               \
+    {                                                                                              \
+        repack(type, 16, dst, src, n_rows, cols);                                                  \
     }
 REPACK(q4_0, TN_TYPE_Q4_0)
 REPACK(q4_1, TN_TYPE_Q4_1)
@@ -179,16 +197,17 @@ REPACK(q4_k, TN_TYPE_Q4_K)
 REPACK(q5_k, TN_TYPE_Q5_K)
 REPACK(q6_k, TN_TYPE_Q6_K)
 
-void tn_r8_repack_avx2(tn_repack_fn *f)
+#define SET(name, type) r8[type] = r8_##name, r16[type] = r16_##name
+void tn_repack_avx2(tn_repack_fn *r8, tn_repack_fn *r16)
 {
-    f[TN_TYPE_Q4_0] = repack_q4_0;
-    f[TN_TYPE_Q4_1] = repack_q4_1;
-    f[TN_TYPE_Q5_0] = repack_q5_0;
-    f[TN_TYPE_Q5_1] = repack_q5_1;
-    f[TN_TYPE_Q8_0] = repack_q8_0;
-    f[TN_TYPE_Q2_K] = repack_q2_k;
-    f[TN_TYPE_Q3_K] = repack_q3_k;
-    f[TN_TYPE_Q4_K] = repack_q4_k;
-    f[TN_TYPE_Q5_K] = repack_q5_k;
-    f[TN_TYPE_Q6_K] = repack_q6_k;
+    SET(q4_0, TN_TYPE_Q4_0);
+    SET(q4_1, TN_TYPE_Q4_1);
+    SET(q5_0, TN_TYPE_Q5_0);
+    SET(q5_1, TN_TYPE_Q5_1);
+    SET(q8_0, TN_TYPE_Q8_0);
+    SET(q2_k, TN_TYPE_Q2_K);
+    SET(q3_k, TN_TYPE_Q3_K);
+    SET(q4_k, TN_TYPE_Q4_K);
+    SET(q5_k, TN_TYPE_Q5_K);
+    SET(q6_k, TN_TYPE_Q6_K);
 }

@@ -1,0 +1,171 @@
+/* Products of a few tokens with 16-row interleaved weights, AVX-512 VNNI: what decoding does. A step
+ * is unpacked once and used for up to four tokens. Integer scales are applied in float within a unit,
+ * the float scale once per unit. The order of additions of a row depends on nothing but its length. */
+#include "avx512_r16.h"
+
+enum { AHEAD = 4096 }; /* bytes between what is read and what is asked for, see avx2_r8.c */
+
+/* Asks for the cache lines of [w, w + bytes). */
+INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)w + i, _MM_HINT_T0);
+}
+
+/* The sums of both halves of a step with one token's activations, times the activations' scales. */
+INLINE void halves(uint32_t type, const wide v[8], const act *a, __m512 p[2])
+{
+    const bool offset = tn_quant_offset(type) != 0;
+    wide i0 = offset ? _mm512_set1_epi32(a->c[0]) : _mm512_setzero_si512();
+    wide i1 = offset ? _mm512_set1_epi32(a->c[1]) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        i0 = dot4(i0, v[j], a->q + 4 * j);
+        i1 = dot4(i1, v[4 + j], a->q + 16 + 4 * j);
+    }
+    p[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(i0), _mm512_set1_ps(a->d[0]));
+    if (scaled_by_16(type))
+        p[1] = _mm512_mul_ps(_mm512_cvtepi32_ps(i1), _mm512_set1_ps(a->d[1]));
+    else
+        p[0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(i1), _mm512_set1_ps(a->d[1]), p[0]);
+}
+
+/* One step times n tokens: sum[t] += scale * (q * activation), min[t] += minimum * activation. */
+INLINE void step(uint32_t type, int n, const r16_head *h, int j, const uint8_t *p, const act *a,
+                 __m512 *sum, __m512 *min)
+{
+    const bool by_16 = scaled_by_16(type), k_type = tn_group_shape_of(type, 16).cols == 256;
+    const __m512 scale = k_type ? r16_scale(type, h->scale, j, 0) : h->d;
+    wide v[8];
+    r16_quants(type, p, v);
+#pragma GCC unroll 4
+    for (int t = 0; t < n; t++) {
+        __m512 part[2];
+        halves(type, v, a + t, part);
+        sum[t] = _mm512_fmadd_ps(part[0], scale, sum[t]);
+        if (by_16) sum[t] = _mm512_fmadd_ps(part[1], r16_scale(type, h->scale, j, 1), sum[t]);
+        if (!has_min(type)) continue;
+        const __m512 m = k_type ? r16_scale(type, h->min, j, 0) : h->m;
+        min[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(a[t].s[0]), min[t]);
+        if (by_16)
+            min[t] = _mm512_fmadd_ps(r16_scale(type, h->min, j, 1), _mm512_set1_ps(a[t].s[1]), min[t]);
+    }
+}
+
+/* One unit of a K type times n tokens. */
+INLINE void unit_256(uint32_t type, int n, bool ahead, const uint8_t *w, const act *a, __m512 *acc)
+{
+    const tn_group_shape s = tn_group_shape_of(type, 16);
+    const int64_t step_bytes = tn_step_bytes(s);
+    r16_head h;
+    __m512 sum[4], min[4];
+    if (ahead) fetch_lines(w + AHEAD, s.head);
+    r16_read_head(type, w, &h);
+    w += s.head;
+#pragma GCC unroll 4
+    for (int t = 0; t < n; t++)
+        sum[t] = min[t] = _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++, w += step_bytes, a += n) {
+        if (ahead) fetch_lines(w + AHEAD, step_bytes);
+        step(type, n, &h, j, w, a, sum, min);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < n; t++) {
+        acc[t] = _mm512_fmadd_ps(sum[t], h.d, acc[t]);
+        if (has_min(type)) acc[t] = _mm512_fmadd_ps(min[t], h.m, acc[t]);
+    }
+}
+
+/* One group times n (a constant) tokens of the packed activations a. */
+INLINE void group(uint32_t type, int n, bool ahead, const uint8_t *w, const act *a, int64_t units,
+                  __m512 *acc)
+{
+    const tn_group_shape s = tn_group_shape_of(type, 16);
+#pragma GCC unroll 4
+    for (int t = 0; t < n; t++)
+        acc[t] = _mm512_setzero_ps();
+    for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s), a += n * (s.cols / 32)) {
+        if (s.cols == 256) {
+            unit_256(type, n, ahead, w, a, acc);
+            continue;
+        }
+        r16_head h;
+        if (ahead) fetch_lines(w + AHEAD, tn_unit_bytes(s));
+        r16_read_head(type, w, &h);
+        step(type, n, &h, 0, w + s.head, a, acc, acc);
+    }
+}
+
+INLINE void groups(uint32_t type, int n, bool ahead, const tn_weight *w, const act *a, float *y,
+                   int64_t y_stride, int64_t row0, int64_t row1)
+{
+    const int64_t units = w->cols / tn_group_shape_of(type, 16).cols;
+    for (int64_t r = row0; r < row1; r += 16) {
+        const __mmask16 rows = (__mmask16)(row1 - r >= 16 ? 0xffff : (1u << (row1 - r)) - 1);
+        __m512 acc[4];
+        group(type, n, ahead, (const uint8_t *)w->data + (size_t)r * w->row_bytes, a, units, acc);
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++)
+            _mm512_mask_storeu_ps(y + t * y_stride + r, rows, acc[t]);
+    }
+}
+
+INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
+                   int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
+{
+    const int64_t blocks = w->cols / 32, n = x->n;
+    if (n > TN_FEW_TOKENS || n * blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(act)) {
+        tn_avx512_many(TN_LAYOUT_R16, type)(w, x, y, y_stride, row0, row1, scratch);
+        return;
+    }
+    act *a = scratch;
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t t = 0; t < n; t++)
+            pack(type, r16_high(type), a + b * n + t, x->q + t * blocks + b);
+    switch (n) {
+    case 1: groups(type, 1, ahead, w, a, y, y_stride, row0, row1); return;
+    case 2: groups(type, 2, false, w, a, y, y_stride, row0, row1); return;
+    case 3: groups(type, 3, false, w, a, y, y_stride, row0, row1); return;
+    default: groups(type, 4, false, w, a, y, y_stride, row0, row1); return;
+    }
+}
+
+#define MATMUL(name, type)                                                                         \
+    static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
+                              int64_t row0, int64_t row1, void *scratch)                           \
+    {                                                                                              \
+        matmul(type, false, w, x, y, y_stride, row0, row1, scratch);                               \
+    }                                                                                              \
+    static void matmul_##name##_ahead(const tn_weight *w, const tn_acts *x, float *y,              \
+                                      int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
+    {                                                                                              \
+        matmul(type, true, w, x, y, y_stride, row0, row1, scratch);                                \
+    }
+MATMUL(q4_0, TN_TYPE_Q4_0)
+MATMUL(q4_1, TN_TYPE_Q4_1)
+MATMUL(q5_0, TN_TYPE_Q5_0)
+MATMUL(q5_1, TN_TYPE_Q5_1)
+MATMUL(q8_0, TN_TYPE_Q8_0)
+MATMUL(q2_k, TN_TYPE_Q2_K)
+MATMUL(q3_k, TN_TYPE_Q3_K)
+MATMUL(q4_k, TN_TYPE_Q4_K)
+MATMUL(q5_k, TN_TYPE_Q5_K)
+MATMUL(q6_k, TN_TYPE_Q6_K)
+
+#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name
+void tn_kernels_avx512_r16(tn_kernels *k)
+{
+    tn_matmul_fn *f = k->matmul[TN_LAYOUT_R16];
+    k->packed = TN_LAYOUT_R16;
+    SET(q4_0, TN_TYPE_Q4_0);
+    SET(q4_1, TN_TYPE_Q4_1);
+    SET(q5_0, TN_TYPE_Q5_0);
+    SET(q5_1, TN_TYPE_Q5_1);
+    SET(q8_0, TN_TYPE_Q8_0);
+    SET(q2_k, TN_TYPE_Q2_K);
+    SET(q3_k, TN_TYPE_Q3_K);
+    SET(q4_k, TN_TYPE_Q4_K);
+    SET(q5_k, TN_TYPE_Q5_K);
+    SET(q6_k, TN_TYPE_Q6_K);
+}
