@@ -410,7 +410,7 @@ int tn_bench_options_read(tn_bench_settings *s, int argc, char **argv)
     return TN_EXIT_OK;
 }
 
-static void free_words(tn_bench_words *list)
+void tn_bench_words_free(tn_bench_words *list)
 {
     for (size_t i = 0; i < list->n; i++)
         free(list->at[i]);
@@ -423,7 +423,7 @@ void tn_bench_options_free(tn_bench_settings *s)
         const tn_bench_option *o = &tn_bench_options[i];
         void *p = (char *)s + o->field;
         if (o->kind == TN_BENCH_INTS) free(((tn_bench_ints *)p)->at);
-        if (o->kind == TN_BENCH_WORDS || o->kind == TN_BENCH_REPEAT) free_words(p);
+        if (o->kind == TN_BENCH_WORDS || o->kind == TN_BENCH_REPEAT) tn_bench_words_free(p);
     }
-    free_words(&s->rest);
+    tn_bench_words_free(&s->rest);
 }

@@ -76,6 +76,7 @@ void tn_bench_options_free(tn_bench_settings *s);
  * "1-64*2". False if it says anything else, or a number outside [min, max]. */
 bool tn_bench_ints_read(tn_bench_ints *list, const char *text, double min, double max);
 void tn_bench_words_add(tn_bench_words *list, const char *word, size_t len);
+void tn_bench_words_free(tn_bench_words *list);
 /* The words with commas between them, or `none`; freed by the caller. */
 char *tn_bench_words_join(const tn_bench_words *list, const char *none);
 

@@ -114,6 +114,18 @@ const char *tn_bench_peer_name(const char *command)
     return slash ? slash + 1 : word;
 }
 
+char *tn_bench_peer_label(char *const *commands, size_t n, size_t i)
+{
+    const char *name = tn_bench_peer_name(commands[i]);
+    text out = {0};
+    size_t same = 0;
+    for (size_t k = 0; k < n; k++)
+        same += strcmp(tn_bench_peer_name(commands[k]), name) == 0;
+    append(&out, name, strlen(name));
+    if (same > 1) appendf(&out, " [%zu]", i + 1);
+    return out.at;
+}
+
 /* "llama-bench" of "A=1 /x/llama-bench -fa 1". */
 static void program_name(const char *command, char name[64])
 {
@@ -178,7 +190,9 @@ static char *sweep_command(const char *command, const tn_bench_peer_test *test)
     append_quoted(&out, test->model);
     appendf(&out, " -c %d -b %d -ub %d -n %d", test->depth + (n_gen > step ? n_gen : step),
             test->batch > step ? test->batch : step, step, n_gen);
-    appendf(&out, " -t %d -tb %d -ctk %s -ctv %s --sweep-stride %d --output-format jsonl 2>&1",
+    appendf(&out,
+            " -t %d -tb %d -ctk %s -ctv %s --sweep-stride %d --output-format jsonl "
+            "--log-file /dev/null 2>&1",
             test->threads, test->threads, test->kv, test->kv, stride);
     return out.at;
 }

@@ -15,10 +15,9 @@ typedef struct tn_bench_peer_test {
 /* A command for the shell, freed by the caller. Of `command`, the user's words:
  *   - those with {model}, {prompt}, {generate}, {depth}, {threads}, {batch} or {kv} get the values;
  *   - a program called llama-bench (or *llama-bench*) gets its options for one run and JSON;
- *   - a program called llama-sweep-bench (ik_llama.cpp's; or *sweep-bench*) and one called tenon-bench
- *     (another build) as well.
- * NULL if it is none of these. test->no_depth: tn_bench_peer_has_depth said no; then a depth goes
- * with generation only. */
+ *   - a program called llama-sweep-bench (ik_llama.cpp's; or *sweep-bench*) and one called
+ * tenon-bench (another build) as well. NULL if it is none of these. test->no_depth:
+ * tn_bench_peer_has_depth said no; then a depth goes with generation only. */
 char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test);
 
 /* Whether a program knows what depth is: all do but forks of llama-bench whose --help names -gp and
@@ -33,9 +32,13 @@ const char *tn_bench_peer_cannot(const char *command, const tn_bench_peer_test *
  * published. Points into `command`. */
 const char *tn_bench_peer_name(const char *command);
 
+/* The same for the peer number i of a list, with its number behind it where another of the list has
+ * the same name, "llama-bench -fa 1 [2]"; freed by the caller. */
+char *tn_bench_peer_label(char *const *commands, size_t n, size_t i);
+
 /* Tokens per second that an output tells: `llama-bench -o json` (or jsonl) of llama.cpp and its
- * forks, sweep-bench's JSON lines, tenon-bench's JSON, or a plain number as the last word of the last line that has one.
- * TN_EFORMAT with a reason. */
+ * forks, sweep-bench's JSON lines, tenon-bench's JSON, or a plain number as the last word of the
+ * last line that has one. TN_EFORMAT with a reason. */
 tn_status tn_bench_peer_parse(const char *s, size_t len, const tn_bench_peer_test *test,
                               double *per_second, tn_error *err);
 

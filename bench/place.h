@@ -19,8 +19,8 @@ typedef struct tn_bench_place {
     const char *placement, *vram, *kv;
     int32_t threads, batch;
     int64_t n_ctx;
-    bool run; /* the plan is to be carried out: a little device memory stays free for what a plan does
-                 not know to the byte */
+    bool run; /* the plan is to be carried out: a little device memory stays free for what a plan
+                 does not know to the byte */
 } tn_bench_place;
 
 typedef struct tn_bench_planned {

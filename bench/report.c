@@ -49,7 +49,7 @@ COLUMN(c_model)
 COLUMN(c_engine)
 {
     (void)r;
-    snprintf(t, cap, "%s", row->peer ? tn_bench_peer_name(row->peer) : "tenon");
+    snprintf(t, cap, "%s", row->engine);
 }
 COLUMN(c_threads)
 {
@@ -266,6 +266,11 @@ static const char *model_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+static const char *as_it_is(const char *name)
+{
+    return name;
+}
+
 static int longest(const tn_bench_words *words, const char *(*name)(const char *), int least)
 {
     for (size_t i = 0; i < words->n; i++) {
@@ -280,7 +285,7 @@ static int width_of(const tn_bench_report *r, const column *c)
 {
     if (c->print == c_model)
         return -longest(&r->set->synthetic, model_name, longest(&r->set->models, model_name, 5));
-    if (c->print == c_engine) return -longest(&r->set->peers, tn_bench_peer_name, 6);
+    if (c->print == c_engine) return -longest(&r->peer_names, as_it_is, 6);
     if (c->print == c_placement) return -longest(&r->set->placements, placement_name, 9);
     return c->print == c_test && r->set->pairs.n ? c->width - 6 : c->width;
 }
@@ -526,6 +531,11 @@ static void jsonl_end(const tn_bench_report *r, FILE *f)
 int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
 {
     *r = (tn_bench_report){.set = set, .environment = json_object(), .models = json_array()};
+    for (size_t i = 0; i < set->peers.n; i++) {
+        char *name = tn_bench_peer_label(set->peers.at, set->peers.n, i);
+        tn_bench_words_add(&r->peer_names, name, strlen(name));
+        free(name);
+    }
     tn_bench_sink *sink = &r->sinks[0];
     sink->f = set->out ? fopen(set->out, "we") : stdout;
     sink->name = set->out ? set->out : "standard output";
@@ -534,6 +544,7 @@ int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
         tn_bench_say("cannot write %s: %s", sink->name, strerror(errno));
         json_decref(r->environment);
         json_decref(r->models);
+        tn_bench_words_free(&r->peer_names);
         return TN_EXIT_IO;
     }
     r->n_sinks = 1;
@@ -588,6 +599,7 @@ int tn_bench_report_close(tn_bench_report *r)
         if (sink->f != stdout) fclose(sink->f);
     }
     tn_bench_rows_free(&r->rows);
+    tn_bench_words_free(&r->peer_names);
     json_decref(r->environment);
     json_decref(r->models);
     return code;

@@ -16,8 +16,9 @@ typedef struct tn_bench_report {
     const tn_bench_settings *set;
     tn_bench_sink sinks[2];
     int n_sinks;
-    json_t *environment; /* object */
-    json_t *models;      /* array of objects with "name", "sha256" ... */
+    json_t *environment;       /* object */
+    json_t *models;            /* array of objects with "name", "sha256" ... */
+    tn_bench_words peer_names; /* as rows name them, in the order of the settings' peers */
     tn_bench_rows rows;
 } tn_bench_report;
 

@@ -1,6 +1,5 @@
 #include "row.h"
 
-#include "peer.h"
 #include "term.h"
 
 #include <math.h>
@@ -22,6 +21,7 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     row->disturbed = row->error = NULL;
     row->watch = NULL;
     if (!row->label) row->label = "measured";
+    if (!row->engine) row->engine = "tenon";
     return row;
 }
 
@@ -155,8 +155,7 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     json_object_set_new(o, "model", json_integer((json_int_t)row->model));
     json_object_set_new(o, "test", json_string(tn_bench_test_name(row, name)));
     json_object_set_new(o, "parameters", params_json(row));
-    json_object_set_new(o, "engine",
-                        json_string(row->peer ? tn_bench_peer_name(row->peer) : "tenon"));
+    json_object_set_new(o, "engine", json_string(row->engine));
     json_object_set_new(o, "label", json_string(row->label));
     json_object_set_new(o, "unit", json_string(load ? "GB/s" : "tok/s"));
     set_number(o, "tokens_per_second", load ? NAN : s.median);

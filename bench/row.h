@@ -35,7 +35,8 @@ typedef struct tn_bench_row {
     tn_bench_params params;
     int32_t threads_used;
     const char *isa_used; /* NULL = unknown */
-    const char *peer;     /* another program's row; NULL = ours */
+    const char *peer;     /* another program's row: its command; NULL = ours */
+    const char *engine;   /* its name, or "tenon" */
     const char *label;    /* "measured", "emulated", "simulated" */
 
     tn_bench_samples rate;    /* tokens (load: 1e9 bytes) per second of each run */

@@ -1,6 +1,5 @@
 #include "svg.h"
 
-#include "peer.h"
 #include "term.h"
 
 #include <errno.h>
@@ -67,7 +66,7 @@ static void series_name(const tn_bench_report *r, const tn_bench_row *row, char 
     const json_t *model = json_array_get(r->models, row->model);
     const char *label = json_string_value(json_object_get(model, "label"));
     SAY(json_array_size(r->models) > 1, ", %.40s", label ? label : "");
-    SAY(row->peer != NULL, ", %.30s", row->peer ? tn_bench_peer_name(row->peer) : "");
+    SAY(row->peer != NULL, ", %.30s", row->engine);
     SAY(row->params.placement != NULL, ", %.40s", row->params.placement);
     SAY(r->set->vram.n > 1, ", %s", row->params.vram);
     SAY(r->set->threads.n > 1, ", %d thread%s", row->threads_used,

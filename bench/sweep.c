@@ -46,16 +46,20 @@ typedef struct sweep {
 /* ---- rows ---------------------------------------------------------------------------------------
  */
 
-static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what what, const char *peer)
+/* peer: number, -1 = our own row. */
+static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what what, int peer)
 {
     tn_bench_row *row = tn_bench_rows_add(&w->report.rows, &w->like);
     row->what = what;
     row->n_prompt = c->n_prompt;
     row->n_gen = c->n_gen;
     row->params.depth = c->depth;
-    row->peer = peer;
+    if (peer >= 0) {
+        row->peer = w->set->peers.at[peer];
+        row->engine = w->report.peer_names.at[peer];
+    }
     const bool prompt = what == TN_BENCH_PROMPT || what == TN_BENCH_PAIR_PROMPT;
-    if (!peer && !tn_bench_is_load(row)) row->predicted = w->predicted[prompt ? 0 : 1];
+    if (peer < 0 && !tn_bench_is_load(row)) row->predicted = w->predicted[prompt ? 0 : 1];
     return row;
 }
 
@@ -64,14 +68,14 @@ static size_t add_rows(sweep *w, const tn_bench_cell *c)
 {
     const size_t first = w->report.rows.n;
     if (c->pair) {
-        add_row(w, c, TN_BENCH_PAIR_PROMPT, NULL);
-        add_row(w, c, TN_BENCH_PAIR_GENERATE, NULL);
+        add_row(w, c, TN_BENCH_PAIR_PROMPT, -1);
+        add_row(w, c, TN_BENCH_PAIR_GENERATE, -1);
         return first;
     }
     const tn_bench_what what = c->n_prompt ? TN_BENCH_PROMPT : TN_BENCH_GENERATE;
-    add_row(w, c, what, NULL);
+    add_row(w, c, what, -1);
     for (size_t i = 0; i < w->set->peers.n; i++)
-        add_row(w, c, what, w->set->peers.at[i]);
+        add_row(w, c, what, (int)i);
     return first;
 }
 
@@ -233,7 +237,7 @@ static void run_load(sweep *w, tn_bench_what what)
 {
     tn_error err = {0};
     const size_t first = w->report.rows.n;
-    add_row(w, &(tn_bench_cell){0}, what, NULL);
+    add_row(w, &(tn_bench_cell){0}, what, -1);
     const tn_bench_run run = make_run(w);
     const tn_status s =
         tn_bench_run_load(&run, w->engine, &w->model, &w->source, &w->report.rows.at[first], &err);

@@ -117,12 +117,13 @@ TEST(commands_of_peers)
     command("llama-bench -rtr 1", &tg64_after,
             "llama-bench -rtr 1 -m 'm.gguf' -p 0 -n 0 -t 4 -b 512 -r 1 -o json -gp 1024,64 -ub 512 "
             "-ctk f16 -ctv f16");
-    command("/ik/llama-sweep-bench -rtr", &tg64,
-            "/ik/llama-sweep-bench -rtr -m 'm.gguf' -c 1536 -b 512 -ub 512 -n 64 -t 4 -tb 4 -ctk f32 "
-            "-ctv f32 --sweep-stride 2 --output-format jsonl 2>&1");
+    command(
+        "/ik/llama-sweep-bench -rtr", &tg64,
+        "/ik/llama-sweep-bench -rtr -m 'm.gguf' -c 1536 -b 512 -ub 512 -n 64 -t 4 -tb 4 -ctk f32 "
+        "-ctv f32 --sweep-stride 2 --output-format jsonl --log-file /dev/null 2>&1");
     command("llama-sweep-bench", &pp512,
             "llama-sweep-bench -m 'm o'\\''d.gguf' -c 512 -b 512 -ub 512 -n 1 -t 4 -tb 4 -ctk f16 "
-            "-ctv f16 --sweep-stride 1 --output-format jsonl 2>&1");
+            "-ctv f16 --sweep-stride 1 --output-format jsonl --log-file /dev/null 2>&1");
     CHECK(tn_bench_peer_command("vllm bench", &tg64) == NULL);
 }
 
@@ -194,6 +195,18 @@ TEST(names_of_peers)
         CHECK_STR(tn_bench_peer_name(pairs[i][0]), pairs[i][1]);
 }
 
+TEST(peers_of_one_name_are_numbered)
+{
+    char *peers[] = {"/a/llama-bench -fa 1", "/b/llama-bench -fa 1", "llama-bench -fa 0"};
+    static const char *const want[] = {"llama-bench -fa 1 [1]", "llama-bench -fa 1 [2]",
+                                       "llama-bench -fa 0"};
+    for (size_t i = 0; i < 3; i++) {
+        char *label = tn_bench_peer_label(peers, 3, i);
+        CHECK_STR(label, want[i]);
+        free(label);
+    }
+}
+
 TEST(output_of_llama_bench)
 {
     char noisy[2000];
@@ -220,7 +233,8 @@ TEST(output_of_sweep_bench)
 {
     static const char lines[] =
         "llama_model_loader: 1\n"
-        "{\"n_kv_max\": 1536, \"pp\": 512, \"tg\": 64, \"n_kv\": 0, \"speed_pp\": 9.5, \"speed_tg\": "
+        "{\"n_kv_max\": 1536, \"pp\": 512, \"tg\": 64, \"n_kv\": 0, \"speed_pp\": 9.5, "
+        "\"speed_tg\": "
         "8.5}\n"
         "{\"n_kv_max\": 1536, \"pp\": 512, \"tg\": 64, \"n_kv\": 1024, \"speed_pp\": 7.5, "
         "\"speed_tg\": 6.5}\n";
