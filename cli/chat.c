@@ -197,9 +197,10 @@ static void cmd_stats(chat *c, const char *arg)
     if (st.units)
         tn_note(
             "moving with the context: %llu of %llu slabs or experts on the device | %llu dropped, "
-            "%llu promoted",
+            "%llu promoted%s",
             (unsigned long long)st.units_on_device, (unsigned long long)st.units,
-            (unsigned long long)st.units_dropped, (unsigned long long)st.units_promoted);
+            (unsigned long long)st.units_dropped, (unsigned long long)st.units_promoted,
+            st.replans ? " | planned again after a drift" : "");
     note_prediction(c, &st);
 }
 

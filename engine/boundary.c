@@ -18,7 +18,10 @@ typedef struct member {
 struct tn_boundary {
     tn_model *m;
     const tn_placement *place;
-    tn_plan plan; /* a view of the placement's, which may drop below its own units */
+    tn_plan plan;  /* a view of the placement's or of `again`, and may drop below its own units */
+    tn_plan again; /* made with other rates than the placement's */
+    tn_profile *refitted; /* these rates; NULL: none are needed yet */
+    tn_drift drift;
     tn_carrier *carrier;
     int32_t *units, *want; /* [n_layers] on the device, and what a move aims at */
     void **memory;         /* [n_layers] gate, up and down; NULL: none */
@@ -91,6 +94,8 @@ void tn_boundary_free(tn_boundary *b)
     const tn_allocator *a = b->m->a;
     if (b->memory) tn_boundary_clear(b, false);
     tn_carrier_free(b->carrier);
+    tn_plan_free(&b->again, a);
+    tn_free(a, b->refitted);
     tn_free(a, b->members);
     tn_free(a, b->memory);
     tn_free(a, b->want);
@@ -213,12 +218,17 @@ static tn_status room_at(const tn_boundary *b, int64_t level, uint64_t *room, tn
 /* ---- choosing ----------------------------------------------------------------------------------
  */
 
+static const tn_profile *machine(const tn_boundary *b)
+{
+    return b->refitted ? b->refitted : &b->place->profile;
+}
+
 /* want = the plan's units in so many bytes; *bytes: what they take as they lie on the device. */
 static tn_status want_in(tn_boundary *b, uint64_t room, uint64_t *bytes, tn_error *err)
 {
     const tn_placement *p = b->place;
     const uint64_t rooms[TN_MAX_DEVICES] = {room};
-    const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, &p->profile, &p->planned.c, rooms,
+    const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, machine(b), &p->planned.c, rooms,
                                             b->want, b->m->a, err);
     *bytes = 0;
     for (int32_t l = 0; l < b->m->hp.n_layers && !s; l++)
@@ -366,6 +376,7 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
     tn_status s = choose(b, level, err);
     if (!s) s = apply(b, live, err);
     b->level = s ? -1 : level;
+    b->drift = (tn_drift){0}; /* a window is of one placement */
     return s;
 }
 
@@ -385,6 +396,73 @@ bool tn_boundary_clear(tn_boundary *b, bool wrong)
     return any;
 }
 
+/* ---- drift -------------------------------------------------------------------------------------
+ */
+
+tn_status tn_boundary_predict(const tn_boundary *b, int64_t depth, tn_token_time *t, tn_error *err)
+{
+    const tn_placement *p = b->place;
+    return tn_plan_token(&b->plan, &p->shape, machine(b), &p->planned.c, depth, b->units,
+                         &t->host_s, &t->total_s, b->m->a, err);
+}
+
+/* A copy of the machine's rates in which those of one side are slower by the factor. */
+static tn_status refit(tn_boundary *b, tn_drift_verdict side, double factor, tn_error *err)
+{
+    b->refitted = tn_alloc(b->m->a, 1, sizeof *b->refitted);
+    if (!b->refitted) return tn_fail_nomem(err, sizeof *b->refitted, "a profile");
+    *b->refitted = b->place->profile;
+    const int n = side == TN_DRIFT_HOST ? 1 : b->refitted->n_devices;
+    for (int d = 0; d < n; d++) {
+        tn_side_rates *r =
+            side == TN_DRIFT_HOST ? &b->refitted->host.rate : &b->refitted->device[d].rate;
+        for (int i = 0; i < TN_TYPE_COUNT; i++)
+            r->matvec[i] /= factor;
+        for (int i = 0; i < TN_KV_KINDS; i++)
+            r->kv[i] /= factor;
+        r->op_s *= factor;
+    }
+    return TN_OK;
+}
+
+/* The best plan with these rates, in which only what moves has moved. */
+static tn_status plan_again(tn_boundary *b, tn_error *err)
+{
+    const tn_placement *p = b->place;
+    bool *moves = tn_alloc(b->m->a, (size_t)p->shape.n_layers, sizeof *moves);
+    if (!moves) return tn_fail_nomem(err, (size_t)p->shape.n_layers, "planning again");
+    for (int32_t l = 0; l < p->shape.n_layers; l++)
+        moves[l] = b->m->on_device.layers[l].moves;
+    const tn_status s = tn_plan_again(&b->again, &b->plan, &p->shape, b->refitted, &p->planned.c,
+                                      moves, b->m->a, err);
+    tn_free(b->m->a, moves);
+    if (s || !b->again.feasible || !b->again.elastic) return s;
+    b->plan = b->again;
+    b->plan.dropping = true;
+    return TN_OK;
+}
+
+tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured, tn_error *err)
+{
+    tn_token_time predicted;
+    double factor;
+    if (b->frozen || b->refitted || !tn_drift_add(&b->drift, depth, measured)) return TN_OK;
+    tn_status s = tn_boundary_predict(b, b->drift.depth / b->drift.tokens, &predicted, err);
+    if (s) return s;
+    const tn_drift_verdict side = tn_drift_judge(&b->drift, predicted, &factor);
+    if (side == TN_DRIFT_NONE) return TN_OK;
+    s = refit(b, side, factor, err);
+    if (!s) s = plan_again(b, err);
+    if (s) return s;
+    b->level = -1;
+    tn_engine_log(
+        b->m->engine, TN_LOG_INFO,
+        "drift: over %d tokens the %s took %.2f times as long as predicted: its rates are "
+        "refitted, and the plan is made again",
+        (int)TN_DRIFT_TOKENS, side == TN_DRIFT_HOST ? "host" : "device", factor);
+    return TN_OK;
+}
+
 /* ---- looking -----------------------------------------------------------------------------------
  */
 
@@ -395,7 +473,8 @@ uint64_t tn_boundary_version(const tn_boundary *b)
 
 tn_boundary_counts tn_boundary_count(const tn_boundary *b)
 {
-    tn_boundary_counts c = {.dropped = b->dropped, .promoted = b->promoted};
+    tn_boundary_counts c = {
+        .dropped = b->dropped, .promoted = b->promoted, .replans = b->refitted != NULL};
     for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
         if (!b->m->on_device.layers[l].moves) continue;
         c.units += b->units[l];

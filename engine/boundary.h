@@ -16,6 +16,7 @@
 #ifndef TN_BOUNDARY_H
 #define TN_BOUNDARY_H
 
+#include "drift.h"
 #include "kv.h"
 #include "placement.h"
 
@@ -37,12 +38,19 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
  * less memory than was thought. False: there was nothing to drop. */
 bool tn_boundary_clear(tn_boundary *b, bool wrong);
 
+/* What a token at a depth should take as things are now. */
+tn_status tn_boundary_predict(const tn_boundary *b, int64_t depth, tn_token_time *t, tn_error *err);
+/* Notes what a decoded token took. Where a side drifts from the prediction, its rates are refitted
+ * and the plan is made again, once; the next move carries it out. Not where the plan is from a
+ * file. TN_ENOMEM. */
+tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured, tn_error *err);
+
 /* Changes with every move: whoever remembers where weights are looks again. */
 uint64_t tn_boundary_version(const tn_boundary *b);
 /* Units on the device and in all; dropped and promoted since the model was opened. */
 typedef struct tn_boundary_counts {
     int64_t units, of;
-    uint64_t dropped, promoted;
+    uint64_t dropped, promoted, replans;
 } tn_boundary_counts;
 tn_boundary_counts tn_boundary_count(const tn_boundary *b);
 

@@ -219,6 +219,21 @@ static tn_status hand_out(const evaluation *e, int32_t end, int32_t rows)
     return TN_OK;
 }
 
+static double host_seconds(const tn_context *c)
+{
+    tn_stats s = {0};
+    tn_exec_stats(c->exec, &s);
+    return s.host.seconds;
+}
+
+/* The emulated device's times say nothing about the machine that the plan is for. */
+static tn_status note_time(tn_context *c, tn_token_time t, tn_error *err)
+{
+    tn_device *d = c->m->on_device.device;
+    if (!c->m->boundary || d->api->info(d)->kind == TN_DEVICE_EMULATED) return TN_OK;
+    return tn_boundary_note(c->m->boundary, (int64_t)c->n_tokens, t, err);
+}
+
 static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
 {
     tn_context *c = e->c;
@@ -233,8 +248,11 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
     else
         b.n_out = at + n == e->n;
     pthread_mutex_lock(&c->m->engine->turn);
+    const double start = tn_now(), host_s = host_seconds(c);
     tn_status s = tn_forward(c->exec, c->m, &b);
     if (!s && !e->fn && b.n_out) s = tn_exec_head(c->exec, 0, 1, c->logits);
+    if (!s && e->n == 1)
+        s = note_time(c, (tn_token_time){host_seconds(c) - host_s, tn_now() - start}, e->err);
     pthread_mutex_unlock(&c->m->engine->turn);
     return s || !e->fn ? s : hand_out(e, at + n, (int32_t)b.n_out);
 }
@@ -401,6 +419,7 @@ tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
         full.units_on_device = (uint64_t)n.units;
         full.units_dropped = n.dropped;
         full.units_promoted = n.promoted;
+        full.replans = n.replans;
     }
     memcpy(stats, &full, stats->struct_size < sizeof full ? stats->struct_size : sizeof full);
     return TN_OK;

@@ -254,6 +254,17 @@ tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_p
                               const tn_constraints *c, const uint64_t room[TN_MAX_DEVICES],
                               int32_t *units, const tn_allocator *a, tn_error *err);
 
+/* Seconds of one decoded token at a live depth with units[n_layers] on the devices; *host_s: of that,
+ * what the host itself computes. */
+tn_status tn_plan_token(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                        const tn_constraints *c, int64_t depth, const int32_t *units,
+                        double *host_s, double *total_s, const tn_allocator *a, tn_error *err);
+/* The best plan for a machine whose rates turned out to be others, in which only what may move is
+ * other than in `plan`. out->feasible is false where there is none. TN_ENOMEM. */
+tn_status tn_plan_again(tn_plan *out, const tn_plan *plan, const tn_shape *s, const tn_profile *p,
+                        const tn_constraints *c, const bool *moves, const tn_allocator *a,
+                        tn_error *err);
+
 /* Why a layer's attention part (ffn false) or FFN is where it is, or the head (layer = n_layers).
  */
 void tn_plan_reason(const tn_planned *p, const tn_shape *s, const tn_profile *profile,

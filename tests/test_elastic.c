@@ -3,9 +3,9 @@
  * unless --cuda is given. */
 #include "golden.h"
 
+#include "../engine/boundary.h"
 #include "../engine/engine.h"
 #include "../engine/model.h"
-#include "../engine/placement.h"
 
 #include <unistd.h>
 
@@ -95,7 +95,7 @@ static tn_placement *moving_plan(const char *path, int32_t granule, const char *
  */
 
 typedef struct events {
-    int moves, lines;
+    int moves, drifts;
     char last[200];
 } events;
 
@@ -103,7 +103,7 @@ static void listen(void *user, tn_log_level level, const char *line)
 {
     events *e = user;
     (void)level;
-    e->lines++;
+    e->drifts += strncmp(line, "drift: ", 7) == 0;
     if (strncmp(line, "boundary: ", 10) != 0) return;
     e->moves++;
     snprintf(e->last, sizeof e->last, "%s", line);
@@ -518,6 +518,98 @@ TEST(faults_during_moves_leave_nothing)
         CHECK(check_faults(TN_FAULT_ALLOC, 1, &g, p, limit) > 15);
         CHECK(check_faults(TN_FAULT_COPY, 5, &g, p, limit) > 40);
     }
+    tn_placement_close(p);
+    golden_free(&g);
+}
+
+/* ---- drift -------------------------------------------------------------------------------------
+ */
+
+TEST(a_window_is_judged_by_its_parts)
+{
+    static const struct {
+        double host, total; /* measured; predicted are 2 and 5 */
+        tn_drift_verdict want;
+        double factor;
+    } cases[] = {{2, 5, TN_DRIFT_NONE, 0},           {2.25, 5.4, TN_DRIFT_NONE, 0},
+                 {2.6, 5.6, TN_DRIFT_HOST, 1.3},     {1.6, 4.6, TN_DRIFT_HOST, 0.8},
+                 {2.1, 6.0, TN_DRIFT_DEVICE, 1.3},   {2.6, 8.0, TN_DRIFT_HOST, 1.3},
+                 {2, 4.4, TN_DRIFT_DEVICE, 2.4 / 3}, {2, 5.4, TN_DRIFT_NONE, 0}};
+    tn_drift d = {0};
+    double factor;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int t = 1; t <= TN_DRIFT_TOKENS; t++)
+            CHECK_INT(tn_drift_add(&d, t, (tn_token_time){cases[i].host, cases[i].total}),
+                      t == TN_DRIFT_TOKENS);
+        CHECK_INT(tn_drift_judge(&d, (tn_token_time){2, 5}, &factor), cases[i].want);
+        CHECK(cases[i].want == TN_DRIFT_NONE || fabs(factor - cases[i].factor) < 1e-9);
+        CHECK_INT(d.tokens, 0);
+    }
+    for (int t = 0; t < TN_DRIFT_TOKENS; t++) /* a small part is never blamed */
+        tn_drift_add(&d, t, (tn_token_time){2, 5});
+    CHECK_INT(tn_drift_judge(&d, (tn_token_time){1, 4.5}, &factor), TN_DRIFT_NONE);
+}
+
+/* n tokens whose host part takes `factor` times what was predicted at first. */
+static void live_through(const elastic *x, int n, double factor, tn_token_time first)
+{
+    const tn_token_time t = {factor * first.host_s, first.total_s + (factor - 1) * first.host_s};
+    for (int i = 0; i < n; i++)
+        CHECK_INT(tn_boundary_note(x->model->boundary, 30, t, NULL), TN_OK);
+}
+
+static void check_drift(const golden *g, const tn_placement *p, size_t limit, bool moves)
+{
+    elastic x;
+    tn_token_time first = {0}, then = {0};
+    if (!open_all(&x, g->path, p, limit)) return;
+    walk w = {.g = g, .x = &x, .limit = limit};
+    feed(&w, 0, 30, 30);
+    tn_boundary *b = x.model->boundary;
+    CHECK_INT(tn_boundary_predict(b, 30, &first, NULL), TN_OK);
+    CHECK(first.host_s > first.total_s / 4 && first.host_s <= first.total_s);
+    live_through(&x, 3 * TN_DRIFT_TOKENS, 1, first);
+    live_through(&x, 3 * TN_DRIFT_TOKENS, 1.1, first);
+    CHECK_INT(x.events.drifts, 0);
+    live_through(&x, 6 * TN_DRIFT_TOKENS, 1.3, first); /* the host became slower by 30 % */
+    CHECK_INT(x.events.drifts, moves);
+    CHECK_INT(tn_boundary_predict(b, 30, &then, NULL), TN_OK);
+    CHECK(!moves || fabs(then.host_s / first.host_s - 1.3) < 0.02);
+    const int before = x.events.moves;
+    feed(&w, 30, 40, 1);
+    CHECK(stats(&x).replans == (uint64_t)moves);
+    live_through(&x, 200, 1.3, first);
+    feed(&w, 40, 45, 1);
+    CHECK_INT(x.events.drifts, moves);
+    CHECK(moves || x.events.moves == before);
+    close_all(&x);
+}
+
+TEST(one_slower_rate_causes_one_new_plan)
+{
+    golden g;
+    char path[64];
+    if (!have_device(device) || !golden_load(&g, "llama")) return;
+    snprintf(path, sizeof path, "/tmp/tenon-drift-%d.json", (int)getpid());
+    char *machine = slow_machine();
+    tn_placement *p = moving_plan(g.path, 16, path), *file = NULL;
+    const size_t limit = p ? tight_limit(g.path, p, &g, 1) : 0;
+    const tn_placement_options o = {.struct_size = sizeof o,
+                                    .hardware = machine,
+                                    .plan_file = path,
+                                    .n_ctx = n_ctx,
+                                    .n_batch = page,
+                                    .kv = TN_KV_F32,
+                                    .granule = 16,
+                                    .page_size = page};
+    if (limit && tn_placement_open(&file, g.path, &o, NULL) == TN_OK) {
+        check_drift(&g, p, limit, true);
+        check_drift(&g, file, limit, false);
+    }
+    CHECK(file != NULL);
+    unlink(path);
+    free(machine);
+    tn_placement_close(file);
     tn_placement_close(p);
     golden_free(&g);
 }
