@@ -431,3 +431,16 @@ void tn_context_stats_reset(tn_context *c)
     c->prefill_tokens = c->decode_tokens = 0;
     tn_exec_stats_reset(c->exec);
 }
+
+tn_status tn_context_experts(const tn_context *c, int32_t layer, uint64_t *counts, int32_t n,
+                             tn_error *err)
+{
+    const tn_hparams *hp = &c->m->hp;
+    if (layer < 0 || layer >= hp->n_layers || n < 0 || n > hp->n_expert)
+        return tn_fail(err, TN_EARG, -1, "layer %d with %d experts: the model has %d layers of %d",
+                       layer, n, hp->n_layers, hp->n_expert);
+    const uint64_t *all = tn_exec_experts(c->exec, layer);
+    for (int32_t i = 0; i < n; i++)
+        counts[i] = all[i];
+    return TN_OK;
+}

@@ -22,6 +22,9 @@ static tn_status fill(tn_exec *x, int32_t n_batch, tn_error *err)
     x->sides = tn_alloc(m->a, (size_t)m->hp.n_layers, sizeof *x->sides);
     if (!x->sides) return tn_fail_nomem(err, sizeof *x->sides, "the executor");
     find_sides(x);
+    const size_t n_experts = (size_t)m->hp.n_layers * (size_t)m->hp.n_expert;
+    if (n_experts && !(x->experts = tn_alloc(m->a, n_experts, sizeof *x->experts)))
+        return tn_fail_nomem(err, n_experts * sizeof *x->experts, "counters of experts");
     tn_status s = tn_host_init(&x->host, m, x->kv, n_batch, err);
     if (s || !m->on_device.device) return s;
     s = tn_dev_init(&x->dev, m, x->kv, n_batch, err);
@@ -50,6 +53,7 @@ void tn_exec_free(tn_exec *x)
     if (x->dev.device) tn_exec_join_free(x);
     tn_dev_free(&x->dev);
     tn_host_free(&x->host);
+    tn_free(x->m->a, x->experts);
     tn_free(x->m->a, x->sides);
     tn_free(x->m->a, x);
 }
@@ -138,6 +142,7 @@ static void host_ffn_out(tn_exec *x, int32_t layer)
 static void host_route(tn_exec *x, int32_t layer)
 {
     tn_host_route(&x->host, layer);
+    tn_exec_count_here(x, layer);
     count(x, &x->m->layers[layer].ffn_gate_inp);
 }
 
@@ -603,9 +608,11 @@ void tn_exec_experts_out(tn_exec *x, int32_t layer)
     ffn_out(x, layer);
 }
 
-tn_status tn_exec_layer_done(tn_exec *x)
+tn_status tn_exec_layer_done(tn_exec *x, int32_t layer)
 {
     const tn_batch *b = &x->batch;
+    const bool last = layer == x->m->hp.n_layers - 1;
+    if (last && x->experts && !x->status && x->mode != TN_EXEC_REPLAY) tn_exec_fetch_choices(x);
     if (x->dev.status && !x->status) x->status = x->dev.status;
     if (x->mode == TN_EXEC_RECORD && !x->status) tn_exec_record_poll(x);
     if (x->mode == TN_EXEC_DIRECT && !x->status && b->cancel && b->cancel(b->user))
@@ -687,6 +694,13 @@ void tn_exec_stats(const tn_exec *x, tn_stats *s)
     s->device = x->on_device;
     s->hops = x->hops;
     s->join_wait_s = x->join_wait_s;
+    s->experts_chosen = x->experts_chosen;
+    s->experts_on_device = x->experts_there;
+}
+
+const uint64_t *tn_exec_experts(const tn_exec *x, int32_t layer)
+{
+    return x->experts ? x->experts + (int64_t)layer * x->m->hp.n_expert : NULL;
 }
 
 void tn_exec_stats_reset(tn_exec *x)
@@ -694,4 +708,7 @@ void tn_exec_stats_reset(tn_exec *x)
     x->on_host = x->on_device = (tn_side_stats){0};
     x->hops = 0;
     x->join_wait_s = 0;
+    x->experts_chosen = x->experts_there = 0;
+    const size_t n_experts = (size_t)x->m->hp.n_layers * (size_t)x->m->hp.n_expert;
+    if (x->experts) memset(x->experts, 0, n_experts * sizeof *x->experts);
 }

@@ -49,13 +49,15 @@ void tn_exec_experts_out(tn_exec *x, int32_t layer);
 /* From here on only the last n rows of the batch are computed. */
 void tn_exec_keep_last(tn_exec *x, int64_t n);
 /* Ends a layer: polls cancel. The first failure so far. */
-tn_status tn_exec_layer_done(tn_exec *x);
+tn_status tn_exec_layer_done(tn_exec *x, int32_t layer);
 /* logits[n_rows][n_vocab] = W norm(h) of the rows [first, first + n_rows) that were kept. */
 tn_status tn_exec_head(tn_exec *x, int64_t first, int64_t n_rows, float *logits);
 
 /* Sums since the last reset; the fields that exec knows. */
 void tn_exec_stats(const tn_exec *x, tn_stats *s);
 void tn_exec_stats_reset(tn_exec *x);
+/* How often each expert of a layer was chosen since then: [n_expert]; NULL: there are none. */
+const uint64_t *tn_exec_experts(const tn_exec *x, int32_t layer);
 
 /* forward.c: the transformer over one batch. Afterwards tn_exec_head gives the logits of the last
  * b->n_out rows. */

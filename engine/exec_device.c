@@ -81,7 +81,8 @@ static void lay_out_experts(tn_dev *d, arena *a)
     const int64_t n = d->n_batch;
     if (!hp->n_expert) return;
     d->router = take(a, n * hp->n_expert, sizeof *d->router);
-    d->chosen = take(a, n * d->used, sizeof *d->chosen);
+    d->choices = take(a, hp->n_layers * n * d->used, sizeof *d->choices);
+    d->chosen = d->choices;
     d->expert = take(a, n * d->used, sizeof *d->expert);
     d->choice_weight = take(a, n * d->used, sizeof *d->choice_weight);
     d->where = take(a, (int64_t)hp->n_layers * hp->n_expert, sizeof *d->where);
@@ -136,7 +137,7 @@ tn_status tn_dev_find_experts(tn_dev *d, tn_error *err)
 
 static tn_status alloc_pinned(tn_dev *d, tn_error *err)
 {
-    void *numbers, *logits;
+    void *numbers, *logits, *choices;
     const size_t head =
         tn_on_device(&d->m->on_device.output) ? (size_t)d->m->on_device.output.rows : 0;
     tn_status s = d->api->alloc_pinned(
@@ -145,7 +146,14 @@ static tn_status alloc_pinned(tn_dev *d, tn_error *err)
     d->pinned_numbers = numbers;
     s = d->api->alloc_pinned(d->device, (size_t)d->logit_rows * head * sizeof *d->pinned_logits,
                              "logits", &logits, err);
-    if (!s) d->pinned_logits = logits;
+    if (s) return s;
+    d->pinned_logits = logits;
+    if (!d->m->hp.n_expert) return TN_OK;
+    s = d->api->alloc_pinned(d->device,
+                             (size_t)d->m->hp.n_layers * (size_t)d->n_batch * (size_t)d->used *
+                                 sizeof *d->pinned_choices,
+                             "chosen experts", &choices, err);
+    if (!s) d->pinned_choices = choices;
     return s;
 }
 
@@ -177,6 +185,7 @@ void tn_dev_free(tn_dev *d)
 {
     if (!d->device) return;
     d->api->stream_destroy(d->device, d->stream);
+    d->api->free_pinned(d->device, d->pinned_choices);
     d->api->free_pinned(d->device, d->pinned_logits);
     d->api->free_pinned(d->device, d->pinned_numbers);
     d->api->free(d->device, d->arena);
@@ -324,7 +333,7 @@ int32_t tn_dev_splits(int64_t pos)
 
 void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0)
 {
-    d->n = n;
+    d->n = d->batch_n = n;
     for (int64_t i = 0; i < n; i++) {
         d->pinned_numbers[i] = (int32_t)(pos0 + i);
         d->pinned_numbers[n + i] = tokens[i];
@@ -531,6 +540,7 @@ void tn_dev_route(tn_dev *d, int32_t layer)
 {
     const tn_hparams *hp = &d->m->hp;
     const tn_layer_device *y = &d->layers[layer];
+    d->chosen = d->choices + layer * d->batch_n * d->used;
     tn_dev_ffn_norm(d, layer);
     const tn_dacts x = input(d, hp->n_embd, reads_q8(d, &y->ffn_gate_inp));
     product(d, &y->ffn_gate_inp, &x, d->router, hp->n_expert, NULL, false);
@@ -547,6 +557,11 @@ void tn_dev_route(tn_dev *d, int32_t layer)
                          .chosen = d->chosen,
                          .weight = d->choice_weight};
     if (!d->status) did(d, d->ops->route(d->stream, &a), "routing");
+}
+
+void tn_dev_fetch_choices(tn_dev *d)
+{
+    tn_dev_download(d, d->pinned_choices, d->choices, d->m->hp.n_layers * d->batch_n * d->used);
 }
 
 void tn_dev_experts_in(tn_dev *d, int32_t layer)

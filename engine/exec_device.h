@@ -21,6 +21,7 @@ typedef struct tn_dev {
     tn_error *err;    /* where it is told, may be NULL */
 
     int64_t n;             /* rows of the batch that are left, see keep_last */
+    int64_t batch_n;       /* all rows of it */
     void *arena;           /* device memory that holds all of the following */
     int32_t *numbers;      /* [2 * n_batch] */
     int32_t *pos, *tokens; /* [n] in numbers */
@@ -39,7 +40,8 @@ typedef struct tn_dev {
     float *angles[2];     /* [n][n_rot / 2][2] */
     float *partial;       /* attention over split context */
     float *router;        /* [n][n_expert] */
-    int32_t *chosen;      /* [n][used] experts */
+    int32_t *choices;     /* [n_layers][batch_n][used] experts of the whole batch, and */
+    int32_t *chosen;      /* [n][used] those of the running layer */
     int32_t *expert;      /* [n][used] the same among those on the device, -1: not there */
     float *choice_weight; /* [n][used] */
     int32_t *where;       /* [n_layers][n_expert] from chosen to expert; NULL: no layer is split */
@@ -50,6 +52,7 @@ typedef struct tn_dev {
 
     int32_t *pinned_numbers; /* as numbers */
     float *pinned_logits;    /* as logits */
+    int32_t *pinned_choices; /* as choices */
 } tn_dev;
 
 /* Buffers for batches of up to n_batch tokens. On failure free is for what is there. */
@@ -80,6 +83,8 @@ void tn_dev_attn_out(tn_dev *d, int32_t layer);
 void tn_dev_ffn_in(tn_dev *d, int32_t layer);
 void tn_dev_ffn_out(tn_dev *d, int32_t layer);
 void tn_dev_route(tn_dev *d, int32_t layer);
+/* What all layers have chosen, into pinned_choices, there after a sync. */
+void tn_dev_fetch_choices(tn_dev *d);
 void tn_dev_experts_in(tn_dev *d, int32_t layer);
 void tn_dev_experts_out(tn_dev *d, int32_t layer);
 /* Logits of up to logit_rows rows into pinned_logits, there after a sync. */

@@ -50,6 +50,7 @@ typedef struct tn_recording {
     int32_t n_splits;        /* that the graph was made for */
     tn_side_stats on_device; /* of one token, without KV */
     uint64_t hops;
+    bool choices; /* the device's choices of experts are fetched at its end */
 } tn_recording;
 
 typedef enum tn_exec_mode {
@@ -62,8 +63,8 @@ struct tn_exec {
     const tn_model *m;
     const tn_kv *kv;
     tn_host host;
-    tn_dev dev;      /* device NULL: none */
-    tn_sides *sides; /* [n_layers] */
+    tn_dev dev;       /* device NULL: none */
+    tn_sides *sides;  /* [n_layers] */
     uint64_t version; /* of the boundary, that sides and recording are made for */
     tn_batch batch;
     int64_t n, pos0; /* rows still computed */
@@ -74,6 +75,9 @@ struct tn_exec {
     unsigned valid[TN_ACTS]; /* bits 1 << side */
     unsigned normed;         /* sides whose `in` holds the normed input of the FFN */
     bool grouped;            /* the host has sorted the batch by expert */
+    uint64_t experts_chosen, experts_there; /* in all, and of those on the device */
+    uint64_t *experts;   /* [n_layers][n_expert] how often chosen; NULL: there are none */
+    bool choices_coming; /* those of the device are to be counted after the next sync */
     int64_t head_first, head_rows;
     float *logits; /* where the head goes */
     tn_side_stats on_host, on_device;
@@ -83,6 +87,12 @@ struct tn_exec {
 
 /* ---- exec_join.c
  * ------------------------------------------------------------------------------- */
+
+/* exec_count.c. Counts what the host has just chosen for a layer; has the device's choices of the
+ * batch fetched, when its layers are done; counts them, once they are there. */
+void tn_exec_count_here(tn_exec *x, int32_t layer);
+void tn_exec_fetch_choices(tn_exec *x);
+void tn_exec_count_there(tn_exec *x);
 
 /* Does the host's work, or records it. */
 void tn_exec_host(tn_exec *x, tn_host_op op, int32_t arg);

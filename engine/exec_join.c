@@ -64,6 +64,8 @@ tn_status tn_exec_sync(tn_exec *x)
     fail(x, tn_dev_sync(&x->dev));
     x->on_device.seconds += tn_now() - start;
     x->busy = false;
+    if (!x->status) tn_exec_count_there(x);
+    x->choices_coming = false;
     return x->status;
 }
 
@@ -170,6 +172,7 @@ void tn_exec_forget(tn_exec *x)
     r->n_steps = 0;
     r->n_flags = 0;
     r->hops = 0;
+    r->choices = false;
     r->on_device = (tn_side_stats){0};
 }
 
@@ -283,6 +286,7 @@ void tn_exec_replay(tn_exec *x)
     for (size_t i = 0; i < r->n_steps && !x->status; i++)
         run_step(x, &r->steps[i]);
     if (x->status) release(x);
+    x->choices_coming = r->choices;
     tn_exec_sync(x);
     x->on_device.weight_bytes += r->on_device.weight_bytes;
     x->hops += r->hops;

@@ -21,7 +21,7 @@ tn_status tn_forward(tn_exec *x, const tn_model *m, const tn_batch *b)
             tn_exec_ffn_in(x, l);
             tn_exec_ffn_out(x, l);
         }
-        s = tn_exec_layer_done(x);
+        s = tn_exec_layer_done(x, l);
     }
     return s;
 }

@@ -292,12 +292,19 @@ typedef struct tn_stats {
      * model, since it was opened. replans: how often its plan was made again, because 64 tokens took
      * 15 % more or less time than predicted (never on the emulated device). */
     uint64_t units, units_on_device, units_dropped, units_promoted, replans;
+    /* Of models with experts: how many were chosen (tokens x layers x used), and of these how many were
+     * on the device. */
+    uint64_t experts_chosen, experts_on_device;
     uint64_t device_bytes_held; /* memory of the devices in use by the engine: weights, KV, buffers of
                                    all its models and contexts; 0 without a device */
 } tn_stats;
 /* Sums since the context was made or last reset. */
 TN_API tn_status tn_context_stats(const tn_context *ctx, tn_stats *stats, tn_error *err);
 TN_API void tn_context_stats_reset(tn_context *ctx);
+/* How often each expert of a layer was chosen, over the same time: counts[n] for the first n experts.
+ * TN_EARG: there is no such layer, or it has fewer experts. */
+TN_API tn_status tn_context_experts(const tn_context *ctx, int32_t layer, uint64_t *counts, int32_t n,
+                                    tn_error *err);
 
 /* ---- sampling ---------------------------------------------------------------------------------- */
 

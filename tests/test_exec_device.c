@@ -463,6 +463,90 @@ TEST(statistics_tell_the_sides_apart)
     golden_free(&g);
 }
 
+/* Counts of all experts after a prompt in batches and single tokens; their sum. */
+static uint64_t expert_counts(const golden *g, const char *place, uint64_t *counts, size_t n,
+                              uint64_t *there)
+{
+    run r;
+    tn_stats s = {.struct_size = sizeof s};
+    const run_options o = {.kv = TN_KV_F32,
+                           .device = place ? device : NULL,
+                           .page_size = 16,
+                           .n_batch = 7,
+                           .place = place};
+    memset(counts, 0, n * sizeof *counts);
+    if (!run_open(&r, g->path, &o)) return 0;
+    const tn_hparams *hp = &r.model->hp;
+    CHECK_INT((size_t)hp->n_layers * (size_t)hp->n_expert, n);
+    CHECK_INT(tn_context_eval(r.ctx, g->tokens, 20, NULL), TN_OK);
+    for (int i = 20; i < 24; i++)
+        CHECK_INT(tn_context_eval(r.ctx, g->tokens + i, 1, NULL), TN_OK);
+    for (int32_t l = 0; l < hp->n_layers; l++)
+        CHECK_INT(tn_context_experts(r.ctx, l, counts + l * hp->n_expert, hp->n_expert, NULL),
+                  TN_OK);
+    CHECK_INT(tn_context_experts(r.ctx, hp->n_layers, counts, 1, NULL), TN_EARG);
+    CHECK_INT(tn_context_stats(r.ctx, &s, NULL), TN_OK);
+    *there = s.experts_on_device;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += counts[i];
+    CHECK_INT(s.experts_chosen, sum);
+    /* The last layer computes only what is wanted: the last of the prompt, and 4 tokens. */
+    CHECK_INT(sum, (uint64_t)hp->n_expert_used * (uint64_t)(24 * (hp->n_layers - 1) + 5));
+    run_close(&r);
+    return sum;
+}
+
+/* The same experts are counted wherever the router is, and wherever they are. */
+TEST(experts_are_counted_on_either_side)
+{
+    static const char *const places[] = {".=device", "ffn_gate_inp=host,.=device",
+                                         "ffn_.*_exps=split:0.5,.=device",
+                                         "blk.1.ffn_gate_inp=host,_exps=split:0.5,.=device"};
+    enum { n = 3 * 8 };
+    golden g;
+    uint64_t host[n], mixed[n], there;
+    if (!have_device(device) || !golden_load(&g, "qwen3moe")) return;
+    const uint64_t sum = expert_counts(&g, NULL, host, n, &there);
+    CHECK_INT(there, 0);
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        CHECK_INT(expert_counts(&g, places[i], mixed, n, &there), sum);
+        CHECK_MSG(memcmp(host, mixed, sizeof host) == 0, "%s: other experts", places[i]);
+        CHECK_MSG(i < 2 ? there == sum : there > 0 && there < sum, "%s: %llu of %llu", places[i],
+                  (unsigned long long)there, (unsigned long long)sum);
+    }
+    golden_free(&g);
+}
+
+/* ---- rules that match nothing ------------------------------------------------------------------
+ */
+
+static void keep_line(void *line, tn_log_level level, const char *text)
+{
+    if (level == TN_LOG_WARN) snprintf(line, 200, "%s", text);
+}
+
+TEST(rules_without_a_tensor_warn_with_near_names)
+{
+    char line[200] = "";
+    tn_engine *e;
+    tn_model *m = NULL;
+    tn_error err = {0};
+    const char *place = "ffn_dwn=host";
+    if (!have_device(device)) return;
+    const tn_engine_options eo = {.struct_size = sizeof eo,
+                                  .threads = 1,
+                                  .device = device,
+                                  .log = keep_line,
+                                  .log_user = line};
+    const tn_model_options mo = {.struct_size = sizeof mo, .place = &place, .n_place = 1};
+    REQUIRE(tn_engine_new(&e, &eo, &err) == TN_OK);
+    CHECK_INT(tn_model_open(&m, e, fault_model, &mo, &err), TN_OK);
+    CHECK_STR(line, "place: no tensor matches 'ffn_dwn'; near: ffn_down, ffn_up");
+    tn_model_close(m);
+    tn_engine_free(e);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {

@@ -1,0 +1,44 @@
+/* Counts how often each expert of each layer is chosen, wherever that happens. */
+#include "exec_internal.h"
+
+static void count(tn_exec *x, int32_t layer, const int32_t *chosen, int64_t rows)
+{
+    uint64_t *n = x->experts + (int64_t)layer * x->m->hp.n_expert;
+    const tn_dweight *there = &x->m->on_device.layers[layer].ffn_down;
+    const int64_t on_device = tn_on_device(there) ? there->rows / x->m->hp.n_embd : 0;
+    for (int64_t i = 0; i < rows * x->host.used; i++) {
+        n[chosen[i]]++;
+        x->experts_there += chosen[i] < on_device;
+    }
+    x->experts_chosen += (uint64_t)(rows * x->host.used);
+}
+
+void tn_exec_count_here(tn_exec *x, int32_t layer)
+{
+    count(x, layer, x->host.choice, x->host.n);
+}
+
+void tn_exec_fetch_choices(tn_exec *x)
+{
+    bool any = false;
+    for (int32_t l = 0; l < x->m->hp.n_layers && x->experts; l++)
+        any |= x->sides[l].router == TN_ON_DEVICE;
+    if (!any) return;
+    tn_dev_fetch_choices(&x->dev);
+    if (x->mode == TN_EXEC_RECORD)
+        x->rec.choices = true;
+    else
+        x->choices_coming = x->busy = true;
+}
+
+/* The last layer has seen the kept rows only. */
+void tn_exec_count_there(tn_exec *x)
+{
+    const tn_dev *d = &x->dev;
+    const int32_t last = x->m->hp.n_layers - 1;
+    if (!x->choices_coming) return;
+    x->choices_coming = false;
+    for (int32_t l = 0; l <= last; l++)
+        if (x->sides[l].router == TN_ON_DEVICE)
+            count(x, l, d->pinned_choices + l * d->batch_n * d->used, l < last ? d->batch_n : d->n);
+}
