@@ -319,6 +319,53 @@ TEST(logits_stay_right_across_moves)
     check_elastic("llama-bias", 48); /* 128 neurons: the last slab is larger */
 }
 
+/* A quantised model and its exact logits; the tolerance is what llama.cpp's rounding deserves. */
+static bool quantised_load(golden *g, const char *type)
+{
+    char path[200];
+    memset(g, 0, sizeof *g);
+    json_t *j = json_load_file("tests/data/quant/logits.json", 0, NULL);
+    const json_t *t = json_object_get(json_object_get(j, "types"), type);
+    g->tokens = json_ids(json_object_get(j, "tokens"), &g->n);
+    g->n_vocab = (int32_t)json_integer_value(json_object_get(j, "n_vocab"));
+    g->tolerance = 2 * json_real_value(json_object_get(t, "max_abs"));
+    json_decref(j);
+    snprintf(g->path, sizeof g->path, "tests/data/quant/%s.gguf", type);
+    snprintf(path, sizeof path, "tests/data/quant/%s.exact_logits.f32", type);
+    if (g->n > 0 && g->n_vocab > 0 && g->tolerance > 0)
+        g->logits = read_floats(path, (size_t)g->n * (size_t)g->n_vocab);
+    if (g->logits) return true;
+    FAIL("%s: the golden cannot be read", type);
+    golden_free(g);
+    return false;
+}
+
+/* What moves is in the host's interleaved layout. */
+TEST(quantised_weights_move)
+{
+    static const char *const types[] = {"Q4_0", "Q4_K_S", "Q6_K"};
+    if (!have_device(device)) return;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        golden g;
+        elastic x;
+        if (!quantised_load(&g, types[i])) return;
+        tn_placement *p = moving_plan(g.path, 16, NULL);
+        const size_t limit = p ? tight_limit(g.path, p, &g, 2) : 0;
+        if (limit && open_all(&x, g.path, p, limit)) {
+            walk w = {.g = &g, .x = &x, .limit = limit};
+            feed(&w, 0, g.n < n_ctx ? g.n : n_ctx, 5);
+            /* Types with blocks of 256 move as whole layers: there are no more neurons. */
+            CHECK_MSG(x.model->layers[0].ffn_up.layout == TN_LAYOUT_R8 && x.events.moves > 0 &&
+                          (i > 0 || (w.splits > 0 && x.events.moves > 1)),
+                      "%s: layout %d, %d splits, %d moves", types[i],
+                      (int)x.model->layers[0].ffn_up.layout, w.splits, x.events.moves);
+            close_all(&x);
+        }
+        tn_placement_close(p);
+        golden_free(&g);
+    }
+}
+
 /* ---- the same calls, the same bits -------------------------------------------------------------
  */
 
