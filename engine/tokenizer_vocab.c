@@ -156,8 +156,7 @@ typedef struct scored {
 static uint32_t score_key(float score)
 {
     uint32_t u;
-    const float f = score == 0.0f ? 0.0f : score; /* -0 is 0 */
-    memcpy(&u, &f, 4);
+    memcpy(&u, &score, 4);
     return u & 0x80000000u ? u : ~u & 0x7FFFFFFFu;
 }
 

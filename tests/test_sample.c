@@ -305,6 +305,17 @@ TEST(top_p_keeps_the_smallest_set_that_reaches_it)
     o.top_k = 2; /* shares of the remaining: 0.625, 0.375 */
     o.top_p = 0.6f;
     CHECK_INT(seen(&o, shares, 4), 1);
+    const float equals[2] = {1, 1};
+    o.top_p = 0.5f; /* reached, not exceeded */
+    CHECK_INT(seen(&o, equals, 2), 1);
+}
+
+TEST(top_p_comes_before_min_p)
+{
+    tn_sampler_options o = plain();
+    o.min_p = 0.2f; /* leaves 0.95 */
+    o.top_p = 0.82f;
+    CHECK_INT(seen(&o, shares, 4), 7);
 }
 
 TEST(top_p_comes_before_temperature)
@@ -329,6 +340,8 @@ TEST(min_p_is_relative_to_the_best)
     CHECK_INT(seen(&o, shares, 4), 3);
     o.min_p = 1;
     CHECK_INT(seen(&o, shares, 4), 1);
+    const float equals[3] = {1, 0, 1};
+    CHECK_INT(seen(&o, equals, 3), 5);
 }
 
 TEST(bias_moves_and_bans)
@@ -345,6 +358,11 @@ TEST(bias_moves_and_bans)
     o.n_bias = 3; /* both entries of token 2 count */
     const float closer[4] = {9, 5.5f, 0, 2};
     CHECK_INT(greedy_after(o, closer, 4, NULL, 0), 2);
+    const tn_logit_bias huge = {0, 3e38f};
+    const float large[3] = {3e38f, 0, 0};
+    o.bias = &huge;
+    o.n_bias = 1;
+    CHECK_INT(seen(&o, large, 3), 1); /* the sum stays finite */
 }
 
 TEST(repeat_penalty_divides_positive_multiplies_negative)
@@ -408,6 +426,11 @@ TEST(penalties_see_the_last_n_tokens)
     CHECK_INT(greedy_after(o, logits, 3, accepted, 40), 1);
     o.penalty_last_n = 0;
     CHECK_INT(greedy_after(o, logits, 3, accepted, 1), 0);
+    static int32_t long_ago[3000]; /* 0 first */
+    for (int i = 1; i < 3000; i++)
+        long_ago[i] = 2;
+    o.penalty_last_n = -1;
+    CHECK_INT(greedy_after(o, logits, 3, long_ago, 3000), 1);
 }
 
 /* ---- large vocabularies ------------------------------------------------------------------------
@@ -633,6 +656,11 @@ TEST(defaults_come_from_the_file)
     CHECK_NEAR(o.min_p, 0.01, 1e-6);
     CHECK_NEAR(o.repeat_penalty, 1.25, 1e-6);
     CHECK_INT(o.penalty_last_n, -1);
+    tn_gguf_writer_free(w);
+    w = tn_gguf_writer_new(NULL);
+    tn_gguf_writer_int(w, "general.sampling.top_k", TN_GGUF_I32, -1); /* how files spell "off" */
+    CHECK_INT(file_defaults(w, &o, &err), TN_OK);
+    CHECK_INT(o.top_k, 0);
     tn_gguf_writer_free(w);
 }
 

@@ -338,7 +338,8 @@ TEST(merging_equals_the_obvious_way)
         char text[n][8], merge_text[max_merges][20];
         const char *merges[max_merges];
         random_tokens(&seed, t, text, n);
-        test_vocab v = {"llama", "gpt-2", NULL, NULL, t, n, merges, 0, -1, -1, 0, 0, -1, -1};
+        test_vocab v = {"llama", "gpt-2", NULL, NULL, t, n, merges, 0, -1, -1, 0, 0, -1, -1,
+                        NULL, 0};
         v.n_merges = random_merges(&seed, t, n, merge_text, merges, max_merges);
         for (int kind = 0; kind < 2; kind++) {
             v.kind = kind ? "gpt2" : "llama";
@@ -365,6 +366,32 @@ TEST(llama_merges_by_score_and_falls_back_to_bytes)
     CHECK_STR(tokens(&o, "\n", false), "5 16");
     CHECK_STR(tokens(&o, "Z", false), "5 0");        /* neither token nor byte: unknown */
     CHECK_STR(tokens(&o, U2581 "b", false), "15 7"); /* U+2581 is a space */
+    close_vocab(&o);
+}
+
+TEST(llama_tokens_that_are_alike)
+{
+    test_token t[sizeof llama_tokens / sizeof *llama_tokens];
+    memcpy(t, llama_tokens, sizeof t);
+    test_vocab v = llama_vocab;
+    v.tokens = t;
+    v.space_prefix = 0;
+    t[9] = (test_token){"bc", NORMAL, 0.0f}; /* of equal scores the left pair counts */
+    t[10] = (test_token){"ab", NORMAL, -0.0f};
+    t[12] = (test_token){"a b", NORMAL, 9}; /* no text has a plain space: they are U+2581 */
+    t[17] = (test_token){"<0x0A>", BYTE, 0}; /* of two tokens for a byte the first counts */
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc", false), "10 8");
+    CHECK_STR(tokens(&o, "a b", false), "6 5 7");
+    CHECK_STR(tokens(&o, "\n", false), "16");
+    CHECK_STR(tokens(&o, "aZ", false), "6 0");
+    close_vocab(&o);
+    v.id_key = "tokenizer.ggml.unknown_token_id";
+    v.id = UINT32_MAX; /* none */
+    o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "aZ", false), "6");
     close_vocab(&o);
 }
 
@@ -429,7 +456,7 @@ TEST(flags_of_the_file_are_obeyed)
     v.name = "My Phi-3 thing";
     o = open_vocab(&v);
     REQUIRE(o.v);
-    CHECK_STR(tokens(&o, "<|im_end|> \n a<s> a", true), "1 3 5 6 1 15 6");
+    CHECK_STR(tokens(&o, "<|im_end|> \n a<s> a<unk> a", true), "1 3 5 6 1 15 6 0 15 6");
     close_vocab(&o);
 }
 
@@ -518,6 +545,15 @@ TEST(ends_of_a_generation)
     REQUIRE(o.v);
     CHECK(!o.v->end[3]);
     close_vocab(&o);
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    for (int i = 0; i < 2; i++) {
+        v.id_key = keys[i];
+        v.id = 7;
+        o = open_vocab(&v);
+        REQUIRE(o.v);
+        CHECK_MSG(o.v->end[7] && o.v->end[8] && !o.v->end[6], "%s", keys[i]);
+        close_vocab(&o);
+    }
 }
 
 /* ---- the BPE kind ---- */
@@ -543,6 +579,24 @@ TEST(bpe_merges_by_rank_within_words)
     o = open_vocab(&v);
     REQUIRE(o.v);
     CHECK_STR(tokens(&o, "abc", true), "3 9");
+    close_vocab(&o);
+}
+
+TEST(bpe_merges_that_are_alike)
+{
+    test_token t[sizeof bpe_tokens / sizeof *bpe_tokens];
+    memcpy(t, bpe_tokens, sizeof t);
+    static const char *const merges[] = {"a b", "b c", "a b", "c a"};
+    test_vocab v = bpe_vocab;
+    v.tokens = t;
+    v.merges = merges;
+    v.n_merges = sizeof merges / sizeof *merges;
+    t[1] = (test_token){"ca", CONTROL, 0};
+    opened o = open_vocab(&v);
+    REQUIRE(o.v);
+    CHECK_STR(tokens(&o, "abc", false), "8 5"); /* of a pair's two ranks the first counts */
+    CHECK_STR(tokens(&o, "ca", false), "5 3");  /* no control token comes from merging */
+    CHECK_STR(tokens(&o, "ca", true), "1");
     close_vocab(&o);
 }
 
@@ -714,7 +768,7 @@ TEST(ends_are_known_by_text_and_type)
                                    {"<|return|>", CONTROL, 0},
                                    {"<|call|>", CONTROL, 0},
                                    {"<|im_end|>", NORMAL, 0}};
-    test_vocab v = {"llama", NULL, NULL, NULL, t, 5, NULL, 0, -1, 0, -1, -1, -1, -1};
+    test_vocab v = {"llama", NULL, NULL, NULL, t, 5, NULL, 0, -1, 0, -1, -1, -1, -1, NULL, 0};
     served s = serve(&v);
     REQUIRE(s.m);
     CHECK(!tn_token_is_end(s.m, 1) && tn_token_is_end(s.m, 2) && tn_token_is_end(s.m, 3));

@@ -12,6 +12,7 @@ typedef struct tiny_kind {
     const char *arch;
     bool bpe;      /* tokenizer: gpt2, else llama */
     bool moe, qk_norm, qkv_bias, post_norms, output;
+    bool extras;   /* scaled rope, biases everywhere, sampling keys, a chat template */
 } tiny_kind;
 
 static const tiny_kind tiny_kinds[] = {
@@ -21,6 +22,7 @@ static const tiny_kind tiny_kinds[] = {
     {.arch = "qwen3", .bpe = true, .qk_norm = true},
     {.arch = "qwen3moe", .bpe = true, .moe = true, .qk_norm = true, .output = true},
     {.arch = "gemma3", .qk_norm = true, .post_norms = true},
+    {.arch = "llama", .qkv_bias = true, .output = true, .extras = true},
 };
 enum { n_tiny_kinds = sizeof tiny_kinds / sizeof *tiny_kinds };
 
@@ -75,6 +77,12 @@ static inline void tiny_layer(tiny_writer *t, int i)
         tiny_tensor(t, i, "post_attention_norm.weight", 1, e, 1, 1);
         tiny_tensor(t, i, "post_ffw_norm.weight", 1, e, 1, 1);
     }
+    if (k->extras) {
+        tiny_tensor(t, i, "attn_output.bias", 0, e, 1, 1);
+        tiny_tensor(t, i, "ffn_gate.bias", 0, tiny_ff, 1, 1);
+        tiny_tensor(t, i, "ffn_up.bias", 0, tiny_ff, 1, 1);
+        tiny_tensor(t, i, "ffn_down.bias", 0, e, 1, 1);
+    }
     tiny_tensor(t, i, "ffn_norm.weight", 1, e, 1, 1);
     if (k->moe) tiny_tensor(t, i, "ffn_gate_inp.weight", 0, e, tiny_experts, 1);
     const uint64_t n = k->moe ? tiny_experts : 1;
@@ -117,6 +125,25 @@ static inline int tiny_vocab(tiny_writer *t)
     return n;
 }
 
+static inline void tiny_extras(tiny_writer *t)
+{
+    static const char chatml[] =
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    tn_gguf_writer_str(t->w, "llama.rope.scaling.type", "yarn");
+    tn_gguf_writer_f32(t->w, "llama.rope.scaling.factor", 2);
+    tn_gguf_writer_f32(t->w, "llama.rope.scaling.attn_factor", 1);
+    tiny_key(t, "rope.scaling.original_context_length", 32);
+    tn_gguf_writer_f32(t->w, "llama.rope.freq_base", 5000);
+    tn_gguf_writer_f32(t->w, "general.sampling.temp", 0.5f);
+    tn_gguf_writer_u32(t->w, "general.sampling.top_k", 5);
+    tn_gguf_writer_bool(t->w, "tokenizer.ggml.add_eos_token", true);
+    tn_gguf_writer_bool(t->w, "tokenizer.ggml.remove_extra_whitespaces", true);
+    tn_gguf_writer_str(t->w, "tokenizer.chat_template", chatml);
+    tiny_tensor(t, -1, "rope_freqs.weight", 1.5f, tiny_head_dim / 2, 1, 1);
+}
+
 /* The file's bytes: owned by *w, which the caller frees with tn_gguf_writer_free. */
 static inline void tiny_model(const tiny_kind *k, tn_gguf_writer **w, const uint8_t **bytes,
                               size_t *size)
@@ -141,6 +168,7 @@ static inline void tiny_model(const tiny_kind *k, tn_gguf_writer **w, const uint
     snprintf(eps, sizeof eps, "%s.attention.layer_norm_rms_epsilon", k->arch);
     tn_gguf_writer_f32(t.w, eps, 1e-5f);
     const uint64_t n_vocab = (uint64_t)tiny_vocab(&t);
+    if (k->extras) tiny_extras(&t);
     tiny_tensor(&t, -1, "token_embd.weight", 0, tiny_embd, n_vocab, 1);
     tiny_tensor(&t, -1, "output_norm.weight", 1, tiny_embd, 1, 1);
     if (k->output) tiny_tensor(&t, -1, "output.weight", 0, tiny_embd, n_vocab, 1);

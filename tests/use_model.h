@@ -45,7 +45,8 @@ static inline tn_engine *use_engine(use_memory *m)
     return engine;
 }
 
-/* Tokenises, evaluates a prompt and a token, detokenises. Fine if any of it is refused. */
+/* Tokenises, evaluates a prompt and a token, detokenises, and asks for what a chat needs. Fine if any
+ * of it is refused. */
 static inline void use_open_model(tn_model *model)
 {
     const tn_context_options co = {.struct_size = sizeof co, .n_ctx = 16, .page_size = 16};
@@ -65,6 +66,10 @@ static inline void use_open_model(tn_model *model)
     if (tn_detokenizer_new(&d, model, 0, NULL) == TN_OK)
         for (size_t i = 0; i < n; i++) (void)tn_detokenizer_push(d, ids[i], &text, &len, NULL);
     tn_detokenizer_free(d);
+    tn_sampler_options o;
+    const tn_message hello = {"user", "a<s>"};
+    (void)tn_sampler_defaults(model, &o, NULL);
+    (void)tn_chat_tokens(model, NULL, &hello, 1, true, ids, 16, &n, NULL);
 }
 
 /* Opens and uses; aborts where the promises of tenon.h are broken. */

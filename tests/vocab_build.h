@@ -23,6 +23,8 @@ typedef struct test_vocab {
     int bos, eos;              /* -1: no such key */
     int add_bos, add_eos;      /* -1: no such key */
     int space_prefix, squeeze; /* -1: no such key */
+    const char *id_key;        /* one more U32 key, NULL: none */
+    uint32_t id;
 } test_vocab;
 
 static inline void build_arrays(gb *b, const test_vocab *v)
@@ -64,7 +66,8 @@ static inline void build_vocab(gb *b, const test_vocab *v)
     }
     if (v->bos >= 0) gb_key_u32(b, "tokenizer.ggml.bos_token_id", (uint32_t)v->bos);
     if (v->eos >= 0) gb_key_u32(b, "tokenizer.ggml.eos_token_id", (uint32_t)v->eos);
-    n += (v->bos >= 0) + (v->eos >= 0);
+    if (v->id_key) gb_key_u32(b, v->id_key, v->id);
+    n += (v->bos >= 0) + (v->eos >= 0) + (v->id_key != NULL);
     build_bool(b, "tokenizer.ggml.add_bos_token", v->add_bos, &n);
     build_bool(b, "tokenizer.ggml.add_eos_token", v->add_eos, &n);
     build_bool(b, "tokenizer.ggml.add_space_prefix", v->space_prefix, &n);
@@ -87,7 +90,7 @@ static const test_token llama_tokens[] = {
 static const test_vocab llama_vocab = {
     "llama", NULL, NULL, NULL, llama_tokens, sizeof llama_tokens / sizeof *llama_tokens,
     NULL,    0,    1,    2,    -1,           -1,
-    -1,      -1};
+    -1,      -1,   NULL, 0};
 
 #define SPACE "\xC4\xA0" /* U+0120: ' ' in the byte-level alphabet */
 /* ids: 0 <|endoftext|> 1 <|im_end|> 2 "!!" 3.. ; 14 and 15 are the bytes of U+00E9 */
@@ -121,7 +124,8 @@ static const test_vocab bpe_vocab = {"gpt2",     "gpt-2",
                                      bpe_merges, sizeof bpe_merges / sizeof *bpe_merges,
                                      0,          0,
                                      -1,         -1,
-                                     -1,         -1};
+                                     -1,         -1,
+                                     NULL,       0};
 
 /* ---- opened vocabularies ---- */
 
