@@ -254,6 +254,39 @@ TEST(contents_are_never_parsed)
     }
 }
 
+static void check_text(const char *format, const conversation *c, const char *part, bool there)
+{
+    tn_status status;
+    tn_error err = {0};
+    char *s = render(format, NULL, 0, c, &status, &err);
+    CHECK_MSG(s && (strstr(s, part) != NULL) == there, "%s: '%s' is '%s'", format, part,
+              s ? s : err.msg);
+    free(s);
+}
+
+TEST(white_space_is_what_python_trims)
+{
+    const conversation c = {
+        {{"user", "\x1c\xc2\xa0 \t\xe3\x80\x80"
+                  "a\xe2\x80\x8b\x1f\r\n\xe2\x80\xa8"}},
+        1,
+        true};
+    check_text("llama3", &c, "<|end_header_id|>\n\na\xe2\x80\x8b<|eot_id|>", true);
+}
+
+/* Qwen 3 keeps the thoughts behind the last question; a tool's result is none. */
+TEST(results_of_tools_are_no_questions)
+{
+    conversation c = {{{"user", "q"}, {"assistant", "<think>\nhm\n</think>\n\nA"}, {"user", "r"}}, 3, true};
+    check_text("qwen3", &c, "hm", false);
+    c.m[2].content = "<tool_response>r</tool_response>";
+    check_text("qwen3", &c, "hm", true);
+    c.m[2].content = "r</tool_response>";
+    check_text("qwen3", &c, "hm", false);
+    c.m[2].content = "<tool_response>r";
+    check_text("qwen3", &c, "hm", false);
+}
+
 TEST(every_format_can_be_named)
 {
     size_t n = 0;

@@ -711,6 +711,31 @@ static void unserve(served *s)
     gb_free(&s->bytes);
 }
 
+/* How many tokens at the start of a conversation are <s>. */
+static size_t count_bos(const test_vocab *v, const char *format)
+{
+    static const tn_message m = {"user", "a"};
+    served s = serve(v);
+    int32_t ids[256];
+    size_t n = 0, bos = 0;
+    tn_error err = {0};
+    if (!s.m || tn_chat_tokens(s.m, format, &m, 1, true, ids, 256, &n, &err)) FAIL("%s", err.msg);
+    while (bos < n && ids[bos] == 1)
+        bos++;
+    unserve(&s);
+    return bos;
+}
+
+TEST(a_conversation_begins_with_one_bos)
+{
+    test_vocab v = llama_vocab;
+    CHECK_INT(count_bos(&v, "chatml"), 1);     /* the format has none, the file asks for it */
+    CHECK_INT(count_bos(&v, "mistral-v1"), 1); /* both */
+    v.add_bos = 0;
+    CHECK_INT(count_bos(&v, "chatml"), 0);
+    CHECK_INT(count_bos(&v, "mistral-v1"), 1);
+}
+
 TEST(public_calls_keep_their_promises)
 {
     served s = serve(&llama_vocab);
