@@ -188,7 +188,11 @@ typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stri
 typedef struct tn_dkv {
     uint32_t type;                             /* TN_TYPE_F16, TN_TYPE_F32 or TN_TYPE_Q8_0 */
     int32_t page_size;                         /* a power of two, at least 16 */
-    int32_t n_head_kv, head_dim_k, head_dim_v; /* dims: multiples of 8 (Q8_0: of 32), at most 256 */
+    int32_t n_head_kv, head_dim_k, head_dim_v; /* dims: multiples of 8 (Q8_0: of 32), at most 256:
+                                                  with more, a warp's part of the output no longer
+                                                  fits its registers, nor a tile of float32 keys the
+                                                  64 KiB that sm_75 shares. No architecture of
+                                                  engine/arch.c has more. */
     void *const *pages;
     int64_t pages_stride, k_at, v_at;
 } tn_dkv;

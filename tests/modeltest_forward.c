@@ -134,6 +134,12 @@ TEST(smollm2_next_tokens_on_the_emulated_device)
                       1);
 }
 
+TEST(gemma3_next_tokens_on_the_emulated_device)
+{
+    if (!have_device("emu")) return;
+    check_next_tokens("gemma3", &(run_options){.device = "emu"}, 1);
+}
+
 /* ---- whole rows
  * ------------------------------------------------------------------------------------ */
 
@@ -223,16 +229,16 @@ TEST(gemma3_quantised_rows)
 
 typedef struct likelihood {
     const int32_t *chunk;
-    int32_t n_vocab, n_scored;
+    int32_t n_vocab, n_scored, length;
     double sum;
 } likelihood;
 
-enum { chunk = 512 };
+enum { chunk = 512, device_chunk = 96 };
 
 static bool add_rows(void *user, int32_t first, int32_t n_rows, const float *rows)
 {
     likelihood *x = user;
-    for (int32_t i = 0; i < n_rows && first + i < chunk - 1; i++) {
+    for (int32_t i = 0; i < n_rows && first + i < x->length - 1; i++) {
         const float *row = rows + (size_t)i * (size_t)x->n_vocab;
         const float top = row[argmax(row, x->n_vocab)];
         double sum = 0;
@@ -254,17 +260,18 @@ static char *read_text(size_t *len)
     return text;
 }
 
-static double perplexity(run *r, int32_t n_vocab, int32_t *ids, size_t n, bool bos)
+/* Of the second half of each `length` tokens. */
+static double perplexity(run *r, int32_t n_vocab, int32_t *ids, size_t n, int32_t length, bool bos)
 {
-    likelihood x = {.n_vocab = n_vocab};
-    for (size_t at = 0; at + chunk <= n; at += chunk) {
+    likelihood x = {.n_vocab = n_vocab, .length = length};
+    for (size_t at = 0; at + (size_t)length <= n; at += (size_t)length) {
         x.chunk = ids + at;
         if (bos) ids[at] = tn_token_bos(r->model);
         CHECK_INT(tn_context_rewind(r->ctx, 0, NULL), TN_OK);
-        CHECK_INT(tn_context_eval_all(r->ctx, ids + at, chunk, chunk / 2, add_rows, &x, NULL),
+        CHECK_INT(tn_context_eval_all(r->ctx, ids + at, length, length / 2, add_rows, &x, NULL),
                   TN_OK);
     }
-    CHECK_INT(x.n_scored, n / chunk * (chunk / 2 - 1));
+    CHECK_INT(x.n_scored, (int32_t)n / length * (length / 2 - 1));
     return exp(x.sum / x.n_scored);
 }
 
@@ -283,7 +290,7 @@ static void check_perplexity(const char *name, bool exact, double tolerance)
             TN_OK);
         CHECK_INT(n / chunk, json_integer_value(json_object_get(ref.json, "perplexity_chunks")));
         const bool bos = n > 0 && ids[0] == tn_token_bos(r.model);
-        const double got = perplexity(&r, ref.n_vocab, ids, n, bos);
+        const double got = perplexity(&r, ref.n_vocab, ids, n, chunk, bos);
         CHECK_MSG(fabs(got - want) <= tolerance * want, "%s: perplexity %g, want %g", name, got,
                   want);
         free(ids);
@@ -304,6 +311,38 @@ TEST(gemma3_perplexity)
 TEST(smollm2_perplexity_exact)
 {
     check_perplexity("smollm2", true, 1e-4);
+}
+
+/* Of a short text, as the device computes it and as it is with exact weights on the host. */
+static void check_device_perplexity(const char *name)
+{
+    static const char *const where[] = {NULL, "emu"};
+    double got[2] = {NAN, NAN};
+    reference ref;
+    run r;
+    if (!have_device("emu") || !reference_load(&ref, name)) return;
+    for (int i = 0; i < 2; i++) {
+        if (!open_reference(&ref, &r, &(run_options){.device = where[i], .exact = !where[i]})) continue;
+        size_t len, n = 0;
+        char *text = read_text(&len);
+        int32_t *ids = malloc((len + 8) * sizeof *ids);
+        CHECK_INT(tn_tokenize(r.model, text, len, TN_TOKENIZE_ADD_SPECIAL, ids, len + 8, &n, NULL,
+                              NULL),
+                  TN_OK);
+        const bool bos = n > 0 && ids[0] == tn_token_bos(r.model);
+        if (n >= device_chunk) got[i] = perplexity(&r, ref.n_vocab, ids, device_chunk, device_chunk, bos);
+        free(ids);
+        free(text);
+        run_close(&r);
+    }
+    CHECK_MSG(got[0] > 1 && fabs(got[1] - got[0]) <= 0.005 * got[0],
+              "%s: perplexity %g on the device, %g on the host", name, got[1], got[0]);
+    json_decref(ref.json);
+}
+
+TEST(smollm2_perplexity_on_the_emulated_device)
+{
+    check_device_perplexity("smollm2");
 }
 
 TEST_MAIN

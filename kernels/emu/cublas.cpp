@@ -44,6 +44,22 @@ void store(void *c, cudaDataType t, long long at, float v)
         ((uint16_t *)c)[at] = t == CUDA_R_16F ? tn_f32_to_f16(v) : tn_f32_to_bf16(v);
 }
 
+/* n elements from number `at` on, `step` apart. */
+void load_line(float *out, const matrix &m, long long at, long long step, size_t n)
+{
+    const float *f = (const float *)m.p;
+    const uint16_t *h = (const uint16_t *)m.p;
+    if (m.type == CUDA_R_32F)
+        for (size_t i = 0; i < n; i++)
+            out[i] = f[at + (long long)i * step];
+    else if (m.type == CUDA_R_16F)
+        for (size_t i = 0; i < n; i++)
+            out[i] = __half2float(half{h[at + (long long)i * step]});
+    else
+        for (size_t i = 0; i < n; i++)
+            out[i] = tn_bf16_to_f32(h[at + (long long)i * step]);
+}
+
 struct product {
     int m, n, k;
     float alpha, beta;
@@ -59,11 +75,9 @@ void multiply(const tn_blas *blas, const product &p)
     size_t m = (size_t)p.m, n = (size_t)p.n, k = (size_t)p.k;
     std::vector<float> w(m * k), x(n * k), y(m * n);
     for (size_t r = 0; r < m; r++)
-        for (size_t i = 0; i < k; i++)
-            w[r * k + i] = load(p.a, (long long)r, (long long)i);
+        load_line(&w[r * k], p.a, (long long)r * p.a.row, p.a.col, k);
     for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < k; i++)
-            x[t * k + i] = load(p.b, (long long)i, (long long)t);
+        load_line(&x[t * k], p.b, (long long)t * p.b.col, p.b.row, k);
     if (blas) {
         tn_blas_matmul(blas, w.data(), p.m, p.k, x.data(), p.k, p.n, y.data(), p.m);
     } else {
