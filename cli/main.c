@@ -12,9 +12,11 @@ static int print_version(const tn_settings *set)
         .struct_size = sizeof opt, .threads = 1, .isa = set->isa, .device = set->device};
     const tn_status status = tn_engine_new(&engine, &opt, &err);
     if (status) return tn_session_fail(status, &err);
-    tn_outf("tenon %s\ncommit %s\nisa %s\ndevices %s\n", tn_version(),
-            *tn_commit() ? tn_commit() : "unknown", tn_engine_isa(engine),
-            tn_engine_devices(engine));
+    tn_outf("tenon %s\ncommit %s\nisa %s (this CPU has", tn_version(),
+            *tn_commit() ? tn_commit() : "unknown", tn_engine_isa(engine));
+    for (int i = 0; tn_isa_level(i); i++)
+        tn_outf(" %s", tn_isa_level(i));
+    tn_outf(")\ndevices %s\n", tn_engine_devices(engine));
     tn_engine_free(engine);
     return TN_EXIT_OK;
 }

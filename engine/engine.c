@@ -168,6 +168,14 @@ const char *tn_isa_name(unsigned mask)
     return name;
 }
 
+const char *tn_isa_level(int i)
+{
+    const unsigned have = tn_isa_detect();
+    for (size_t j = 0; j < sizeof levels / sizeof *levels; j++)
+        if ((levels[j].mask & have) == levels[j].mask && i-- == 0) return levels[j].name;
+    return NULL;
+}
+
 const char *tn_engine_isa(const tn_engine *e)
 {
     return tn_isa_name(e->kernels.isa);

@@ -78,6 +78,8 @@ TN_API int tn_engine_threads(const tn_engine *engine);
 /* Names of the ISA levels in use and of the devices: "avx2", "cuda" or "none". Never NULL. */
 TN_API const char *tn_engine_isa(const tn_engine *engine);
 TN_API const char *tn_engine_devices(const tn_engine *engine);
+/* The i-th ISA level that this CPU has, lowest first; NULL: there are fewer. Static. */
+TN_API const char *tn_isa_level(int i);
 /* OpenBLAS, which serves prompts of unquantised models, reads its environment when the first model
  * opens. A program that may set its own does so before: OPENBLAS_NUM_THREADS to 1, as the engine's
  * threads call it one by one, and OPENBLAS_CORETYPE to this name (releases older than the CPU choose

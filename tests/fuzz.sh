@@ -12,7 +12,7 @@ for target in "$@"; do
     seeds=tests/corpus/$name
     [ -d "$seeds" ] || seeds=''
     # shellcheck disable=SC2086 # no seeds: no word
-    if "$folder/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=65536 \
+    if "$folder/$target" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=65536 \
         -print_final_stats=1 -artifact_prefix="$found/" "$found/corpus" $seeds \
         >"$found/log" 2>&1; then
         passed=$((passed + 1))

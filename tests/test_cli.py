@@ -98,6 +98,11 @@ def version_has_four_lines(t):
     lines = t.ok("--version").decode().splitlines()
     equal([line.split()[0] for line in lines], ["tenon", "commit", "isa", "devices"], "lines")
     check(re.fullmatch(r"tenon \d+\.\d+\.\d+", lines[0]), f"version line {lines[0]!r}")
+    used, levels = re.fullmatch(r"isa (\w+) \(this CPU has ([\w ]+)\)", lines[2]).groups()
+    levels = levels.split()
+    equal((levels[0], levels[-1]), ("scalar", used), "the first level and the last, which is used")
+    for level in levels:
+        equal(t.ok("--version", "--isa", level).decode().splitlines()[2].split()[1], level, "level")
 
 
 @case
