@@ -1,15 +1,19 @@
 /* OpenBLAS: right against double precision, and the same from four callers at once as from one. */
 #include "harness.h"
 
+#include "../engine/tenon.h"
 #include "../kernels/blas.h"
 
 #include <pthread.h>
 
 static const char *why;
 
+/* As a program does: an OpenBLAS older than the CPU would choose a core of long ago. */
 static tn_blas *open_or_null(void)
 {
     tn_blas *b = NULL;
+    setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    if (tn_openblas_core()) setenv("OPENBLAS_CORETYPE", tn_openblas_core(), 0);
     tn_blas_open(&b, &tn_default_allocator, &why);
     return b;
 }
