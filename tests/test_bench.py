@@ -568,9 +568,9 @@ def progress_only_on_a_terminal(t):
     _, _, err = t.run(*t.quick("-r", "3"))
     equal(err, b"", "stderr in a pipe")
     # Drawn ten times a second at most: so many runs take longer than that on any machine.
-    tty = t.terminal(*t.quick("-r", "300", "-d", "2000", "-n", "64"))
+    tty = t.terminal(*t.quick("-r", "80", "-d", "500", "-n", "64"))
     equal(tty.wait(), 0, "exit code")
-    check(re.search(rb"left: [^\r]*run \d+ of 300", tty.seen), f"no progress: {tty.seen[:300]!r}")
+    check(re.search(rb"left: [^\r]*run \d+ of 80", tty.seen), f"no progress: {tty.seen[:300]!r}")
     stays = re.search(rb"left: [^\r]*\r\n", tty.seen)
     check(not stays, f"the progress line stays: {stays}")
 
