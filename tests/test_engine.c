@@ -4,6 +4,7 @@
 #include "../kernels/kernels.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 
 static tn_status try_engine(tn_engine_options o, tn_engine **e, tn_error *err)
 {
@@ -116,9 +117,10 @@ TEST(a_context_beyond_training_is_logged)
     tn_engine_free(e);
 }
 
-/* Says "stop" at the call number `at`, and follows the progress. */
+/* Says "stop" at the call number `at`, which any thread may make, and follows the progress. */
 typedef struct stopper {
-    long calls, at;
+    atomic_long calls;
+    long at;
     uint64_t done, total;
     bool falls; /* progress went back, or beyond the whole */
 } stopper;
@@ -126,7 +128,7 @@ typedef struct stopper {
 static bool stop_at(void *user)
 {
     stopper *s = user;
-    return ++s->calls == s->at;
+    return atomic_fetch_add(&s->calls, 1) + 1 == s->at;
 }
 
 static void follow(void *user, uint64_t done, uint64_t total)
