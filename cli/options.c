@@ -98,7 +98,7 @@ const tn_option tn_options[] = {
      "ids separated by commas or spaces; @FILE, - is standard input"},
     {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS) | C(PLAN),
      "where to write, - is standard output (plan: a picture as SVG)"},
-    {0, "kv", "f16|f32", TN_OPT_CHOICE, F(kv), 0, 0, EVAL | C(PLAN),
+    {0, "kv", "f16|f32|q8_0", TN_OPT_CHOICE, F(kv), 0, 0, EVAL | C(PLAN),
      "type of the KV cache, default f16 (logits and --exact: f32)"},
     {0, "exact", NULL, TN_OPT_FLAG, F(exact), 0, 0, EVAL,
      "dequantised weights, float32 activations: slow reference"},

@@ -184,7 +184,8 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
 
 tn_kv_type tn_settings_kv(const tn_settings *set, tn_kv_type otherwise)
 {
-    return set->kv == TN_UNSET ? otherwise : set->kv == 0 ? TN_KV_F16 : TN_KV_F32;
+    static const tn_kv_type choices[] = {TN_KV_F16, TN_KV_F32, TN_KV_Q8_0}; /* as --kv lists them */
+    return set->kv == TN_UNSET ? otherwise : choices[set->kv];
 }
 
 int tn_session_context(tn_session *s, const tn_settings *set, int32_t n_ctx, tn_kv_type kv)

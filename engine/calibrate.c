@@ -159,8 +159,8 @@ static void attend_pass(const bench *b, void *arg)
 
 static double kv_rate(const bench *b, uint32_t type)
 {
-    const size_t element = type == TN_TYPE_F16 ? 2 : 4;
-    const size_t page = (size_t)kv_heads * page_size * head_dim * element;
+    const tn_type_info *t = tn_type_get(type);
+    const size_t page = (size_t)kv_heads * page_size * head_dim / t->block * t->bytes;
     const int64_t n_pages = (int64_t)(b->set_bytes / (2 * page)), n = n_pages * page_size;
     for (int64_t i = 0; i < 2 * n_pages; i++)
         b->pages[i] = (char *)b->set + (size_t)i * page;
@@ -317,7 +317,7 @@ static void describe(tn_profile *p, const tn_engine *e, size_t set_bytes)
              "measured: median of passes over %zu MiB; types without a kernel: as the slowest",
              set_bytes >> 20);
     tn_bench_source(p, "host.matvec_gb_s", text);
-    tn_bench_source(p, "host.kv_gb_s", "measured; q8_0 has no kernel yet: as f16");
+    tn_bench_source(p, "host.kv_gb_s", "measured");
     tn_bench_source(p, "host.prefill_tflops", "measured with Q4_K");
     tn_bench_source(p, "host.op_us", "measured: fork and join of the team");
 }
@@ -328,7 +328,7 @@ static tn_status measure_host(tn_profile *p, const bench *b, tn_error *err)
     measure_types(b, r);
     r->kv[TN_KV_KIND_F16] = kv_rate(b, TN_TYPE_F16);
     r->kv[TN_KV_KIND_F32] = kv_rate(b, TN_TYPE_F32);
-    r->kv[TN_KV_KIND_Q8_0] = r->kv[TN_KV_KIND_F16];
+    r->kv[TN_KV_KIND_Q8_0] = kv_rate(b, TN_TYPE_Q8_0);
     r->flops[0] = flops(b, TN_BATCH_SMALL);
     /* A slow machine need not prove at length that it is slow. */
     const double seconds = 2.0 * cols * cols * TN_BATCH_LARGE / r->flops[0];

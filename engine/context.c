@@ -39,6 +39,11 @@ struct tn_context {
 /* ---- making ------------------------------------------------------------------------------------
  */
 
+static uint32_t stored_type(tn_kv_type kv)
+{
+    return kv == TN_KV_F32 ? TN_TYPE_F32 : kv == TN_KV_Q8_0 ? TN_TYPE_Q8_0 : TN_TYPE_F16;
+}
+
 static tn_status check_options(const tn_model *m, const tn_context_options *o, tn_error *err)
 {
     if (!m->layers)
@@ -51,14 +56,14 @@ static tn_status check_options(const tn_model *m, const tn_context_options *o, t
     if (o->n_batch < 0 || o->n_batch > max_batch)
         return tn_fail(err, TN_EARG, -1, "n_batch is %d; use 0 (%d) to %d", o->n_batch,
                        (int)default_batch, (int)max_batch);
-    if (o->kv != TN_KV_F16 && o->kv != TN_KV_F32)
+    if (o->kv != TN_KV_F16 && o->kv != TN_KV_F32 && o->kv != TN_KV_Q8_0)
         return tn_fail(err, TN_EARG, -1, "kv type %d is unknown", (int)o->kv);
     const int32_t page = o->page_size;
     if (page && (page < min_page || page > max_page || (page & (page - 1))))
         return tn_fail(err, TN_EARG, -1,
                        "page_size is %d; use 0 (%d) or a power of two from %d to %d", page,
                        (int)default_page, (int)min_page, (int)max_page);
-    return TN_OK;
+    return tn_kv_check(m, stored_type(o->kv), err);
 }
 
 /* What the model was trained for, or what fits into memory, but not below 4,096. */
@@ -116,7 +121,7 @@ static tn_status fill(tn_context *c, tn_error *err)
 {
     const tn_model *m = c->m;
     tn_context_options *o = &c->opt;
-    const uint32_t kv_type = o->kv == TN_KV_F32 ? TN_TYPE_F32 : TN_TYPE_F16;
+    const uint32_t kv_type = stored_type(o->kv);
     if (!o->n_ctx) o->n_ctx = default_ctx(m, kv_type);
     if (!o->n_batch) o->n_batch = default_batch;
     if (o->n_batch > o->n_ctx) o->n_batch = o->n_ctx;

@@ -2,15 +2,28 @@
 
 #include <string.h>
 
-static size_t element_bytes(uint32_t type)
+/* Of one head at one position; dim is a multiple of the type's block. */
+static size_t row_bytes(uint32_t type, int32_t dim)
 {
-    return type == TN_TYPE_F32 ? 4 : 2;
+    const tn_type_info *t = tn_type_get(type);
+    return (size_t)dim / t->block * t->bytes;
 }
 
 size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
 {
     return (size_t)hp->n_layers * (size_t)hp->n_head_kv *
-           (size_t)(hp->head_dim_k + hp->head_dim_v) * element_bytes(type);
+           (row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v));
+}
+
+tn_status tn_kv_check(const tn_model *m, uint32_t type, tn_error *err)
+{
+    const tn_type_info *t = tn_type_get(type);
+    const int32_t block = (int32_t)t->block, k = m->hp.head_dim_k, v = m->hp.head_dim_v;
+    if (k % block == 0 && v % block == 0) return TN_OK;
+    return tn_fail(err, TN_EUNSUPPORTED, -1,
+                   "%s: a KV cache in %s needs head dims that are multiples of %d, but they are %d "
+                   "for keys and %d for values; use F16",
+                   m->name, t->name, block, k, v);
 }
 
 /* Layers whose cache is here. */
@@ -29,9 +42,9 @@ tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_s
     *kv = (tn_kv){.a = m->a, .m = m, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
                   .head_dim_v = hp->head_dim_v};
-    const size_t row = (size_t)hp->n_head_kv * (size_t)page_size * element_bytes(type);
-    kv->k_bytes = row * (size_t)hp->head_dim_k;
-    kv->v_bytes = row * (size_t)hp->head_dim_v;
+    const size_t rows = (size_t)hp->n_head_kv * (size_t)page_size;
+    kv->k_bytes = rows * row_bytes(type, hp->head_dim_k);
+    kv->v_bytes = rows * row_bytes(type, hp->head_dim_v);
     return n_here(kv) < (size_t)hp->n_layers ? tn_kv_device_init(kv, cap, err) : TN_OK;
 }
 
@@ -109,10 +122,12 @@ tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)
 static void put(const tn_kv *kv, const tn_kernels *kern, void *page, int32_t slot, int32_t dim,
                 const float *x)
 {
-    for (int32_t h = 0; h < kv->n_head_kv; h++) {
-        const size_t at = ((size_t)h * (size_t)kv->page_size + (size_t)slot) * (size_t)dim;
-        if (kv->type == TN_TYPE_F32) memcpy((float *)page + at, x + (size_t)h * dim, (size_t)dim * 4);
-        else kern->to_f16((uint16_t *)page + at, x + (size_t)h * dim, dim);
+    const size_t bytes = row_bytes(kv->type, dim);
+    for (int32_t h = 0; h < kv->n_head_kv; h++, x += dim) {
+        void *to = (char *)page + ((size_t)h * (size_t)kv->page_size + (size_t)slot) * bytes;
+        if (kv->type == TN_TYPE_F32) memcpy(to, x, bytes);
+        else if (kv->type == TN_TYPE_F16) kern->to_f16(to, x, dim);
+        else kern->to_q8_0(to, x, dim);
     }
 }
 

@@ -18,7 +18,7 @@ typedef struct tn_kv_device {
 typedef struct tn_kv {
     const tn_allocator *a;
     const tn_model *m;
-    uint32_t type; /* TN_TYPE_F16 or TN_TYPE_F32 */
+    uint32_t type; /* TN_TYPE_F16, TN_TYPE_F32 or TN_TYPE_Q8_0 */
     int32_t page_size, n_layers, n_head_kv, head_dim_k, head_dim_v;
     size_t k_bytes, v_bytes; /* of one layer's page */
     void **pages;            /* [n_pages] one allocation each, all layers */
@@ -28,7 +28,8 @@ typedef struct tn_kv {
     _Atomic int64_t live;    /* positions in use, see tn_kv_live */
 } tn_kv;
 
-/* An empty cache for up to cap positions. On failure what there is is for tn_kv_free. */
+/* An empty cache for up to cap positions of heads that tn_kv_check allows. On failure what there is
+ * is for tn_kv_free. */
 tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
                      tn_error *err);
 void tn_kv_free(tn_kv *kv); /* no stream may be using it */
@@ -53,6 +54,8 @@ tn_status tn_kv_device_reserve(tn_kv *kv, int64_t n, tn_error *err);
 /* A layer that attends on the device. */
 tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer);
 
+/* TN_EUNSUPPORTED where heads of the model are no whole number of the type's blocks. */
+tn_status tn_kv_check(const tn_model *m, uint32_t type, tn_error *err);
 /* Bytes of one position over all layers. */
 size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type);
 

@@ -223,7 +223,7 @@ static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error
                         .rules = &rules};
     for (int d = 0; d < TN_MAX_DEVICES; d++)
         c.vram[d] = opt->vram[d];
-    if (opt->kv != TN_KV_F16 && opt->kv != TN_KV_F32)
+    if (opt->kv != TN_KV_F16 && opt->kv != TN_KV_F32 && opt->kv != TN_KV_Q8_0)
         return tn_fail(err, TN_EARG, -1, "tn_placement_options: kv %d is unknown", (int)opt->kv);
     tn_status s =
         read_request(&c.request, opt->request, opt->n_ctx ? opt->n_ctx : p->shape.n_ctx_train, err);

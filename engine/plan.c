@@ -42,6 +42,11 @@ tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, cons
         return tn_fail(err, TN_EARG, -1, "--ctx: %lld is out of range", (long long)c->n_ctx);
     if (c->n_batch < 0 || c->page_size < 0 || c->threads < 0 || c->kv >= TN_KV_KINDS)
         return tn_fail(err, TN_EARG, -1, "--batch, page size, --threads or --kv is out of range");
+    if (c->kv == TN_KV_KIND_Q8_0 && s->odd_head_dim)
+        return tn_fail(err, TN_EUNSUPPORTED, -1,
+                       "a KV cache in Q8_0 needs head dims that are multiples of 32, but one is %d; "
+                       "use F16 (--kv f16)",
+                       s->odd_head_dim);
     if (!out->n_ctx) out->n_ctx = s->n_ctx_train;
     if (!out->n_batch) out->n_batch = 512;
     if (!out->page_size) out->page_size = 256;
@@ -497,13 +502,13 @@ static tn_status find_prices(tn_planned *out, const tn_cost *k, const tn_allocat
                        1e3 * (p.step_s - now));
     }
     c = k->c;
-    c.kv = c.kv == TN_KV_KIND_F32 ? TN_KV_KIND_F16 : TN_KV_KIND_Q8_0;
+    if (c.kv == TN_KV_KIND_F32) c.kv = TN_KV_KIND_F16;
+    else if (!k->s->odd_head_dim) c.kv = TN_KV_KIND_Q8_0;
     if (!s && c.kv != k->c.kv) s = price_with(k, k->p, &c, &p, a, err);
     if (!s && c.kv != k->c.kv && isfinite(p.step_s))
-        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s%s",
+        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s",
                    c.kv == TN_KV_KIND_F16 ? "f16" : "q8_0",
-                   k->c.kv == TN_KV_KIND_F32 ? "f32" : "f16", 100 * (now / p.step_s - 1),
-                   c.kv == TN_KV_KIND_F16 ? "" : " (if this build had such a cache)");
+                   k->c.kv == TN_KV_KIND_F32 ? "f32" : "f16", 100 * (now / p.step_s - 1));
     c = k->c;
     c.request.depth += 1024;
     if (s || c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) return s;

@@ -67,6 +67,7 @@ typedef struct tn_shape {
     char hash[17]; /* of names, types and shapes: identifies the model for plan files */
     int32_t n_layers, n_classes, n_tensors;
     int32_t n_embd, n_vocab, n_ctx_train, n_ff_max;
+    int32_t odd_head_dim;     /* a head dim that is no whole number of Q8_0 blocks; 0 = none */
     uint64_t weight_bytes, n_params;
     uint64_t embed_bytes;     /* token_embd where it is only looked up */
     bool tied;                /* the head is token_embd */

@@ -192,6 +192,8 @@ static tn_status read_layer(const reader *r, int32_t i, tn_shape_layer *l)
     l->n_head = (int32_t)heads;
     l->head_dim = (int32_t)key;
     l->kv_elements = (uint64_t)(heads_kv * (key + value));
+    if (key % TN_QK || value % TN_QK)
+        r->s->odd_head_dim = (int32_t)(key % TN_QK ? key : value);
     l->n_used = (int32_t)used;
     return s;
 }

@@ -14,7 +14,7 @@ enum {
     TN_PROFILE_SCALING = 16
 };
 
-/* Storage of the KV cache; the first two as in tn_kv_type. */
+/* Storage of the KV cache; numbered as in tn_kv_type. */
 typedef enum tn_kv_kind { TN_KV_KIND_F16, TN_KV_KIND_F32, TN_KV_KIND_Q8_0, TN_KV_KINDS } tn_kv_kind;
 
 /* Batch sizes at which prefill rates are known; between them they are interpolated in log n. */

@@ -230,7 +230,9 @@ TN_API tn_status tn_chat_text(const tn_model *model, const char *format, const t
 
 typedef struct tn_context tn_context;
 
-typedef enum tn_kv_type { TN_KV_F16 = 0, TN_KV_F32 = 1 } tn_kv_type;
+/* Q8_0: blocks of 32 values to 8 bits under a float16 scale, 53 % of F16's memory; only for models
+ * whose head dims are multiples of 32. */
+typedef enum tn_kv_type { TN_KV_F16 = 0, TN_KV_F32 = 1, TN_KV_Q8_0 = 2 } tn_kv_type;
 
 typedef struct tn_context_options {
     size_t struct_size;
@@ -244,7 +246,8 @@ typedef struct tn_context_options {
     void *user; /* of both callbacks */
 } tn_context_options;
 
-/* KV memory is allocated as it grows, a page at a time. TN_EARG, TN_ENOMEM. */
+/* KV memory is allocated as it grows, a page at a time. TN_EARG, TN_ENOMEM; TN_EUNSUPPORTED where the
+ * model's heads, or its device, cannot have a cache of this type. */
 TN_API tn_status tn_context_new(tn_context **out, tn_model *model, const tn_context_options *opt,
                                 tn_error *err);
 TN_API void tn_context_free(tn_context *ctx);

@@ -2,7 +2,8 @@
  * read once for the group. A query row is one head of one token; row r of an item belongs to token
  * t0 + r / group.
  *
- * One token (decode): dot products straight from the cache, several heads for each load.
+ * One token (decode): dot products straight from the cache, several heads for each load. A Q8_0
+ * cache is converted 64 keys at a time, so that many heads of a group convert it once.
  * Several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K transposed to
  * panels [dim][16 keys], and both products run as small matrix products of 6 rows x 16 columns.
  *
@@ -30,13 +31,29 @@ INLINE __m256 load8(const char *p, bool f16)
                : _mm256_loadu_ps((const float *)(const void *)p);
 }
 
+/* Elements d .. d + 7 of a row of the cache; d is a multiple of 8. */
+INLINE __m256 load8_of(const char *row, int32_t d, uint32_t type)
+{
+    if (type != TN_TYPE_Q8_0)
+        return load8(row + (size_t)d * (type == TN_TYPE_F16 ? 2 : 4), type == TN_TYPE_F16);
+    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
+    __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + d % TN_QK));
+    __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d)));
+    return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
+}
+
+static size_t row_bytes_of(uint32_t type, int32_t dim)
+{
+    if (type == TN_TYPE_Q8_0) return (size_t)dim / TN_QK * sizeof(tn_block_q8_0);
+    return (size_t)dim * (type == TN_TYPE_F16 ? 2 : 4);
+}
+
 /* First byte of row `pos` of a KV head. */
 static const char *kv_row(const tn_kv_view *kv, void *const *pages, int32_t dim, int32_t head,
                           int64_t pos)
 {
     const size_t row = (size_t)head * (size_t)kv->page_size + (size_t)(pos & (kv->page_size - 1));
-    return (const char *)pages[pos / kv->page_size] +
-           row * (size_t)dim * (kv->type == TN_TYPE_F16 ? 2 : 4);
+    return (const char *)pages[pos / kv->page_size] + row * row_bytes_of(kv->type, dim);
 }
 
 /* ---- online softmax -------------------------------------------------------------------------- */
@@ -164,6 +181,7 @@ INLINE void weigh(const char *v, size_t row_bytes, int64_t n, const float *s, co
 typedef struct decode {
     int32_t group, dim_k, dim_v;
     float *q, *s, *o, *max, *sum, *fade;
+    float *k, *v; /* [TILE][dim] of a Q8_0 cache */
 } decode;
 
 /* Scores of n <= TILE keys, and V on its way to the cache meanwhile. */
@@ -212,12 +230,26 @@ INLINE void decode_weigh(const decode *z, const char *v, int64_t n, bool f16)
     if (h < z->group) weigh_heads(z, v, n, h, f16, 1, 8);
 }
 
+/* n rows of Q8_0 blocks, which follow one another without gaps, to float32. */
+static const char *unpack_rows(float *out, const char *rows, int64_t n, int32_t dim)
+{
+    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)rows;
+    for (int64_t i = 0; i < n * dim; i += TN_QK, b++)
+        UNROLL for (int32_t d = 0; d < TN_QK; d += 8)
+            _mm256_store_ps(out + i + d, load8_of((const char *)b, d, TN_TYPE_Q8_0));
+    return (const char *)out;
+}
+
 static void decode_tile(const tn_attend *a, const decode *z, int32_t kv_head, int64_t pos,
                         int64_t n)
 {
     const char *k = kv_row(&a->kv, a->kv.k, z->dim_k, kv_head, pos);
     const char *v = kv_row(&a->kv, a->kv.v, z->dim_v, kv_head, pos);
     const bool f16 = a->kv.type == TN_TYPE_F16;
+    if (a->kv.type == TN_TYPE_Q8_0) {
+        k = unpack_rows(z->k, k, n, z->dim_k);
+        v = unpack_rows(z->v, v, n, z->dim_v);
+    }
     if (f16) decode_scores(z, k, v, n, true);
     else decode_scores(z, k, v, n, false);
     for (int32_t h = 0; h < z->group; h++)
@@ -231,7 +263,9 @@ static void attend_one(const tn_attend *a, int32_t kv_head, int64_t t, int32_t h
                        int64_t c, float *scratch)
 {
     decode z = {.group = group, .dim_k = a->kv.head_dim_k, .dim_v = a->kv.head_dim_v};
-    z.q = scratch;
+    z.k = scratch;
+    z.v = z.k + (int64_t)TILE * z.dim_k;
+    z.q = z.v + (int64_t)TILE * z.dim_v;
     z.o = z.q + (int64_t)group * z.dim_k;
     z.s = z.o + (int64_t)group * z.dim_v;
     z.max = z.s + (int64_t)group * TILE;
@@ -308,7 +342,8 @@ static inline void transpose8(__m256 *r)
 
 /* Keys [pos, pos + 16) of one page to a panel. Keys outside [lo, hi) repeat a neighbour: their
  * scores are masked later, and what lies in their place in the page is never read. */
-INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, float *panel, bool f16)
+INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, float *panel,
+                       uint32_t type)
 {
     const tn_kv_view *kv = &z->a->kv;
     const char *key[PANEL];
@@ -319,8 +354,7 @@ INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, floa
     for (int32_t d = 0; d < z->dim_k; d += 8)
         for (int half = 0; half < PANEL; half += 8) {
             __m256 r[8];
-            UNROLL for (int i = 0; i < 8; i++)
-                r[i] = load8(key[half + i] + (size_t)d * (f16 ? 2 : 4), f16);
+            UNROLL for (int i = 0; i < 8; i++) r[i] = load8_of(key[half + i], d, type);
             transpose8(r);
             UNROLL for (int i = 0; i < 8; i++)
                 _mm256_store_ps(panel + (size_t)(d + i) * PANEL + half, r[i]);
@@ -328,7 +362,8 @@ INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, floa
 }
 
 /* V rows [pos, pos + n) in float32, zero outside [lo, hi): a weight of 0 must not meet a NaN. */
-INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi, bool f16)
+INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi,
+                        uint32_t type)
 {
     const tn_kv_view *kv = &z->a->kv;
     for (int64_t i = 0; i < n; i++) {
@@ -339,7 +374,7 @@ INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int6
         }
         const char *row = kv_row(kv, kv->v, z->dim_v, z->kv_head, pos + i);
         for (int32_t d = 0; d < z->dim_v; d += 8)
-            _mm256_store_ps(v + d, load8(row + (size_t)d * (f16 ? 2 : 4), f16));
+            _mm256_store_ps(v + d, load8_of(row, d, type));
     }
 }
 
@@ -402,16 +437,20 @@ static void weigh_row(const slice *z, int64_t r, int64_t pos, int64_t from, int6
     if (hi < n) memset(s + hi, 0, (size_t)(n - hi) * sizeof *s);
 }
 
+INLINE void load_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi, uint32_t type)
+{
+    for (int64_t k = 0; k < n; k += PANEL)
+        load_panel(z, pos + k, lo, hi, z->k + k * z->dim_k, type);
+    load_values(z, pos, n, lo, hi, type);
+}
+
 /* All rows against keys [pos, pos + n), of which [lo, hi) are seen by some row. */
 static void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi)
 {
-    const bool f16 = z->a->kv.type == TN_TYPE_F16;
-    for (int64_t k = 0; k < n; k += PANEL) {
-        if (f16) load_panel(z, pos + k, lo, hi, z->k + k * z->dim_k, true);
-        else load_panel(z, pos + k, lo, hi, z->k + k * z->dim_k, false);
-    }
-    if (f16) load_values(z, pos, n, lo, hi, true);
-    else load_values(z, pos, n, lo, hi, false);
+    const uint32_t type = z->a->kv.type;
+    if (type == TN_TYPE_F16) load_tile(z, pos, n, lo, hi, TN_TYPE_F16);
+    else if (type == TN_TYPE_F32) load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
+    else load_tile(z, pos, n, lo, hi, TN_TYPE_Q8_0);
     for (int64_t r = 0; r < z->n_rows; r += ROWS) {
         const int64_t end = r + ROWS < z->n_rows ? r + ROWS : z->n_rows;
         int64_t from, to;

@@ -242,6 +242,34 @@ static void to_f16_avx2(uint16_t *y, const float *x, int64_t n)
     for (; i < n; i++) y[i] = tn_f32_to_f16(x[i]);
 }
 
+static inline void to_q8_0_block(tn_block_q8_0 *y, const float *x)
+{
+    const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
+    __m256i m = _mm256_setzero_si256(); /* magnitudes order like integers, as in quantize_block */
+    __m256 v[4];
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        m = _mm256_max_epi32(m, _mm256_and_si256(_mm256_castps_si256(v[i]), no_sign));
+    }
+    __m128i top = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+    top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
+    top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1));
+    const float amax = _mm_cvtss_f32(_mm_castsi128_ps(top));
+    y->d = tn_f32_to_f16(amax < 127 * 65520.0f ? amax / 127 : NAN);
+    const float d = tn_f16_to_f32(y->d);
+    if (!(d > 0)) {
+        memset(y->qs, 0, sizeof y->qs);
+        return;
+    }
+    quantize_half(y->qs, v[0], v[1], _mm256_set1_ps(d));
+    quantize_half(y->qs + 16, v[2], v[3], _mm256_set1_ps(d));
+}
+
+static void to_q8_0_avx2(tn_block_q8_0 *y, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n / TN_QK; i++) to_q8_0_block(&y[i], x + TN_QK * i);
+}
+
 void tn_kernels_avx2_ops(tn_kernels *k)
 {
     k->rope = rope_avx2;
@@ -252,4 +280,5 @@ void tn_kernels_avx2_ops(tn_kernels *k)
     k->axpy = axpy_avx2;
     k->softmax = softmax_avx2;
     k->to_f16 = to_f16_avx2;
+    k->to_q8_0 = to_q8_0_avx2;
 }

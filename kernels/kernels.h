@@ -11,6 +11,7 @@
 #ifndef TN_KERNELS_H
 #define TN_KERNELS_H
 
+#include "../gguf/blocks.h"
 #include "../gguf/mem.h"
 #include "../gguf/types.h"
 
@@ -95,7 +96,8 @@ typedef void (*tn_repack_fn)(void *dst, const void *src, int64_t n_rows, int64_t
 
 /* One head-major KV cache read through its page table. Page p holds positions
  * [p * page_size, (p + 1) * page_size) of one layer:
- * K and V pages are [n_head_kv][page_size][head_dim] elements of `type` (F16 or F32). */
+ * K and V pages are [n_head_kv][page_size][head_dim] elements of `type`: F16, F32, or Q8_0, whose
+ * rows are blocks as in blocks.h, and whose head dims are multiples of 32. */
 typedef struct tn_kv_view {
     uint32_t type;
     int32_t page_size; /* a power of two, at least 16 */
@@ -163,6 +165,10 @@ typedef void (*tn_axpy_fn)(float *y, const float *x, float a, int64_t n);
 typedef void (*tn_softmax_fn)(float *x, int64_t n);
 /* float32 <-> float16 (round to nearest even, IEEE) over n elements. */
 typedef void (*tn_to_f16_fn)(uint16_t *y, const float *x, int64_t n);
+/* y[n / 32] = x[n] as Q8_0 blocks; n is a multiple of 32. d is max|x| / 127 rounded to float16, q is
+ * x / d of that rounded d to nearest even, at most 127 in magnitude. Where d is 0 the block counts as
+ * zeros; where something is not finite, or d would not be, d is NaN and q is 0. */
+typedef void (*tn_to_q8_0_fn)(tn_block_q8_0 *y, const float *x, int64_t n);
 
 typedef struct tn_kernels {
     unsigned isa;  /* levels in use */
@@ -181,6 +187,7 @@ typedef struct tn_kernels {
     tn_axpy_fn axpy;
     tn_softmax_fn softmax;
     tn_to_f16_fn to_f16;
+    tn_to_q8_0_fn to_q8_0;
 } tn_kernels;
 
 /* Fills the table with the best kernels among `isa` (a mask of tn_isa; levels the CPU lacks are

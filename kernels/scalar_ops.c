@@ -16,6 +16,10 @@ static float kv_element(const tn_kv_view *kv, void *const *pages, int32_t dim, i
     size_t at =
         ((size_t)head * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim +
         (size_t)i;
+    if (kv->type == TN_TYPE_Q8_0) {
+        const tn_block_q8_0 *block = (const tn_block_q8_0 *)page + at / TN_QK;
+        return tn_f16_to_f32(block->d) * (float)block->qs[at % TN_QK];
+    }
     return kv->type == TN_TYPE_F16 ? tn_f16_to_f32(((const uint16_t *)page)[at])
                                    : ((const float *)page)[at];
 }
@@ -198,6 +202,24 @@ static void to_f16_scalar(uint16_t *y, const float *x, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = tn_f32_to_f16(x[i]);
 }
 
+static void to_q8_0_scalar(tn_block_q8_0 *y, const float *x, int64_t n)
+{
+    for (int64_t b = 0; b < n / TN_QK; b++, x += TN_QK) {
+        float amax = 0;
+        bool finite = true;
+        for (int i = 0; i < TN_QK; i++) {
+            if (!(fabsf(x[i]) < 127 * 65520.0f)) finite = false;
+            if (fabsf(x[i]) > amax) amax = fabsf(x[i]);
+        }
+        y[b].d = tn_f32_to_f16(finite ? amax / 127 : NAN);
+        const float d = tn_f16_to_f32(y[b].d);
+        for (int i = 0; i < TN_QK; i++) {
+            const long q = d > 0 ? lrintf(x[i] / d) : 0;
+            y[b].qs[i] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+        }
+    }
+}
+
 void tn_kernels_scalar_ops(tn_kernels *k)
 {
     k->attend = tn_attend_scalar;
@@ -210,4 +232,5 @@ void tn_kernels_scalar_ops(tn_kernels *k)
     k->axpy = axpy_scalar;
     k->softmax = softmax_scalar;
     k->to_f16 = to_f16_scalar;
+    k->to_q8_0 = to_q8_0_scalar;
 }

@@ -38,6 +38,29 @@ static tn_kernels table(bool avx2)
     return k;
 }
 
+static const char *type_name(const shape *s)
+{
+    return s->type == TN_TYPE_F16 ? "f16" : s->type == TN_TYPE_F32 ? "f32" : "q8_0";
+}
+
+/* Bytes of `count` elements of the cache. */
+static size_t bytes_of(const shape *s, size_t count)
+{
+    if (s->type == TN_TYPE_Q8_0) return count / 32 * sizeof(tn_block_q8_0);
+    return count * (s->type == TN_TYPE_F16 ? 2 : 4);
+}
+
+/* Element i of a page as the cache can hold it, near x; a block's scale comes with its first one. */
+static float store(const shape *s, void *page, size_t i, float x)
+{
+    if (s->type == TN_TYPE_F32) return ((float *)page)[i] = x;
+    if (s->type == TN_TYPE_F16) return tn_f16_to_f32(((uint16_t *)page)[i] = tn_f32_to_f16(x));
+    tn_block_q8_0 *b = (tn_block_q8_0 *)page + i / 32;
+    if (i % 32 == 0) b->d = tn_f32_to_f16(isnan(x) ? x : (1 + (float)fabs((double)x)) / 250);
+    b->qs[i % 32] = isnan(x) ? 1 : (int8_t)(127 * x);
+    return tn_f16_to_f32(b->d) * b->qs[i % 32];
+}
+
 /* Pages of one of K and V; positions outside what is visible get NaN, pages wholly outside NULL. */
 static void **make_pages(const shape *s, int which, int64_t len, float *values, uint64_t *seed)
 {
@@ -45,18 +68,15 @@ static void **make_pages(const shape *s, int which, int64_t len, float *values, 
     const int64_t n_pages = (len + s->page - 1) / s->page;
     const int64_t first = s->window > 0 && s->pos0 + 1 > s->window ? s->pos0 + 1 - s->window : 0;
     void **pages = calloc((size_t)n_pages, sizeof *pages);
-    const size_t size = s->type == TN_TYPE_F16 ? 2 : 4;
     for (int64_t p = 0; p < n_pages; p++) {
         if ((p + 1) * s->page <= first) continue;
         const size_t count = (size_t)s->n_head_kv * (size_t)s->page * (size_t)dim;
-        char *page = pages[p] = malloc(count * size);
+        void *page = pages[p] = malloc(bytes_of(s, count));
         for (size_t i = 0; i < count; i++) {
             const int64_t pos = p * s->page + (int64_t)(i / (size_t)dim) % s->page;
             const int64_t head = (int64_t)(i / (size_t)dim) / s->page;
             float x = pos < first || pos >= len ? NAN : test_randf(seed);
-            uint16_t h = tn_f32_to_f16(x);
-            if (s->type == TN_TYPE_F16) x = tn_f16_to_f32(h);
-            memcpy(page + i * size, s->type == TN_TYPE_F16 ? (void *)&h : (void *)&x, size);
+            x = store(s, page, i, x);
             if (pos < len) values[(head * len + pos) * dim + (int64_t)i % dim] = x;
         }
     }
@@ -228,6 +248,33 @@ TEST(head_dims_and_groups)
             }
 }
 
+/* The extreme quants are there: -127 .. 127. */
+TEST(q8_0_dims_and_groups)
+{
+    static const int32_t dims[] = {32, 64, 96, 128, 256, 1024};
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+        for (int32_t group = 1; group <= 8; group++)
+            for (int64_t n = 1; n <= 7; n += 6) {
+                shape s = {.type = TN_TYPE_Q8_0, .page = group % 2 ? 16 : 256,
+                           .n_head_kv = 1 + group % 2, .dim_k = dims[d],
+                           .dim_v = dims[group % 3 ? d : 1], .n = n, .pos0 = 71 + 3 * group};
+                s.n_head = s.n_head_kv * group;
+                check(&s);
+            }
+    check(&(shape){TN_TYPE_Q8_0, 16, 71, 1, 128, 128, 0, 0, 3, 70, 0});
+}
+
+TEST(q8_0_windows_caps_and_chunks)
+{
+    static const int32_t windows[] = {0, 1, 7, 16, 63, 100};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        for (int64_t n = 1; n <= 70; n += 23)
+            for (int64_t chunk = 0; chunk <= 48; chunk += 24)
+                check(&(shape){TN_TYPE_Q8_0, i % 2 ? 16 : 256, 4, 2, 32, 64, windows[i],
+                               i % 3 == 1 ? 5.0f : 0, n, 133, chunk});
+    check_sharp(&(shape){TN_TYPE_Q8_0, 16, 4, 2, 64, 64, 0, 0, 14, 150, 32}, 300);
+}
+
 TEST(different_key_and_value_dims)
 {
     check(&(shape){TN_TYPE_F16, 16, 4, 2, 96, 64, 0, 0, 9, 40, 0});
@@ -343,10 +390,10 @@ static void bench(const shape *s)
         double keys = 0;
         for (int64_t t = 0; t < s->n; t++) keys += (double)(s->pos0 + t + 1);
         const double flops = 2 * keys * s->n_head * (s->dim_k + s->dim_v);
-        const double bytes = (double)f.len * s->n_head_kv * (s->dim_k + s->dim_v) *
-                             (s->type == TN_TYPE_F16 ? 2 : 4);
-        printf("%-6s %s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
-               level ? "avx2" : "scalar", s->type == TN_TYPE_F16 ? "f16" : "f32", (long long)s->n,
+        const double bytes = (double)bytes_of(
+            s, (size_t)f.len * (size_t)s->n_head_kv * (size_t)(s->dim_k + s->dim_v));
+        printf("%-6s %-4s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
+               level ? "avx2" : "scalar", type_name(s), (long long)s->n,
                (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3,
                bytes / best / 1e9, flops / best / 1e9);
     }
@@ -363,6 +410,11 @@ static int bench_all(void)
     bench(&(shape){TN_TYPE_F16, 256, 9, 3, 64, 64, 0, 0, 1, 4095, 256});
     bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 1, 4095, 256});
     bench(&(shape){TN_TYPE_F32, 256, 32, 8, 128, 128, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_Q8_0, 256, 8, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_Q8_0, 256, 32, 8, 128, 128, 0, 0, 1, 16383, 256});
+    bench(&(shape){TN_TYPE_Q8_0, 256, 9, 3, 64, 64, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_Q8_0, 256, 32, 8, 128, 128, 0, 0, 1, 4095, 256});
+    bench(&(shape){TN_TYPE_Q8_0, 256, 32, 8, 128, 128, 0, 0, 256, 4096, 0});
     bench(&(shape){TN_TYPE_F16, 256, 9, 3, 64, 64, 0, 0, 512, 0, 0});
     bench(&(shape){TN_TYPE_F16, 256, 32, 8, 128, 128, 0, 0, 512, 0, 0});
     bench(&(shape){TN_TYPE_F16, 256, 8, 4, 256, 256, 0, 0, 512, 0, 0});

@@ -116,6 +116,83 @@ TEST(to_f16_levels_agree)
 
 /* ---- quantisation ---------------------------------------------------------------------------- */
 
+/* Scale and quants of one block as kernels.h defines them, from the definition in double. */
+static void check_q8_0(const tn_block_q8_0 *y, const float *x)
+{
+    double amax = 0;
+    bool finite = true;
+    for (int i = 0; i < 32; i++) {
+        if (!(fabs((double)x[i]) < 127.0 * 65520)) finite = false;
+        if (fabs((double)x[i]) > amax) amax = fabs((double)x[i]);
+    }
+    const double d = (double)tn_f16_to_f32(y->d), step = amax / 127;
+    if (finite) CHECK_NEAR(d, step, step / 2047 + 0x1.1p-25);
+    else CHECK(isnan(d));
+    for (int i = 0; i < 32; i++) {
+        if (!finite || d == 0) {
+            CHECK_INT(y->qs[i], 0);
+            continue;
+        }
+        const double q = (double)x[i] / d, want = q > 127 ? 127 : q < -127 ? -127 : q;
+        CHECK_NEAR((double)y->qs[i], want, 0.5 + 1e-4);
+    }
+}
+
+static void q8_0_both(tn_block_q8_0 out[2][8], const float *x)
+{
+    for (int l = 0; l < n_levels(); l++) {
+        const tn_kernels k = table(l);
+        memset(out[l], 0x5a, 8 * sizeof out[l][0]);
+        k.to_q8_0(out[l], x, 7 * 32);
+        CHECK_INT(out[l][7].d, 0x5a5a);
+        for (int b = 0; b < 7; b++) {
+            check_q8_0(&out[l][b], x + 32 * b);
+            CHECK_MSG(memcmp(&out[l][b], &out[0][b], sizeof out[l][b]) == 0,
+                      "AVX2 differs from scalar in block %d", b);
+        }
+    }
+}
+
+TEST(to_q8_0)
+{
+    tn_block_q8_0 q[2][8];
+    float x[7 * 32];
+    uint64_t seed = 11;
+    for (int r = 0; r < 2000; r++) {
+        fill(x, 7 * 32, r % 4, &seed);
+        if (r % 3 == 0) /* scales around float16's subnormals */
+            for (int i = 0; i < 7 * 32; i++) x[i] *= powf(2, (float)(-8 - r % 17));
+        q8_0_both(q, x);
+    }
+}
+
+TEST(to_q8_0_ties_and_limits)
+{
+    static const float bad[] = {INFINITY, -INFINITY, NAN, -NAN, 127 * 65520.0f, -FLT_MAX};
+    tn_block_q8_0 q[2][8];
+    float x[7 * 32] = {0};
+    for (int i = 32; i < 64; i++) x[i] = i % 2 ? 127 : 2.5f; /* ties go to even: 2 */
+    for (int i = 64; i < 96; i++) x[i] = i % 2 ? -127 : -3.5f;
+    for (int i = 96; i < 128; i++) x[i] = 127 * 65000.0f;
+    for (int i = 128; i < 160; i++) x[i] = 127 * 0x1.4p-24f; /* d is rounded down: q would be 159 */
+    q8_0_both(q, x);
+    for (int i = 0; i < 32; i++) {
+        CHECK_INT(q[0][0].qs[i], 0);
+        CHECK_INT(q[0][1].qs[i], i % 2 ? 127 : 2);
+        CHECK_INT(q[0][2].qs[i], i % 2 ? -127 : -4);
+        CHECK_INT(q[0][3].qs[i], 127);
+        CHECK_INT(q[0][4].qs[i], 127);
+    }
+    CHECK_INT(q[0][0].d, 0);
+    for (size_t v = 0; v < sizeof bad / sizeof *bad; v++)
+        for (int at = 0; at < 32; at++) {
+            for (int i = 0; i < 7 * 32; i++) x[i] = (float)i;
+            x[64 + at] = bad[v];
+            q8_0_both(q, x);
+            CHECK(isnan(tn_f16_to_f32(q[0][2].d)) && isfinite(tn_f16_to_f32(q[0][3].d)));
+        }
+}
+
 static void check_block(const tn_q8 *q, const float *x)
 {
     double amax[2] = {0, 0};
