@@ -30,7 +30,7 @@ const tn_bench_option tn_bench_options[] = {
      "compute threads, 0 = physical cores (default)"},
     {'b', "batch", "LIST", TN_BENCH_INTS, F(batch), 1, 65536,
      "prompt tokens evaluated at once, default 512"},
-    {0, "kv", "LIST", TN_BENCH_WORDS, F(kv), 0, 0, "types of the KV cache: f16 (default), f32"},
+    {0, "kv", "LIST", TN_BENCH_WORDS, F(kv), 0, 0, "types of the KV cache: f16 (default), f32, q8_0"},
     {0, "isa", "LIST", TN_BENCH_WORDS, F(isa), 0, 0,
      "highest instruction set to use: scalar, avx2, ...; default best (all of this CPU)"},
     {0, "load", "LIST", TN_BENCH_WORDS, F(load), 0, 0,
@@ -374,7 +374,7 @@ static int check(tn_bench_settings *s)
     }
     if ((code = check_peers(&s->peers))) return code;
     if ((code = check_placements(s))) return code;
-    if ((code = check_words(&s->kv, "kv", "f16", "f32", "f32"))) return code;
+    if ((code = check_words(&s->kv, "kv", "f16", "f32", "q8_0"))) return code;
     if ((code = check_words(&s->load, "load", "auto", "read", "map"))) return code;
     return check_pairs(&s->pairs);
 }

@@ -7,7 +7,7 @@
 /* The test that the other program shall run. */
 typedef struct tn_bench_peer_test {
     const char *model; /* path */
-    const char *kv;    /* "f16", "f32" */
+    const char *kv;    /* "f16", "f32", "q8_0" */
     int32_t n_prompt, n_gen, depth, threads, batch;
     bool no_depth; /* a llama-bench without -d: see tn_bench_peer_has_depth */
 } tn_bench_peer_test;

@@ -104,6 +104,11 @@ static tn_status read_out(const tn_bench_place *p, const tn_bench_cell *c, const
     return out->layout ? TN_OK : tn_bench_fail(err, TN_ENOMEM, "out of memory for a plan");
 }
 
+tn_kv_type tn_bench_kv_type(const char *name)
+{
+    return strcmp(name, "f32") == 0 ? TN_KV_F32 : strcmp(name, "q8_0") == 0 ? TN_KV_Q8_0 : TN_KV_F16;
+}
+
 static tn_placement_options options_of(const tn_bench_place *p, const char *request)
 {
     tn_placement_options opt = {.struct_size = sizeof opt,
@@ -112,7 +117,7 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
                                 .n_ctx = p->n_ctx,
                                 .n_batch = p->batch,
                                 .threads = p->threads,
-                                .kv = strcmp(p->kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16};
+                                .kv = tn_bench_kv_type(p->kv)};
     if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]); /* models run on the first device */
     if (p->run) opt.vram[0] -= opt.vram[0] / 32;
     return opt;

@@ -40,4 +40,7 @@ void tn_bench_planned_free(tn_bench_planned *p);
  * with at best, over all types of weights and of the KV cache; NaN if it has no device. */
 double tn_bench_place_device_peak(const char *profile);
 
+/* The type that --kv names, which was checked. */
+tn_kv_type tn_bench_kv_type(const char *name);
+
 #endif

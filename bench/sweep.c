@@ -129,7 +129,7 @@ static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
     tn_context_options opt = {.struct_size = sizeof opt,
                               .n_batch = w->like.params.batch,
                               .page_size = kv_page,
-                              .kv = strcmp(w->like.params.kv, "f32") == 0 ? TN_KV_F32 : TN_KV_F16,
+                              .kv = tn_bench_kv_type(w->like.params.kv),
                               .cancel = tn_bench_cancel};
     tn_status s = TN_EARG;
     int64_t limit = INT32_MAX;

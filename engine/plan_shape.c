@@ -1,6 +1,8 @@
 /* From a GGUF header to what the planner knows of a model. */
 #include "plan.h"
 
+#include "../gguf/blocks.h"
+
 #include <stdio.h>
 #include <string.h>
 

@@ -3,13 +3,15 @@
  * t0 + r / group.
  *
  * One token (decode): dot products straight from the cache, several heads for each load. A Q8_0
- * cache is converted 64 keys at a time, so that many heads of a group convert it once.
+ * cache is converted to float32 in scratch, a few rows at a time, once for all heads of a group.
  * Several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K transposed to
  * panels [dim][16 keys], and both products run as small matrix products of 6 rows x 16 columns.
  *
  * Both keep per row the running max m, sum l and weighted V o of the online softmax:
  *     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m-m') + sum v e^(s-m') */
 #include "attend.h"
+
+#include "../gguf/blocks.h"
 
 #include "avx2_math.h"
 
@@ -31,15 +33,24 @@ INLINE __m256 load8(const char *p, bool f16)
                : _mm256_loadu_ps((const float *)(const void *)p);
 }
 
+INLINE __m256 scale_of(const tn_block_q8_0 *b)
+{
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d)));
+}
+
+INLINE __m256 quants(const tn_block_q8_0 *b, int32_t i)
+{
+    __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + i));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
+}
+
 /* Elements d .. d + 7 of a row of the cache; d is a multiple of 8. */
 INLINE __m256 load8_of(const char *row, int32_t d, uint32_t type)
 {
     if (type != TN_TYPE_Q8_0)
         return load8(row + (size_t)d * (type == TN_TYPE_F16 ? 2 : 4), type == TN_TYPE_F16);
     const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
-    __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + d % TN_QK));
-    __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d)));
-    return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
+    return _mm256_mul_ps(scale_of(b), quants(b, d % TN_QK));
 }
 
 static size_t row_bytes_of(uint32_t type, int32_t dim)
@@ -181,7 +192,7 @@ INLINE void weigh(const char *v, size_t row_bytes, int64_t n, const float *s, co
 typedef struct decode {
     int32_t group, dim_k, dim_v;
     float *q, *s, *o, *max, *sum, *fade;
-    float *k, *v; /* [TILE][dim] of a Q8_0 cache */
+    float *k, *v; /* [8][dim_k], [TILE][dim_v] of a Q8_0 cache */
 } decode;
 
 /* Scores of n <= TILE keys, and V on its way to the cache meanwhile. */
@@ -234,10 +245,29 @@ INLINE void decode_weigh(const decode *z, const char *v, int64_t n, bool f16)
 static const char *unpack_rows(float *out, const char *rows, int64_t n, int32_t dim)
 {
     const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)rows;
-    for (int64_t i = 0; i < n * dim; i += TN_QK, b++)
+    for (int64_t i = 0; i < n * dim; i += TN_QK, b++) {
+        const __m256 scale = scale_of(b); /* a store might change it, as far as the compiler knows */
+        _mm_prefetch((const char *)(b + 32), _MM_HINT_T0);
         UNROLL for (int32_t d = 0; d < TN_QK; d += 8)
-            _mm256_store_ps(out + i + d, load8_of((const char *)b, d, TN_TYPE_Q8_0));
+            _mm256_store_ps(out + i + d, _mm256_mul_ps(scale, quants(b, d)));
+    }
     return (const char *)out;
+}
+
+/* Scores of n <= TILE keys of a Q8_0 cache, 8 at a time. */
+static void packed_scores(const decode *z, const char *k, const char *v, int64_t n)
+{
+    const size_t k_bytes = row_bytes_of(TN_TYPE_Q8_0, z->dim_k);
+    const size_t v_bytes = row_bytes_of(TN_TYPE_Q8_0, z->dim_v);
+    for (int64_t j = 0; j < n; j += 8) {
+        const int64_t m = n - j < 8 ? n - j : 8;
+        decode part = *z;
+        part.s = z->s + j;
+        for (size_t at = 0; at < (size_t)m * v_bytes; at += 64)
+            _mm_prefetch(v + (size_t)j * v_bytes + at, _MM_HINT_T0);
+        const char *rows = unpack_rows(z->k, k + (size_t)j * k_bytes, m, z->dim_k);
+        decode_scores(&part, rows, rows, m, false);
+    }
 }
 
 static void decode_tile(const tn_attend *a, const decode *z, int32_t kv_head, int64_t pos,
@@ -245,17 +275,15 @@ static void decode_tile(const tn_attend *a, const decode *z, int32_t kv_head, in
 {
     const char *k = kv_row(&a->kv, a->kv.k, z->dim_k, kv_head, pos);
     const char *v = kv_row(&a->kv, a->kv.v, z->dim_v, kv_head, pos);
-    const bool f16 = a->kv.type == TN_TYPE_F16;
-    if (a->kv.type == TN_TYPE_Q8_0) {
-        k = unpack_rows(z->k, k, n, z->dim_k);
-        v = unpack_rows(z->v, v, n, z->dim_v);
-    }
-    if (f16) decode_scores(z, k, v, n, true);
-    else decode_scores(z, k, v, n, false);
+    const uint32_t type = a->kv.type;
+    if (type == TN_TYPE_F16) decode_scores(z, k, v, n, true);
+    else if (type == TN_TYPE_F32) decode_scores(z, k, v, n, false);
+    else packed_scores(z, k, v, n);
     for (int32_t h = 0; h < z->group; h++)
         z->fade[h] = softmax_tile(z->s + h * TILE, 0, n, a->softcap, &z->max[h], &z->sum[h]);
-    if (f16) decode_weigh(z, v, n, true);
-    else decode_weigh(z, v, n, false);
+    if (type == TN_TYPE_F16) decode_weigh(z, v, n, true);
+    else if (type == TN_TYPE_F32) decode_weigh(z, v, n, false);
+    else decode_weigh(z, unpack_rows(z->v, v, n, z->dim_v), n, false);
 }
 
 /* Heads [h0, h0 + group) of token t, all of one KV head. */
@@ -264,7 +292,7 @@ static void attend_one(const tn_attend *a, int32_t kv_head, int64_t t, int32_t h
 {
     decode z = {.group = group, .dim_k = a->kv.head_dim_k, .dim_v = a->kv.head_dim_v};
     z.k = scratch;
-    z.v = z.k + (int64_t)TILE * z.dim_k;
+    z.v = z.k + (int64_t)8 * z.dim_k;
     z.q = z.v + (int64_t)TILE * z.dim_v;
     z.o = z.q + (int64_t)group * z.dim_k;
     z.s = z.o + (int64_t)group * z.dim_v;

@@ -2,6 +2,7 @@
  * bit, the others up to rounding. */
 #include "kernels.h"
 
+#include "../gguf/blocks.h"
 #include "avx2_math.h"
 #include "f16.h"
 

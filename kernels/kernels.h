@@ -11,7 +11,6 @@
 #ifndef TN_KERNELS_H
 #define TN_KERNELS_H
 
-#include "../gguf/blocks.h"
 #include "../gguf/mem.h"
 #include "../gguf/types.h"
 
@@ -168,7 +167,8 @@ typedef void (*tn_to_f16_fn)(uint16_t *y, const float *x, int64_t n);
 /* y[n / 32] = x[n] as Q8_0 blocks; n is a multiple of 32. d is max|x| / 127 rounded to float16, q is
  * x / d of that rounded d to nearest even, at most 127 in magnitude. Where d is 0 the block counts as
  * zeros; where something is not finite, or d would not be, d is NaN and q is 0. */
-typedef void (*tn_to_q8_0_fn)(tn_block_q8_0 *y, const float *x, int64_t n);
+struct tn_block_q8_0; /* gguf/blocks.h */
+typedef void (*tn_to_q8_0_fn)(struct tn_block_q8_0 *y, const float *x, int64_t n);
 
 typedef struct tn_kernels {
     unsigned isa;  /* levels in use */

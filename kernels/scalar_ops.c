@@ -1,6 +1,8 @@
 /* The definition of every operation that is not a matrix product. Obvious, never tuned: the
  * reference for all other levels. */
 #include "attend.h"
+
+#include "../gguf/blocks.h"
 #include "f16.h"
 
 #include <float.h>

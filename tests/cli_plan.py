@@ -39,6 +39,19 @@ def plan_obeys_overrides(t):
 
 
 @case
+def plan_counts_a_q8_0_cache(t):
+    plans = (plan(t, BIG, *ON, "--kv", kv) for kv in ("f16", "q8_0"))
+    full = [sum(m["kv_full_bytes"] for m in [j["host"], *j["devices"]]) for j in plans]
+    check(full[0] > 0 and full[1] * 64 == full[0] * 34, f"bytes of a full cache: {full}")
+    price = "KV q8_0 instead of f16 = "
+    prices = t.ok("plan", BIG, *ON).decode()
+    check(price in prices and "if this build" not in prices, f"prices: {prices}")
+    check(price not in t.ok("plan", BIG, *ON, "--kv", "q8_0").decode(), "a price of what it has")
+    odd = t.ok("plan", t.model, *ON).decode()  # heads of 16
+    check(price not in odd, f"the price of a cache that cannot be: {odd}")
+
+
+@case
 def plan_replays_its_json(t):
     first = t.ok("plan", BIG, *ON, "--json")
     path = t.file("plan.json", first)

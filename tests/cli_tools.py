@@ -166,6 +166,27 @@ def perplexity_of_logits(t):
 
 
 @case
+def kv_cache_in_q8_0(t):
+    model = os.path.join(t.data, "arch/llama3/model-f16.gguf")  # heads of 32
+    ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
+    logits = ("logits", model, "--tokens", ids, "--out", "-")
+    f32, f16, q8_0 = (array.array("f", t.ok(*logits, "--kv", k)) for k in ("f32", "f16", "q8_0"))
+    equal(len(q8_0), len(f32), "number of logits")
+
+    def off(x):
+        return math.sqrt(sum((a - b) ** 2 for a, b in zip(x, f32)) / len(f32))
+
+    check(0 < 2 * off(f16) < off(q8_0) < 0.15, f"rms: f16 {off(f16)}, q8_0 {off(q8_0)}")
+    run = ("run", model, "--raw", "-p", "Once upon a time", "-n", "4", "--temp", "0")
+    check(len(t.ok(*run, "--kv", "q8_0")) > 0, "no text")
+    words = ("Q8_0", "multiples of 32", "16")  # the heads of t.model
+    t.fails(65, "logits", t.model, "--tokens", "1", "--out", "-", "--kv", "q8_0", words=words)
+    t.fails(65, "plan", t.model, "--hardware", "rtx3060-ddr4", "--kv", "q8_0", words=words)
+    for shell in ("bash", "zsh", "fish"):
+        check(b"f16 f32 q8_0" in t.ok("--generate", shell), f"completion of {shell}")
+
+
+@case
 def tensors_go_where_place_says(t):
     ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
     logits = ("logits", t.model, "--tokens", ids, "--out", "-")

@@ -3,6 +3,7 @@
  * `test_attend --bench` times the kernels instead. */
 #include "harness.h"
 
+#include "../gguf/blocks.h"
 #include "../kernels/f16.h"
 #include "../kernels/kernels.h"
 
@@ -248,7 +249,6 @@ TEST(head_dims_and_groups)
             }
 }
 
-/* The extreme quants are there: -127 .. 127. */
 TEST(q8_0_dims_and_groups)
 {
     static const int32_t dims[] = {32, 64, 96, 128, 256, 1024};

@@ -228,6 +228,17 @@ def every_combination_is_measured(t):
 
 
 @case
+def kv_types_are_measured(t):
+    """The bytes of a position tell that the cache is what the row says."""
+    model = os.path.join(t.data, "arch/llama3/model-f16.gguf")  # heads of 32
+    args = ("-m", model, "-p", "0", "-n", "2", "-d", "16", "-r", "1", "--warmup", "0", "-o", "json")
+    rows = json.loads(t.ok(*args, "--kv", "f16,q8_0"))["results"]
+    equal([row["parameters"]["kv"] for row in rows], ["f16", "q8_0"], "types")
+    f16, q8_0 = (row["kv_bytes_per_token"] for row in rows)
+    check(f16 > 0 and abs(q8_0 / f16 - 34 / 64) < 1e-6, f"bytes of KV: {f16}, in Q8_0 {q8_0}")
+
+
+@case
 def several_models(t):
     other = t.file("other.gguf", open(t.model, "rb").read())
     r = json.loads(

@@ -38,6 +38,7 @@ def wrong_usage_is_64(t):
         ("run", "a", "--temp", "-1"),
         ("run", "a", "--top-p", "2"),
         ("run", "a", "--kv", "q8"),
+        ("run", "a", "--kv", "q8_0x"),
         ("run", "a", "--logit-bias", "5"),
         ("run", "a", "--seed", "-1"),
         ("--temp", "1"),

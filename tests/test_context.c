@@ -9,6 +9,7 @@
 
 enum { n_vocab = 384, n_long = 300 };
 static const char llama[] = "tests/data/arch/llama/model-f16.gguf";
+static const char llama3[] = "tests/data/arch/llama3/model-f16.gguf"; /* heads of 32 */
 static const char gemma3[] = "tests/data/arch/gemma3/model-f16.gguf";
 static const char qwen3moe[] = "tests/data/arch/qwen3moe/model-f16.gguf";
 static const char q4_k[] = "tests/data/quant/Q4_K_S.gguf";
@@ -55,7 +56,7 @@ TEST(options_out_of_range_are_refused_by_name)
         {{.n_ctx = INT32_MAX}, "n_ctx"},
         {{.n_batch = -1}, "n_batch"},
         {{.n_batch = INT32_MAX}, "n_batch"},
-        {{.kv = 2}, "kv"},
+        {{.kv = 3}, "kv"},
         {{.kv = -1}, "kv"},
         {{.page_size = -16}, "page_size"},
         {{.page_size = 8}, "page_size"},
@@ -74,6 +75,26 @@ TEST(options_out_of_range_are_refused_by_name)
     }
     tn_context *c = NULL;
     CHECK_INT(tn_context_new(&c, r.model, &(tn_context_options){.struct_size = 0}, NULL), TN_EARG);
+    run_close(&r);
+}
+
+TEST(a_q8_0_cache_needs_whole_blocks)
+{
+    run r;
+    tn_context *c;
+    tn_error err;
+    REQUIRE(run_open(&r, llama, &(run_options){0}));
+    CHECK_INT(try_context(r.model, (tn_context_options){.kv = TN_KV_Q8_0}, &c, &err),
+              TN_EUNSUPPORTED);
+    CHECK(c == NULL && strstr(err.msg, "multiples of 32") && strstr(err.msg, "they are 16"));
+    run_close(&r);
+    REQUIRE(run_open(&r, llama3, &(run_options){.kv = TN_KV_Q8_0, .page_size = 16}));
+    CHECK_INT(tn_context_eval(r.ctx, (int32_t[]){1, 2, 3}, 3, NULL), TN_OK);
+    tn_stats s = {.struct_size = sizeof s};
+    CHECK_INT(tn_context_stats(r.ctx, &s, NULL), TN_OK);
+    const uint64_t position = 3 * 2 * 2 * 34; /* layers, K and V, heads, a block */
+    CHECK_INT(s.kv_bytes_held, 16 * position);
+    CHECK_INT(s.host.kv_bytes, 3 * position);
     run_close(&r);
 }
 
@@ -279,6 +300,27 @@ TEST(batches_and_pages_agree)
         }
         free(want);
     }
+}
+
+/* Rewound positions are written anew: what the cache holds depends on the tokens alone. */
+TEST(a_rewound_q8_0_cache_is_as_new)
+{
+    run r;
+    REQUIRE(run_open(&r, llama3, &(run_options){.kv = TN_KV_Q8_0, .page_size = 16, .n_batch = 7}));
+    float *want = malloc(n_vocab * sizeof *want);
+    CHECK_INT(tn_context_eval(r.ctx, some_tokens(), 84, NULL), TN_OK);
+    if (want && tn_context_logits(r.ctx)) memcpy(want, tn_context_logits(r.ctx), n_vocab * 4);
+    CHECK_INT(tn_context_eval(r.ctx, some_tokens() + 100, 30, NULL), TN_OK);
+    for (int32_t at = 77; want && at >= 0; at -= 7) {
+        CHECK_INT(tn_context_rewind(r.ctx, at, NULL), TN_OK);
+        CHECK_INT(tn_context_eval(r.ctx, some_tokens() + 150, 20, NULL), TN_OK);
+        CHECK_INT(tn_context_rewind(r.ctx, at, NULL), TN_OK);
+        CHECK_INT(tn_context_eval(r.ctx, some_tokens() + at, 84 - at, NULL), TN_OK);
+        REQUIRE(tn_context_logits(r.ctx));
+        CHECK(memcmp(tn_context_logits(r.ctx), want, n_vocab * 4) == 0);
+    }
+    free(want);
+    run_close(&r);
 }
 
 TEST(threads_do_not_change_a_bit)

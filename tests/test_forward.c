@@ -107,6 +107,55 @@ TEST(kv_in_half_precision_stays_near)
     }
 }
 
+/* Next tokens are the same where the reference is clear by more than twice what logits were off. */
+static void check_q8_0(const golden *g, const float *got, const distance *most)
+{
+    const distance d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
+    int clear = 0;
+    CHECK_MSG(d.rms <= most->rms && d.max_abs <= most->max_abs, "%s: off by %g, rms %g", g->path,
+              d.max_abs, d.rms);
+    CHECK_MSG(d.max_abs > 0.02, "%s: off by %g only: Q8_0 not used?", g->path, d.max_abs);
+    for (int32_t i = 0; i < g->n; i++) {
+        const size_t row = (size_t)i * (size_t)g->n_vocab;
+        if (!(top_gap(g->logits + row, g->n_vocab) > most->max_abs)) continue;
+        clear++;
+        CHECK_INT(argmax(got + row, g->n_vocab), argmax(g->logits + row, g->n_vocab));
+    }
+    CHECK_MSG(clear >= 5, "%s: only %d tokens are clear", g->path, clear);
+}
+
+/* Keys and values rounded to 8 bits: the bounds are twice what was measured. Other ways to compute
+ * the same are nearer, and differ where a value lies between two quants: by at most 0.0101. */
+TEST(kv_in_8_bits_stays_near)
+{
+    static const struct {
+        const char *name;
+        distance most;
+    } models[] = {{"llama3", {1.22, 0.137}}, {"gemma3", {0.22, 0.038}}, {"qwen3", {0.19, 0.028}}};
+    static const run_options how[] = {{.kv = TN_KV_Q8_0},
+                                      {.kv = TN_KV_Q8_0, .step = true, .page_size = 16},
+                                      {.kv = TN_KV_Q8_0, .isa = "scalar", .n_batch = 7},
+                                      {.kv = TN_KV_Q8_0, .threads = 3, .exact = true}};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        golden g;
+        if (!golden_load(&g, models[i].name)) return;
+        const size_t n = (size_t)g.n * (size_t)g.n_vocab;
+        float *first = run_logits(g.path, &how[0], g.tokens, g.n, g.n_vocab);
+        for (size_t w = 1; first && w < sizeof how / sizeof *how; w++) {
+            float *got = run_logits(g.path, &how[w], g.tokens, g.n, g.n_vocab);
+            if (!got) continue;
+            check_q8_0(&g, got, &models[i].most);
+            const distance d = compare(got, first, n);
+            CHECK_MSG(d.max_abs <= 0.025, "%s, way %zu: off by %g from the first, rms %g", g.path, w,
+                      d.max_abs, d.rms);
+            free(got);
+        }
+        if (first) check_q8_0(&g, first, &models[i].most);
+        free(first);
+        golden_free(&g);
+    }
+}
+
 TEST(rewinding_repeats_the_logits)
 {
     golden g;

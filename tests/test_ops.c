@@ -3,6 +3,7 @@
  */
 #include "harness.h"
 
+#include "../gguf/blocks.h"
 #include "../kernels/f16.h"
 #include "../kernels/kernels.h"
 
