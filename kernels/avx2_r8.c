@@ -139,30 +139,13 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     {                                                                                              \
         matmul(type, true, w, x, y, y_stride, row0, row1, scratch);                                \
     }
-MATMUL(q4_0, TN_TYPE_Q4_0)
-MATMUL(q4_1, TN_TYPE_Q4_1)
-MATMUL(q5_0, TN_TYPE_Q5_0)
-MATMUL(q5_1, TN_TYPE_Q5_1)
-MATMUL(q8_0, TN_TYPE_Q8_0)
-MATMUL(q2_k, TN_TYPE_Q2_K)
-MATMUL(q3_k, TN_TYPE_Q3_K)
-MATMUL(q4_k, TN_TYPE_Q4_K)
-MATMUL(q5_k, TN_TYPE_Q5_K)
-MATMUL(q6_k, TN_TYPE_Q6_K)
+TN_INTERLEAVED_TYPES(MATMUL)
 
+#define CASE(name, type) case type: return ahead ? matmul_##name##_ahead : matmul_##name;
 tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
 {
     switch (type) {
-    case TN_TYPE_Q4_0: return ahead ? matmul_q4_0_ahead : matmul_q4_0;
-    case TN_TYPE_Q4_1: return ahead ? matmul_q4_1_ahead : matmul_q4_1;
-    case TN_TYPE_Q5_0: return ahead ? matmul_q5_0_ahead : matmul_q5_0;
-    case TN_TYPE_Q5_1: return ahead ? matmul_q5_1_ahead : matmul_q5_1;
-    case TN_TYPE_Q8_0: return ahead ? matmul_q8_0_ahead : matmul_q8_0;
-    case TN_TYPE_Q2_K: return ahead ? matmul_q2_k_ahead : matmul_q2_k;
-    case TN_TYPE_Q3_K: return ahead ? matmul_q3_k_ahead : matmul_q3_k;
-    case TN_TYPE_Q4_K: return ahead ? matmul_q4_k_ahead : matmul_q4_k;
-    case TN_TYPE_Q5_K: return ahead ? matmul_q5_k_ahead : matmul_q5_k;
-    case TN_TYPE_Q6_K: return ahead ? matmul_q6_k_ahead : matmul_q6_k;
+        TN_INTERLEAVED_TYPES(CASE)
     default: return NULL;
     }
 }

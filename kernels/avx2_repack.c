@@ -186,28 +186,10 @@ INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int6
     {                                                                                              \
         repack(type, 16, dst, src, n_rows, cols);                                                  \
     }
-REPACK(q4_0, TN_TYPE_Q4_0)
-REPACK(q4_1, TN_TYPE_Q4_1)
-REPACK(q5_0, TN_TYPE_Q5_0)
-REPACK(q5_1, TN_TYPE_Q5_1)
-REPACK(q8_0, TN_TYPE_Q8_0)
-REPACK(q2_k, TN_TYPE_Q2_K)
-REPACK(q3_k, TN_TYPE_Q3_K)
-REPACK(q4_k, TN_TYPE_Q4_K)
-REPACK(q5_k, TN_TYPE_Q5_K)
-REPACK(q6_k, TN_TYPE_Q6_K)
+TN_INTERLEAVED_TYPES(REPACK)
 
-#define SET(name, type) r8[type] = r8_##name, r16[type] = r16_##name
+#define SET(name, type) r8[type] = r8_##name, r16[type] = r16_##name;
 void tn_repack_avx2(tn_repack_fn *r8, tn_repack_fn *r16)
 {
-    SET(q4_0, TN_TYPE_Q4_0);
-    SET(q4_1, TN_TYPE_Q4_1);
-    SET(q5_0, TN_TYPE_Q5_0);
-    SET(q5_1, TN_TYPE_Q5_1);
-    SET(q8_0, TN_TYPE_Q8_0);
-    SET(q2_k, TN_TYPE_Q2_K);
-    SET(q3_k, TN_TYPE_Q3_K);
-    SET(q4_k, TN_TYPE_Q4_K);
-    SET(q5_k, TN_TYPE_Q5_K);
-    SET(q6_k, TN_TYPE_Q6_K);
+    TN_INTERLEAVED_TYPES(SET)
 }

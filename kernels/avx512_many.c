@@ -334,47 +334,21 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
         tn_matmul_fn f = x->n > TN_FEW_TOKENS ? r8_##name : tn_r8_matmul_avx2(type, true);         \
         f(w, x, y, y_stride, row0, row1, scratch);                                                 \
     }
-MATMUL(q4_0, TN_TYPE_Q4_0)
-MATMUL(q4_1, TN_TYPE_Q4_1)
-MATMUL(q5_0, TN_TYPE_Q5_0)
-MATMUL(q5_1, TN_TYPE_Q5_1)
-MATMUL(q8_0, TN_TYPE_Q8_0)
-MATMUL(q2_k, TN_TYPE_Q2_K)
-MATMUL(q3_k, TN_TYPE_Q3_K)
-MATMUL(q4_k, TN_TYPE_Q4_K)
-MATMUL(q5_k, TN_TYPE_Q5_K)
-MATMUL(q6_k, TN_TYPE_Q6_K)
+TN_INTERLEAVED_TYPES(MATMUL)
 
+#define CASE(name, type) case type: return r8 ? r8_##name : r16_##name;
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
 {
     const bool r8 = layout == TN_LAYOUT_R8;
     switch (type) {
-    case TN_TYPE_Q4_0: return r8 ? r8_q4_0 : r16_q4_0;
-    case TN_TYPE_Q4_1: return r8 ? r8_q4_1 : r16_q4_1;
-    case TN_TYPE_Q5_0: return r8 ? r8_q5_0 : r16_q5_0;
-    case TN_TYPE_Q5_1: return r8 ? r8_q5_1 : r16_q5_1;
-    case TN_TYPE_Q8_0: return r8 ? r8_q8_0 : r16_q8_0;
-    case TN_TYPE_Q2_K: return r8 ? r8_q2_k : r16_q2_k;
-    case TN_TYPE_Q3_K: return r8 ? r8_q3_k : r16_q3_k;
-    case TN_TYPE_Q4_K: return r8 ? r8_q4_k : r16_q4_k;
-    case TN_TYPE_Q5_K: return r8 ? r8_q5_k : r16_q5_k;
-    case TN_TYPE_Q6_K: return r8 ? r8_q6_k : r16_q6_k;
+        TN_INTERLEAVED_TYPES(CASE)
     default: return NULL;
     }
 }
 
-#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name
+#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;
 void tn_kernels_avx512_many(tn_kernels *k)
 {
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
-    SET(q4_0, TN_TYPE_Q4_0);
-    SET(q4_1, TN_TYPE_Q4_1);
-    SET(q5_0, TN_TYPE_Q5_0);
-    SET(q5_1, TN_TYPE_Q5_1);
-    SET(q8_0, TN_TYPE_Q8_0);
-    SET(q2_k, TN_TYPE_Q2_K);
-    SET(q3_k, TN_TYPE_Q3_K);
-    SET(q4_k, TN_TYPE_Q4_K);
-    SET(q5_k, TN_TYPE_Q5_K);
-    SET(q6_k, TN_TYPE_Q6_K);
+    TN_INTERLEAVED_TYPES(SET)
 }

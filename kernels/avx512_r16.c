@@ -181,30 +181,12 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     {                                                                                              \
         matmul(type, true, w, x, y, y_stride, row0, row1, scratch);                                \
     }
-MATMUL(q4_0, TN_TYPE_Q4_0)
-MATMUL(q4_1, TN_TYPE_Q4_1)
-MATMUL(q5_0, TN_TYPE_Q5_0)
-MATMUL(q5_1, TN_TYPE_Q5_1)
-MATMUL(q8_0, TN_TYPE_Q8_0)
-MATMUL(q2_k, TN_TYPE_Q2_K)
-MATMUL(q3_k, TN_TYPE_Q3_K)
-MATMUL(q4_k, TN_TYPE_Q4_K)
-MATMUL(q5_k, TN_TYPE_Q5_K)
-MATMUL(q6_k, TN_TYPE_Q6_K)
+TN_INTERLEAVED_TYPES(MATMUL)
 
-#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name
+#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;
 void tn_kernels_avx512_r16(tn_kernels *k)
 {
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R16];
     k->packed = TN_LAYOUT_R16;
-    SET(q4_0, TN_TYPE_Q4_0);
-    SET(q4_1, TN_TYPE_Q4_1);
-    SET(q5_0, TN_TYPE_Q5_0);
-    SET(q5_1, TN_TYPE_Q5_1);
-    SET(q8_0, TN_TYPE_Q8_0);
-    SET(q2_k, TN_TYPE_Q2_K);
-    SET(q3_k, TN_TYPE_Q3_K);
-    SET(q4_k, TN_TYPE_Q4_K);
-    SET(q5_k, TN_TYPE_Q5_K);
-    SET(q6_k, TN_TYPE_Q6_K);
+    TN_INTERLEAVED_TYPES(SET)
 }

@@ -30,6 +30,19 @@
 
 #include "kernels.h"
 
+/* X(name, type) for every type that has interleaved layouts. */
+#define TN_INTERLEAVED_TYPES(X)                                                                    \
+    X(q4_0, TN_TYPE_Q4_0)                                                                          \
+    X(q4_1, TN_TYPE_Q4_1)                                                                          \
+    X(q5_0, TN_TYPE_Q5_0)                                                                          \
+    X(q5_1, TN_TYPE_Q5_1)                                                                          \
+    X(q8_0, TN_TYPE_Q8_0)                                                                          \
+    X(q2_k, TN_TYPE_Q2_K)                                                                          \
+    X(q3_k, TN_TYPE_Q3_K)                                                                          \
+    X(q4_k, TN_TYPE_Q4_K)                                                                          \
+    X(q5_k, TN_TYPE_Q5_K)                                                                          \
+    X(q6_k, TN_TYPE_Q6_K)
+
 /* Functions that take `type` and `rows` (8 or 16, of a group) fold to constants where these are. */
 typedef struct tn_group_shape {
     int32_t rows;   /* of the group */

@@ -172,31 +172,14 @@ INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int6
     {                                                                                              \
         repack(type, 16, dst, src, n_rows, cols);                                                  \
     }
-REPACK(q4_0, TN_TYPE_Q4_0)
-REPACK(q4_1, TN_TYPE_Q4_1)
-REPACK(q5_0, TN_TYPE_Q5_0)
-REPACK(q5_1, TN_TYPE_Q5_1)
-REPACK(q8_0, TN_TYPE_Q8_0)
-REPACK(q2_k, TN_TYPE_Q2_K)
-REPACK(q3_k, TN_TYPE_Q3_K)
-REPACK(q4_k, TN_TYPE_Q4_K)
-REPACK(q5_k, TN_TYPE_Q5_K)
-REPACK(q6_k, TN_TYPE_Q6_K)
+TN_INTERLEAVED_TYPES(REPACK)
 
+#define CASE(name, type) case type: return r8 ? r8_##name : r16_##name;
 tn_repack_fn tn_group_repack(tn_layout layout, uint32_t type)
 {
     const bool r8 = layout == TN_LAYOUT_R8;
     switch (type) {
-    case TN_TYPE_Q4_0: return r8 ? r8_q4_0 : r16_q4_0;
-    case TN_TYPE_Q4_1: return r8 ? r8_q4_1 : r16_q4_1;
-    case TN_TYPE_Q5_0: return r8 ? r8_q5_0 : r16_q5_0;
-    case TN_TYPE_Q5_1: return r8 ? r8_q5_1 : r16_q5_1;
-    case TN_TYPE_Q8_0: return r8 ? r8_q8_0 : r16_q8_0;
-    case TN_TYPE_Q2_K: return r8 ? r8_q2_k : r16_q2_k;
-    case TN_TYPE_Q3_K: return r8 ? r8_q3_k : r16_q3_k;
-    case TN_TYPE_Q4_K: return r8 ? r8_q4_k : r16_q4_k;
-    case TN_TYPE_Q5_K: return r8 ? r8_q5_k : r16_q5_k;
-    case TN_TYPE_Q6_K: return r8 ? r8_q6_k : r16_q6_k;
+        TN_INTERLEAVED_TYPES(CASE)
     default: return NULL;
     }
 }
