@@ -387,7 +387,7 @@ template <bool BUG> static bool flag_never_reset()
     LAUNCH(take, 1, 1, 0, s1, part, sum);
     if (!BUG) cuStreamWriteValue32(s1, at, 0, CU_STREAM_WRITE_VALUE_DEFAULT);
     cudaStreamEndCapture(s1, &g);
-    cudaGraphInstantiate(&token, g, 0);
+    cudaGraphInstantiateWithFlags(&token, g, 0);
     for (int i = 0; i < 3; i++) {
         cudaGraphLaunch(token, s1);
         usleep(20000); /* the host computes */
@@ -469,7 +469,7 @@ template <bool BUG> static bool graph_of_freed_memory()
     cudaStreamBeginCapture(s1, cudaStreamCaptureModeThreadLocal);
     LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
     cudaStreamEndCapture(s1, &g);
-    cudaGraphInstantiate(&x, g, 0);
+    cudaGraphInstantiateWithFlags(&x, g, 0);
     if (BUG) cudaFree(d);
     cudaGraphLaunch(x, s1);
     cudaStreamSynchronize(s1);
@@ -492,7 +492,7 @@ template <bool BUG> static bool fork_not_joined()
     cudaEventRecord(join, s2);
     if (!BUG) cudaStreamWaitEvent(s1, join, 0);
     cudaStreamEndCapture(s1, &g);
-    cudaGraphInstantiate(&x, g, 0);
+    cudaGraphInstantiateWithFlags(&x, g, 0);
     cudaGraphLaunch(x, s1);
     return holds(b, N, [](int) { return 1.0f; });
 }
@@ -523,7 +523,7 @@ template <bool BUG> static bool join_too_early()
     LAUNCH(add, N / 64, 64, 0, s1, a, b, N);
     if (BUG) cudaStreamWaitEvent(s1, join, 0);
     cudaStreamEndCapture(s1, &g);
-    cudaGraphInstantiate(&x, g, 0);
+    cudaGraphInstantiateWithFlags(&x, g, 0);
     cudaGraphLaunch(x, s1);
     return holds(a, N, [](int) { return 3.0f; });
 }

@@ -6,6 +6,7 @@
 
 #ifndef TN_EMU
 #include <cuda.h>
+#include <dlfcn.h>
 #endif
 
 /* An object of the device table, in memory of its allocator; NULL if there is none. */
@@ -177,7 +178,7 @@ static tn_status graph_end(tn_device *dev, tn_stream *s, tn_graph **out, tn_erro
         tn_fail(err, status, -1, "a graph is incomplete: an operation could not be recorded");
     else if (!g)
         status = tn_fail_nomem(err, sizeof *g, "a graph");
-    else if ((e = cudaGraphInstantiate(&g->exec, recorded, 0)) != cudaSuccess)
+    else if ((e = cudaGraphInstantiateWithFlags(&g->exec, recorded, 0)) != cudaSuccess)
         status = tn_cuda_fail(d, err, "preparing a graph", e);
     if (recorded) cudaGraphDestroy(recorded);
     if (status < 0) {
@@ -226,21 +227,14 @@ static const memory_ops driver_ops()
     return {cuStreamWaitValue32, cuStreamWriteValue32};
 }
 #else
-static value_fn driver_function(const char *name)
-{
-    void *p = NULL;
-    enum cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion(name, &p, 12000, cudaEnableDefault, &found) ==
-            cudaSuccess &&
-        found == cudaDriverEntryPointSuccess)
-        return (value_fn)p;
-    cudaGetLastError();
-    return NULL;
-}
+/* By their names in the driver, which are the same for every toolkit, unlike the runtime's way of
+ * asking for them; without a driver there is none. */
 static const memory_ops driver_ops()
 {
-    static const memory_ops m = {driver_function("cuStreamWaitValue32"),
-                                 driver_function("cuStreamWriteValue32")};
+    static void *const driver = dlopen("libcuda.so.1", RTLD_NOW);
+    static const memory_ops m = {
+        driver ? (value_fn)dlsym(driver, "cuStreamWaitValue32_v2") : NULL,
+        driver ? (value_fn)dlsym(driver, "cuStreamWriteValue32_v2") : NULL};
     return m;
 }
 #endif
