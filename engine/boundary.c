@@ -15,6 +15,14 @@ typedef struct member {
     int64_t cap;
 } member;
 
+/* What moves on the device of one segment. */
+typedef struct edge {
+    tn_device *d;
+    tn_carrier *carrier; /* NULL: nothing does */
+    uint64_t held;       /* bytes of what is there */
+    uint64_t limit;      /* bytes that everything on the device may take */
+} edge;
+
 struct tn_boundary {
     tn_model *m;
     const tn_placement *place;
@@ -22,11 +30,10 @@ struct tn_boundary {
     tn_plan again; /* made with other rates than the placement's */
     tn_profile *refitted; /* these rates; NULL: none are needed yet */
     tn_drift drift;
-    tn_carrier *carrier;
+    edge edges[TN_DEVICES]; /* of each segment */
+    int32_t n_edges;
     int32_t *units, *want; /* [n_layers] on the device, and what a move aims at */
     void **memory;         /* [n_layers] gate, up and down; NULL: none */
-    uint64_t held;         /* bytes of all of them */
-    uint64_t limit;        /* bytes that everything on the device may take */
     member *members;
     size_t n_members, cap_members;
     int64_t level; /* tokens; -1: look again */
@@ -37,16 +44,22 @@ struct tn_boundary {
 /* ---- making ------------------------------------------------------------------------------------
  */
 
-static tn_status measure(tn_boundary *b, tn_error *err)
+static tn_status measure(edge *y, tn_error *err)
 {
-    tn_device *d = b->m->on_device.device;
     tn_device_memory m;
-    const tn_status s = d->api->memory(d, &m, err);
+    const tn_status s = y->d->api->memory(y->d, &m, err);
     if (s) return s;
     const uint64_t all = m.used_bytes + m.free_bytes;
-    b->limit = m.limit_bytes;
-    if (m.limit_bytes == SIZE_MAX) b->limit = all > reserve_bytes ? all - reserve_bytes : 0;
+    y->limit = m.limit_bytes;
+    if (m.limit_bytes == SIZE_MAX) y->limit = all > reserve_bytes ? all - reserve_bytes : 0;
     return TN_OK;
+}
+
+static bool moves_in(const tn_model *m, int32_t first, int32_t end)
+{
+    for (int32_t l = first; l < end; l++)
+        if (m->on_device.layers[l].moves) return true;
+    return false;
 }
 
 static tn_status fill(tn_boundary *b, tn_error *err)
@@ -57,21 +70,21 @@ static tn_status fill(tn_boundary *b, tn_error *err)
     b->memory = tn_alloc(b->m->a, n, sizeof *b->memory);
     if (!b->units || !b->want || !b->memory)
         return tn_fail_nomem(err, n * sizeof *b->memory, "the elastic boundary");
-    const tn_status s = tn_carrier_new(&b->carrier, b->m, err);
-    return s ? s : measure(b, err);
-}
-
-static bool anything_moves(const tn_model *m)
-{
-    for (int32_t l = 0; l < m->hp.n_layers; l++)
-        if (m->on_device.layers[l].moves) return true;
-    return false;
+    b->n_edges = b->m->on_device.n_segments;
+    tn_status s = TN_OK;
+    for (int32_t i = 0; i < b->n_edges && !s; i++) {
+        const tn_segment *y = &b->m->on_device.segment[i];
+        b->edges[i].d = y->device;
+        if (moves_in(b->m, y->first, y->end)) s = tn_carrier_new(&b->edges[i].carrier, b->m, i, err);
+        if (!s) s = measure(&b->edges[i], err);
+    }
+    return s;
 }
 
 tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p, tn_error *err)
 {
     *out = NULL;
-    if (!anything_moves(m)) return TN_OK;
+    if (!moves_in(m, 0, m->hp.n_layers)) return TN_OK;
     tn_boundary *b = tn_alloc(m->a, 1, sizeof *b);
     if (!b) return tn_fail_nomem(err, sizeof *b, "the elastic boundary");
     b->m = m;
@@ -92,8 +105,9 @@ void tn_boundary_free(tn_boundary *b)
 {
     if (!b) return;
     const tn_allocator *a = b->m->a;
-    if (b->memory) tn_boundary_clear(b, false);
-    tn_carrier_free(b->carrier);
+    if (b->memory) tn_boundary_clear(b, -1);
+    for (int32_t i = 0; i < b->n_edges; i++)
+        tn_carrier_free(b->edges[i].carrier);
     tn_plan_free(&b->again, a);
     tn_free(a, b->refitted);
     tn_free(a, b->members);
@@ -130,6 +144,11 @@ typedef struct ffn {
     tn_dweight gate, up, down;
     size_t bytes;
 } ffn;
+
+static int32_t segment_of(const tn_boundary *b, int32_t layer)
+{
+    return tn_segment_of(&b->m->on_device, layer);
+}
 
 /* The first units of a layer as they lie at base. */
 static ffn lay_out(const tn_boundary *b, int32_t l, int32_t units, char *base)
@@ -174,44 +193,46 @@ static int64_t live_tokens(const tn_boundary *b, int64_t *cap)
     return live;
 }
 
-/* Bytes of KV that room is kept for at a level: what is live or still held, and as many pages as
- * bring it to the level. */
-static uint64_t kv_bytes(const tn_boundary *b, int64_t level)
+/* Bytes of KV of a segment that room is kept for at a level: what is live or still held, and as many
+ * pages as bring it to the level. */
+static uint64_t kv_bytes(const tn_boundary *b, int32_t segment, int64_t level)
 {
     uint64_t bytes = 0, dearest = 0; /* per position */
     int64_t held = 0;
     for (size_t i = 0; i < b->n_members; i++) {
         const tn_kv *kv = b->members[i].kv;
-        const int64_t live = pages(kv, tn_kv_live(kv)), now = (int64_t)kv->dev.n_pages;
+        const tn_kv_device *d = &kv->dev[segment];
+        const int64_t live = pages(kv, tn_kv_live(kv)), now = (int64_t)d->n_pages;
         const int64_t n = live > now ? live : now;
-        const uint64_t each =
-            (kv->dev.page_bytes + (size_t)kv->page_size - 1) / (size_t)kv->page_size;
-        bytes += (uint64_t)n * kv->dev.page_bytes;
+        const uint64_t each = (d->page_bytes + (size_t)kv->page_size - 1) / (size_t)kv->page_size;
+        bytes += (uint64_t)n * d->page_bytes;
         held += n * kv->page_size;
         if (each > dearest) dearest = each;
     }
     return bytes + (level > held ? (uint64_t)(level - held) * dearest : 0);
 }
 
-static uint64_t kv_held(const tn_boundary *b)
+static uint64_t kv_held(const tn_boundary *b, int32_t segment)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < b->n_members; i++) {
-        const tn_kv_device *d = &b->members[i].kv->dev;
+        const tn_kv_device *d = &b->members[i].kv->dev[segment];
         bytes += (uint64_t)d->n_pages * d->page_bytes;
     }
     return bytes;
 }
 
-/* Bytes that the units may take at a level. */
-static tn_status room_at(const tn_boundary *b, int64_t level, uint64_t *room, tn_error *err)
+/* Bytes that a segment's units may take at a level. */
+static tn_status room_at(const tn_boundary *b, int32_t segment, int64_t level, uint64_t *room,
+                         tn_error *err)
 {
-    tn_device *d = b->m->on_device.device;
+    const edge *y = &b->edges[segment];
     tn_device_memory m;
-    const tn_status s = d->api->memory(d, &m, err);
+    const tn_status s = y->d->api->memory(y->d, &m, err);
     if (s) return s;
-    const uint64_t other = m.used_bytes - b->held - kv_held(b) + kv_bytes(b, level);
-    *room = b->limit > other ? b->limit - other : 0;
+    const uint64_t other =
+        m.used_bytes - y->held - kv_held(b, segment) + kv_bytes(b, segment, level);
+    *room = y->limit > other ? y->limit - other : 0;
     return TN_OK;
 }
 
@@ -223,25 +244,29 @@ static const tn_profile *machine(const tn_boundary *b)
     return b->refitted ? b->refitted : &b->place->profile;
 }
 
-/* want = the plan's units in so many bytes; *bytes: what they take as they lie on the device. */
-static tn_status want_in(tn_boundary *b, uint64_t room, uint64_t *bytes, tn_error *err)
+/* want = the plan's units in room[segment] bytes; bytes[segment]: what they take as they lie on the
+ * device. */
+static tn_status want_in(tn_boundary *b, const uint64_t room[TN_DEVICES],
+                         uint64_t bytes[TN_DEVICES], tn_error *err)
 {
     const tn_placement *p = b->place;
-    const uint64_t rooms[TN_MAX_DEVICES] = {room};
+    uint64_t rooms[TN_MAX_DEVICES] = {0};
+    for (int32_t i = 0; i < b->n_edges; i++)
+        rooms[b->m->on_device.segment[i].index] = room[i];
     const tn_status s = tn_plan_boundary_in(&b->plan, &p->shape, machine(b), &p->planned.c, rooms,
                                             b->want, b->m->a, err);
-    *bytes = 0;
+    memset(bytes, 0, TN_DEVICES * sizeof *bytes);
     for (int32_t l = 0; l < b->m->hp.n_layers && !s; l++)
-        if (b->m->on_device.layers[l].moves) *bytes += bytes_of(b, l, b->want[l]);
+        if (b->m->on_device.layers[l].moves) bytes[segment_of(b, l)] += bytes_of(b, l, b->want[l]);
     return s;
 }
 
 /* Of layers that are on the device for good, because the host does not have them. */
-static uint64_t settled_bytes(const tn_boundary *b)
+static uint64_t settled_bytes(const tn_boundary *b, const tn_segment *y)
 {
     const tn_placement *p = b->place;
     uint64_t bytes = 0;
-    for (int32_t l = 0; l < p->shape.n_layers; l++)
+    for (int32_t l = y->first; l < y->end; l++)
         if (tn_placement_free(p, l) && !tn_placement_moves(p, l))
             bytes += p->shape.layer[l].ffn_bytes;
     return bytes;
@@ -251,13 +276,21 @@ static uint64_t settled_bytes(const tn_boundary *b)
  * for a little less than there is. */
 static tn_status choose(tn_boundary *b, int64_t level, tn_error *err)
 {
-    const uint64_t settled = settled_bytes(b);
-    uint64_t room, bytes = 0;
-    tn_status s = room_at(b, level, &room, err);
-    if (!s) s = want_in(b, room + settled, &bytes, err);
-    for (uint64_t less = room + settled; !s && bytes > room && less > 0;) {
-        less = less > bytes - room ? less - (bytes - room) : 0;
-        s = want_in(b, less, &bytes, err);
+    uint64_t room[TN_DEVICES], ask[TN_DEVICES], bytes[TN_DEVICES];
+    tn_status s = TN_OK;
+    for (int32_t i = 0; i < b->n_edges && !s; i++) {
+        s = room_at(b, i, level, &room[i], err);
+        ask[i] = room[i] + settled_bytes(b, &b->m->on_device.segment[i]);
+    }
+    for (bool again = true; !s && again;) {
+        s = want_in(b, ask, bytes, err);
+        again = false;
+        for (int32_t i = 0; i < b->n_edges && !s; i++) {
+            if (bytes[i] <= room[i] || ask[i] == 0) continue;
+            const uint64_t over = bytes[i] - room[i];
+            ask[i] = ask[i] > over ? ask[i] - over : 0;
+            again = true;
+        }
     }
     return s;
 }
@@ -267,10 +300,10 @@ static tn_status choose(tn_boundary *b, int64_t level, tn_error *err)
 
 static void drop(tn_boundary *b, int32_t l)
 {
-    tn_device *d = b->m->on_device.device;
+    edge *at = &b->edges[segment_of(b, l)];
     tn_layer_device *y = &b->m->on_device.layers[l];
-    b->held -= bytes_of(b, l, b->units[l]);
-    d->api->free(d, b->memory[l]);
+    at->held -= bytes_of(b, l, b->units[l]);
+    at->d->api->free(at->d, b->memory[l]);
     b->memory[l] = NULL;
     b->units[l] = 0;
     y->ffn_gate = y->ffn_up = y->ffn_down = (tn_dweight){0};
@@ -283,14 +316,15 @@ static tn_status upload(tn_boundary *b, int32_t l, int32_t units, const ffn *f, 
     const tn_layer *y = &b->m->layers[l];
     const tn_weight *const from[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
     const tn_dweight *const to[3] = {&f->gate, &f->up, &f->down};
+    tn_carrier *carrier = b->edges[segment_of(b, l)].carrier;
     tn_status s = TN_OK;
     for (int i = 0; i < 3 && !s; i++) {
-        if (!hp->n_expert) s = tn_carrier_carry(b->carrier, to[i], from[i], err);
+        if (!hp->n_expert) s = tn_carrier_carry(carrier, to[i], from[i], err);
         const int64_t rows = i < 2 ? hp->n_ff : hp->n_embd;
         for (int32_t e = 0; hp->n_expert && e < units && !s; e++) {
             const tn_weight expert = tn_expert(from[i], e, rows);
             const tn_dweight part = tn_dweight_rows(to[i], e * rows, rows);
-            s = tn_carrier_carry(b->carrier, &part, &expert, err);
+            s = tn_carrier_carry(carrier, &part, &expert, err);
         }
     }
     return s;
@@ -299,7 +333,8 @@ static tn_status upload(tn_boundary *b, int32_t l, int32_t units, const ffn *f, 
 /* A layer of which nothing is on the device; it stays so where memory is short after all. */
 static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err)
 {
-    tn_device *d = b->m->on_device.device;
+    edge *at = &b->edges[segment_of(b, l)];
+    tn_device *d = at->d;
     tn_layer_device *y = &b->m->on_device.layers[l];
     void *memory;
     if (d->api->alloc(d, bytes_of(b, l, units), "moving weights", &memory, NULL)) return TN_OK;
@@ -310,7 +345,7 @@ static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err
         return s;
     }
     b->memory[l] = memory;
-    b->held += f.bytes;
+    at->held += f.bytes;
     b->units[l] = units;
     y->ffn_gate = f.gate;
     y->ffn_up = f.up;
@@ -380,17 +415,18 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
     return s;
 }
 
-bool tn_boundary_clear(tn_boundary *b, bool wrong)
+bool tn_boundary_clear(tn_boundary *b, int32_t short_of)
 {
-    const bool any = b->held > 0;
-    tn_device *d = b->m->on_device.device;
+    edge *y = short_of < 0 ? NULL : &b->edges[short_of];
+    bool any = false;
     tn_device_memory m;
-    if (wrong && d->api->memory(d, &m, NULL) == TN_OK && m.used_bytes < b->limit)
-        b->limit = m.used_bytes;
+    if (y && y->d->api->memory(y->d, &m, NULL) == TN_OK && m.used_bytes < y->limit)
+        y->limit = m.used_bytes;
     for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
         if (!b->units[l]) continue;
         b->dropped += (uint64_t)b->units[l];
         drop(b, l);
+        any = true;
     }
     b->level = -1;
     return any;

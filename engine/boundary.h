@@ -2,6 +2,8 @@
  * of the FFNs (slabs, or experts) share the device's memory: as contexts grow, the least valuable
  * units are dropped; as they shrink or end, units come back.
  *
+ * Each segment of the model has a boundary on its device; they move together.
+ *
  * Room is kept for a number of live tokens, the *level*. It follows what is live in steps, and
  * comes down only when a whole step is free (so that a context at the edge of a step does not move
  * weights to and fro). Which units are on the device is tn_plan_boundary_in(), a pure function of
@@ -34,9 +36,10 @@ void tn_boundary_leave(tn_boundary *b, tn_kv *kv);
 /* Moves what is due for the tokens live now. TN_ENOMEM, TN_EDEVICE: what was on the move is on the
  * host, nothing is lost. */
 tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
-/* Drops everything, where memory is short for something else. `wrong`: that was to fit, so there is
- * less memory than was thought. False: there was nothing to drop. */
-bool tn_boundary_clear(tn_boundary *b, bool wrong);
+/* Drops everything, where memory is short for something else. short_of: the segment on whose device
+ * that was to fit, so there is less memory than was thought; -1: none. False: there was nothing to
+ * drop. */
+bool tn_boundary_clear(tn_boundary *b, int32_t short_of);
 
 /* What a token at a depth should take as things are now. */
 tn_status tn_boundary_predict(const tn_boundary *b, int64_t depth, tn_token_time *t, tn_error *err);
@@ -54,10 +57,10 @@ typedef struct tn_boundary_counts {
 } tn_boundary_counts;
 tn_boundary_counts tn_boundary_count(const tn_boundary *b);
 
-/* boundary_copy.c. Carries parts of weights that the host has to the device, through pinned
- * buffers. */
+/* boundary_copy.c. Carries parts of weights that the host has to the device of a segment, through
+ * pinned buffers. */
 typedef struct tn_carrier tn_carrier;
-tn_status tn_carrier_new(tn_carrier **out, tn_model *m, tn_error *err);
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, tn_error *err);
 void tn_carrier_free(tn_carrier *c);
 /* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the
  * order of memory (experts are padded); to->rows of them. Returns when it is there. */

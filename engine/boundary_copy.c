@@ -29,10 +29,10 @@ static size_t wanted(const tn_weight *w)
     return least > most ? least : most;
 }
 
-static size_t capacity_for(const tn_model *m)
+static size_t capacity_for(const tn_model *m, const tn_segment *s)
 {
     size_t bytes = 0;
-    for (int32_t l = 0; l < m->hp.n_layers; l++) {
+    for (int32_t l = s->first; l < s->end; l++) {
         const tn_layer *y = &m->layers[l];
         const tn_weight *const w[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
         for (int i = 0; i < 3 && m->on_device.layers[l].moves; i++)
@@ -41,14 +41,15 @@ static size_t capacity_for(const tn_model *m)
     return bytes;
 }
 
-tn_status tn_carrier_new(tn_carrier **out, tn_model *m, tn_error *err)
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, tn_error *err)
 {
-    tn_device *d = m->on_device.device;
+    const tn_segment *y = &m->on_device.segment[segment];
+    tn_device *d = y->device;
     const tn_device_api *api = d->api;
     *out = NULL;
     tn_carrier *c = tn_alloc(m->a, 1, sizeof *c);
     if (!c) return tn_fail_nomem(err, sizeof *c, "the upload of moving weights");
-    *c = (tn_carrier){.m = m, .d = d, .capacity = capacity_for(m)};
+    *c = (tn_carrier){.m = m, .d = d, .capacity = capacity_for(m, y)};
     tn_status s = api->stream_create(d, &c->stream, err);
     for (int i = 0; i < 2 && !s; i++) {
         slot *t = &c->slot[i];

@@ -86,7 +86,7 @@ static bool make_room(const tn_model *m)
 {
     if (!m->boundary) return false;
     pthread_mutex_lock(&m->engine->turn);
-    const bool any = tn_boundary_clear(m->boundary, false);
+    const bool any = tn_boundary_clear(m->boundary, -1);
     pthread_mutex_unlock(&m->engine->turn);
     return any;
 }
@@ -234,7 +234,7 @@ static double host_seconds(const tn_context *c)
 /* The emulated device's times say nothing about the machine that the plan is for. */
 static tn_status note_time(tn_context *c, tn_token_time t, tn_error *err)
 {
-    tn_device *d = c->m->on_device.device;
+    tn_device *d = c->m->engine->device;
     if (!c->m->boundary || d->api->info(d)->kind == TN_DEVICE_EMULATED) return TN_OK;
     return tn_boundary_note(c->m->boundary, (int64_t)c->n_tokens, t, err);
 }
@@ -270,7 +270,8 @@ static tn_status reserve_kv(tn_context *c, int64_t n, tn_error *err)
     c->kv.live = n;
     tn_status s = b ? tn_boundary_move(b, err) : TN_OK;
     if (!s) s = tn_kv_reserve(&c->kv, n, err);
-    if (s == TN_EDEVICE && b && tn_boundary_clear(b, true)) s = tn_kv_reserve(&c->kv, n, err);
+    if (s == TN_EDEVICE && b && tn_boundary_clear(b, c->kv.short_of))
+        s = tn_kv_reserve(&c->kv, n, err);
     pthread_mutex_unlock(&c->m->engine->turn);
     return s;
 }

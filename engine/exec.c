@@ -26,9 +26,13 @@ static tn_status fill(tn_exec *x, int32_t n_batch, tn_error *err)
     if (n_experts && !(x->experts = tn_alloc(m->a, n_experts, sizeof *x->experts)))
         return tn_fail_nomem(err, n_experts * sizeof *x->experts, "counters of experts");
     tn_status s = tn_host_init(&x->host, m, x->kv, n_batch, err);
-    if (s || !m->on_device.device) return s;
-    s = tn_dev_init(&x->dev, m, x->kv, n_batch, err);
-    return s ? s : tn_exec_join_init(x, err);
+    for (int32_t i = 0; i < m->on_device.n_segments && !s; i++) {
+        x->n_devs++;
+        s = tn_dev_init(&x->devs[i], m, i, x->kv, n_batch, err);
+    }
+    if (s || !x->n_devs) return s;
+    x->dev = x->devs;
+    return tn_exec_join_init(x, err);
 }
 
 tn_status tn_exec_new(tn_exec **out, const tn_model *m, const tn_kv *kv, int32_t n_batch,
@@ -50,8 +54,9 @@ tn_status tn_exec_new(tn_exec **out, const tn_model *m, const tn_kv *kv, int32_t
 void tn_exec_free(tn_exec *x)
 {
     if (!x) return;
-    if (x->dev.device) tn_exec_join_free(x);
-    tn_dev_free(&x->dev);
+    if (x->n_devs) tn_exec_join_free(x);
+    for (int32_t i = 0; i < x->n_devs; i++)
+        tn_dev_free(&x->devs[i]);
     tn_host_free(&x->host);
     tn_free(x->m->a, x->experts);
     tn_free(x->m->a, x->sides);
@@ -261,7 +266,7 @@ static void host_join(tn_exec *x, int32_t layer)
 /* Nothing to do: after a failure, when no row is left, or when all of it is in the recording. */
 static bool idle(tn_exec *x)
 {
-    if (x->dev.status && !x->status) x->status = x->dev.status;
+    tn_exec_look(x);
     return x->status || !x->n || x->mode == TN_EXEC_REPLAY;
 }
 
@@ -271,27 +276,30 @@ static void look_again(tn_exec *x)
     tn_exec_abandon(x);
     tn_exec_forget(x);
     find_sides(x);
-    x->status = tn_dev_find_experts(&x->dev, x->batch.err);
+    for (int32_t i = 0; i < x->n_devs && !x->status; i++)
+        x->status = tn_dev_find_experts(&x->devs[i], x->batch.err);
     if (x->status) x->version = UINT64_MAX;
 }
 
 void tn_exec_begin(tn_exec *x, const tn_batch *b)
 {
-    tn_dev *d = &x->dev;
     x->batch = *b;
     x->n = b->n;
     x->pos0 = b->pos0;
     x->status = TN_OK;
     x->mode = x->mode == TN_EXEC_RECORD ? TN_EXEC_RECORD : TN_EXEC_DIRECT;
     memset(x->valid, 0, sizeof x->valid);
-    if (d->device) {
-        d->err = b->err;
-        d->status = TN_OK;
+    for (int32_t i = 0; i < x->n_devs; i++) {
+        x->devs[i].err = b->err;
+        x->devs[i].status = TN_OK;
+    }
+    if (x->dev) {
         if (x->busy && tn_exec_sync(x)) return;
         if (x->m->boundary && x->version != tn_boundary_version(x->m->boundary)) look_again(x);
-        tn_dev_set(d, b->tokens, b->n, b->pos0);
+        for (int32_t i = 0; i < x->n_devs; i++)
+            tn_dev_set(&x->devs[i], b->tokens, b->n, b->pos0);
         tn_exec_choose_mode(x);
-        if (x->mode != TN_EXEC_REPLAY && !x->status) tn_dev_begin(d);
+        if (x->mode != TN_EXEC_REPLAY && !x->status) tn_dev_begin(x->dev);
         x->busy = x->mode == TN_EXEC_DIRECT;
     }
     if (!x->status) host_begin(x, 0);
@@ -301,11 +309,21 @@ void tn_exec_keep_last(tn_exec *x, int64_t n)
 {
     if (idle(x) || n == x->n) return;
     /* The host moves rows that may be on their way to the device. */
-    if (x->dev.device && tn_exec_sync(x)) return;
+    if (x->dev && tn_exec_sync(x)) return;
     tn_exec_host(x, host_keep_last, (int32_t)n);
-    if (x->dev.device) tn_dev_keep_last(&x->dev, n);
+    for (int32_t i = 0; i < x->n_devs; i++)
+        tn_dev_keep_last(&x->devs[i], n);
     x->pos0 += x->n - n;
     x->n = n;
+}
+
+/* What follows is a segment's; its device goes on with the residual stream, unless that is next
+ * needed on the host. */
+static void enter(tn_exec *x, int32_t segment, tn_side side)
+{
+    if (!x->dev || x->dev == &x->devs[segment]) return;
+    if (side == TN_ON_HOST) tn_exec_need(x, TN_ACT_H, side);
+    tn_exec_hand_over(x, &x->devs[segment]);
 }
 
 void tn_exec_embed(tn_exec *x)
@@ -314,8 +332,10 @@ void tn_exec_embed(tn_exec *x)
     const tn_side side = x->m->token_embd.data ? TN_ON_HOST : TN_ON_DEVICE;
     if (side == TN_ON_HOST)
         tn_exec_host(x, host_embed, 0);
-    else
-        tn_dev_embed(&x->dev);
+    else {
+        enter(x, x->m->tied ? x->n_devs - 1 : 0, TN_ON_DEVICE);
+        tn_dev_embed(x->dev);
+    }
     tn_exec_wrote(x, TN_ACT_H, side);
 }
 
@@ -329,7 +349,7 @@ static void mixed_qkv(tn_exec *x, int32_t layer)
     const tn_sides *s = &x->sides[layer];
     const tn_layer *y = &x->m->layers[layer];
     const tn_layer_device *w = &x->m->on_device.layers[layer];
-    tn_dev *d = &x->dev;
+    tn_dev *d = x->dev;
     const tn_side side[3] = {s->q, s->k, s->v};
     const tn_weight *const weight[3] = {&y->attn_q, &y->attn_k, &y->attn_v};
     const tn_dweight *const there[3] = {&w->attn_q, &w->attn_k, &w->attn_v};
@@ -361,6 +381,7 @@ void tn_exec_qkv(tn_exec *x, int32_t layer)
     const tn_sides *s = &x->sides[layer];
     const tn_layer *y = &x->m->layers[layer];
     const tn_layer_device *w = &x->m->on_device.layers[layer];
+    enter(x, tn_segment_of(&x->m->on_device, layer), s->attn);
     if (s->attn == TN_MIXED) {
         mixed_qkv(x, layer);
     } else if (s->attn == TN_ON_HOST) {
@@ -368,7 +389,7 @@ void tn_exec_qkv(tn_exec *x, int32_t layer)
         tn_exec_host(x, host_qkv, layer);
     } else {
         tn_exec_need(x, TN_ACT_H, TN_ON_DEVICE);
-        tn_dev_qkv(&x->dev, layer);
+        tn_dev_qkv(x->dev, layer);
         count_there(x, &y->attn_q, &w->attn_q, 0);
         count_there(x, &y->attn_k, &w->attn_k, 0);
         count_there(x, &y->attn_v, &w->attn_v, 0);
@@ -383,7 +404,7 @@ void tn_exec_attend(tn_exec *x, int32_t layer)
     if (side == TN_ON_HOST)
         tn_exec_host(x, host_attend, layer);
     else
-        tn_dev_attend(&x->dev, layer);
+        tn_dev_attend(x->dev, layer);
     if (x->mode == TN_EXEC_DIRECT) count_kv(x, layer);
     tn_exec_wrote(x, TN_ACT_ATTENDED, side);
 }
@@ -397,7 +418,7 @@ void tn_exec_attn_out(tn_exec *x, int32_t layer)
     if (side == TN_ON_HOST) {
         tn_exec_host(x, host_attn_out, layer);
     } else {
-        tn_dev_attn_out(&x->dev, layer);
+        tn_dev_attn_out(x->dev, layer);
         count_there(x, &x->m->layers[layer].attn_output, &x->m->on_device.layers[layer].attn_output,
                     0);
     }
@@ -445,7 +466,7 @@ static void prepare(tn_exec *x, int32_t layer, tn_side side)
         if (side == TN_ON_HOST)
             tn_exec_host(x, host_ffn_norm, layer);
         else
-            tn_dev_ffn_norm(&x->dev, layer);
+            tn_dev_ffn_norm(x->dev, layer);
         x->normed |= 1u << side;
     }
     if (side == TN_ON_DEVICE || x->grouped || !x->m->hp.n_expert) return;
@@ -458,7 +479,7 @@ static void mixed_in(tn_exec *x, int32_t layer)
     const tn_sides *s = &x->sides[layer];
     const tn_layer *y = &x->m->layers[layer];
     const tn_layer_device *w = &x->m->on_device.layers[layer];
-    tn_dev *d = &x->dev;
+    tn_dev *d = x->dev;
     need_input(x, s->gate);
     need_input(x, s->up);
     if (s->gate == TN_ON_DEVICE || s->up == TN_ON_DEVICE) prepare(x, layer, TN_ON_DEVICE);
@@ -493,10 +514,10 @@ static void in_here(tn_exec *x, int32_t layer)
 static void in_there(tn_exec *x, int32_t layer)
 {
     if (!x->m->hp.n_expert) {
-        tn_dev_ffn_in(&x->dev, layer);
+        tn_dev_ffn_in(x->dev, layer);
     } else {
         prepare(x, layer, TN_ON_DEVICE);
-        tn_dev_experts_in(&x->dev, layer);
+        tn_dev_experts_in(x->dev, layer);
     }
     count_in(x, layer);
 }
@@ -519,7 +540,7 @@ static void ffn_in(tn_exec *x, int32_t layer)
 /* h += the sum of both sides' shares, where the layer's attention is. */
 static void join(tn_exec *x, int32_t layer)
 {
-    tn_dev *d = &x->dev;
+    tn_dev *d = x->dev;
     const int64_t n = x->n * x->m->hp.n_embd;
     const tn_side side = x->sides[layer].kv;
     tn_exec_need(x, TN_ACT_H, side);
@@ -549,9 +570,9 @@ static void out_there(tn_exec *x, int32_t layer)
 {
     need_input(x, TN_ON_DEVICE);
     if (x->m->hp.n_expert)
-        tn_dev_experts_out(&x->dev, layer);
+        tn_dev_experts_out(x->dev, layer);
     else
-        tn_dev_ffn_out(&x->dev, layer);
+        tn_dev_ffn_out(x->dev, layer);
     count_down(x, layer);
     tn_exec_wrote(x, TN_ACT_H, TN_ON_DEVICE);
 }
@@ -560,7 +581,7 @@ static void ffn_out(tn_exec *x, int32_t layer)
 {
     if (idle(x)) return;
     if (x->sides[layer].ffn == TN_ON_BOTH) {
-        tn_dev_share(&x->dev, layer);
+        tn_dev_share(x->dev, layer);
         count_down(x, layer);
         tn_exec_host(x, host_share, layer);
         join(x, layer);
@@ -589,7 +610,7 @@ void tn_exec_route(tn_exec *x, int32_t layer)
     if (side == TN_ON_HOST) {
         tn_exec_host(x, host_route, layer);
     } else {
-        tn_dev_route(&x->dev, layer);
+        tn_dev_route(x->dev, layer);
         count_there(x, &x->m->layers[layer].ffn_gate_inp,
                     &x->m->on_device.layers[layer].ffn_gate_inp, 0);
     }
@@ -611,9 +632,9 @@ void tn_exec_experts_out(tn_exec *x, int32_t layer)
 tn_status tn_exec_layer_done(tn_exec *x, int32_t layer)
 {
     const tn_batch *b = &x->batch;
-    const bool last = layer == x->m->hp.n_layers - 1;
-    if (last && x->experts && !x->status && x->mode != TN_EXEC_REPLAY) tn_exec_fetch_choices(x);
-    if (x->dev.status && !x->status) x->status = x->dev.status;
+    tn_exec_look(x);
+    if (x->experts && !x->status && x->mode != TN_EXEC_REPLAY) tn_exec_fetch_choices(x, layer);
+    tn_exec_look(x);
     if (x->mode == TN_EXEC_RECORD && !x->status) tn_exec_record_poll(x);
     if (x->mode == TN_EXEC_DIRECT && !x->status && b->cancel && b->cancel(b->user))
         x->status = tn_fail(b->err, TN_ECANCELED, -1, "the evaluation was canceled");
@@ -628,8 +649,9 @@ tn_status tn_exec_layer_done(tn_exec *x, int32_t layer)
 static void take_logits(tn_exec *x)
 {
     const int64_t rows = x->m->on_device.output.rows, n_vocab = x->m->hp.n_vocab;
+    const tn_dev *last = &x->devs[x->n_devs - 1];
     for (int64_t t = 0; t < x->head_rows; t++)
-        memcpy(x->logits + t * n_vocab, x->dev.pinned_logits + t * rows,
+        memcpy(x->logits + t * n_vocab, last->pinned_logits + t * rows,
                (size_t)rows * sizeof *x->logits);
 }
 
@@ -641,7 +663,7 @@ static void head(tn_exec *x)
     if (m->output.data) tn_exec_need(x, TN_ACT_H, TN_ON_HOST);
     if (tn_on_device(w)) {
         tn_exec_need(x, TN_ACT_H, TN_ON_DEVICE);
-        tn_dev_head(&x->dev, x->head_first, x->head_rows);
+        tn_dev_head(x->dev, x->head_first, x->head_rows);
         count_there(x, &m->output, w, 0);
     }
     if (m->output.data) tn_exec_host(x, host_head, (int32_t)w->rows);
@@ -657,13 +679,13 @@ static void count_token_kv(tn_exec *x)
 static void head_direct(tn_exec *x, int64_t first, int64_t n_rows, float *logits)
 {
     const bool there = tn_on_device(&x->m->on_device.output);
-    const int64_t step = there ? x->dev.logit_rows : n_rows;
+    const int64_t step = there ? x->dev->logit_rows : n_rows;
     for (int64_t i = 0; i < n_rows && !idle(x); i += step) {
         x->head_first = first + i;
         x->head_rows = n_rows - i < step ? n_rows - i : step;
         x->logits = logits + i * x->m->hp.n_vocab;
         head(x);
-        if (x->dev.device && !tn_exec_sync(x) && there) take_logits(x);
+        if (x->dev && !tn_exec_sync(x) && there) take_logits(x);
     }
 }
 

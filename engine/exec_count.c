@@ -18,13 +18,14 @@ void tn_exec_count_here(tn_exec *x, int32_t layer)
     count(x, layer, x->host.choice, x->host.n);
 }
 
-void tn_exec_fetch_choices(tn_exec *x)
+void tn_exec_fetch_choices(tn_exec *x, int32_t layer)
 {
     bool any = false;
-    for (int32_t l = 0; l < x->m->hp.n_layers && x->experts; l++)
+    if (!x->dev || layer != x->dev->segment->end - 1) return;
+    for (int32_t l = x->dev->segment->first; l <= layer; l++)
         any |= x->sides[l].router == TN_ON_DEVICE;
     if (!any) return;
-    tn_dev_fetch_choices(&x->dev);
+    tn_dev_fetch_choices(x->dev);
     if (x->mode == TN_EXEC_RECORD)
         x->rec.choices = true;
     else
@@ -34,11 +35,12 @@ void tn_exec_fetch_choices(tn_exec *x)
 /* The last layer has seen the kept rows only. */
 void tn_exec_count_there(tn_exec *x)
 {
-    const tn_dev *d = &x->dev;
     const int32_t last = x->m->hp.n_layers - 1;
     if (!x->choices_coming) return;
     x->choices_coming = false;
-    for (int32_t l = 0; l <= last; l++)
+    for (int32_t l = 0; l <= last; l++) {
+        const tn_dev *d = &x->devs[tn_segment_of(&x->m->on_device, l)];
         if (x->sides[l].router == TN_ON_DEVICE)
             count(x, l, d->pinned_choices + l * d->batch_n * d->used, l < last ? d->batch_n : d->n);
+    }
 }

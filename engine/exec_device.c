@@ -63,7 +63,7 @@ static void need_moving(tn_dev *d, int32_t layer)
 
 static void measure_workspace(tn_dev *d)
 {
-    for (int32_t i = 0; i < d->m->hp.n_layers; i++) {
+    for (int32_t i = d->segment->first; i < d->segment->end; i++) {
         const tn_layer_device *y = &d->layers[i];
         const tn_dweight *const w[] = {&y->attn_q,       &y->attn_k,   &y->attn_v, &y->attn_output,
                                        &y->ffn_gate_inp, &y->ffn_gate, &y->ffn_up, &y->ffn_down};
@@ -72,7 +72,7 @@ static void measure_workspace(tn_dev *d)
             need_workspace(d, w[j]);
         if (!d->m->hp.n_expert) need_moving(d, i);
     }
-    need_workspace(d, &d->m->on_device.output);
+    if (d->has_head) need_workspace(d, &d->m->on_device.output);
 }
 
 static void lay_out_experts(tn_dev *d, arena *a)
@@ -113,7 +113,7 @@ static void lay_out(tn_dev *d, arena *a)
     d->partial = take(
         a, (int64_t)d->ops->attend_bytes(TN_MATVEC_MAX, hp->n_head, hp->head_dim_v, max_splits), 1);
     lay_out_experts(d, a);
-    if (tn_on_device(&d->m->on_device.output))
+    if (d->has_head)
         d->logits = take(a, d->logit_rows * d->m->on_device.output.rows, sizeof *d->logits);
     d->workspace = take(a, (int64_t)d->workspace_bytes, 1);
 }
@@ -138,8 +138,7 @@ tn_status tn_dev_find_experts(tn_dev *d, tn_error *err)
 static tn_status alloc_pinned(tn_dev *d, tn_error *err)
 {
     void *numbers, *logits, *choices;
-    const size_t head =
-        tn_on_device(&d->m->on_device.output) ? (size_t)d->m->on_device.output.rows : 0;
+    const size_t head = d->has_head ? (size_t)d->m->on_device.output.rows : 0;
     tn_status s = d->api->alloc_pinned(
         d->device, (size_t)d->n_batch * 2 * sizeof *d->pinned_numbers, "token ids", &numbers, err);
     if (s) return s;
@@ -157,10 +156,14 @@ static tn_status alloc_pinned(tn_dev *d, tn_error *err)
     return s;
 }
 
-tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_batch, tn_error *err)
+tn_status tn_dev_init(tn_dev *d, const tn_model *m, int32_t segment, const tn_kv *kv,
+                      int32_t n_batch, tn_error *err)
 {
-    tn_device *device = m->on_device.device;
-    *d = (tn_dev){.m = m, .layers = m->on_device.layers, .kv = kv, .device = device};
+    const tn_model_device *there = &m->on_device;
+    tn_device *device = there->segment[segment].device;
+    *d = (tn_dev){.m = m, .layers = there->layers, .kv = kv, .device = device};
+    d->segment = &there->segment[segment];
+    d->has_head = segment == there->n_segments - 1 && tn_on_device(&there->output);
     d->api = device->api;
     d->ops = device->ops;
     d->n_batch = n_batch;
@@ -178,6 +181,7 @@ tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_b
     s = tn_dev_find_experts(d, err);
     if (!s) s = alloc_pinned(d, err);
     if (!s) s = d->api->stream_create(device, &d->stream, err);
+    if (!s && there->n_segments > 1) s = d->api->event_create(device, false, &d->handed, err);
     return s;
 }
 
@@ -185,6 +189,7 @@ void tn_dev_free(tn_dev *d)
 {
     if (!d->device) return;
     d->api->stream_destroy(d->device, d->stream);
+    d->api->event_destroy(d->device, d->handed);
     d->api->free_pinned(d->device, d->pinned_choices);
     d->api->free_pinned(d->device, d->pinned_logits);
     d->api->free_pinned(d->device, d->pinned_numbers);
@@ -313,6 +318,21 @@ void tn_dev_download(tn_dev *d, void *to, const void *from, int64_t count)
             d->api->download_async(d->device, d->stream, to, from, (size_t)count * 4, d->err);
 }
 
+void tn_dev_hand_over(tn_dev *d, tn_dev *to, bool h, void *between)
+{
+    const int64_t n = d->n * d->m->hp.n_embd;
+    const bool direct = h && d->api->reaches(d->device, to->device);
+    if (direct && !d->status)
+        d->status = d->api->copy_peer(d->device, d->stream, to->device, to->h, d->h,
+                                      (size_t)n * sizeof *d->h, d->err);
+    else if (h)
+        tn_dev_download(d, between, d->h, n);
+    if (!d->status) d->status = d->api->event_record(d->device, d->handed, d->stream, d->err);
+    if (!d->status && !to->status)
+        to->status = to->api->event_wait(to->device, to->stream, d->handed, to->err);
+    if (h && !direct && !d->status) tn_dev_upload(to, to->h, between, n);
+}
+
 tn_status tn_dev_sync(tn_dev *d)
 {
     const tn_status s = d->api->stream_sync(d->device, d->stream, d->status ? NULL : d->err);
@@ -334,6 +354,11 @@ int32_t tn_dev_splits(int64_t pos)
 void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0)
 {
     d->n = d->batch_n = n;
+    d->pos = d->numbers;
+    d->tokens = d->numbers + n;
+    d->h = d->rows;
+    d->q = d->queries;
+    d->begun = false;
     for (int64_t i = 0; i < n; i++) {
         d->pinned_numbers[i] = (int32_t)(pos0 + i);
         d->pinned_numbers[n + i] = tokens[i];
@@ -345,15 +370,13 @@ void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0)
 void tn_dev_begin(tn_dev *d)
 {
     const tn_model *m = d->m;
-    d->pos = d->numbers;
-    d->tokens = d->numbers + d->n;
-    d->h = d->rows;
-    d->q = d->queries;
+    if (d->begun) return;
+    d->begun = true;
     tn_dev_upload(d, d->numbers, d->pinned_numbers, 2 * d->n);
     for (int i = 0; i < 2 && !d->status; i++)
         if (m->rope[i].inv_freq)
             did(d,
-                d->ops->rope_table(d->stream, d->angles[i], d->pos, d->n, m->on_device.inv_freq[i],
+                d->ops->rope_table(d->stream, d->angles[i], d->pos, d->n, d->segment->inv_freq[i],
                                    m->hp.n_rot, m->rope[i].magnitude),
                 "a rope table");
 }
@@ -561,7 +584,9 @@ void tn_dev_route(tn_dev *d, int32_t layer)
 
 void tn_dev_fetch_choices(tn_dev *d)
 {
-    tn_dev_download(d, d->pinned_choices, d->choices, d->m->hp.n_layers * d->batch_n * d->used);
+    const int64_t each = d->batch_n * d->used, first = d->segment->first * each;
+    tn_dev_download(d, d->pinned_choices + first, d->choices + first,
+                    (d->segment->end - d->segment->first) * each);
 }
 
 void tn_dev_experts_in(tn_dev *d, int32_t layer)

@@ -10,12 +10,16 @@
 
 typedef struct tn_dev {
     const tn_model *m;
+    const tn_segment *segment; /* whose layers run here */
     const tn_layer_device *layers;
     const tn_kv *kv;
     tn_device *device;
     const tn_device_api *api;
     const tn_device_ops *ops;
     tn_stream *stream;
+    tn_event *handed; /* what was to be handed to another device is on its way */
+    bool begun;       /* the running batch */
+    bool has_head;
     int32_t n_batch, used, n_splits, logit_rows;
     tn_status status; /* the first failure */
     tn_error *err;    /* where it is told, may be NULL */
@@ -55,15 +59,17 @@ typedef struct tn_dev {
     int32_t *pinned_choices; /* as choices */
 } tn_dev;
 
-/* Buffers for batches of up to n_batch tokens. On failure free is for what is there. */
-tn_status tn_dev_init(tn_dev *d, const tn_model *m, const tn_kv *kv, int32_t n_batch,
-                      tn_error *err);
+/* Buffers for batches of up to n_batch tokens on the device of a segment. On failure free is for
+ * what is there. */
+tn_status tn_dev_init(tn_dev *d, const tn_model *m, int32_t segment, const tn_kv *kv,
+                      int32_t n_batch, tn_error *err);
 void tn_dev_free(tn_dev *d);
 /* Looks again which experts are on the device: the first ones of a layer. */
 tn_status tn_dev_find_experts(tn_dev *d, tn_error *err);
 
 /* A new batch on the host's side: what begin uploads. Nothing of the batch before is under way. */
 void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0);
+/* The first work of a batch on the device; nothing where it has begun. */
 void tn_dev_begin(tn_dev *d);
 void tn_dev_keep_last(tn_dev *d, int64_t n);
 /* Waits for all that was enqueued. */
@@ -75,6 +81,11 @@ int32_t tn_dev_splits(int64_t pos);
 void tn_dev_upload(tn_dev *d, void *to, const void *from, int64_t count);
 void tn_dev_download(tn_dev *d, void *to, const void *from, int64_t count);
 
+/* `to` goes on after all that has been enqueued on d; where `h`, with d's residual stream. Where
+ * the devices cannot reach each other it goes through `between`, pinned memory for all of it that
+ * nobody else uses. */
+void tn_dev_hand_over(tn_dev *d, tn_dev *to, bool h, void *between);
+
 /* The operations, see exec.h. */
 void tn_dev_embed(tn_dev *d);
 void tn_dev_qkv(tn_dev *d, int32_t layer);
@@ -83,7 +94,7 @@ void tn_dev_attn_out(tn_dev *d, int32_t layer);
 void tn_dev_ffn_in(tn_dev *d, int32_t layer);
 void tn_dev_ffn_out(tn_dev *d, int32_t layer);
 void tn_dev_route(tn_dev *d, int32_t layer);
-/* What all layers have chosen, into pinned_choices, there after a sync. */
+/* What the layers of the segment have chosen, into pinned_choices, there after a sync. */
 void tn_dev_fetch_choices(tn_dev *d);
 void tn_dev_experts_in(tn_dev *d, int32_t layer);
 void tn_dev_experts_out(tn_dev *d, int32_t layer);

@@ -118,7 +118,7 @@ static void lay_out_shared(tn_host *h, arena *a)
 {
     const tn_model *m = h->m;
     bool mixed = false;
-    if (!m->on_device.device) return;
+    if (!m->on_device.n_segments) return;
     h->other = take(a, (int64_t)h->n_batch * m->hp.n_embd, sizeof *h->other);
     for (int32_t i = 0; i < m->hp.n_layers; i++)
         mixed |= tn_sides_of(&m->layers[i], &m->on_device.layers[i]).ffn == TN_MIXED;
@@ -167,7 +167,7 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
     }
     arena a = {NULL, 0};
     lay_out(h, &a, r);
-    tn_device *d = m->on_device.device;
+    tn_device *d = m->on_device.segment[0].device;
     /* Pinned, where the device copies from and to it. */
     tn_status s = TN_OK;
     if (d)
@@ -183,7 +183,7 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
 void tn_host_free(tn_host *h)
 {
     if (!h->m) return;
-    tn_device *d = h->m->on_device.device;
+    tn_device *d = h->m->on_device.segment[0].device;
     if (d)
         d->api->free_pinned(d, h->arena);
     else

@@ -30,6 +30,7 @@ typedef enum tn_step_kind {
     TN_STEP_OP,
     TN_STEP_WAIT,   /* until the device has written flag `arg` */
     TN_STEP_SIGNAL, /* lets the device go past flag `arg` */
+    TN_STEP_LAUNCH, /* of piece `arg` */
     TN_STEP_POLL    /* asks whether to stop */
 } tn_step_kind;
 
@@ -39,10 +40,26 @@ typedef struct tn_step {
     int32_t arg;
 } tn_step;
 
-/* One decoded token: what the device does as a graph, what the host does as a list. They meet at
- * flags, one for each hand-over, which are 0 when a token begins. */
+/* What one device does of a token from when the residual stream comes to it until it leaves. */
+typedef struct tn_piece {
+    tn_graph *graph;
+    tn_dev *dev, *from; /* from: NULL, or where the token was before */
+    bool h;             /* the residual stream comes from there */
+} tn_piece;
+
+enum { TN_PIECES = TN_DEVICES + 2 }; /* the last device may embed, and then the first begins again */
+
+/* One decoded token: what devices do as graphs, what the host does as a list. They meet at flags,
+ * one for each hand-over, which are 0 when a token begins.
+ *
+ * Each piece is a graph of its own, launched by the host when its turn has come, rather than one
+ * graph over all devices: a piece is then as it would be with one device (its flags may be host
+ * functions, its faults are its own device's), and the hand-over between pieces is the same call as
+ * without a recording, whether the devices reach each other or not. Before the launch of a piece the
+ * host has done all of its work for those before, so that no piece can wait for another. */
 typedef struct tn_recording {
-    tn_graph *graph; /* NULL: nothing recorded */
+    tn_piece pieces[TN_PIECES];
+    int32_t n_pieces; /* 0: nothing recorded */
     tn_step *steps;
     size_t n_steps, cap_steps;
     uint32_t *flags; /* pinned, flag_stride apart */
@@ -63,7 +80,9 @@ struct tn_exec {
     const tn_model *m;
     const tn_kv *kv;
     tn_host host;
-    tn_dev dev;       /* device NULL: none */
+    tn_dev devs[TN_DEVICES]; /* one for each segment of the model */
+    int32_t n_devs;
+    tn_dev *dev;      /* the one at work on the running layer; NULL: there is none */
     tn_sides *sides;  /* [n_layers] */
     uint64_t version; /* of the boundary, that sides and recording are made for */
     tn_batch batch;
@@ -89,9 +108,9 @@ struct tn_exec {
  * ------------------------------------------------------------------------------- */
 
 /* exec_count.c. Counts what the host has just chosen for a layer; has the device's choices of the
- * batch fetched, when its layers are done; counts them, once they are there. */
+ * batch fetched, when its last layer is done; counts them, once they are there. */
 void tn_exec_count_here(tn_exec *x, int32_t layer);
-void tn_exec_fetch_choices(tn_exec *x);
+void tn_exec_fetch_choices(tn_exec *x, int32_t layer);
 void tn_exec_count_there(tn_exec *x);
 
 /* Does the host's work, or records it. */
@@ -104,8 +123,12 @@ void tn_exec_wrote(tn_exec *x, tn_act a, tn_side side);
 /* Moves count elements of 4 bytes. The host's later work, or the device's, sees them. */
 void tn_exec_to_host(tn_exec *x, void *to, const void *from, int64_t count);
 void tn_exec_to_device(tn_exec *x, void *to, const void *from, int64_t count);
-/* Waits for the device; the sticky status. */
+/* Waits for the devices; the sticky status. */
 tn_status tn_exec_sync(tn_exec *x);
+/* Takes over the first failure of a device. */
+void tn_exec_look(tn_exec *x);
+/* What follows is for another device, where the residual stream goes unless the host has it. */
+void tn_exec_hand_over(tn_exec *x, tn_dev *to);
 
 tn_status tn_exec_join_init(tn_exec *x, tn_error *err);
 void tn_exec_join_free(tn_exec *x);

@@ -2,6 +2,7 @@
 #include "exec_internal.h"
 
 #include <sched.h>
+#include <string.h>
 
 enum {
     flag_stride = 16,     /* words: a flag has a cache line of its own */
@@ -42,7 +43,7 @@ static int32_t new_flag(tn_exec *x)
 
 void tn_exec_host(tn_exec *x, tn_host_op op, int32_t arg)
 {
-    if (x->dev.status) fail(x, x->dev.status);
+    tn_exec_look(x);
     if (x->status) return;
     if (x->mode == TN_EXEC_RECORD) {
         push(x, (tn_step){TN_STEP_OP, op, arg});
@@ -58,10 +59,17 @@ void tn_exec_record_poll(tn_exec *x)
     push(x, (tn_step){TN_STEP_POLL, NULL, 0});
 }
 
+void tn_exec_look(tn_exec *x)
+{
+    for (int32_t i = 0; i < x->n_devs; i++)
+        if (x->devs[i].status) fail(x, x->devs[i].status);
+}
+
 tn_status tn_exec_sync(tn_exec *x)
 {
     const double start = tn_now();
-    fail(x, tn_dev_sync(&x->dev));
+    for (int32_t i = 0; i < x->n_devs; i++)
+        fail(x, tn_dev_sync(&x->devs[i]));
     x->on_device.seconds += tn_now() - start;
     x->busy = false;
     if (!x->status) tn_exec_count_there(x);
@@ -76,7 +84,7 @@ static void count_hop(tn_exec *x)
 
 void tn_exec_to_host(tn_exec *x, void *to, const void *from, int64_t count)
 {
-    tn_dev *d = &x->dev;
+    tn_dev *d = x->dev;
     if (x->status) return;
     count_hop(x);
     tn_dev_download(d, to, from, count);
@@ -93,7 +101,7 @@ void tn_exec_to_host(tn_exec *x, void *to, const void *from, int64_t count)
 
 void tn_exec_to_device(tn_exec *x, void *to, const void *from, int64_t count)
 {
-    tn_dev *d = &x->dev;
+    tn_dev *d = x->dev;
     if (x->status) return;
     count_hop(x);
     if (x->mode == TN_EXEC_RECORD) {
@@ -116,7 +124,7 @@ static place place_of(const tn_exec *x, tn_act a)
 {
     const tn_hparams *hp = &x->m->hp;
     const tn_host *h = &x->host;
-    const tn_dev *d = &x->dev;
+    const tn_dev *d = x->dev;
     const int64_t n = x->n, items = n * h->used;
     switch (a) {
     case TN_ACT_H: return (place){h->h, d->h, n * hp->n_embd};
@@ -149,6 +157,51 @@ void tn_exec_wrote(tn_exec *x, tn_act a, tn_side side)
     x->valid[a] = 1u << side;
 }
 
+/* ---- devices -----------------------------------------------------------------------------------
+ */
+
+/* Begins to record what a device does next. */
+static void begin_piece(tn_exec *x, tn_piece piece)
+{
+    tn_recording *r = &x->rec;
+    const tn_dev *d = piece.dev;
+    if (r->n_pieces == TN_PIECES) {
+        fail(x, tn_fail(x->batch.err, TN_EINTERNAL, -1, "too many devices in a token"));
+        return;
+    }
+    fail(x, d->api->graph_begin(d->device, d->stream, x->batch.err));
+    if (x->status) return;
+    push(x, (tn_step){TN_STEP_LAUNCH, NULL, r->n_pieces});
+    r->pieces[r->n_pieces++] = piece;
+    x->mode = TN_EXEC_RECORD;
+}
+
+/* Ends it, with no recording under way whatever happens. */
+static void end_piece(tn_exec *x)
+{
+    const tn_dev *d = x->dev;
+    tn_exec_look(x);
+    x->mode = TN_EXEC_DIRECT;
+    fail(x, d->api->graph_end(d->device, d->stream, &x->rec.pieces[x->rec.n_pieces - 1].graph,
+                              x->status ? NULL : d->err));
+}
+
+void tn_exec_hand_over(tn_exec *x, tn_dev *to)
+{
+    const tn_piece piece = {.dev = to, .from = x->dev, .h = x->valid[TN_ACT_H] == 1u << TN_ON_DEVICE};
+    if (x->status) return;
+    if (piece.h) count_hop(x);
+    if (x->mode == TN_EXEC_RECORD) {
+        end_piece(x);
+        if (!x->status) begin_piece(x, piece);
+    } else {
+        tn_dev_hand_over(x->dev, to, piece.h, x->host.h);
+    }
+    x->dev = to;
+    if (!piece.h) x->valid[TN_ACT_H] &= ~(1u << TN_ON_DEVICE);
+    if (!x->status) tn_dev_begin(to);
+}
+
 /* ---- a token -----------------------------------------------------------------------------------
  */
 
@@ -157,7 +210,7 @@ tn_status tn_exec_join_init(tn_exec *x, tn_error *err)
     tn_recording *r = &x->rec;
     void *p;
     r->cap_flags = (x->m->hp.n_layers + 1) * flags_per_layer;
-    tn_status s = x->dev.api->alloc_pinned(x->dev.device,
+    tn_status s = x->dev->api->alloc_pinned(x->dev->device,
                                            (size_t)r->cap_flags * flag_stride * sizeof *r->flags,
                                            "hand-over flags", &p, err);
     if (!s) r->flags = p;
@@ -167,8 +220,10 @@ tn_status tn_exec_join_init(tn_exec *x, tn_error *err)
 void tn_exec_forget(tn_exec *x)
 {
     tn_recording *r = &x->rec;
-    x->dev.api->graph_destroy(x->dev.device, r->graph);
-    r->graph = NULL;
+    for (int32_t i = 0; i < r->n_pieces; i++)
+        r->pieces[i].dev->api->graph_destroy(r->pieces[i].dev->device, r->pieces[i].graph);
+    memset(r->pieces, 0, sizeof r->pieces);
+    r->n_pieces = 0;
     r->n_steps = 0;
     r->n_flags = 0;
     r->hops = 0;
@@ -178,12 +233,8 @@ void tn_exec_forget(tn_exec *x)
 
 void tn_exec_abandon(tn_exec *x)
 {
-    const tn_dev *d = &x->dev;
-    tn_graph *g = NULL;
     if (x->mode != TN_EXEC_RECORD) return;
-    x->mode = TN_EXEC_DIRECT;
-    if (d->api->graph_end(d->device, d->stream, &g, NULL) == TN_OK)
-        d->api->graph_destroy(d->device, g);
+    end_piece(x);
     tn_exec_forget(x);
 }
 
@@ -191,45 +242,39 @@ void tn_exec_join_free(tn_exec *x)
 {
     tn_exec_abandon(x);
     tn_exec_forget(x);
-    x->dev.api->free_pinned(x->dev.device, x->rec.flags);
+    x->devs[0].api->free_pinned(x->devs[0].device, x->rec.flags);
     tn_free(x->m->a, x->rec.steps);
 }
 
 void tn_exec_choose_mode(tn_exec *x)
 {
-    tn_dev *d = &x->dev;
     tn_exec_abandon(x);
+    x->dev = x->devs;
     x->mode = TN_EXEC_DIRECT;
     if (x->batch.n != 1 || x->batch.n_out != 1) return;
-    if (x->rec.graph && x->rec.n_splits == d->n_splits) {
+    if (x->rec.n_pieces && x->rec.n_splits == x->dev->n_splits) {
         x->mode = TN_EXEC_REPLAY;
         return;
     }
     tn_exec_forget(x);
-    fail(x, d->api->graph_begin(d->device, d->stream, x->batch.err));
-    if (x->status) return;
-    x->mode = TN_EXEC_RECORD;
-    x->rec.n_splits = d->n_splits;
+    x->rec.n_splits = x->dev->n_splits;
+    begin_piece(x, (tn_piece){.dev = x->dev});
 }
 
 void tn_exec_recorded(tn_exec *x)
 {
-    tn_dev *d = &x->dev;
-    if (d->status) fail(x, d->status);
-    if (x->status) {
-        tn_exec_abandon(x);
-        return;
-    }
-    x->mode = TN_EXEC_REPLAY;
-    fail(x, d->api->graph_end(d->device, d->stream, &x->rec.graph, d->err));
-    if (x->status) tn_exec_forget(x);
+    end_piece(x);
+    if (x->status)
+        tn_exec_forget(x);
+    else
+        x->mode = TN_EXEC_REPLAY;
 }
 
 /* Waits until the device has written a flag. It spins, because the wait is short; now and then it
  * asks whether the device still runs, because a failed one writes no flags. */
 static void wait_for(tn_exec *x, int32_t i)
 {
-    const tn_dev *d = &x->dev;
+    const tn_dev *d = x->dev;
     const double start = tn_now();
     bool done = false;
     for (int looks = 0, turns = 0; !__atomic_load_n(flag(x, i), __ATOMIC_ACQUIRE); looks++) {
@@ -253,9 +298,19 @@ static void poll(tn_exec *x)
         fail(x, tn_fail(b->err, TN_ECANCELED, -1, "the evaluation was canceled"));
 }
 
+static void launch(tn_exec *x, const tn_piece *p)
+{
+    if (p->from) tn_dev_hand_over(p->from, p->dev, p->h, x->host.h);
+    tn_exec_look(x);
+    x->dev = p->dev;
+    if (!x->status)
+        fail(x, p->dev->api->graph_launch(p->dev->device, p->graph, p->dev->stream, p->dev->err));
+}
+
 static void run_step(tn_exec *x, const tn_step *s)
 {
     switch (s->kind) {
+    case TN_STEP_LAUNCH: launch(x, &x->rec.pieces[s->arg]); break;
     case TN_STEP_OP: tn_exec_host(x, s->op, s->arg); break;
     case TN_STEP_WAIT:
         wait_for(x, s->arg);
@@ -276,13 +331,10 @@ static void release(tn_exec *x)
 
 void tn_exec_replay(tn_exec *x)
 {
-    tn_dev *d = &x->dev;
     tn_recording *r = &x->rec;
     if (x->status) return;
     for (int32_t i = 0; i < r->n_flags; i++)
         __atomic_store_n(flag(x, i), 0, __ATOMIC_RELEASE);
-    fail(x, d->api->graph_launch(d->device, r->graph, d->stream, d->err));
-    if (x->status) return;
     for (size_t i = 0; i < r->n_steps && !x->status; i++)
         run_step(x, &r->steps[i]);
     if (x->status) release(x);

@@ -41,7 +41,7 @@ tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_s
     const tn_hparams *hp = &m->hp;
     *kv = (tn_kv){.a = m->a, .m = m, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
-                  .head_dim_v = hp->head_dim_v};
+                  .head_dim_v = hp->head_dim_v, .short_of = -1};
     const size_t rows = (size_t)hp->n_head_kv * (size_t)page_size;
     kv->k_bytes = rows * row_bytes(type, hp->head_dim_k);
     kv->v_bytes = rows * row_bytes(type, hp->head_dim_v);
@@ -107,7 +107,7 @@ tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err)
 {
     tn_status s = grow_tables(kv, (size_t)((n + kv->page_size - 1) / kv->page_size), err);
     while (!s && (int64_t)kv->n_pages * kv->page_size < n) s = add_page(kv, err);
-    return s || !kv->dev.device ? s : tn_kv_device_reserve(kv, n, err);
+    return s ? s : tn_kv_device_reserve(kv, n, err);
 }
 
 tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)
@@ -144,5 +144,5 @@ void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t p
 uint64_t tn_kv_bytes(const tn_kv *kv)
 {
     return (uint64_t)kv->n_pages * n_here(kv) * (kv->k_bytes + kv->v_bytes) +
-           (uint64_t)kv->dev.n_pages * kv->dev.page_bytes;
+           tn_kv_device_bytes(kv);
 }

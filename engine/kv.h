@@ -8,7 +8,7 @@
 #include "model.h"
 
 typedef struct tn_kv_device {
-    tn_device *device;                   /* NULL: no layer's cache is there */
+    tn_device *device;                   /* of one segment; NULL: no layer's cache is there */
     size_t k_bytes, v_bytes, page_bytes; /* of one layer's page; of a page of all layers there */
     void **pages;                        /* [n_pages] device memory, one allocation each */
     void *table;                         /* [cap_pages] the same addresses, in device memory */
@@ -24,7 +24,8 @@ typedef struct tn_kv {
     void **pages;            /* [n_pages] one allocation each, all layers */
     size_t n_pages, cap_pages;
     void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers elsewhere */
-    tn_kv_device dev;
+    tn_kv_device dev[TN_DEVICES]; /* of each segment */
+    int32_t short_of;        /* segment whose device last had too little memory, -1: none yet */
     _Atomic int64_t live;    /* positions in use, see tn_kv_live */
 } tn_kv;
 
@@ -38,7 +39,7 @@ static inline int64_t tn_kv_live(const tn_kv *kv)
 {
     return kv->live;
 }
-/* Gives back the device's pages past the live positions. */
+/* Gives back the devices' pages past the live positions. */
 void tn_kv_trim(tn_kv *kv);
 /* Makes positions [0, n) writable. On failure the pages there already are kept. */
 tn_status tn_kv_reserve(tn_kv *kv, int64_t n, tn_error *err);
@@ -47,10 +48,11 @@ tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);
 void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t pos, const float *k,
                const float *v);
 uint64_t tn_kv_bytes(const tn_kv *kv);
-/* kv_device.c. The device's part, for tn_kv_init, free and reserve. */
+/* kv_device.c. The devices' part, for tn_kv_init, free, reserve and bytes. */
 tn_status tn_kv_device_init(tn_kv *kv, int64_t cap, tn_error *err);
 void tn_kv_device_free(tn_kv *kv);
 tn_status tn_kv_device_reserve(tn_kv *kv, int64_t n, tn_error *err);
+uint64_t tn_kv_device_bytes(const tn_kv *kv);
 /* A layer that attends on the device. */
 tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer);
 

@@ -186,7 +186,8 @@ tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor 
         l->m->held_bytes += (size_t)w.cols * sizeof *out;
     }
     tn_free(l->m->a, raw);
-    return s || !d ? s : tn_load_device_vector(l, d, out, w.cols);
+    const tn_tensor_place *p = tn_load_place(l, t);
+    return s || !d ? s : tn_load_device_vector(l, p ? p->segment : 0, d, out, w.cols);
 }
 
 /* ---- running ----------------------------------------------------------------------------------- */

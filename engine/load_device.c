@@ -21,12 +21,13 @@ struct tn_upload {
     tn_dweight *weight;
     float **vector;
     const float *from;
-    size_t at, bytes; /* in the arena */
+    int32_t segment;
+    size_t at, bytes; /* in its arena */
 };
 
 static tn_status queue(tn_load *l, struct tn_upload u)
 {
-    tn_model_device *d = &l->m->on_device;
+    tn_segment *d = &l->m->on_device.segment[u.segment];
     if (!tn_grow(l->m->a, (void **)&l->uploads, &l->cap_uploads, l->n_uploads, l->n_uploads + 1,
                  sizeof u))
         return tn_fail_nomem(l->err, sizeof u, "the load queue");
@@ -43,6 +44,7 @@ tn_status tn_load_device_weight(tn_load *l, tn_dweight *d, const tn_gguf_tensor 
     struct tn_upload u = {
         .tensor = t, .file = file, .type = type, .rows = p->rows, .cols = p->cols};
     u.weight = d;
+    u.segment = p->segment;
     u.bytes = tn_dweight_bytes(type, p->rows, p->cols);
     if (!u.bytes)
         return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
@@ -52,10 +54,10 @@ tn_status tn_load_device_weight(tn_load *l, tn_dweight *d, const tn_gguf_tensor 
     return queue(l, u);
 }
 
-tn_status tn_load_device_vector(tn_load *l, float **d, const float *v, int64_t n)
+tn_status tn_load_device_vector(tn_load *l, int32_t segment, float **d, const float *v, int64_t n)
 {
-    if (!l->m->on_device.device || !v) return TN_OK;
-    struct tn_upload u = {.rows = 1, .cols = n, .vector = d, .from = v};
+    if (!l->m->on_device.n_segments || !v) return TN_OK;
+    struct tn_upload u = {.rows = 1, .cols = n, .vector = d, .from = v, .segment = segment};
     u.bytes = (size_t)n * sizeof *v;
     return queue(l, u);
 }
@@ -63,13 +65,15 @@ tn_status tn_load_device_vector(tn_load *l, float **d, const float *v, int64_t n
 tn_status tn_load_device_alloc(tn_load *l)
 {
     tn_model_device *d = &l->m->on_device;
-    if (!d->device) return TN_OK;
-    tn_status s = d->device->api->alloc(d->device, d->bytes, "the weights", &d->arena, l->err);
-    if (s) return s;
-    l->m->held_bytes += d->bytes;
+    for (int32_t i = 0; i < d->n_segments; i++) {
+        tn_segment *y = &d->segment[i];
+        tn_status s = y->device->api->alloc(y->device, y->bytes, "the weights", &y->arena, l->err);
+        if (s) return s;
+        l->m->held_bytes += y->bytes;
+    }
     for (size_t i = 0; i < l->n_uploads; i++) {
         const struct tn_upload *u = &l->uploads[i];
-        char *p = (char *)d->arena + u->at;
+        char *p = (char *)d->segment[u->segment].arena + u->at;
         if (u->weight)
             *u->weight = tn_dweight_at(p, u->type, u->rows, u->cols);
         else
@@ -88,6 +92,7 @@ typedef struct slot {
 
 typedef struct uploader {
     tn_load *l;
+    int32_t segment;
     tn_device *d;
     tn_stream *stream;
     slot slot[2];
@@ -160,9 +165,11 @@ static tn_status begin(uploader *p)
 {
     const tn_device_api *api = p->d->api;
     tn_error *err = p->l->err;
-    for (size_t i = 0; i < p->l->n_uploads; i++)
-        if (p->l->uploads[i].weight && wanted(&p->l->uploads[i]) > p->capacity)
-            p->capacity = wanted(&p->l->uploads[i]);
+    for (size_t i = 0; i < p->l->n_uploads; i++) {
+        const struct tn_upload *u = &p->l->uploads[i];
+        if (u->weight && u->segment == p->segment && wanted(u) > p->capacity)
+            p->capacity = wanted(u);
+    }
     tn_status s = api->stream_create(p->d, &p->stream, err);
     for (int i = 0; i < 2 && !s; i++) {
         slot *t = &p->slot[i];
@@ -185,14 +192,21 @@ static void end(uploader *p)
     }
 }
 
-tn_status tn_load_device_run(tn_load *l)
+static tn_status run_segment(tn_load *l, int32_t segment)
 {
-    uploader p = {.l = l, .d = l->m->on_device.device};
-    if (!p.d) return TN_OK;
+    uploader p = {.l = l, .segment = segment, .d = l->m->on_device.segment[segment].device};
     tn_status s = begin(&p);
     for (size_t i = 0; i < l->n_uploads && !s; i++)
-        s = upload(&p, &l->uploads[i]);
+        if (l->uploads[i].segment == segment) s = upload(&p, &l->uploads[i]);
     if (!s) s = p.d->api->stream_sync(p.d, p.stream, l->err);
     end(&p);
+    return s;
+}
+
+tn_status tn_load_device_run(tn_load *l)
+{
+    tn_status s = TN_OK;
+    for (int32_t i = 0; i < l->m->on_device.n_segments && !s; i++)
+        s = run_segment(l, i);
     return s;
 }

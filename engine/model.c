@@ -336,8 +336,9 @@ tn_status tn_model_bind(tn_load *l)
     float *factors = NULL;
     s = bind_vector(l, -1, "rope_freqs", "weight", m->hp.n_rot / 2, optional, &factors, NULL);
     if (!s) s = tn_rope_init(l, factors);
-    for (int i = 0; i < 2 && !s; i++)
-        s = tn_load_device_vector(l, &m->on_device.inv_freq[i], m->rope[i].inv_freq, m->hp.n_rot / 2);
+    for (int32_t i = 0; i < 2 * m->on_device.n_segments && !s; i++)
+        s = tn_load_device_vector(l, i / 2, &m->on_device.segment[i / 2].inv_freq[i % 2],
+                                  m->rope[i % 2].inv_freq, m->hp.n_rot / 2);
     if (!s) s = new_layers(l);
     for (int32_t i = 0; i < m->hp.n_layers && !s; i++) {
         tn_layer *y = &m->layers[i];

@@ -75,15 +75,35 @@ typedef struct tn_layer_device {
     bool moves;   /* the host has all of the FFN, and the boundary decides how much is here, too */
 } tn_layer_device;
 
-typedef struct tn_model_device {
-    tn_device *device; /* the engine's; NULL: everything is on the host */
-    void *arena;       /* device memory that holds all of it */
+/* A run of layers whose device work one device does, and what else of the model that device has.
+ * Segments follow one another in the order of devices; together they have all layers, those of the
+ * host included. */
+typedef struct tn_segment {
+    tn_device *device;  /* the engine's */
+    int32_t index;      /* of it among the engine's */
+    int32_t first, end; /* layers [first, end) */
+    void *arena;        /* device memory that holds all weights */
     size_t bytes;
-    tn_dweight token_embd, output;
+    float *inv_freq[2]; /* of the ropes */
+} tn_segment;
+
+typedef struct tn_model_device {
+    int32_t n_segments; /* 0: everything is on the host */
+    tn_segment segment[TN_DEVICES];
+    tn_dweight token_embd; /* with the first segment; where it is also the head, with the last */
+    tn_dweight output;     /* with the last, as its norm */
     float *output_norm;
-    float *inv_freq[2];      /* of the ropes */
     tn_layer_device *layers; /* (n_layers) */
 } tn_model_device;
+
+/* The segment that a layer belongs to; 0 where there are none. */
+static inline int32_t tn_segment_of(const tn_model_device *d, int32_t layer)
+{
+    int32_t s = 0;
+    while (s + 1 < d->n_segments && layer >= d->segment[s].end)
+        s++;
+    return s;
+}
 
 struct tn_model {
     tn_engine *engine;
@@ -117,6 +137,7 @@ struct tn_model {
  * whole of it to the host or nothing. */
 typedef struct tn_tensor_place {
     int64_t rows, cols;
+    int32_t segment; /* whose device */
     bool host;
 } tn_tensor_place;
 
@@ -147,8 +168,8 @@ tn_status tn_load_run(tn_load *l);
 /* Memory the model will own; added to m->owned. NULL when memory is short. */
 void *tn_load_alloc(tn_load *l, size_t bytes);
 
-/* load_device.c. Queues a float32 vector that the host has, for the device. */
-tn_status tn_load_device_vector(tn_load *l, float **d, const float *v, int64_t n);
+/* load_device.c. Queues a float32 vector that the host has, for the device of a segment. */
+tn_status tn_load_device_vector(tn_load *l, int32_t segment, float **d, const float *v, int64_t n);
 
 /* rope.c. Fills both ropes from the file's keys and the rope_freqs tensor (NULL if absent). */
 tn_status tn_rope_init(tn_load *l, const float *freq_factors);

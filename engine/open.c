@@ -20,7 +20,6 @@ static tn_status new_model(tn_model **out, tn_engine *e, const char *name, tn_er
     tn_model *m = tn_alloc(&e->a, 1, sizeof *m);
     if (!m) return tn_fail_nomem(err, sizeof *m, "the model");
     m->engine = e;
-    m->on_device.device = e->device;
     m->a = &e->a;
     atomic_fetch_add(&e->n_models, 1);
     m->name = tn_strndup(m->a, name, strlen(name));
@@ -37,7 +36,10 @@ void tn_model_close(tn_model *m)
     if (!m) return;
     const tn_allocator *a = m->a;
     tn_boundary_free(m->boundary);
-    if (m->on_device.arena) m->on_device.device->api->free(m->on_device.device, m->on_device.arena);
+    for (int32_t i = 0; i < m->on_device.n_segments; i++) {
+        const tn_segment *y = &m->on_device.segment[i];
+        y->device->api->free(y->device, y->arena);
+    }
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
     tn_vocab_free(m->vocab);

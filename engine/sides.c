@@ -148,10 +148,10 @@ static int64_t granule_of(const tn_load *l)
 
 static tn_status check_device(const maker *k, const tn_gguf_tensor *t)
 {
-    const tn_model_device *d = &k->l->m->on_device;
+    const tn_device *d = k->l->m->engine->device;
     const tn_device_shape shape = {.cols = (int64_t)t->shape[0]};
     const uint32_t type = k->l->exact ? TN_TYPE_F32 : t->type;
-    if (d->device->ops->can_do(TN_DOP_MATVEC, type, shape)) return TN_OK;
+    if (d->ops->can_do(TN_DOP_MATVEC, type, shape)) return TN_OK;
     const tn_type_info *info = tn_type_get(t->type);
     return tn_fail(k->l->err, TN_EUNSUPPORTED, t->header_offset,
                    "%s: the device cannot compute with tensor '%.*s' of type %s and %lld columns; "
@@ -164,13 +164,13 @@ static tn_status check_device(const maker *k, const tn_gguf_tensor *t)
 static tn_status check_model(const maker *k)
 {
     const tn_hparams *hp = &k->l->m->hp;
-    const tn_model_device *d = &k->l->m->on_device;
+    const tn_device *d = k->l->m->engine->device;
     const tn_device_shape route = {.cols = hp->n_expert, .used = hp->n_expert_used};
     if (hp->n_embd % 4 || hp->n_ff % 4)
         return tn_fail(k->l->err, TN_EUNSUPPORTED, -1,
                        "%s: the device computes only with widths that 4 divides, not %d and %d",
                        k->l->m->name, hp->n_embd, hp->n_ff);
-    if (hp->n_expert && !d->device->ops->can_do(TN_DOP_ROUTE, TN_TYPE_F32, route))
+    if (hp->n_expert && !d->ops->can_do(TN_DOP_ROUTE, TN_TYPE_F32, route))
         return tn_fail(k->l->err, TN_EUNSUPPORTED, -1,
                        "%s: the device cannot choose %d of %d experts", k->l->m->name,
                        hp->n_expert_used, hp->n_expert);
@@ -260,7 +260,8 @@ static tn_status check_plan(const tn_load *l)
 tn_status tn_sides_make(tn_load *l)
 {
     const tn_allocator *a = l->m->a;
-    if (!l->m->on_device.device) {
+    tn_device *device = l->m->engine->device;
+    if (!device) {
         if (!l->opt->n_place && !l->opt->plan) return TN_OK;
         return tn_fail(l->err, TN_EARG, -1, "%s: the engine has no device",
                        l->opt->plan ? "plan" : "place");
@@ -268,6 +269,8 @@ tn_status tn_sides_make(tn_load *l)
     maker k = {.l = l, .plan = l->opt->plan, .rules.a = a};
     tn_status s = k.plan ? check_plan(l) : TN_OK;
     if (!s) s = make(&k);
+    l->m->on_device.segment[0] = (tn_segment){.device = device, .end = l->m->hp.n_layers};
+    l->m->on_device.n_segments = 1;
     if (!s) warn_unmatched(&k);
     tn_rules_free(&k.rules);
     tn_free(a, k.share);
