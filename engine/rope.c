@@ -94,7 +94,6 @@ static void fill_yarn(tn_rope *r, const rope_keys *k, int32_t n_rot)
         double extrapolate = (1.0 - fmin(1.0, fmax(0.0, ramp))) * k->ext_factor;
         r->inv_freq[i] *= (float)((1.0 - extrapolate) / k->factor + extrapolate);
     }
-    r->magnitude = k->attn_factor;
     if (k->factor > 1.0f) r->magnitude *= (float)(1.0 + 0.1 * log((double)k->factor));
 }
 
@@ -123,6 +122,7 @@ tn_status tn_rope_init(tn_load *l, const float *freq_factors)
                            (double)freq_factors[i], i);
         m->rope[0].inv_freq[i] /= freq_factors[i];
     }
+    m->rope[0].magnitude = k.attn_factor; /* whatever the scaling, as where such files are made */
     if (k.scaling == scaling_linear)
         for (int32_t i = 0; i < n_rot / 2; i++) m->rope[0].inv_freq[i] /= k.factor;
     if (k.scaling == scaling_yarn) fill_yarn(&m->rope[0], &k, n_rot);

@@ -378,7 +378,7 @@ TEST(llama_tokens_that_are_alike)
     v.space_prefix = 0;
     t[9] = (test_token){"bc", NORMAL, 0.0f}; /* of equal scores the left pair counts */
     t[10] = (test_token){"ab", NORMAL, -0.0f};
-    t[12] = (test_token){"a b", NORMAL, 9}; /* no text has a plain space: they are U+2581 */
+    t[12] = (test_token){"a ", NORMAL, 9}; /* no text has a plain space: they are U+2581 */
     t[17] = (test_token){"<0x0A>", BYTE, 0}; /* of two tokens for a byte the first counts */
     opened o = open_vocab(&v);
     REQUIRE(o.v);
