@@ -163,8 +163,7 @@ run-cuda-check: need-nvcc $(CHECK_OBJ)
 
 # ---- building ------------------------------------------------------------------------------------
 
-all: check-deps ## library and programs
-	@$(MAKE) --no-print-directory lib tenon tenon-bench plugins
+all: lib tenon tenon-bench plugins ## library and programs
 
 plugins: $(if $(filter 1 on,$(CUDA)),need-nvcc) $(PLUGINS) ## the device plug-in that CUDA= asks for
 
@@ -183,7 +182,7 @@ $(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
 $(BUILD)/engine/version.o:    $(BUILD)/commit
 $(BUILD)/engine/json_env.o:   TN_CFLAGS += -DTN_FLAGS='"$(CFLAGS)"'
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | check-deps
 	@mkdir -p $(@D)
 	$(CC) $(TN_CFLAGS) -MMD -MP -c $< -o $@
 
@@ -225,6 +224,9 @@ $(BUILD)/tests/test_bench_%: $(BUILD)/tests/test_bench_%.o $(filter-out %/main.o
 # come through a pipe: echo "What is a tenon?" | make -s chat
 SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 MODEL ?= smollm2-135m
+
+# Of several goals in one call, what is built here is done before another make builds it, too.
+chat test test-models test-gpu bench-gpu: | $(filter all lib tenon tenon-bench plugins tests,$(MAKECMDGOALS))
 
 chat: ## talk to MODEL=id or file (installs, builds and fetches what is missing); ARGS='...'
 	@sh deps.sh build models </dev/null >&2

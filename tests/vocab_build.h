@@ -158,4 +158,34 @@ static inline opened open_vocab(const test_vocab *v)
     return o;
 }
 
+/* ---- ids ---- */
+
+/* The ids as "1 2 3". */
+static inline const char *ids_text(const int32_t *ids, size_t n)
+{
+    static char text[4000];
+    size_t at = 0;
+    text[0] = 0;
+    for (size_t i = 0; i < n && at < sizeof text - 20; i++)
+        at += (size_t)snprintf(text + at, sizeof text - at, "%s%d", i ? " " : "", (int)ids[i]);
+    return text;
+}
+
+static inline const char *tokens_of(const tn_vocab *v, const tn_piece *p, size_t n, unsigned flags)
+{
+    int32_t *ids;
+    size_t n_ids;
+    static tn_error err;
+    if (tn_vocab_tokenize_pieces(v, p, n, flags, &ids, &n_ids, NULL, &err)) return err.msg;
+    const char *text = ids_text(ids, n_ids);
+    tn_free(&tn_default_allocator, ids);
+    return text;
+}
+
+static inline const char *tokens(const opened *o, const char *s, bool special)
+{
+    const tn_piece p = {s, strlen(s), special};
+    return tokens_of(o->v, &p, 1, special ? TN_TOKENIZE_ADD_SPECIAL : 0);
+}
+
 #endif

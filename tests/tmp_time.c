@@ -1,0 +1,252 @@
+/* Damaged models, whole: every truncation and every flipped bit of the header of a tiny model of each
+ * architecture ends in an error that names the file, or in a model that runs. */
+#include "tiny_model.h"
+#include "use_model.h"
+
+#include <math.h>
+#include <time.h>
+static double worst; static size_t worst_mem; static double wsum; static long wn;
+static double now(void){struct timespec t;clock_gettime(CLOCK_PROCESS_CPUTIME_ID,&t);return t.tv_sec+t.tv_nsec*1e-9;}
+
+/* Bytes before the data of the first tensor. */
+static size_t header_size(const uint8_t *bytes, size_t size)
+{
+    tn_gguf *g = NULL;
+    if (tn_gguf_parse(&g, bytes, size, "tiny", NULL, NULL) != TN_OK) return 0;
+    const size_t n = (size_t)(tn_gguf_tensor_data(g, tn_gguf_tensor_at(g, 0)) - bytes);
+    tn_gguf_close(g);
+    return n;
+}
+
+typedef struct damaged {
+    tn_gguf_writer *writer;
+    const uint8_t *bytes;
+    uint8_t *copy; /* [size], what is damaged */
+    size_t size, header;
+    use_memory memory;
+    tn_engine *engine;
+    long opened, refused;
+} damaged;
+
+static bool begin(damaged *d, const tiny_kind *k)
+{
+    memset(d, 0, sizeof *d);
+    tiny_model(k, &d->writer, &d->bytes, &d->size);
+    d->header = header_size(d->bytes, d->size);
+    d->copy = malloc(d->size);
+    d->engine = use_engine(&d->memory);
+    if (!d->copy) abort();
+    memcpy(d->copy, d->bytes, d->size);
+    CHECK_MSG(d->size <= 65536 && d->header > 0, "%s: %zu bytes", k->arch, d->size);
+    const tn_status s = use_model(d->engine, d->bytes, d->size, TN_LOAD_READ);
+    CHECK_MSG(s == TN_OK, "%s: the undamaged model is refused", k->arch);
+    return s == TN_OK;
+}
+
+static void try_one(damaged *d, const void *bytes, size_t size)
+{
+    const long live = d->memory.live;
+    d->memory.used = 0;
+    /* READ and MAP take turns. */
+    const tn_load_mode load = (d->opened + d->refused) % 2 ? TN_LOAD_MAP : TN_LOAD_READ;
+    double t0=now();
+    if (use_model(d->engine, bytes, size, load) == TN_OK) d->opened++;
+    else d->refused++;
+    t0=now()-t0; wsum+=t0; wn++; if(t0>worst){worst=t0; fprintf(stderr,"%zu bytes: %.2f ms\n",size,t0*1e3);}
+    if(d->memory.used>worst_mem){worst_mem=d->memory.used;fprintf(stderr,"mem %zu\n",worst_mem);}
+    CHECK_MSG(d->memory.live == live, "%ld allocations leaked", d->memory.live - live);
+}
+
+static void end(damaged *d)
+{ fprintf(stderr,"-- worst %.2f ms mean %.3f ms of %ld, mem %zu\n",worst*1e3,wsum/wn*1e3,wn,worst_mem);
+    tn_engine_free(d->engine);
+    CHECK_INT(d->memory.live, 0);
+    free(d->copy);
+    tn_gguf_writer_free(d->writer);
+}
+
+TEST(every_truncation)
+{
+    for (int i = 0; i < n_tiny_kinds; i++) {
+        damaged d;
+        if (begin(&d, &tiny_kinds[i]))
+            for (size_t n = 0; n < d.size; n++) {
+                uint8_t *exact = malloc(n + !n); /* so that a sanitizer sees a read past the end */
+                if (!exact) abort();
+                memcpy(exact, d.bytes, n);
+                try_one(&d, exact, n);
+                free(exact);
+            }
+        CHECK_MSG(d.opened == 0, "%s: %ld truncated files were opened", tiny_kinds[i].arch, d.opened);
+        end(&d);
+    }
+}
+
+TEST(every_flipped_bit_of_the_header)
+{
+    for (int i = 0; i < n_tiny_kinds; i++) {
+        damaged d;
+        if (begin(&d, &tiny_kinds[i]))
+            for (size_t bit = 0; bit < d.header * 8; bit++) {
+                d.copy[bit / 8] ^= (uint8_t)(1u << bit % 8);
+                try_one(&d, d.copy, d.size);
+                d.copy[bit / 8] = d.bytes[bit / 8];
+            }
+        CHECK_MSG(d.opened > 0 && d.refused > d.opened, "%s: %ld opened, %ld refused",
+                  tiny_kinds[i].arch, d.opened, d.refused);
+        end(&d);
+    }
+}
+
+/* Weights are data: any bits are a model, at worst one whose logits are no numbers. */
+TEST(damaged_weights_do_not_matter)
+{
+    for (int i = 0; i < n_tiny_kinds; i++) {
+        damaged d;
+        if (begin(&d, &tiny_kinds[i])) {
+            memset(d.copy + d.header, 0xff, d.size - d.header);
+            try_one(&d, d.copy, d.size);
+            memset(d.copy + d.header, 0, d.size - d.header);
+            try_one(&d, d.copy, d.size);
+        }
+        end(&d);
+    }
+}
+
+/* ---- hyper-parameters out of range ---- */
+
+typedef union scalar {
+    uint32_t u;
+    float f;
+} scalar;
+
+typedef struct bad_key {
+    int kind;           /* of tiny_kinds */
+    const char *suffix; /* of the key, which is changed or added */
+    char type;          /* of the value: u, f, b or s (a string), or a (an array of u and 1) */
+    scalar value;
+    const char *word; /* in the message; NULL: the file opens */
+} bad_key;
+
+static void write_key(tn_gguf_writer *w, const char *key, const bad_key *b)
+{
+    const uint32_t pair[] = {b->value.u, 1};
+    switch (b->type) {
+    case 'u': tn_gguf_writer_u32(w, key, b->value.u); return;
+    case 'f': tn_gguf_writer_f32(w, key, b->value.f); return;
+    case 'b': tn_gguf_writer_bool(w, key, b->value.u != 0); return;
+    case 'a': tn_gguf_writer_array(w, key, TN_GGUF_U32, 2, pair); return;
+    default: tn_gguf_writer_str(w, key, "longrope");
+    }
+}
+
+/* A tiny model of that kind with one key changed. */
+static tn_gguf_writer *with_key(const bad_key *b, char key[100], const uint8_t **bytes, size_t *size)
+{
+    tn_gguf_writer *tiny, *w = tn_gguf_writer_new(NULL);
+    tn_gguf *g = NULL;
+    tiny_model(&tiny_kinds[b->kind], &tiny, bytes, size);
+    if (!w || tn_gguf_parse(&g, *bytes, *size, "tiny", NULL, NULL)) abort();
+    snprintf(key, 100, "%s.%s", tiny_kinds[b->kind].arch, b->suffix);
+    for (uint64_t i = 0; i < tn_gguf_n_keys(g); i++) {
+        const tn_gguf_key *k = tn_gguf_key_at(g, i);
+        if (k->name.len != strlen(key) || memcmp(k->name.data, key, k->name.len) != 0)
+            tn_gguf_writer_copy(w, k);
+    }
+    write_key(w, key, b);
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(g, i);
+        char name[80];
+        snprintf(name, sizeof name, "%.*s", (int)t->name.len, t->name.data);
+        tn_gguf_writer_tensor(w, name, t->type, t->n_dims, t->shape, tn_gguf_tensor_data(g, t));
+    }
+    if (tn_gguf_writer_finish(w, bytes, size, NULL)) abort();
+    tn_gguf_close(g);
+    tn_gguf_writer_free(tiny);
+    return w;
+}
+
+static void check_key(tn_engine *engine, const bad_key *b)
+{
+    char key[100];
+    const uint8_t *bytes;
+    size_t size;
+    tn_gguf_writer *w = with_key(b, key, &bytes, &size);
+    tn_model *m = NULL;
+    tn_error err = {0};
+    const tn_status s = tn_model_open_memory(&m, engine, bytes, size, "file.gguf", NULL, &err);
+    if (!b->word) {
+        CHECK_MSG(s == TN_OK, "%s: %s", key, err.msg);
+    } else {
+        CHECK_MSG(s == TN_EFORMAT || s == TN_EUNSUPPORTED, "%s: status %d", key, (int)s);
+        CHECK_MSG(strstr(err.msg, key) && strstr(err.msg, b->word), "%s: %s", key, err.msg);
+        /* a key of that name is where the error says */
+        const int64_t at = err.offset + 8;
+        CHECK_MSG(at >= 8 && at + (int64_t)strlen(key) < (int64_t)size &&
+                      memcmp(bytes + at, key, strlen(key)) == 0,
+                  "%s: offset %lld", key, (long long)err.offset);
+    }
+    tn_model_close(m);
+    tn_gguf_writer_free(w);
+}
+
+TEST(hyper_parameters_out_of_range_are_refused_by_name)
+{
+    enum { llama = 0, moe = 1, qwen2 = 2, gemma3 = 5 };
+    static const bad_key keys[] = {
+        {llama, "block_count", 'u', {.u = 0}, "is 0"},
+        {llama, "block_count", 'u', {.u = 4000000000u}, "is 4000000000"},
+        {llama, "block_count", 'f', {.f = 1}, ""},
+        {llama, "embedding_length", 'u', {.u = 0}, "is 0"},
+        {llama, "context_length", 'u', {.u = 0}, "is 0"},
+        {llama, "feed_forward_length", 'u', {.u = 1u << 30}, "is 1073741824"},
+        {llama, "attention.head_count", 'u', {.u = 0}, "is 0"},
+        {llama, "attention.head_count_kv", 'u', {.u = 0}, "is 0"},
+        {llama, "attention.head_count_kv", 'u', {.u = 3}, "2 heads"},
+        {llama, "attention.head_count_kv", 'a', {.u = 1}, NULL},
+        {llama, "attention.head_count_kv", 'a', {.u = 2}, "differs from layer to layer"},
+        {llama, "attention.key_length", 'u', {.u = 0}, "is 0"},
+        {llama, "attention.value_length", 'u', {.u = 100000}, "is 100000"},
+        {llama, "attention.layer_norm_rms_epsilon", 'f', {.f = NAN}, ""},
+        {llama, "attention.layer_norm_rms_epsilon", 'f', {.f = 0}, "out of range"},
+        {llama, "attention.layer_norm_rms_epsilon", 'f', {.f = 1e10f}, "out of range"},
+        {llama, "attention.causal", 'b', {.u = 1}, NULL},
+        {llama, "attention.causal", 'b', {.u = 0}, "later tokens"},
+        {llama, "expert_count", 'u', {.u = 5000}, "is 5000"},
+        {qwen2, "expert_count", 'u', {.u = 2}, ""},
+        {moe, "expert_used_count", 'u', {.u = 0}, "is 0"},
+        {moe, "expert_used_count", 'u', {.u = 3}, "is 3"},
+        {moe, "expert_weights_scale", 'f', {.f = -1}, "is -1"},
+        {moe, "expert_weights_scale", 'f', {.f = 1e30f}, "is 1e+30"},
+        {moe, "expert_weights_scale", 'f', {.f = 0}, NULL},
+        {llama, "rope.dimension_count", 'u', {.u = 3}, "is 3"},
+        {llama, "rope.dimension_count", 'u', {.u = 6}, "is 6"},
+        {llama, "rope.freq_base", 'f', {.f = 0}, "is 0"},
+        {llama, "rope.freq_base", 'f', {.f = INFINITY}, ""},
+        {llama, "rope.scaling.type", 's', {.u = 0}, "'longrope'"},
+        {llama, "rope.scaling.factor", 'f', {.f = -2}, "is -2"},
+        {llama, "rope.scaling.factor", 'f', {.f = 0}, NULL},
+        {llama, "rope.scale_linear", 'f', {.f = 1e30f}, "is 1e+30"},
+        {llama, "rope.scaling.attn_factor", 'f', {.f = 0}, "is 0"},
+        {llama, "rope.scaling.yarn_beta_fast", 'f', {.f = -1}, "is -1"},
+        {llama, "rope.scaling.yarn_beta_slow", 'f', {.f = 0}, "is 0"},
+        {llama, "rope.scaling.yarn_ext_factor", 'f', {.f = 2}, "is 2"},
+        {llama, "rope.scaling.yarn_ext_factor", 'f', {.f = -1}, NULL},
+        {llama, "rope.scaling.original_context_length", 'u', {.u = 0}, "is 0"},
+        {gemma3, "rope.freq_base_swa", 'f', {.f = 0.5f}, "is 0.5"},
+        {gemma3, "attention.sliding_window", 'u', {.u = UINT32_MAX}, "is 4294967295"},
+        {gemma3, "attention.sliding_window_pattern", 'u', {.u = 0}, "is 0"},
+        {gemma3, "final_logit_softcapping", 'f', {.f = -1}, "is -1"},
+        {gemma3, "final_logit_softcapping", 'f', {.f = 30}, NULL},
+    };
+    use_memory memory = {0};
+    tn_engine *engine = use_engine(&memory);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        memory.used = 0;
+        check_key(engine, &keys[i]);
+    }
+    tn_engine_free(engine);
+    CHECK_INT(memory.live, 0);
+}
+
+TEST_MAIN
