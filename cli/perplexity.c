@@ -144,7 +144,7 @@ static int score_text(measure *m, bool quiet, json_t *running)
         tn_error err = {0};
         tn_progress_draw(&bar, (uint64_t)i, (uint64_t)m->n_chunks);
         const tn_status status = score_chunk(m, i, &err);
-        tn_progress_clear(&bar);
+        if (tn_out_is_terminal() || status || i + 1 == m->n_chunks) tn_progress_hide(&bar);
         if (status) return tn_session_fail(status, &err);
         const double so_far = exp(mean(&m->nll));
         json_array_append_new(running, json_real(so_far));

@@ -273,13 +273,18 @@ void tn_progress_draw(void *progress, uint64_t done, uint64_t total)
     fflush(stderr);
 }
 
-void tn_progress_clear(tn_progress *p)
+void tn_progress_hide(tn_progress *p)
 {
     if (p->drawn) {
         fprintf(stderr, "\r%*s\r", (int)strlen(p->label) + bar_width + 9, "");
         fflush(stderr);
     }
     p->drawn = false;
+}
+
+void tn_progress_clear(tn_progress *p)
+{
+    tn_progress_hide(p);
     p->last = 0;
 }
 

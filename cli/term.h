@@ -48,7 +48,9 @@ typedef struct tn_progress {
     bool drawn;
 } tn_progress;
 void tn_progress_draw(void *progress, uint64_t done, uint64_t total);
-void tn_progress_clear(tn_progress *p);
+/* Makes way for a line of output; the bar comes back with what is drawn next. */
+void tn_progress_hide(tn_progress *p);
+void tn_progress_clear(tn_progress *p); /* at the end of the work */
 
 /* Seconds on a monotonic clock. */
 double tn_clock(void);

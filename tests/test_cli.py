@@ -16,6 +16,7 @@ import sys
 import time
 
 import cli_chat  # noqa: F401, its cases register themselves
+import cli_files  # noqa: F401
 import cli_plan  # noqa: F401
 import cli_tools  # noqa: F401
 from cli_lib import ENDLESS, TALK, Skip, case, check, equal, inspect, main, with_string_key
