@@ -55,8 +55,19 @@ def chat_commands_speak_on_stderr(t):
         *args, stdin=b"/help\n/params temp=0.25 nonsense=1\n/stats\n/nope\n/undo\n"
     )
     equal((code, out), (0, b""), "exit code and stdout")
-    for word in (b"/retry", b"temp 0.25", b"'nonsense'", b"memory:", b"/nope", b"no message"):
+    for word in (b"temp 0.25", b"'nonsense'", b"memory:", b"/nope", b"no message"):
         check(word in err, f"{word!r} is not in {err!r}")
+    for name in "help exit clear undo retry edit system file params stats".split():
+        check(re.search(rb"(?m)^/%s " % name.encode(), err), f"/help lacks /{name}: {err!r}")
+
+
+@case
+def parameters_change_the_next_answer(t):
+    args = ("chat", t.model, *TALK, "-n", "12", *ENDLESS)
+    greedy = t.ok(*args, "--temp", "0", stdin=b"Hello\n")
+    check(t.ok(*args, "--temp", "5", stdin=b"Hello\n") != greedy, "a temperature changes nothing")
+    equal(t.ok(*args, "--temp", "5", stdin=b"/params temp=0\nHello\n"), greedy, "after /params")
+    equal(t.ok(*args, "--temp", "5", stdin=b"/params top-k=1\nHello\n"), greedy, "after /params")
 
 
 @case
@@ -80,6 +91,10 @@ def full_chat(t):
     equal(code, 0, "exit code with --shift")
     check(b"dropped" in err and b"oldest turn" in err, f"{err!r}")
     equal(err.count(b"stop: length"), 12, "answers")
+    # This format refuses a conversation that does not begin with a question.
+    code, _, err = t.run(*args, "--template", "gemma", "--system", "Be brief.", "--shift", stdin=talk)
+    equal((code, err.count(b"stop: length")), (0, 12), f"exit code and answers: {err!r}")
+    check(b"dropped" in err, f"{err!r}")
 
 
 @case
@@ -228,6 +243,24 @@ def interrupting_a_chat(t):
     tty.expect("> ", tty.expect("stop: interrupted", at))
     tty.send(b"\x03")  # the second in a row, on an empty line
     equal(tty.wait(), 130, "exit code")
+
+
+@case
+def interrupting_the_reading_of_a_message(t):
+    path = t.file("long.txt", b"Once upon a time there was a king. " * 20000)
+    tty = chat(t, "-c", "1000000")
+    tty.send("Hello\r")
+    at = tty.expect("> ", tty.expect("stop: length"))
+    tty.send(f"/file {path}\r")
+    at = tty.expect("reading [", at)
+    tty.send(b"\x03")
+    at = tty.expect("> ", tty.expect("interrupted before the answer", at))
+    tty.send("/retry\r")  # what came before is still there
+    at = tty.expect("> ", tty.expect("stop: length", at))
+    tty.send("/stats\r")
+    tty.expect("2 messages", at)
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
 
 
 @case

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -136,8 +137,15 @@ def man_page_and_completions(t):
     )
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     equal(shown.stdout, "--top-k --top-p\ntokenize\n", "bash completes")
-    check(t.ok("--generate", "zsh").startswith(b"#compdef tenon"), "zsh completion")
-    check(b"-l top-k" in t.ok("--generate", "fish"), "fish completion lacks --top-k")
+    zsh, fish = t.ok("--generate", "zsh"), t.ok("--generate", "fish")
+    check(zsh.startswith(b"#compdef tenon"), "zsh completion")
+    for name in re.findall(r"(?m)^ .*--([a-z-]+)", t.ok("run", "--help").decode()):
+        check(re.search(rb"run\) words='[^']* --%s[ ']" % name.encode(), bash), f"bash lacks --{name}")
+        check(b"'--%s[" % name.encode() in zsh, f"zsh completion lacks --{name}")
+        check(re.search(rb"\brun\b.*' -l %s " % name.encode(), fish), f"fish lacks --{name}")
+    for shell, text in (("zsh", zsh), ("fish", fish)):
+        if shutil.which(shell):  # their syntax, where they are installed
+            equal(subprocess.run([shell, "-n", t.file(shell, text)]).returncode, 0, f"{shell} -n")
 
 
 # ---- models that cannot be used -----------------------------------------------------------------
@@ -246,7 +254,8 @@ def stdout_is_only_the_text(t):
     code, out, err = t.run(*args)
     equal(code, 0, "exit code")
     check(out and b"tok/s" not in out, f"stdout {out!r}")
-    check(b"stop: length" in err and b"generated 24 tokens" in err, f"stderr {err!r}")
+    closing = rb"(?m)^stop: length \| prompt \d+ tokens, [\d.]+ tok/s \| generated 24 tokens, "
+    check(re.search(closing + rb"[\d.]+ tok/s \| context \d+/512$", err), f"stderr {err!r}")
     for mark in (b"\x1b", b"\r"):
         check(mark not in err, f"{mark!r} on a stderr that is no terminal: {err!r}")
     equal(t.ok(*args), out, "a second greedy run")

@@ -13,7 +13,8 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODEL = os.path.join(ROOT, "tests/data/arch/llama/model-f16.gguf")
-FILES = """bin/tenon bin/tenon-bench include/tenon/tenon.h lib/libtenon.a lib/libtenon.so
+FILES = """bin/tenon bin/tenon-bench include/tenon/tenon.h include/tenon/gguf.h
+include/tenon/status.h lib/libtenon.a lib/libtenon.so
 lib/pkgconfig/tenon.pc share/man/man1/tenon.1 share/man/man1/tenon-bench.1
 share/bash-completion/completions/tenon share/zsh/site-functions/_tenon
 share/fish/vendor_completions.d/tenon.fish""".split()
@@ -41,6 +42,15 @@ def programs_run(prefix):
     assert p.returncode == 0 and "--help" in p.stdout, p
 
 
+def versions_agree(prefix):
+    env = dict(os.environ, PKG_CONFIG_PATH=os.path.join(prefix, "lib/pkgconfig"))
+    version = run("pkg-config", "--modversion", "tenon", env=env).stdout.strip()
+    p = run(os.path.join(prefix, "bin/tenon"), "--version")
+    assert p.stdout.startswith(f"tenon {version}\n"), (version, p.stdout)
+    library = os.path.realpath(os.path.join(prefix, "lib/libtenon.so"))
+    assert os.path.basename(library) == f"libtenon.so.{version}", library
+
+
 def build_example(prefix, static):
     readme = open(os.path.join(ROOT, "README.md")).read()
     source = re.search(r"```c\n(.*?)```", readme, re.S).group(1)
@@ -65,6 +75,13 @@ def example_runs(prefix, static):
     assert p.returncode == 0 and len(p.stdout) > 1 and p.stderr == "", p
     p = run(exe, MODEL + ".missing", env=env)
     assert p.returncode == 1 and "missing" in p.stderr, p
+    if static:
+        return
+    link = os.path.join(prefix, "lib/libtenon.so")  # for the linker: programs want the SONAME
+    os.rename(link, link + ".away")
+    p = run(exe, MODEL, env=env)
+    os.rename(link + ".away", link)
+    assert p.returncode == 0, p.stderr
 
 
 def exports_only_our_names(prefix):
@@ -86,6 +103,7 @@ def main():
         ("install", lambda: install(prefix)),
         ("files are there", lambda: files_are_there(prefix)),
         ("programs run", lambda: programs_run(prefix)),
+        ("versions agree", lambda: versions_agree(prefix)),
         ("example with the shared library", lambda: example_runs(prefix, False)),
         ("example with the static library", lambda: example_runs(prefix, True)),
         ("exports only our names", lambda: exports_only_our_names(prefix)),
