@@ -4,12 +4,12 @@
     peers.py [--rows REGEX] [--minutes N] [--again] [--quick] [--model ID=FILE]... [--out NAME]
 
 Peers are every llama-bench found on PATH: of llama.cpp and of ik_llama.cpp (told apart by their
---help; at depths, its llama-sweep-bench if that is there), one with avx2 in its name or folder
+--help; at depths, its llama-sweep-bench if that is there), one with avx2 in its name or folders
 for the rows limited to AVX2. What is not there is said and left out. Every peer is tried once
-with each of the settings that make it fastest on some machine; its best then alternates with
-ours. Writes NAME.md and NAME.json after every cell, and a cell that is there already is not
-measured again: the table can be made in pieces. See bench/README.md. Python's standard library
-only.
+on every model with each of the settings that make it fastest on some machine; its best then
+alternates with ours. Writes NAME.md and NAME.json after every cell, and what is there already, rows
+and trials, is not measured again: the table can be made in pieces. See bench/README.md. Python's
+standard library only.
 """
 
 import argparse
@@ -32,7 +32,8 @@ SETTINGS = {
     "ik_llama.cpp": ("-fa 1", "-fa 1 -rtr 1"),
     SWEEP: ("-fa 1", "-fa 1 -rtr"),
 }
-Peer = collections.namedtuple("Peer", "kind path avx2 help")
+# name: the kind, numbered where there are several
+Peer = collections.namedtuple("Peer", "kind name path avx2 help")
 # group: of the table; model: id; threads: 0 = all cores; isa: None = the best; target: least ratio;
 # share: least percentage of the read limit, or None
 Cell = collections.namedtuple("Cell", "group model threads isa args target share")
@@ -41,31 +42,45 @@ BUSY = "a busy process beside it / one thread alone"
 START = "start to first token, ms (less is better)"
 SMALL = ("smollm2-135m", "gemma3-270m")
 LARGE = tuple("llama-1b:" + t for t in ("q4_k_m", "q4_0", "q8_0", "q6_k"))
+DEPTHS = (
+    ("smollm2-135m", 4096),
+    ("gemma3-270m", 4096),
+    ("gemma3-270m", 16384),
+    ("llama-1b:q4_k_m", 4096),
+)
+# Of a peer's best setting beside the best peer's in the trial: those below do not alternate, which
+# would cost as much time again and change nothing in the table.
+WORTH = 0.8
 
 
-def cells():
+def decode_cells():
     for isa in (None, "avx2"):
         for model in LARGE:
             for threads in (1, 0):
-                args = ("-p", "0", "-n", "64")
+                args = ("-p", "0", "-n", "32")
                 yield Cell("decode, DRAM-bound", model, threads, isa, args, 1.6, 85)
     for isa in (None, "avx2"):
         for model in SMALL:
-            args = ("-p", "0", "-n", "128")
-            yield Cell("decode, cache-resident", model, 0, isa, args, 1.8, None)
+            for threads in (0,) if isa else (1, 0):
+                args = ("-p", "0", "-n", "128")
+                yield Cell("decode, cache-resident", model, threads, isa, args, 1.8, None)
+
+
+def prefill_cells():
     for isa, target in ((None, 1.9), ("avx2", 1.6)):
         for model in SMALL + LARGE:
             least = 1.0 if isa and model.endswith("q8_0") else target
-            yield Cell("prefill 512", model, 0, isa, ("-p", "512", "-n", "0"), least, None)
-    for model, depth in (
-        ("smollm2-135m", 4096),
-        ("gemma3-270m", 4096),
-        ("gemma3-270m", 16384),
-        ("llama-1b:q4_k_m", 4096),
-    ):
+            for threads in (1, 0) if model in SMALL and not isa else (0,):
+                yield Cell("prefill 512", model, threads, isa, ("-p", "512", "-n", "0"), least, None)
+
+
+def cells():
+    yield from decode_cells()
+    yield from prefill_cells()
+    for model, depth in DEPTHS:
         args = ("-p", "512", "-n", "32", "-d", str(depth))
         yield Cell(f"depth {depth}", model, 0, None, args, 2.0, None)
-    yield Cell(BUSY, SMALL[0], 0, None, (), 0.8, None)
+    yield Cell(BUSY, SMALL[0], 0, None, ("-p", "0", "-n", "64"), 0.8, None)
     for model in SMALL + LARGE[:1]:
         yield Cell(START, model, 0, None, (), -0.5, None)
 
@@ -104,8 +119,10 @@ def find_peers():
             text = (p.stdout + p.stderr).decode(errors="replace")
             kind = "ik_llama.cpp" if "-rtr" in text else "llama.cpp"
             kind = SWEEP if "sweep-bench" in name else kind
-            avx2 = "avx2" in os.path.basename(folder).lower() + name.lower()
-            found.append(Peer(kind, os.path.join(folder, name), avx2, text))
+            avx2 = "avx2" in "/".join([*folder.split("/")[-2:], name]).lower()
+            before = sum((q.kind, q.avx2) == (kind, avx2) for q in found)
+            label = f"{kind} [{before + 1}]" if before else kind
+            found.append(Peer(kind, label, os.path.join(folder, name), avx2, text))
     for kind in ("llama.cpp", "ik_llama.cpp"):
         for avx2 in (False, True):
             if not any(p.kind == kind and p.avx2 == avx2 for p in found):
@@ -139,7 +156,7 @@ def model_path(ident, args):
 
 def bench(args, model, *more, runs=None):
     """A report of tenon-bench, or None after saying why there is none."""
-    runs = runs or (("-r", "2", "--warmup", "1") if args.quick else ("-r", "5"))
+    runs = runs or (("-r", "2", "--warmup", "1") if args.quick else ("-r", "5", "--warmup", "4"))
     command = [args.bench, "-m", model, *runs, "--no-hash", "-o", "json", *more]
     p = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if p.returncode in (130, 143):
@@ -153,12 +170,11 @@ def bench(args, model, *more, runs=None):
 
 def fits(peer, cell):
     """Where ik_llama.cpp has its sweep-bench, that measures at depths, and llama-bench does not."""
-    deep = "-d" in cell.args
-    return peer.avx2 == (cell.isa == "avx2") and (peer.kind != SWEEP or deep)
+    return peer.avx2 == (cell.isa == "avx2") and (peer.kind != SWEEP or is_deep(cell))
 
 
 def candidates(peers, cell):
-    """(peer, words of its command) for every setting that a peer knows."""
+    """(peer, its setting) for every setting that a peer knows."""
     peers = [p for p in peers if fits(p, cell)]
     if any(p.kind == SWEEP for p in peers):
         peers = [p for p in peers if p.kind != "ik_llama.cpp"]
@@ -166,7 +182,12 @@ def candidates(peers, cell):
         for words in SETTINGS[p.kind]:
             known = all(w in p.help for w in words.split() if w.startswith("--"))
             if known:
-                yield p, f"{p.path} {words}"
+                yield p, words
+
+
+def label_of(peer, words):
+    """Of a report: no folders."""
+    return f"{peer.name} {words}"
 
 
 def tests_of(report):
@@ -178,53 +199,98 @@ def tests_of(report):
 
 
 def peer_words(chosen):
-    return [w for _, words in chosen for w in ("--peer", words)]
+    return [w for p, words in chosen for w in ("--peer", f"{p.path} {words}")]
 
 
-def best_settings(args, peers, cell, model):
-    """Of each peer the setting that was fastest in one run, for any of the cell's tests."""
+# ---- the peers' best settings -------------------------------------------------------------------
+
+
+def is_deep(cell):
+    return "-d" in cell.args
+
+
+def trial_key(cell):
+    """Cells of the same key share a trial."""
+    return f"{cell.model}{', ' + cell.isa if cell.isa else ''}{', at depth' if is_deep(cell) else ''}"
+
+
+def try_settings(args, every, cell, model):
+    """{label: {"pp": tok/s, "tg": tok/s}} of one run each, all threads."""
+    once = ("-r", "1", "--warmup", "0")
+    short = (*isa_words(cell), "-p", "512", "-n", "16", *(("-d", "1024") if is_deep(cell) else ()))
+    report = bench(args, model, *short, *peer_words(every), runs=once)
+    rates = {label_of(*c): {} for c in every}
+    for test, group in tests_of(report).items():
+        for (peer, words), row in zip(every, group[1:]):
+            if not row["error"]:
+                rates[label_of(peer, words)][test[:2]] = row["median"]
+    return rates
+
+
+def tests_wanted(cell):
+    """Of a cell: "pp", "tg" or both."""
+    return [kind for kind, option in (("pp", "-p"), ("tg", "-n")) if "0" != after(cell.args, option)]
+
+
+def after(words, option):
+    return words[words.index(option) + 1]
+
+
+def pick(every, rates, wanted, worth):
+    """Of each peer the setting that was fastest in one of the tests, unless it was much slower there
+    than the best peer."""
+    chosen = set()
+    for test in wanted:
+        of = [(rates.get(label_of(*c), {}).get(test, 0), -i) for i, c in enumerate(every)]
+        for path in {p.path for p, _ in every}:
+            rate, i = max(x for x in of if every[-x[1]][0].path == path)
+            if rate > 0 and rate >= worth * max(of)[0]:
+                chosen.add(-i)
+    return [every[i] for i in sorted(chosen)]
+
+
+def best_settings(args, peers, cell, model, trials):
+    """(peer, setting) of those that alternate with ours; the trial is kept in `trials`."""
     every = list(candidates(peers, cell))
     if len(every) < 2:
         return every
-    once = ("-r", "1", "--warmup", "0")
-    report = bench(args, model, *common_options(cell), *peer_words(every), runs=once)
-    best = set()
-    for group in tests_of(report).values():
-        for peer in {p.path for p, _ in every}:
-            rated = [
-                (row["median"], -i)
-                for i, row in enumerate(group[1:])
-                if every[i][0].path == peer and not row["error"]
-            ]
-            best.update([-max(rated)[1]] if rated else [])
-    return [every[i] for i in sorted(best)] or every[:1]
+    key = trial_key(cell)
+    if any(label_of(*c) not in trials.get(key, {}) for c in every):
+        say(f"settings of the peers: {key}")
+        trials[key] = try_settings(args, every, cell, model)
+    small = cell.model in SMALL and not is_deep(cell)  # cheap, and both are of interest
+    return pick(every, trials[key], tests_wanted(cell), 0 if small else WORTH) or every[:1]
+
+
+# ---- rows of a sweep ----------------------------------------------------------------------------
+
+
+def isa_words(cell):
+    return ("--isa", cell.isa) if cell.isa else ()
 
 
 def common_options(cell):
-    isa = ("--isa", cell.isa) if cell.isa else ()
-    return ("-t", str(cell.threads), *isa, *cell.args)
+    return ("-t", str(cell.threads), *isa_words(cell), *cell.args)
 
 
-def label_of(peer, words):
-    """Kind and settings of a peer."""
-    return peer.kind + words[len(peer.path) :]
+def one_row(row, name):
+    """What the table says of a peer."""
+    over = row["tenon_over_this"]
+    return {"who": name, "median": row["median"], "ratio": over["ratio"], "ci95": over["ci95"]}
 
 
-def run_cell(args, peers, cell, model):
-    """(report, rows of the table: (test, ours, best peer's row or None, its name))."""
-    chosen = best_settings(args, peers, cell, model)
+def run_cell(args, cell, model, chosen):
+    """(report, [(test, our row, the peers' rows as one_row, fastest first)])."""
     report = bench(args, model, *common_options(cell), *peer_words(chosen))
+    names = [label_of(*c) for c in chosen]
     rows = []
     for test, group in tests_of(report).items():
-        names = [label_of(*c) for c in chosen]
         for row, name in zip(group, ["tenon", *names]):
             if row["error"]:
                 say(f"{cell.model} {test}, {name}: {row['error']}")
-        theirs = [(r["median"], -i) for i, r in enumerate(group[1:]) if not r["error"]]
-        best = -max(theirs)[1] if theirs else None
+        theirs = [one_row(r, name) for r, name in zip(group[1:], names) if not r["error"]]
         if not group[0]["error"]:
-            peer = (group[1 + best], names[best]) if theirs else (None, "")
-            rows.append((test, group[0], *peer))
+            rows.append((test, group[0], sorted(theirs, key=lambda r: -r["median"])))
     return report, rows
 
 
@@ -241,10 +307,11 @@ def what_limits(cell, ours, ratio, peers):
     return f"{share:.0f} % of the read limit" if share and cell.args[1] == "0" else "arithmetic"
 
 
-def table_rows(args, peers, cell, model):
-    report, rows = run_cell(args, peers, cell, model)
-    for i, (test, ours, best, who) in enumerate(rows):
-        over = best["tenon_over_this"] if best else {}
+def table_rows(args, peers, cell, model, trials):
+    chosen = best_settings(args, peers, cell, model, trials)
+    report, rows = run_cell(args, cell, model, chosen)
+    for i, (test, ours, theirs) in enumerate(rows):
+        best = theirs[0] if theirs else {"who": "", "median": None, "ratio": None, "ci95": None}
         yield {
             "key": key_of(cell),
             "group": cell.group,
@@ -253,14 +320,15 @@ def table_rows(args, peers, cell, model):
             "threads": ours["parameters"]["threads"],
             "isa": ours["parameters"]["isa"],
             "tenon": ours["median"],
-            "peer": best["median"] if best else None,
-            "who": who,
-            "ratio": over.get("ratio"),
-            "ci95": over.get("ci95"),
+            "peer": best["median"],
+            "who": best["who"],
+            "ratio": best["ratio"],
+            "ci95": best["ci95"],
+            "others": theirs[1:],
             "target": cell.target,
             "percent_of_limit": ours["percent_of_limit"],
             "target_percent": cell.share,
-            "note": what_limits(cell, ours, over.get("ratio"), peers),
+            "note": what_limits(cell, ours, best["ratio"], peers),
             "commit": report["environment"]["build"]["commit"],
             "report": None if i else report,
         }
@@ -269,10 +337,10 @@ def table_rows(args, peers, cell, model):
 # ---- rows that are no sweep ---------------------------------------------------------------------
 
 
-def busy_rows(args, peers, cell, model):
+def busy_rows(args, peers, cell, model, trials):
     """All threads with another process busy on one core, against one thread undisturbed."""
-    chosen = [(p, f"{p.path} {SETTINGS[p.kind][-1]}") for p in peers if fits(p, cell)]
-    common = ("-p", "0", "-n", "64", *peer_words(chosen))
+    chosen = best_settings(args, peers, cell, model, trials)
+    common = (*cell.args, *peer_words(chosen))
     alone = bench(args, model, "-t", "1", *common)
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -323,10 +391,10 @@ def start_commands(peers, model):
         cold = ["--no-warmup"] if "--no-warmup" in p.help else ["-w", "0"]
         if not p.avx2 and p.kind != SWEEP:
             words = ["-m", model, "-p", "8", "-n", "0", "-r", "1", *cold]
-            yield f"{p.kind}'s llama-bench", [p.path, *words]
+            yield f"{p.name}'s llama-bench", [p.path, *words]
 
 
-def start_rows(args, peers, cell, model):
+def start_rows(args, peers, cell, model, _):
     """From the start of the program to its end after one token, the file in the page cache."""
     ours = [args.tenon, "run", model, "-n", "1", "--temp", "0", "--prompt", PROMPT]
     commands = {"tenon": ours, **dict(start_commands(peers, model))}
@@ -394,8 +462,8 @@ def markdown(rows, environment):
         f"tenon {build.get('version')} {' and '.join(commits)}, {build.get('compiler')}"
     )
     yield ""
-    yield "| what | model | test | threads | isa | tenon | best peer | who | ratio | target | |"
-    yield "|:--|:--|:--|--:|:--|--:|--:|:--|--:|--:|:--|"
+    yield "| what | model | test | threads | isa | tenon | best peer | who | ratio | others | target | |"
+    yield "|:--|:--|:--|--:|:--|--:|--:|:--|--:|:--|--:|:--|"
     for r in rows:
         interval = " ({:.2f} - {:.2f})".format(*r["ci95"]) if r["ci95"] else ""
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}{interval}"
@@ -404,9 +472,10 @@ def markdown(rows, environment):
         if r.get("target_percent"):
             want += f" and {r['target_percent']} % of the limit"
         words = ", ".join(w for w in (verdict(r), r["note"]) if w)
+        others = ", ".join(f"{o['who']}: {o['ratio']:.2f}" for o in r.get("others") or ())
         yield (
             f"| {r['group']} | {r['model']} | {r['test']} | {r['threads'] or ''} | {r['isa']} | "
-            f"{number(r['tenon'])} | {number(r['peer'])} | {r['who']} | {ratio} | {want} | {words} |"
+            f"{number(r['tenon'])} | {number(r['peer'])} | {r['who']} | {ratio} | {others} | {want} | {words} |"
         )
 
 
@@ -430,27 +499,31 @@ def environment_of(rows):
 
 
 def load(args):
-    """Rows of an earlier run, none if there is no table or it shall be made anew."""
+    """What an earlier run wrote: {"trials": {cell's trial_key: try_settings's}, "rows": [...]}."""
     try:
         with open(args.out + ".json", encoding="utf-8") as f:
-            return json.load(f)["rows"]
+            table = json.load(f)
+            return {"trials": table.get("trials", {}), "rows": table["rows"]}
     except (OSError, ValueError, KeyError):
-        return []
+        return {"trials": {}, "rows": []}
 
 
-def write(args, rows):
+def write(args, table):
     order = {key_of(c): i for i, c in enumerate(cells())}
+    rows = table["rows"]
     rows.sort(key=lambda r: order.get(r["key"], len(order)))
     text = "\n".join(markdown(rows, environment_of(rows))) + "\n"
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     for end, content in (
-        (".md", text),
-        (".json", json.dumps(without_folders({"rows": rows}), indent=1) + "\n"),
+        (".md", text if rows else None),
+        (".json", json.dumps(without_folders(table), indent=1) + "\n"),
     ):
+        if content is None:
+            continue
         with open(args.out + end + ".part", "w", encoding="utf-8") as f:
             f.write(content)
         os.rename(args.out + end + ".part", args.out + end)
-    if args.readme and not args.quick:
+    if args.readme and rows and not args.quick:
         put_into(args.readme, text)
     return text
 
@@ -470,28 +543,39 @@ def put_into(path, text):
 
 
 def pending(args, peers, rows):
-    """Cells to measure: those without rows first, then those whose rows were disturbed."""
+    """Cells to measure: those without rows first, then those that need it again."""
     done = {r["key"] for r in rows}
     disturbed = {r["key"] for r in rows if r["note"].startswith("disturbed")}
+    commit = commit_of(args) if args.again else None
+    older = {r["key"] for r in rows if commit and r["commit"] != commit}
     wanted = [c for c in cells() if re.search(args.rows, key_of(c))]
     # Rows limited to AVX2 are about peers that are limited so; find_peers has said if there are none.
     wanted = [c for c in wanted if not c.isa or list(candidates(peers, c))]
-    if args.again:
-        return wanted
     return [c for c in wanted if key_of(c) not in done] + [
-        c for c in wanted if key_of(c) in disturbed
+        c for c in wanted if key_of(c) in disturbed | older
     ]
 
 
-def measure_one(args, peers, cell, model):
+def measure_one(args, peers, cell, model, table):
+    """Puts a cell's rows into the table, or only the trial that it needs."""
+    if args.trials:
+        if cell.group != START:
+            best_settings(args, peers, cell, model, table["trials"])
+        return
+    begun = time.monotonic()
     rows = {BUSY: busy_rows, START: start_rows}.get(cell.group, table_rows)
-    return list(rows(args, peers, cell, model))
+    new = list(rows(args, peers, cell, model, table["trials"]))
+    took = round(time.monotonic() - begun)
+    say(f"{key_of(cell)} took {took} s")
+    if new:
+        new[0]["seconds"] = took
+        table["rows"] = [r for r in table["rows"] if r["key"] != key_of(cell)] + new
 
 
-def measure(args, peers, rows):
+def measure(args, peers, table):
     """Measures what is pending until the time is over; returns how many cells are left."""
     begun, models = time.monotonic(), {}
-    todo = pending(args, peers, rows)
+    todo = pending(args, peers, table["rows"])
     for i, cell in enumerate(todo):
         if args.minutes and time.monotonic() - begun > 60 * args.minutes:
             return len(todo) - i
@@ -500,18 +584,23 @@ def measure(args, peers, rows):
         if not models[cell.model]:
             continue
         say(f"{i + 1} of {len(todo)}: {key_of(cell)}")
-        new = measure_one(args, peers, cell, models[cell.model])
-        if new:
-            rows[:] = [r for r in rows if r["key"] != key_of(cell)] + new
-            write(args, rows)
+        measure_one(args, peers, cell, models[cell.model], table)
+        write(args, table)
     return 0
+
+
+def list_pending(args, peers, table):
+    took = {r["key"]: r["seconds"] for r in table["rows"] if r.get("seconds")}
+    for key in map(key_of, pending(args, peers, table["rows"])):
+        print(f"{key} ({took[key]} s last time)" if key in took else key)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--rows", default="", help="cells whose name this expression matches")
     p.add_argument("--minutes", type=float, help="begin no cell after so long; run again for the rest")
-    p.add_argument("--again", action="store_true", help="measure also what the table has already")
+    p.add_argument("--again", action="store_true", help="measure also what another build measured")
+    p.add_argument("--trials", action="store_true", help="only try the peers' settings")
     p.add_argument("--list", action="store_true", help="name the cells that would be measured")
     p.add_argument("--quick", action="store_true", help="two runs instead of five")
     p.add_argument("--model", action="append", default=[], help="ID=FILE: take this file for a model")
@@ -522,22 +611,22 @@ def main():
     p.add_argument("--make-model", default=os.path.join(TOP, "build/release/tests/make_model"))
     args = p.parse_args()
     args.model = dict(m.split("=", 1) for m in args.model)
-    rows, peers, code, left = load(args), find_peers(), 0, 0
+    table, peers, code, left = load(args), find_peers(), 0, 0
     if args.list:
-        print("\n".join(key_of(c) for c in pending(args, peers, rows)))
+        list_pending(args, peers, table)
         return 0
     try:
-        left = measure(args, peers, rows)
+        left = measure(args, peers, table)
     except KeyboardInterrupt:
         say("interrupted: the table has what is finished")
         code = 130
-    if rows:
-        print(write(args, rows), end="", flush=True)
+    if table["rows"]:
+        print(write(args, table), end="", flush=True)
     else:
         say("nothing was measured")
     if left:
         say(f"{left} cells are left: run the same command again")
-    return code or (0 if rows else 1)
+    return code or (0 if table["rows"] or args.trials else 1)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def run(t, folder, rows, *more, keep=False, quick=True):
     with open(out + ".json", encoding="utf-8") as f:
         report = f.read()
     check(t.dir not in report and t.dir not in p.stdout, "folders of this machine in the report")
-    with open(out + ".md", encoding="utf-8") as f:
-        equal(f.read(), p.stdout, "the table's file and standard output")
+    if p.stdout:
+        with open(out + ".md", encoding="utf-8") as f:
+            equal(f.read(), p.stdout, "the table's file and standard output")
     return p.returncode, json.loads(report)["rows"], p.stdout, p.stderr
 
 
@@ -66,16 +67,21 @@ def best_peer_of_all_settings(t):
     add_peer(folder, "ik-llama-bench", 7, "*-rtr*", "-rtr <0|1>")
     code, rows, table, said = run(t, folder, "resident|512.*(smol|gemma)")
     equal(code, 0, f"exit code ({said})")
-    equal([r["test"] for r in rows], ["tg128", "tg128", "pp512", "pp512"], "tests")
+    equal([r["test"] for r in rows], ["tg128"] * 4 + ["pp512"] * 4, "tests")
+    equal([r["threads"] for r in rows[::2]], [1] * 4, "threads of every other row")
     for r in rows:
         equal((r["peer"], r["who"]), (20, "llama.cpp -fa 1 --repack 0"), "best peer")
         check(abs(r["ratio"] * 20 / r["tenon"] - 1) < 1e-6, f"ratio {r['ratio']}")
+        (other,) = r["others"]
+        equal((other["who"], other["median"]), ("ik_llama.cpp -fa 1 -rtr 1", 14), "the other peer")
+        check(abs(other["ratio"] * 14 / r["tenon"] - 1) < 1e-6, f"ratio {other}")
     check("| 20.00 | llama.cpp -fa 1 --repack 0 |" in table, f"{table}")
+    check("| ik_llama.cpp -fa 1 -rtr 1: " in table, f"{table}")
     check("avx2* of llama.cpp on PATH: left out" in said, f"{said}")
     check("no llama-bench of" not in said, f"{said}")
     add_peer(folder, "ik-llama-bench", 30, "never", "-rtr <0|1>")
     _, rows, _, _ = run(t, folder, "resident.*smol")
-    equal([(r["peer"], r["who"]) for r in rows], [(30, "ik_llama.cpp -fa 1")], "the other peer")
+    equal([(r["peer"], r["who"]) for r in rows], [(30, "ik_llama.cpp -fa 1")] * 2, "the other peer")
 
 
 @case
@@ -84,8 +90,8 @@ def avx2_rows_have_peers_of_their_own(t):
         if " avx2" not in f.read():
             raise Skip("this CPU has no AVX2")
     folder = os.path.join(t.dir, "avx2")
-    add_peer(folder, "llama-bench-avx2", 10, "never")
-    _, rows, _, said = run(t, folder, "resident.*smol")
+    add_peer(os.path.join(folder, "avx2", "bin"), "llama-bench", 10, "never")
+    _, rows, _, said = run(t, os.path.join(folder, "avx2", "bin"), "resident.*smol")
     equal([(r["isa"] == "avx2", r["peer"]) for r in rows][-1], (True, 10), "limited to AVX2")
     equal(rows[0]["peer"], None, "a peer for AVX2 in a row for all levels")
     check("no llama-bench of llama.cpp on PATH: left out" in said, f"{said}")
@@ -96,7 +102,7 @@ def missing_peers_are_said(t):
     code, rows, table, said = run(t, os.path.join(t.dir, "none"), "resident.*gemma|^start.*smol")
     equal(code, 0, f"exit code ({said})")
     equal(len(re.findall("left out", said)), 4, "peers left out")
-    equal([(r["ratio"], r["note"]) for r in rows], [(None, "no peer")] * 2, "rows without a peer")
+    equal([(r["ratio"], r["note"]) for r in rows], [(None, "no peer")] * 3, "rows without a peer")
     check(all(r["tenon"] > 0 for r in rows), f"{rows}")
     check("no peer |" in table, f"{table}")
 
@@ -106,7 +112,7 @@ def busy_process(t):
     folder = os.path.join(t.dir, "busy")
     add_peer(folder, "llama-bench", 10, "*'-t 1 '*")
     _, rows, table, _ = run(t, folder, "busy")
-    equal([r["who"] for r in rows], ["", "llama.cpp -fa 1 --repack 0"], "who")
+    equal([r["who"] for r in rows], ["", "llama.cpp -fa 0"], "who")
     check(rows[0]["ratio"] > 0 and rows[0]["tenon"] > 0, f"{rows[0]}")
     threads = rows[1]["threads"]
     equal(rows[1]["ratio"], 1 if threads == 1 else 0.5, "the peer's ratio")
@@ -120,7 +126,8 @@ def peers_of_one_name(t):
         add_peer(os.path.join(t.dir, name), "llama-bench", rate, "*-rtr*|*--repack*", text)
     path = os.path.join(t.dir, "a") + ":" + os.path.join(t.dir, "b")
     _, rows, _, _ = run(t, path, "resident.*smol")
-    equal([(r["peer"], r["who"]) for r in rows], [(14, "ik_llama.cpp -fa 1 -rtr 1")], "best peer")
+    best = (14, "ik_llama.cpp -fa 1 -rtr 1")
+    equal([(r["peer"], r["who"]) for r in rows], [best] * 2, "best peer")
 
 
 def set_notes(t, notes):
@@ -140,7 +147,7 @@ def sweep_bench_measures_at_depths(t):
     import peers  # pylint: disable=import-outside-toplevel,import-error
 
     def peer(kind, avx2=False):
-        return peers.Peer(kind, f"/{kind}/bench", avx2, "--repack")
+        return peers.Peer(kind, kind, f"/{kind}/bench", avx2, "--repack")
 
     all_peers = [peer("llama.cpp"), peer("ik_llama.cpp"), peer(peers.SWEEP), peer("llama.cpp", True)]
     for cell in peers.cells():
@@ -154,21 +161,86 @@ def sweep_bench_measures_at_depths(t):
 def made_in_pieces(t):
     folder = os.path.join(t.dir, "pieces")
     add_peer(folder, "llama-bench", 10, "never")
-    _, first, _, _ = run(t, folder, "resident.*smol")
+    one, both_models = "resident.*smol.*m$", "resident.*(smol.*m|gemma.*m)$"
+    _, first, _, _ = run(t, folder, one)
     set_notes(t, [""])
-    code, _, _, said = run(t, folder, "resident", "--minutes", "0.000001", keep=True)
+    code, _, _, said = run(t, folder, both_models, "--minutes", "0.000001", keep=True)
     check(code == 0 and "1 cells are left" in said, f"{code}: {said}")
-    _, both, table, _ = run(t, folder, "resident", keep=True)
+    _, both, table, _ = run(t, folder, both_models, keep=True)
     equal([r["model"] for r in both], ["smollm2-135m", "gemma3-270m"], "rows of both pieces")
     equal(both[0]["tenon"], first[0]["tenon"], "the first row was measured again")
     equal(table.count("| decode, cache-resident |"), 2, "rows in the table")
     set_notes(t, ["disturbed: by a test", ""])
     readme = t.file("README.md", b"above\n<!-- peers -->\nold\n<!-- end -->\nbelow\n")
-    _, again, table, _ = run(t, folder, "resident", "--readme", readme, keep=True, quick=False)
+    _, again, table, _ = run(t, folder, both_models, "--readme", readme, keep=True, quick=False)
     check(again[0]["tenon"] != first[0]["tenon"], "a disturbed row was not measured again")
     equal(again[1]["tenon"], both[1]["tenon"], "a good row was measured again")
     with open(readme, encoding="utf-8") as f:
         equal(f.read(), f"above\n<!-- peers -->\n{table}<!-- end -->\nbelow\n", "the README's table")
+
+
+@case
+def trials_are_kept(t):
+    """Every setting is tried once on a model; the rows of another run use what came out."""
+    folder = os.path.join(t.dir, "kept")
+    add_peer(folder, "llama-bench", 10, "'-fa 1 --repack 0 '*")
+    code, rows, _, said = run(t, folder, "resident.*smol", "--trials")
+    equal((code, rows), (0, []), f"exit code and rows ({said})")
+    with open(os.path.join(t.dir, "table.json"), encoding="utf-8") as f:
+        trial = json.load(f)["trials"]["smollm2-135m"]
+    equal(len(trial), 4, "settings")
+    equal(trial["llama.cpp -fa 1 --repack 0"], {"pp": 20, "tg": 20}, "the fast one")
+    equal(trial["llama.cpp -fa 0"], {"pp": 10, "tg": 10}, "another")
+    add_peer(folder, "llama-bench", 10, "'-fa 0 -m'*")
+    _, rows, _, said = run(t, folder, "(resident|512).*smol.*m$", keep=True)
+    equal([r["who"] for r in rows], ["llama.cpp -fa 1 --repack 0"] * 2, "settings of the rows")
+    check("settings of the peers" not in said, f"tried again: {said}")
+
+
+@case
+def again_is_for_another_build(t):
+    folder = os.path.join(t.dir, "again")
+    add_peer(folder, "llama-bench", 10, "never")
+    rows = "resident.*m$"
+    _, first, _, _ = run(t, folder, rows)
+    set_notes(t, ["", ""])
+    _, same, _, _ = run(t, folder, rows, "--again", keep=True)
+    equal([r["tenon"] for r in same], [r["tenon"] for r in first], "rows of this build")
+    set_commit(t, 1, "0123456")
+    _, new, _, _ = run(t, folder, rows, "--again", keep=True)
+    equal(new[0]["tenon"], first[0]["tenon"], "the row of this build")
+    check(new[1]["commit"] != "0123456" and new[1]["tenon"] != first[1]["tenon"], f"{new[1]['commit']}")
+
+
+def set_commit(t, i, commit):
+    path = os.path.join(t.dir, "table.json")
+    with open(path, encoding="utf-8") as f:
+        report = json.load(f)
+    report["rows"][i]["commit"] = commit
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(report, f)
+
+
+@case
+def slow_peers_do_not_alternate(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    a, b = peers.Peer("A", "A", "/a", False, ""), peers.Peer("B", "B", "/b", False, "")
+    every = [(a, "1"), (a, "2"), (b, "1")]
+    rates = {"A 1": {"pp": 100, "tg": 5}, "A 2": {"pp": 90, "tg": 10}, "B 1": {"pp": 79, "tg": 8.1}}
+    for wanted, worth, want in (
+        (["pp"], 0.8, [every[0]]),
+        (["tg"], 0.8, [every[1], every[2]]),
+        (["pp", "tg"], 0.8, every),
+        (["pp"], 0, [every[0], every[2]]),
+    ):
+        equal(peers.pick(every, rates, wanted, worth), want, f"{wanted} {worth}")
+    equal(peers.pick(every, {"B 1": {"tg": 1}}, ["tg"], 0.8), [every[2]], "a peer that failed")
+    cell = next(c for c in peers.cells() if c.group.startswith("depth"))
+    equal(peers.tests_wanted(cell), ["pp", "tg"], "both tests at depth")
+    equal(peers.tests_wanted(next(peers.decode_cells())), ["tg"], "generation")
+    equal(peers.tests_wanted(next(peers.prefill_cells())), ["pp"], "prompts")
 
 
 @case
