@@ -154,22 +154,3 @@ void tn_bench_planned_free(tn_bench_planned *p)
     free(p->layout);
     *p = (tn_bench_planned){.plan = NULL};
 }
-
-/* ---- the device's memory ------------------------------------------------------------------------
- */
-
-double tn_bench_place_device_peak(const char *profile)
-{
-    static const char *const groups[] = {"matvec_gb_s", "kv_gb_s"};
-    json_t *root = json_loads(profile, 0, NULL);
-    const json_t *device = json_array_get(json_object_get(root, "devices"), 0);
-    double best = NAN;
-    for (size_t i = 0; device && i < sizeof groups / sizeof *groups; i++) {
-        const char *key;
-        json_t *value;
-        json_object_foreach(json_object_get(device, groups[i]), key, value) best =
-            fmax(best, 1e9 * json_number_value(value));
-    }
-    json_decref(root);
-    return best;
-}

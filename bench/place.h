@@ -36,10 +36,6 @@ tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
                               tn_bench_planned *out, tn_error *err);
 void tn_bench_planned_free(tn_bench_planned *p);
 
-/* Bytes per second that a profile (as tn_engine_calibrate gives it) says device 0 reads its memory
- * with at best, over all types of weights and of the KV cache; NaN if it has no device. */
-double tn_bench_place_device_peak(const char *profile);
-
 /* The type that --kv names, which was checked. */
 tn_kv_type tn_bench_kv_type(const char *name);
 

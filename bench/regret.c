@@ -76,6 +76,13 @@ static json_t *text_or_null(const char *s)
     return s ? json_string(s) : json_null();
 }
 
+static json_t *costs(const tn_bench_rows *rows, const request *q)
+{
+    return json_pack("{s:f,s:f,s:[i,i]}", "seconds", seconds(q, false), "predicted_seconds",
+                     seconds(q, true), "rows", (int)(q->prompt - rows->at),
+                     (int)(q->generated - rows->at));
+}
+
 static json_t *describe(const request *q)
 {
     char text[64];
@@ -121,9 +128,7 @@ static json_t *regret_of(const tn_bench_rows *rows, size_t i)
         const request q = find_request(rows, row);
         if (!q.prompt) continue;
         if (!o) o = describe(&q);
-        json_object_set_new(placements, row->params.placement,
-                            json_pack("{s:f,s:f}", "seconds", seconds(&q, false),
-                                      "predicted_seconds", seconds(&q, true)));
+        json_object_set_new(placements, row->params.placement, costs(rows, &q));
     }
     if (json_object_size(placements) > 1) {
         set_regrets(o, placements);

@@ -466,16 +466,67 @@ static void csv_fields(FILE *f, const json_t *o, const char *prefix, bool head, 
     }
 }
 
-static void csv_line(const tn_bench_report *r, const tn_bench_row *row, bool head, FILE *f)
+/* o: the row's JSON, taken over. */
+static void csv_line(const tn_bench_report *r, const tn_bench_row *row, json_t *o, bool head,
+                     FILE *f)
 {
     char model[300];
     bool first = false;
     c_model(r, row, model, sizeof model);
     csv_field(f, head ? "model_label" : model, true);
-    json_t *o = tn_bench_row_json(row);
+    if (any_predicted(r) && !json_object_get(o, "regret"))
+        json_object_set_new(o, "regret", json_null());
     csv_fields(f, o, "", head, &first);
     json_decref(o);
     fputc('\n', f);
+}
+
+/* Nulls for all that was measured, in objects inside as well. */
+static void clear_row(json_t *o)
+{
+    static const char *const kept[] = {"model", "parameters", "engine", "label"};
+    const char *key;
+    json_t *value;
+    json_object_foreach(o, key, value)
+    {
+        bool keep = false;
+        for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+            keep = keep || strcmp(key, kept[i]) == 0;
+        if (!keep && json_is_object(value))
+            clear_row(value);
+        else if (!keep)
+            json_object_set_new(o, key, json_null());
+    }
+}
+
+/* A request under a placement as a row of its own: described as its prompt's row is, with its seconds
+ * as the median and its regret. */
+static json_t *csv_request(const tn_bench_row *prompt, const char *request, const json_t *cost)
+{
+    json_t *o = tn_bench_row_json(prompt);
+    clear_row(o);
+    json_object_set_new(o, "test", json_string(request));
+    json_object_set_new(o, "unit", json_string("s"));
+    json_object_set(o, "median", json_object_get(cost, "seconds"));
+    json_object_set(o, "regret", json_object_get(cost, "regret"));
+    return o;
+}
+
+static void csv_end(const tn_bench_report *r, FILE *f)
+{
+    json_t *list = tn_bench_regret_json(&r->rows);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *o = json_array_get(list, i);
+        const char *request = json_string_value(json_object_get(o, "request")), *name;
+        json_t *cost;
+        json_object_foreach(json_object_get(o, "placements"), name, cost)
+        {
+            const json_t *index = json_array_get(json_object_get(cost, "rows"), 0);
+            const tn_bench_row *row = &r->rows.at[json_integer_value(index)];
+            csv_line(r, row, csv_request(row, request, cost), false, f);
+        }
+    }
+    json_decref(list);
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------------
@@ -563,8 +614,8 @@ static int show(tn_bench_report *r, tn_bench_sink *sink, size_t i)
         md_row(r, row, sink->f);
         break;
     case TN_BENCH_CSV:
-        if (!sink->begun) csv_line(r, row, true, sink->f);
-        csv_line(r, row, false, sink->f);
+        if (!sink->begun) csv_line(r, row, tn_bench_row_json(row), true, sink->f);
+        csv_line(r, row, tn_bench_row_json(row), false, sink->f);
         break;
     case TN_BENCH_JSONL: jsonl_row(r, i, sink->f); break;
     case TN_BENCH_JSON: return TN_EXIT_OK;
@@ -590,6 +641,7 @@ int tn_bench_report_close(tn_bench_report *r)
         tn_bench_sink *sink = &r->sinks[k];
         if (!ferror(sink->f)) {
             if (sink->format == TN_BENCH_MD) md_end(r, sink->f);
+            if (sink->format == TN_BENCH_CSV) csv_end(r, sink->f);
             if (sink->format == TN_BENCH_JSONL) jsonl_end(r, sink->f);
             if (sink->format == TN_BENCH_JSON)
                 dump(tn_bench_report_json(r), sink->f, JSON_INDENT(1));

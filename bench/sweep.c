@@ -456,22 +456,28 @@ static void close_engine(sweep *w)
     w->engine = NULL;
 }
 
-/* Measures the machine with its device, for the planner and for the device's limit; before any
- * model takes memory of it. A failure shows when the engine opens for the rows. */
+/* What the planner plans with, unless it is for another machine. */
 static void calibrate(sweep *w)
 {
     char *text;
+    if (tn_engine_calibrate(w->engine, false, &text, NULL)) return;
+    w->profile = tn_bench_strdup(text);
+    json_object_set_new(w->report.environment, "calibration", json_loads(text, 0, NULL));
+    tn_string_free(w->engine, text);
+}
+
+/* Measures the device's limit, and the machine for the planner; before any model takes memory of it.
+ * A failure shows when the engine opens for the rows. */
+static void measure_device(sweep *w)
+{
     free(w->profile);
     w->profile = NULL;
     w->device_peak = NAN;
     if (!w->set->device || open_engine(w, NULL, NULL)) return;
     tick(w, "measuring the device");
-    if (!tn_engine_calibrate(w->engine, false, &text, NULL)) {
-        w->profile = tn_bench_strdup(text);
-        w->device_peak = tn_bench_place_device_peak(text);
-        json_object_set_new(w->report.environment, "calibration", json_loads(text, 0, NULL));
-        tn_string_free(w->engine, text);
-    }
+    double peak;
+    if (!tn_engine_device_read(w->engine, &peak, NULL)) w->device_peak = peak;
+    if (w->set->placements.n && !w->set->hardware) calibrate(w);
     close_engine(w);
 }
 
@@ -578,7 +584,7 @@ static void run_source(sweep *w, const char *name, bool file)
     for (size_t i = 0; i < set->isa.n * set->threads.n && !w->code; i++) {
         w->like.params.isa = set->isa.at[i / set->threads.n];
         w->like.params.threads = set->threads.at[i % set->threads.n];
-        calibrate(w);
+        measure_device(w);
         for (size_t v = 0; v < n_vram && !w->code; v++)
             run_engine(w, set->device && set->vram.n ? set->vram.at[v] : NULL);
     }

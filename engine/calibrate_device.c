@@ -222,6 +222,28 @@ static tn_status queue_op(device_bench *b, void *arg)
     return b->d->ops->axpby(b->stream, b->y, 32, 1, NULL, 0, 0, NULL, 1, 32);
 }
 
+static tn_status queue_read(device_bench *b, void *arg)
+{
+    (void)arg;
+    return b->d->ops->read(b->stream, b->set, b->set_bytes, (uint32_t *)b->pos);
+}
+
+tn_status tn_engine_device_read(tn_engine *e, double *bytes_per_second, tn_error *err)
+{
+    device_bench b;
+    if (!e->device)
+        return tn_fail(err, TN_EUNSUPPORTED, -1, "the engine was opened without a device");
+    pthread_mutex_lock(&e->turn);
+    acquire(&b, e, err);
+    if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.set, 0x3c, b.set_bytes, err);
+    if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.pos, 0, 256, err);
+    const double t = seconds(&b, queue_read, NULL, b.stream);
+    if (!b.status) *bytes_per_second = (double)b.set_bytes / t;
+    release(&b);
+    pthread_mutex_unlock(&e->turn);
+    return b.status;
+}
+
 /* ---- copies ------------------------------------------------------------------------------------
  */
 

@@ -71,14 +71,18 @@ static void count(tn_exec *x, const tn_weight *w)
     x->on_host.weight_bytes += (uint64_t)w->rows * w->row_bytes;
 }
 
+static tn_side_stats *device_side(tn_exec *x)
+{
+    return x->mode == TN_EXEC_RECORD ? &x->rec.on_device : &x->on_device;
+}
+
 /* The device's part of a weight, in the bytes of the file; of experts what n choices read at most.
  */
 static void count_there(tn_exec *x, const tn_weight *w, const tn_dweight *d, int64_t rows_each)
 {
     int64_t rows = d->rows;
     if (rows_each && x->n * x->host.used * rows_each < rows) rows = x->n * x->host.used * rows_each;
-    tn_side_stats *s = x->mode == TN_EXEC_RECORD ? &x->rec.on_device : &x->on_device;
-    s->weight_bytes += (uint64_t)(rows * d->cols) * w->row_bytes / (uint64_t)w->cols;
+    device_side(x)->weight_bytes += (uint64_t)(rows * d->cols) * w->row_bytes / (uint64_t)w->cols;
 }
 
 static void count_kv(tn_exec *x, int32_t layer)
@@ -335,6 +339,7 @@ void tn_exec_embed(tn_exec *x)
     else {
         enter(x, x->m->tied ? x->n_devs - 1 : 0, TN_ON_DEVICE);
         tn_dev_embed(x->dev);
+        device_side(x)->weight_bytes += (uint64_t)x->n * x->m->token_embd.row_bytes;
     }
     tn_exec_wrote(x, TN_ACT_H, side);
 }

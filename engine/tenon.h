@@ -95,6 +95,11 @@ TN_API void tn_string_free(const tn_engine *engine, char *s);
  * line in the log). Freed with tn_string_free. */
 TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json, tn_error *err);
 
+/* The most that the first device reads of its own memory, bytes per second: the best of several passes
+ * of a kernel that only reads, over 512 MiB (4 MiB where the device is emulated) or a quarter of what
+ * is free. TN_EUNSUPPORTED without a device, TN_ENOMEM, TN_EDEVICE. Takes its turn with evaluations. */
+TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_second, tn_error *err);
+
 /* ---- model ------------------------------------------------------------------------------------- */
 
 typedef struct tn_model tn_model;

@@ -172,6 +172,9 @@ typedef tn_status (*tn_device_glu_fn)(tn_stream *s, float *gate, int64_t gate_st
 typedef tn_status (*tn_device_axpby_fn)(tn_stream *s, float *y, int64_t y_stride, float a,
                                         const float *x, int64_t x_stride, float b,
                                         const float *bias, int64_t n, int64_t cols);
+/* *sum += all 32-bit words of p[bytes], modulo 2^32: reads and does nothing else, so that the speed of
+ * the memory can be measured. p is 16-byte aligned, bytes a multiple of 16. */
+typedef tn_status (*tn_device_read_fn)(tn_stream *s, const void *p, size_t bytes, uint32_t *sum);
 /* y[t][i] = cap * tanh(y[t][i] / cap) */
 typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stride, int64_t n,
                                           int64_t cols, float cap);
@@ -327,6 +330,7 @@ typedef struct tn_device_ops {
     tn_device_combine_fn combine;
     tn_device_argmax_fn argmax;
     tn_device_top_k_fn top_k;
+    tn_device_read_fn read;
 } tn_device_ops;
 
 /* kernels/cuda/ops.cu: the table of the CUDA device, emulated or not. */

@@ -18,7 +18,9 @@ import sys
 import time
 import xml.etree.ElementTree
 
+import bench_places  # noqa: F401  pylint: disable=unused-import
 import cli_lib
+from bench_lib import Bench, finite
 from cli_lib import case, check, equal, main
 
 # What a peer prints: llama-bench's JSON for the options it was given, and a note on stderr.
@@ -34,33 +36,7 @@ echo "[{{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"avg_ts\\": 3.5, \\"samples_ts\\
 """
 
 
-class Bench(cli_lib.Tenon):
-    """tenon-bench, which lies beside tenon; its messages start with its own name."""
-
-    def __init__(self, path, data):
-        super().__init__(os.path.join(os.path.dirname(os.path.abspath(path)), "tenon-bench"), data)
-
-    def fails(self, want, *args, words=(), **kw):
-        code, out, err = self.run(*args, **kw)
-        text = err.decode(errors="replace")
-        equal(code, want, f"exit code of {args} ({text})")
-        check("tenon-bench: " in text, f"{args}: no message on stderr: {text!r}")
-        for word in words:
-            check(word in text, f"{args}: {word!r} is not in the message: {text!r}")
-        return out
-
-    def quick(self, *args):
-        return (self.model, "-p", "8", "-n", "4", "--warmup", "1", *args)
-
-    def report(self, *args):
-        return json.loads(self.ok(*self.quick("-o", "json", *args)))
-
-
 cli_lib.Tenon = Bench
-
-
-def finite(x):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
 # ---- usage --------------------------------------------------------------------------------------
@@ -199,22 +175,6 @@ def json_schema(t):
 
 
 @case
-def bytes_are_those_of_the_model(t):
-    info = t.report()
-    row = info["results"][1]
-    ratio = row["weight_bytes_per_token"] / info["model"]["weight_bytes_per_token"]
-    check(0.9 < ratio < 1.1, f"{ratio} of the bytes that the model says a token reads")
-    tenon = [t.path.removesuffix("-bench"), "inspect", t.model, "--json"]
-    tensors = json.loads(subprocess.run(tenon, capture_output=True, check=True).stdout)["tensors"]
-    want = sum(
-        4 * (x["shape"][0] + x["shape"][1])
-        for x in tensors
-        if len(x["shape"]) > 1 and x["name"] != "token_embd.weight"
-    )
-    equal(row["activation_bytes_per_token"], want, "activations")
-
-
-@case
 def every_combination_is_measured(t):
     r = t.report("-t", "1,2", "--kv", "f16,f32", "-b", "4,8", "-r", "1", "--isa", "scalar,best")
     seen = {
@@ -321,154 +281,6 @@ def synthetic_models(t):
     check("llama-135m:q4_0 with random weights" in table, f"not labelled as synthetic:\n{table}")
 
 
-# ---- predictions --------------------------------------------------------------------------------
-
-SHAPE, CARD = "llama-8b:q4_k_m", ("--hardware", "rtx3060-ddr4", "--vram", "4G")
-
-
-def planned(t, *more):
-    """What tenon plan says about the same request in a context of the same size."""
-    tenon = t.path.removesuffix("-bench")
-    command = [tenon, "plan", SHAPE, *CARD, "--ctx", "2688", "--json", *more]
-    return subprocess.run(command, capture_output=True, check=True).stdout
-
-
-@case
-def placements_are_predicted_as_planned(t):
-    args = ("--synthetic", SHAPE, *CARD, "--placements", "layers,ffn-host,auto", "-d", "0,2048")
-    r = json.loads(t.ok(*args, "-o", "json"))
-    rows = {(row["parameters"]["placement"], row["test"]): row for row in r["results"]}
-    equal(len(rows), 12, "rows")
-    for depth, end in ((0, ""), (2048, " @ d2048")):
-        plan = json.loads(planned(t, "--for", f"512+128@{depth}"))
-        wants = {name: plan["candidates"][name] for name in ("layers", "ffn-host")}
-        wants["auto"] = plan["predicted"]
-        for name, want in wants.items():
-            pp, tg = rows[name, "pp512" + end], rows[name, "tg128" + end]
-            equal((pp["label"], tg["label"]), ("simulated", "simulated"), "labels")
-            equal(tg["parameters"]["vram"], "4G", "vram")
-            for got, wanted in (
-                (pp["tokens_per_second"], want["prefill_tok_s"]),
-                (tg["tokens_per_second"], 1000 / want["step_ms"]),
-            ):
-                check(abs(got / wanted - 1) < 1e-6, f"{name}{end}: {got}, planned {wanted}")
-    equal(len(r["model"]["plans"]), 6, "plans in the report")
-    path = t.file("plans.json", json.dumps(r).encode())
-    compared = json.loads(t.run("--compare", path, path, "-o", "json")[1])["rows"]
-    equal([row["ratio"] for row in compared], [1] * 12, "ratios of a report to itself")
-    table = t.ok(*args).decode()
-    check("simulated: predicted for rtx3060-ddr4, not measured" in table, f"no label:\n{table}")
-
-
-@case
-def placements_by_hand(t):
-    rules = t.file("rules", b"# all of it\n\nffn_=host\nattn_=device\n")
-    more = ("--for", "512+128@2048", "--place", "ffn_=host,attn_=device")
-    plan = t.file("plan.json", planned(t, *more))
-    common = ("--synthetic", SHAPE, *CARD, "-d", "2048", "-o", "json", "--placements")
-    r = json.loads(t.ok(*common, f"manual:{rules},manual:{plan},auto,ffn-host"))
-    rates = [row["tokens_per_second"] for row in r["results"]]
-    same = all(abs(a / b - 1) < 1e-6 for a, b in zip(rates[0:2], rates[2:4]))
-    check(same, f"rules, and a replayed plan made of the same: {rates}")
-    check(rates[0] < rates[4] and abs(rates[1] / rates[7] - 1) < 0.1, f"rules: {rates}")
-    for name, word in ((t.file("none", b"# nothing"), "neither"), ("no/such/file", "no/such/file")):
-        r = json.loads(t.ok(*common, f"manual:{name},auto"))
-        check(word in r["results"][0]["error"] and not r["results"][2]["error"], f"{r['results'][0]}")
-
-
-@case
-def placements_that_do_not_fit(t):
-    common = ("--synthetic", SHAPE, "--hardware", "rtx3060-ddr4", "-d", "8192")
-    args = (*common, "--vram", "500M,8G", "--placements", "ffn-host", "-o", "json")
-    rows = json.loads(t.ok(*args))["results"]
-    check(all("does not fit" in row["error"] for row in rows[:2]), f"{rows[0]['error']}")
-    check(not rows[2]["error"] and rows[2]["parameters"]["vram"] == "8G", f"{rows[2]}")
-    path = os.path.join(t.dir, "bars.svg")
-    t.ok(*common, "--vram", "6G", "--placements", "layers,auto", "--svg", path)
-    text = open(path).read()
-    check("tg128, layers" in text and "tg128, auto" in text, "no bar for each placement")
-
-
-def need_emulated(t):
-    if t.run(t.model, "--device", "emu", "-p", "1", "-n", "0", "-r", "1", "--warmup", "0")[0]:
-        raise cli_lib.Skip("no emulated device here")
-
-
-def check_sides(row):
-    """Both sides' bytes, and the time that the busier one needs at its limit."""
-    host, device = row["host"], row["device"]
-    total = row["weight_bytes_per_token"] + row["kv_bytes_per_token"]
-    parts = host["bytes_per_token"] + device["bytes_per_token"]
-    check(abs(parts / total - 1) < 1e-6, f"bytes of both sides: {parts}, not {total}")
-    shares = [side["percent_of_limit"] or 0 for side in (host, device)]
-    near = max(shares) / row["percent_of_limit"]
-    check(abs(near - 1) < 1e-6, f"{row['percent_of_limit']} % of the limit, sides {shares}")
-
-
-@case
-def emulated_device(t):
-    need_emulated(t)
-    args = ("-r", "1", "--no-hash", "--device", "emu", "--place", "ffn_=host", "--place", "output=host")
-    r = t.report(*args)
-    for row in r["results"]:
-        equal((row["label"], row["error"]), ("emulated", None), "label and error")
-        equal(row["parameters"]["placement"], "ffn_=host,output=host", "placement")
-        check(row["hops_per_token"] > 0, f"no hops: {row['hops_per_token']}")
-        check(row["join_wait_seconds_per_token"] > 0, f"{row['test']} waits for nobody")
-        check(row["host"]["bytes_per_token"] > 0 and row["device"]["bytes_per_token"] > 0, f"{row}")
-        check(finite(row["device_memory_bytes"]) and row["device_memory_bytes"] > 1e5, f"{row}")
-        check_sides(row)
-    e = r["environment"]
-    equal([d["emulated"] for d in e["engine"]["devices"]], [True], "the device in the environment")
-    check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
-    table = t.ok(*t.quick(*args)).decode()
-    for word in ("device emu (emulated)", "device MiB", "hops/token", "wait ms/token"):
-        check(word in table, f"{word} is not in the table:\n{table}")
-
-
-@case
-def placements_are_carried_out(t):
-    need_emulated(t)
-    more = ("--device", "emu", "--hardware", "rtx3060-ddr4", "--vram", "20K,40M")
-    args = (*more, "--no-hash", "-r", "1", "-d", "0,40", "--placements", "layers,ffn-host")
-    r = t.report(*args)
-    rows = r["results"]
-    equal(len(rows), 16, "rows")
-    check(all("memory" in row["error"] for row in rows[:8]), f"20K: {rows[0]['error']}")
-    for row in rows[8:]:
-        equal((row["label"], row["error"]), ("emulated", None), "label and error")
-        check(row["predicted_tokens_per_second"] > 0, f"no prediction: {row}")
-        near = row["measured_over_predicted"] * row["predicted_tokens_per_second"]
-        check(abs(near / row["median"] - 1) < 1e-6, "measured over predicted")
-        check(0 < row["device_memory_bytes"] <= 40 << 20, f"{row['device_memory_bytes']} bytes")
-        split = row["parameters"]["placement"] == "ffn-host"
-        equal(row["hops_per_token"] > 1, split and row["test"].startswith("tg"), f"hops of {row}")
-        equal(row["parameters"]["vram"], "40M", "device memory")
-    plans = [name for name in r["model"]["plans"] if ", 40M, " in name]
-    equal(len(plans), 4, "plans in the report, one a placement and depth")
-    equal([(x["request"], x["vram"]) for x in r["regret"]], [("8+4 @ d0", "40M"), ("8+4 @ d40", "40M")], "regret")
-    best = {}
-    for row in rows[8:]:
-        p, depth = row["parameters"], row["parameters"]["depth"]
-        seconds = (p["n_prompt"] or p["n_gen"]) / row["median"]
-        best.setdefault(depth, {}).setdefault(p["placement"], []).append(seconds)
-    for x, (_, placements) in zip(r["regret"], sorted(best.items())):
-        least = min(map(sum, placements.values()))
-        for name, seconds in placements.items():
-            got, want = x["placements"][name]["regret"], sum(seconds) / least - 1
-            check(abs(got - want) < 1e-6, f"regret of {name}: {got}, not {want}")
-    table = t.ok(*t.quick(*args, "--vram", "40M")).decode()
-    check("| 8+4 @ d40 | 40M | ffn-host |" in table and "predicted" in table, f"{table}")
-
-
-@case
-def placements_without_a_device(t):
-    code, out, _ = t.run(*t.quick("--device", "none-such", "--placements", "layers,auto", "-o", "json"))
-    rows = json.loads(out)["results"]
-    equal((code, len(rows)), (64, 4), "exit code and rows")
-    equal([row["parameters"]["placement"] for row in rows], ["layers", "layers", "auto", "auto"], "rows")
-
-
 # What the driver's library says of two cards.
 NVML = """
 static int text(char *to, const char *from) { int i = 0; do to[i] = from[i]; while (from[i++]); return 0; }
@@ -504,6 +316,24 @@ def gpus_are_in_the_environment(t):
     equal((a["power_watts"], a["pcie"]["max_width"]), (None, None), "functions that are not there")
     if not os.path.exists("/proc/driver/nvidia/version"):
         equal(t.report("-r", "1")["environment"]["gpus"], None, "without the library")
+
+
+@case
+def a_busy_machine_is_marked(t):
+    args = (t.model, "-p", "0", "-n", "2000", "-r", "5", "--warmup", "0", "-t", "1")
+    count = len(os.sched_getaffinity(0)) + 1
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        row = json.loads(t.ok(*args, "-o", "json"))["results"][0]
+        table = t.ok(*args).decode()
+    finally:
+        for p in others:
+            p.kill()
+            p.wait()
+    check(row["watch"]["others_percent"] > 5, f"{row['watch']}")
+    check("other programs used" in row["disturbed"], f"{row['disturbed']}")
+    check(re.search(r"\| tg2000 \| [^|]* \* \|", re.sub(" +", " ", table)), f"no star:\n{table}")
+    check("- tg2000: other programs used" in table, f"no reason:\n{table}")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
@@ -554,6 +384,14 @@ def output_errors_are_74(t):
 @case
 def signals_keep_what_is_finished(t):
     args = (t.model, "-p", "8", "-n", "500000", "-r", "2", "--warmup", "0")
+    for form in ("md", "csv"):
+        p = t.start(*args, "-o", form)
+        lines = [p.stdout.readline() for _ in range(5 if form == "md" else 2)]
+        check(b"pp8" in lines[-1], f"first row: {lines}")
+        time.sleep(0.2)
+        p.send_signal(signal.SIGINT)
+        out, _ = p.communicate(timeout=30)
+        equal((p.returncode, b"tg" in out), (130, False), "exit code and a row that was not finished")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         p = t.start(*args, "-o", "jsonl")
         lines = [p.stdout.readline() for _ in range(3)]

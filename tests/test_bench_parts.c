@@ -70,6 +70,50 @@ TEST(cells_walk_upwards)
     free(c);
 }
 
+/* Seconds that are left, apart from what passed since the test began. */
+static double left(const tn_bench_estimate *e)
+{
+    double done, total;
+    tn_bench_estimate_now(e, &done, &total);
+    return total - done;
+}
+
+/* 3 runs and 2 of warm-up of each test, at the speeds that were measured last, and the walk between
+ * depths; two contexts of batch sizes. The clock has run for less than a second of 10,000. */
+TEST(remaining_time)
+{
+    int32_t prompt[] = {1000}, generate[] = {100}, depth[] = {0, 5000}, batch[] = {64, 512}, one[] = {1};
+    char *word[] = {"x"};
+    const tn_bench_settings set = {.prompt = {prompt, 1}, .generate = {generate, 1}, .depth = {depth, 2},
+        .batch = {batch, 2}, .threads = {one, 1}, .kv = {word, 1}, .isa = {word, 1},
+        .load = {word, 1}, .runs = 3, .warmup = 2};
+    size_t n;
+    tn_bench_estimate e;
+    tn_bench_cell *c = tn_bench_cells_make(&set, &n);
+    REQUIRE(n == 4);
+    tn_bench_estimate_init(&e, &set, c, n, 1);
+    e.told = true;
+    CHECK_NEAR(left(&e), 0, 0); /* nothing is known */
+    tn_bench_row row = {.what = TN_BENCH_PROMPT};
+    tn_bench_samples_add(&row.rate, 10);
+    tn_bench_estimate_model(&e, 15e9); /* a token a second, a prompt's ten times as fast */
+    /* 2 depths x 5 x (100 + 100), 500 of walking, and all that twice */
+    CHECK_NEAR(left(&e), 2 * (2 * 5 * 200 + 500), 1);
+    tn_bench_estimate_cell_begins(&e, &c[0]);
+    CHECK_NEAR(left(&e), 2 * (2 * 5 * 200 + 500), 1);
+    tn_bench_estimate_learn(&e, &row);
+    tn_bench_estimate_cell_ends(&e);
+    CHECK_NEAR(left(&e), 2 * (2 * 5 * 200 + 500) - 500, 1);
+    row.what = TN_BENCH_GENERATE;
+    row.rate.at[0] = 0.5;
+    tn_bench_estimate_learn(&e, &row);
+    CHECK_NEAR(left(&e), 2 * (2 * 5 * 300 + 500) - 500, 1);
+    tn_bench_estimate_skip(&e, 1);
+    CHECK_NEAR(left(&e), 2 * 5 * 300 + 500 - 500, 1);
+    free(row.rate.at);
+    free(c);
+}
+
 TEST(parts_of_a_split_model)
 {
     static const struct {
@@ -524,22 +568,16 @@ TEST(regret_is_beside_the_fastest)
     CHECK_NEAR(regret(list, 0, "layers", "predicted_seconds"), 5.5, 1e-12);
     CHECK_NEAR(regret(list, 0, "layers", "regret"), 11.0 / 7 - 1, 1e-12);
     CHECK_NEAR(regret(list, 0, "auto", "regret"), 0, 0);
+    const json_t *fast = json_object_get(json_object_get(o, "placements"), "auto");
+    const json_t *parts = json_object_get(fast, "rows");
+    CHECK_INT(json_integer_value(json_array_get(parts, 0)), 5);
+    CHECK_INT(json_integer_value(json_array_get(parts, 1)), 6);
     json_decref(list);
     rows.at[1].params.vram = "9G"; /* another budget is another comparison */
     list = tn_bench_regret_json(&rows);
     CHECK_INT(json_array_size(list), 0);
     json_decref(list);
     tn_bench_rows_free(&rows);
-}
-
-TEST(device_peak_of_a_profile)
-{
-    CHECK_NEAR(tn_bench_place_device_peak(
-                   "{\"host\": {\"matvec_gb_s\": {\"Q8_0\": 99}}, \"devices\": [{\"matvec_gb_s\": "
-                   "{\"Q8_0\": 2.5, \"F16\": 7}, \"kv_gb_s\": {\"f16\": 3}}]}"),
-               7e9, 1);
-    CHECK(isnan(tn_bench_place_device_peak("{\"devices\": []}")));
-    CHECK(isnan(tn_bench_place_device_peak("nonsense")));
 }
 
 TEST_MAIN

@@ -139,6 +139,8 @@ TEST(a_cache_that_cannot_be_written_is_named)
     CHECK_MSG(!text && strstr(err.msg, path), "'%s'", err.msg);
     CHECK(tn_engine_calibrate(e, false, &text, NULL) == TN_OK);
     CHECK_MSG(text && strstr(warning, path), "warned: '%s'", warning);
+    double rate;
+    CHECK(tn_engine_device_read(e, &rate, NULL) == TN_EUNSUPPORTED);
     tn_string_free(e, text);
     tn_engine_free(e);
 }
@@ -175,6 +177,13 @@ TEST(an_emulated_device_is_measured_and_labelled)
     tn_device_memory m;
     CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
           m.pinned_bytes == 0);
+    double rate = NAN;
+    CHECK_MSG(tn_engine_device_read(e, &rate, &err) == TN_OK, "%s", err.msg);
+    CHECK_MSG(rate > 0 && rate < 1e15, "%g bytes per second", rate);
+    CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
+          m.pinned_bytes == 0);
+    e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 1);
+    CHECK(tn_engine_device_read(e, &rate, &err) == TN_EDEVICE);
     /* A launch that fails is said, and nothing is lost. */
     tn_profile q;
     e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 20);

@@ -53,6 +53,29 @@ TEST(quantize)
     }
 }
 
+/* Every word once, after what was there. */
+TEST(read_sums)
+{
+    NEED_DEVICE;
+    static const size_t words[] = {4, 1020, 4096, 2048 * 256 * 4 + 36};
+    for (size_t k = 0; k < sizeof words / sizeof *words; k++) {
+        uint32_t want = 7, *w = malloc(words[k] * sizeof *w);
+        for (size_t i = 0; i < words[k]; i++)
+            want += w[i] = (uint32_t)i * 2654435761u + 12345u;
+        const uint32_t before = 7;
+        const void *p = device_new(words[k] * sizeof *w, w);
+        uint32_t *sum = device_new(sizeof before, &before);
+        CHECK_INT(ops->read(stream, p, words[k] * sizeof *w, sum), TN_OK);
+        uint32_t *got = device_get(sum, sizeof before);
+        CHECK_MSG(*got == want, "%zu words: %u, want %u", words[k], *got, want);
+        CHECK_INT(ops->read(stream, p, 20, sum), TN_EARG);
+        CHECK_INT(ops->read(stream, (const char *)p + 4, 16, sum), TN_EARG);
+        CHECK_INT(ops->read(stream, p, 0, sum), TN_EARG);
+        free(w), free(got);
+        done("read");
+    }
+}
+
 /* What is not finite must come out as NaN, whatever its neighbours; tiny values as zeros. */
 TEST(quantize_extremes)
 {

@@ -20,6 +20,7 @@ tn_status tn_cuda_axpby(tn_stream *s, float *y, int64_t y_stride, float a, const
                         int64_t x_stride, float b, const float *bias, int64_t n, int64_t cols);
 tn_status tn_cuda_softcap(tn_stream *s, float *y, int64_t y_stride, int64_t n, int64_t cols,
                           float cap);
+tn_status tn_cuda_read(tn_stream *s, const void *p, size_t bytes, uint32_t *sum);
 tn_status tn_cuda_rope_table(tn_stream *s, float *cs, const int32_t *pos, int64_t n,
                              const float *inv_freq, int32_t n_rot, float magnitude);
 tn_status tn_cuda_rope_append(tn_stream *s, const tn_drope *a);
