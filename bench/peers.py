@@ -214,17 +214,36 @@ def trial_key(cell):
     return f"{cell.model}{', ' + cell.isa if cell.isa else ''}{', at depth' if is_deep(cell) else ''}"
 
 
-def try_settings(args, every, cell, model):
-    """{label: {"pp": tok/s, "tg": tok/s}} of one run each, all threads."""
+def try_at_depth(args, every, cell, model):
+    """As try_settings, behind 512 tokens."""
     once = ("-r", "1", "--warmup", "0")
-    short = (*isa_words(cell), "-p", "512", "-n", "16", *(("-d", "1024") if is_deep(cell) else ()))
+    short = (*isa_words(cell), "-p", "512", "-n", "8", "-d", "512")
     report = bench(args, model, *short, *peer_words(every), runs=once)
     rates = {label_of(*c): {} for c in every}
     for test, group in tests_of(report).items():
-        for (peer, words), row in zip(every, group[1:]):
+        for choice, row in zip(every, group[1:]):
             if not row["error"]:
-                rates[label_of(peer, words)][test[:2]] = row["median"]
+                rates[label_of(*choice)][test[:2]] = row["median"]
     return rates
+
+
+def try_setting(peer, words, model):
+    """{"pp": tok/s, "tg": tok/s} of one run of llama-bench with as many threads as it takes by itself."""
+    command = [peer.path, *words.split(), "-m", model, "-p", "128", "-n", "8"]
+    p = subprocess.run([*command, "-r", "1", "-o", "json"], capture_output=True, check=False)
+    try:
+        results = json.loads(p.stdout)
+    except ValueError:
+        say(f"{label_of(peer, words)} ended with {p.returncode}")
+        return {}
+    return {"tg" if r["n_gen"] else "pp": statistics.mean(r["samples_ts"]) for r in results}
+
+
+def try_settings(args, every, cell, model):
+    """{label: {"pp": tok/s, "tg": tok/s}}"""
+    if is_deep(cell):
+        return try_at_depth(args, every, cell, model)
+    return {label_of(*choice): try_setting(*choice, model) for choice in every}
 
 
 def tests_wanted(cell):
@@ -432,7 +451,7 @@ def start_rows(args, peers, cell, model, _):
 
 def commit_of(args):
     p = subprocess.run([args.bench, "--version"], capture_output=True, text=True, check=False)
-    return p.stdout.split()[-1] if p.stdout else ""
+    return p.stdout.split()[-1].removesuffix("-dirty") if p.stdout else ""
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -542,6 +561,12 @@ def put_into(path, text):
 # ---- one piece after the other ------------------------------------------------------------------
 
 
+def rank(cell):
+    """What is measured first: the quick, what most people ask for; the order of the table is another."""
+    long = cell.model in LARGE and (is_deep(cell) or (cell.isa and cell.threads == 1))
+    return 2 if long or "16384" in cell.args else 1 if cell.isa or is_deep(cell) else 0
+
+
 def pending(args, peers, rows):
     """Cells to measure: those without rows first, then those that need it again."""
     done = {r["key"] for r in rows}
@@ -550,7 +575,7 @@ def pending(args, peers, rows):
     older = {r["key"] for r in rows if commit and r["commit"] != commit}
     wanted = [c for c in cells() if re.search(args.rows, key_of(c))]
     # Rows limited to AVX2 are about peers that are limited so; find_peers has said if there are none.
-    wanted = [c for c in wanted if not c.isa or list(candidates(peers, c))]
+    wanted = sorted((c for c in wanted if not c.isa or list(candidates(peers, c))), key=rank)
     return [c for c in wanted if key_of(c) not in done] + [
         c for c in wanted if key_of(c) in disturbed | older
     ]

@@ -23,7 +23,9 @@ while [ $# -gt 0 ]; do
     case $1 in -p) p=$2 ;; -n) n=$2 ;; esac
     shift
 done
-echo "[{{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"samples_ts\\": [$rate]}}]"
+pp="{{\\"n_prompt\\": $p, \\"n_gen\\": 0, \\"samples_ts\\": [$rate]}}"
+tg="{{\\"n_prompt\\": 0, \\"n_gen\\": $n, \\"samples_ts\\": [$rate]}}"
+if [ $p = 0 ]; then echo "[$tg]"; elif [ $n = 0 ]; then echo "[$pp]"; else echo "[$pp, $tg]"; fi
 """
 
 
