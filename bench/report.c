@@ -216,6 +216,10 @@ static bool any_predicted(const tn_bench_report *r)
 {
     return r->set->placements.n > 0 && r->set->device;
 }
+static bool any_measured(const tn_bench_report *r)
+{
+    return r->set->placements.n == 0 || r->set->device;
+}
 static bool any_vram(const tn_bench_report *r)
 {
     return r->set->vram.n > 0;
@@ -246,14 +250,14 @@ static const column columns[] = {
     {"placement", 0, c_placement, any_placement},
     {"test", -18, c_test, NULL},
     {"tok/s", 11, c_rate, NULL},
-    {"95 %", 17, c_interval, NULL},
+    {"95 %", 17, c_interval, any_measured},
     {"predicted", 9, c_predicted, any_predicted},
     {"tenon / peer", 19, c_against, any_peer},
-    {"TTFT ms", 8, c_ttft, NULL},
-    {"ms/token p50 / p95 / p99", 24, c_token_ms, NULL},
-    {"GB/s", 6, c_gb, NULL},
-    {"% limit", 7, c_percent, NULL},
-    {"RSS MiB", 7, c_rss, NULL},
+    {"TTFT ms", 8, c_ttft, any_measured},
+    {"ms/token p50 / p95 / p99", 24, c_token_ms, any_measured},
+    {"GB/s", 6, c_gb, any_measured},
+    {"% limit", 7, c_percent, any_measured},
+    {"RSS MiB", 7, c_rss, any_measured},
     {"device MiB", 10, c_device_memory, any_device},
     {"hops/token", 10, c_hops, any_device},
     {"wait ms/token", 13, c_wait, any_device},
@@ -323,12 +327,12 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
         if (type) fprintf(f, " (%s, %.0f MB)", type, bytes * 1e-6);
         fprintf(f, ", ");
     }
-    if (r->set->placements.n && !r->set->device) {
+    if (!any_measured(r)) {
         fprintf(f, "simulated: predicted for %s, not measured, tenon %s%s%.12s\n\n",
                 model_name(r->set->hardware), tn_version(), *tn_commit() ? " " : "", tn_commit());
         return;
     }
-    if (!any_threads(r))
+    if (!any_threads(r) && row->threads_used)
         fprintf(f, "%d thread%s, ", row->threads_used, row->threads_used == 1 ? "" : "s");
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
     md_settings(r, f);
@@ -380,6 +384,17 @@ static void md_row(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
     fprintf(f, "|\n");
 }
 
+/* What the columns before the test say of a row: all that tells it from others. */
+static void md_which(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
+{
+    for (int i = 0; columns[i].print != c_test; i++) {
+        char text[640];
+        if (!shown(r, &columns[i]) || columns[i].print == c_engine) continue;
+        columns[i].print(r, row, text, sizeof text);
+        if (*text) fprintf(f, ", %s %s", columns[i].head, text);
+    }
+}
+
 static void md_end(const tn_bench_report *r, FILE *f)
 {
     bool first = true;
@@ -390,8 +405,7 @@ static void md_end(const tn_bench_report *r, FILE *f)
         if (first) fprintf(f, "\n\\* disturbed, measure again on a quiet machine:\n");
         first = false;
         fprintf(f, "- %s", tn_bench_test_name(row, name));
-        if (row->params.placement) fprintf(f, ", %s", placement_name(row->params.placement));
-        if (r->set->vram.n > 1) fprintf(f, ", %s", row->params.vram);
+        md_which(r, row, f);
         fprintf(f, ": %s\n", row->disturbed);
     }
     tn_bench_regret_print(f, &r->rows);
@@ -499,8 +513,8 @@ static void clear_row(json_t *o)
     }
 }
 
-/* A request under a placement as a row of its own: described as its prompt's row is, with its seconds
- * as the median and its regret. */
+/* A request under a placement as a row of its own: described as its prompt's row is, with its
+ * seconds as the median and its regret. */
 static json_t *csv_request(const tn_bench_row *prompt, const char *request, const json_t *cost)
 {
     json_t *o = tn_bench_row_json(prompt);

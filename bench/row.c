@@ -13,7 +13,7 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     row->rate = row->ttft_s = row->token_s = (tn_bench_samples){0};
     row->weight_bytes = row->kv_bytes = row->activation_bytes = NAN;
     row->peak_gb_per_second = row->peak_rss_bytes = row->device_memory_bytes = NAN;
-    row->hops = row->join_wait_s = row->predicted = NAN;
+    row->hops = row->join_wait_s = row->predicted = row->cached = NAN;
     row->host = row->device = (tn_bench_side){NAN, NAN};
     row->against = (tn_bench_ratio){NAN, NAN, NAN, NAN};
     row->warmup_runs = 0;
@@ -181,6 +181,7 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     set_number(o, "percent_of_limit", tn_bench_percent(row));
     set_number(o, "peak_rss_bytes", row->peak_rss_bytes);
     set_number(o, "device_memory_bytes", row->device_memory_bytes);
+    set_number(o, "page_cache_percent", 100 * row->cached);
     set_number(o, "predicted_tokens_per_second", row->predicted);
     set_number(o, "measured_over_predicted", s.median / row->predicted);
     json_object_set_new(o, "tenon_over_this", ratio_json(&row->against));

@@ -51,6 +51,8 @@ typedef struct tn_bench_row {
     tn_bench_side host, device;
     double peak_gb_per_second; /* if each side read its part at its limit, both at the same time */
     double peak_rss_bytes, device_memory_bytes;
+    double cached;          /* of a load: the part of the file that was in the page cache before it; of
+                               all runs that part which fits the row's name least */
     double predicted;       /* tokens per second, by the plan that was carried out */
     tn_bench_ratio against; /* a peer's row: ours over theirs */
     char *disturbed;        /* why the row should not be trusted, NULL = nothing seen */

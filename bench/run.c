@@ -301,6 +301,8 @@ tn_status tn_bench_run_load(const tn_bench_run *run, tn_engine *engine, tn_model
         tn_model_close(*model);
         *model = NULL;
         s = prepare_cache(source, cold, err);
+        const double cached = tn_bench_source_cached(source);
+        row->cached = cold ? fmax(row->cached, cached) : fmin(row->cached, cached);
         const double start = tn_bench_clock();
         if (!s) s = tn_bench_source_open(source, engine, row->params.load, model, err);
         if (!s)

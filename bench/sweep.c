@@ -466,8 +466,8 @@ static void calibrate(sweep *w)
     tn_string_free(w->engine, text);
 }
 
-/* Measures the device's limit, and the machine for the planner; before any model takes memory of it.
- * A failure shows when the engine opens for the rows. */
+/* Measures the device's limit, and the machine for the planner; before any model takes memory of
+ * it. A failure shows when the engine opens for the rows. */
 static void measure_device(sweep *w)
 {
     free(w->profile);

@@ -134,6 +134,7 @@ def placements_are_predicted_as_planned(t):
     equal([row["ratio"] for row in compared], [1] * 12, "ratios of a report to itself")
     table = t.ok(*args).decode()
     check("simulated: predicted for rtx3060-ddr4, not measured" in table, f"no label:\n{table}")
+    check("GB/s" not in table and "95 %" not in table, f"columns of what was not measured:\n{table}")
 
 
 @case

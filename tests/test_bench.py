@@ -159,6 +159,7 @@ def json_schema(t):
     names += [n + " @ d300" for n in names]
     equal([row["test"] for row in r["results"]], names, "tests")
     for row in r["results"]:
+        equal((row["warmup_runs"], row["warmup_settled"]), (1, False), "warm-up")
         check_row(row, ("n_prompt", "n_gen", "depth", "threads", "batch", "kv", "isa", "load"))
         prompt = row["test"].startswith("pp8") and "(tg)" not in row["test"]
         check(finite(row["time_to_first_token"]) == prompt, f"time to first token of {row}")
@@ -253,8 +254,11 @@ def load_time_rows(t):
     check(warm["percent_of_limit"] > 0 and warm["limit_gb_per_second"] > 0, f"no limit: {warm}")
     near = 100 * warm["gb_per_second"] / warm["limit_gb_per_second"] / warm["percent_of_limit"]
     check(abs(near - 1) < 1e-6 and warm["gb_per_second"] == warm["median"], f"GB/s: {warm}")
+    check(warm["page_cache_percent"] >= 98, f"{warm['page_cache_percent']} % of the file were cached")
     cold = rows["load (cold)"]  # where the kernel keeps the file it must say so
     check(cold["error"] or len(cold["samples"]) == 3, f"{cold}")
+    check(cold["error"] or cold["page_cache_percent"] <= 2, f"{cold['page_cache_percent']} % cached")
+    equal(rows["pp8"]["page_cache_percent"], None, "page cache of a prompt")
     check("pp8" in rows, "the tests after the loads are missing")
 
 
@@ -263,6 +267,15 @@ def text_and_random(t):
     path = t.file("text.txt", b"Once upon a time there was a king.\n" * 20)
     for more in (("--text", path), ("--random",), ("--random", "--seed", "7")):
         check(t.report("-r", "1", *more)["results"][0]["samples"], f"{more}")
+    # Which experts are read, and so how many bytes, depends on the tokens.
+    model = os.path.join(t.data, "arch/qwen3moe/model-f16.gguf")
+    args = (model, "-p", "7", "-n", "0", "-r", "1", "--warmup", "0", "-o", "json")
+    every = ((), (), ("--text", path), ("--random",), ("--random", "--seed", "1"), ("--random", "--seed", "3"))
+    rows = [json.loads(t.ok(*args, *more))["results"][0] for more in every]
+    a, b, *others = [row["weight_bytes_per_token"] for row in rows]
+    equal(a, b, "bytes of the same text")
+    equal(others[1], others[2], "bytes of random tokens without a seed and with the default one")
+    equal(len({a, others[0], others[1], others[3]}), 4, f"different tokens read alike: {a}, {others}")
     t.fails(66, *t.quick("--text", "no/such/text"), words=("no/such/text",))
     t.fails(74, *t.quick("--text", t.file("empty.txt", b"")), words=("empty",))
 
@@ -320,7 +333,7 @@ def gpus_are_in_the_environment(t):
 
 @case
 def a_busy_machine_is_marked(t):
-    args = (t.model, "-p", "0", "-n", "2000", "-r", "5", "--warmup", "0", "-t", "1")
+    args = (t.model, "-p", "0", "-n", "2000", "-r", "5", "--warmup", "0", "-t", "1", "--kv", "f32")
     count = len(os.sched_getaffinity(0)) + 1
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
@@ -333,7 +346,7 @@ def a_busy_machine_is_marked(t):
     check(row["watch"]["others_percent"] > 5, f"{row['watch']}")
     check("other programs used" in row["disturbed"], f"{row['disturbed']}")
     check(re.search(r"\| tg2000 \| [^|]* \* \|", re.sub(" +", " ", table)), f"no star:\n{table}")
-    check("- tg2000: other programs used" in table, f"no reason:\n{table}")
+    check("- tg2000, kv f32: other programs used" in table, f"no reason or not of which:\n{table}")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
@@ -461,6 +474,34 @@ def drawings(t):
         )
         check("2 threads" in "".join(tree.getroot().itertext()), "no legend")
         check("nan" not in open(path).read(), "nan in the drawing")
+
+
+def marks(tree, name):
+    return [m for m in tree.iter("{http://www.w3.org/2000/svg}" + name) if m.get("width") != "100%"]
+
+
+def proportional(pixels, values, what):
+    ratios = [p / v for p, v in zip(pixels, values)]
+    check(max(ratios) <= 1.02 * min(ratios), f"{what}: {pixels} for {values}")
+
+
+@case
+def drawings_are_to_scale(t):
+    """Bars as long as the speeds; points as high, and as far to the right as the depth."""
+    path, text = os.path.join(t.dir, "a.svg"), ("-o", "json", "--svg", os.path.join(t.dir, "a.svg"))
+    rows = t.report("-r", "1", "-t", "1,2", *text)["results"]
+    bars = [float(m.get("width")) for m in marks(xml.etree.ElementTree.parse(path), "rect")]
+    for kind, of in (("pp", bars[:2]), ("tg", bars[2:])):
+        proportional(of, [r["median"] for r in rows if r["test"].startswith(kind)], f"bars of {kind}")
+    rows = t.report("-r", "1", "-d", "64,256", *text)["results"]
+    dots = marks(xml.etree.ElementTree.parse(path), "circle")
+    for kind, of in (("pp", dots[:2]), ("tg", dots[2:])):
+        of_kind = [r for r in rows if r["test"].startswith(kind)]
+        top = 340 * (kind == "tg") + 40  # of the plot, 240 high; 70 to its left
+        high = [top + 240 - float(m.get("cy")) for m in of]
+        proportional(high, [r["median"] for r in of_kind], f"heights of {kind}")
+        right = [float(m.get("cx")) - 70 for m in of]
+        proportional(right, [r["parameters"]["depth"] for r in of_kind], f"depths of {kind}")
 
 
 def changed(t, report, factor, name):

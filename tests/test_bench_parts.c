@@ -82,11 +82,19 @@ static double left(const tn_bench_estimate *e)
  * depths; two contexts of batch sizes. The clock has run for less than a second of 10,000. */
 TEST(remaining_time)
 {
-    int32_t prompt[] = {1000}, generate[] = {100}, depth[] = {0, 5000}, batch[] = {64, 512}, one[] = {1};
+    int32_t prompt[] = {1000}, generate[] = {100}, depth[] = {0, 5000}, batch[] = {64, 512},
+            one[] = {1};
     char *word[] = {"x"};
-    const tn_bench_settings set = {.prompt = {prompt, 1}, .generate = {generate, 1}, .depth = {depth, 2},
-        .batch = {batch, 2}, .threads = {one, 1}, .kv = {word, 1}, .isa = {word, 1},
-        .load = {word, 1}, .runs = 3, .warmup = 2};
+    const tn_bench_settings set = {.prompt = {prompt, 1},
+                                   .generate = {generate, 1},
+                                   .depth = {depth, 2},
+                                   .batch = {batch, 2},
+                                   .threads = {one, 1},
+                                   .kv = {word, 1},
+                                   .isa = {word, 1},
+                                   .load = {word, 1},
+                                   .runs = 3,
+                                   .warmup = 2};
     size_t n;
     tn_bench_estimate e;
     tn_bench_cell *c = tn_bench_cells_make(&set, &n);

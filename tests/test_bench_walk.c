@@ -52,9 +52,9 @@ static void check_logits(const char *path, const run_options *o, const tn_bench_
     free(want);
 }
 
-/* Filled in the same steps the logits are the same bits. most: largest difference of one to a context
- * that was filled in one go: how prompts are cut into batches changes sums in the last bits, and now
- * and then the rounding of a cached value. */
+/* Filled in the same steps the logits are the same bits. most: largest difference of one to a
+ * context that was filled in one go: how prompts are cut into batches changes sums in the last
+ * bits, and now and then the rounding of a cached value. */
 static void walk(const char *name, const run_options *o, double most)
 {
     char path[300];

@@ -22,7 +22,7 @@ tn_status tn_cuda_read(tn_stream *stream, const void *p, size_t bytes, uint32_t 
     if (!p || !sum || bytes == 0 || bytes % 16 || (uintptr_t)p % 16) return TN_EARG;
     const int64_t n = (int64_t)(bytes / 16), most = read_blocks;
     const int64_t need = (n + read_threads - 1) / read_threads, grid = need < most ? need : most;
-    LAUNCH(read_words, dim3((unsigned)grid), read_threads, 0, tn_cuda_stream(stream), (const uint4 *)p,
-           n, sum);
+    LAUNCH(read_words, dim3((unsigned)grid), read_threads, 0, tn_cuda_stream(stream),
+           (const uint4 *)p, n, sum);
     return tn_cuda_launched();
 }
