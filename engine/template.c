@@ -354,7 +354,7 @@ static void put_qwen3(out *o, text content, bool recent, bool last)
     put_literal(o, o->f->assistant[0]);
     if (recent && (last || thoughts.len)) {
         put_literal(o, "<think>\n");
-        put(o, drop_newlines(skip_newlines(thoughts)), false);
+        put(o, thoughts, false);
         put_literal(o, "\n</think>\n\n");
         content = skip_newlines(content);
     }
@@ -453,7 +453,7 @@ static size_t last_query(const tn_message *m, size_t n)
             !(starts_with(t, "<tool_response>") && ends_with(t, "</tool_response>")))
             return i;
     }
-    return n - 1;
+    return n;
 }
 
 static void put_messages(out *o, const tn_message *m, size_t n)

@@ -151,50 +151,47 @@ def line_editing(tty):
     return tty
 
 
+def answer_to(t, keys, *args, shown=None):
+    """The answer to what is typed, and how many tokens the message had."""
+    path = os.path.join(t.dir, "answer.txt")
+    tty = line_editing(chat(t, *args, stdout=path))
+    tty.send(keys)
+    if shown:
+        tty.expect(shown)
+        check(b"stop:" not in tty.seen, "a line was sent by itself")
+        tty.send("\r")
+    tty.expect("> ", tty.expect("stop: length"))
+    tty.send(b"\x04")
+    equal(tty.wait(), 0, "exit code")
+    with open(path, "rb") as f:
+        return f.read(), re.search(rb"prompt (\d+) tokens", tty.seen).group(1)
+
+
+def answer_to_file(t, text, *args):
+    path = t.file("message.txt", text.encode())
+    args = ("chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, *args)
+    _, out, err = t.run(*args, stdin=f"/file {path}\n".encode())
+    return out, re.search(rb"prompt (\d+) tokens", err).group(1)
+
+
 @case
 def paste_is_one_message(t):
     for lines in (3, 40):  # short ones are shown, long ones folded
         text = "\n".join(f"line {i} of a paste" for i in range(lines))
-        tty = line_editing(chat(t, "-c", "4096"))
-        tty.send(b"\x1b[200~" + text.replace("\n", "\r").encode() + b"\x1b[201~")
-        tty.expect("40 lines" if lines == 40 else "line 2 of a paste")
-        check(b"stop:" not in tty.seen, "a pasted line was sent by itself")
-        tty.send("\r")
-        tty.expect("> ", tty.expect("stop: length"))
-        prompt = re.search(rb"prompt (\d+) tokens", tty.seen)
-        tty.send(b"\x04")
-        equal(tty.wait(), 0, "exit code")
-        path = t.file("paste.txt", text.encode())
-        _, _, err = t.run(
-            "chat",
-            t.model,
-            *TALK,
-            "-n",
-            "6",
-            "--temp",
-            "0",
-            "-c",
-            "4096",
-            *ENDLESS,
-            stdin=f"/file {path}\n".encode(),
+        keys = b"\x1b[200~" + text.replace("\n", "\r").encode() + b"\x1b[201~"
+        shown = "40 lines" if lines == 40 else "line 2 of a paste"
+        equal(
+            answer_to(t, keys, "-c", "4096", shown=shown),
+            answer_to_file(t, text, "-c", "4096"),
+            "answer to a pasted message and its tokens",
         )
-        want = re.search(rb"prompt (\d+) tokens", err)
-        equal(prompt.group(1), want.group(1), "tokens of the pasted message")
 
 
 @case
 def new_lines_in_a_message(t):
-    _, _, err = t.run(
-        "chat", t.model, *TALK, "-n", "6", "--temp", "0", *ENDLESS, stdin=b"one\\\ntwo\n"
-    )
-    want = re.search(rb"prompt (\d+) tokens", err).group(1)
+    want = answer_to_file(t, "one\ntwo")
     for keys in (b"one\\\rtwo\r", b"one\x1b\rtwo\r"):
-        tty = line_editing(chat(t))
-        tty.send(keys)
-        tty.expect("> ", tty.expect("stop: length"))
-        equal(re.search(rb"prompt (\d+) tokens", tty.seen).group(1), want, f"tokens after {keys!r}")
-        tty.send(b"\x04")
-        equal(tty.wait(), 0, "exit code")
+        equal(answer_to(t, keys), want, f"answer to {keys!r} and its tokens")
 
 
 @case

@@ -110,11 +110,12 @@ PRELOAD = """
 #include <dlfcn.h>
 #include <signal.h>
 #include <sys/types.h>
-/* Ctrl-C as soon as weights are read. */
+/* Ctrl-C as soon as weights are read; a third one would end the program whatever it does. */
 ssize_t pread(int fd, void *p, size_t n, off_t at)
 {
     ssize_t (*real)(int, void *, size_t, off_t) = (ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread");
-    raise(SIGINT);
+    static int calls;
+    if (__sync_fetch_and_add(&calls, 1) == 0) raise(SIGINT);
     return real(fd, p, n, at);
 }
 """
@@ -140,7 +141,7 @@ def long_work_shows_its_progress(t):
     tty = t.terminal(*args)
     equal(tty.wait(), 0, "exit code")
     check(re.search(rb"\r[a-z]+ \[#* *\] +\d+%", tty.seen), f"no progress: {tty.seen[:500]!r}")
-    bars = [line for line in tty.seen.split(b"\n") if b"] 100%" in line or b"] " in line]
-    check(all(b"\r" in line for line in bars), f"the bar stays: {bars[:2]!r}")
+    stays = re.search(rb"\d%[^\r][^\n]*", tty.seen)
+    check(not stays, f"the bar stays: {stays}")
     _, _, err = t.run(*args)
     check(b"\r" not in err and b"#" not in err, f"a bar in a pipe: {err[:300]!r}")

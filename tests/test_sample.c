@@ -1,11 +1,11 @@
-/* The sampler: the generator, each option by hand, the draw's distribution, recorded streams. */
+/* The sampler: the generator, each option by hand, the draw's distribution, recorded streams. The
+ * defaults that files hold: test_sample_file.c. */
 #include "harness.h"
 #include "scarce.h"
 
 #include "../engine/engine.h"
 #include "../engine/model.h"
 #include "../engine/philox.h"
-#include "../gguf/write.h"
 
 #include <pthread.h>
 
@@ -71,8 +71,7 @@ static int32_t greedy_after(tn_sampler_options o, const float *logits, int32_t n
     return t;
 }
 
-/* ---- generator ---------------------------------------------------------------------------------
- */
+/* ---- generator ---- */
 
 /* The known answers published with Random123 for philox4x32, 10 rounds. */
 TEST(philox_known_answers)
@@ -105,8 +104,7 @@ TEST(philox_uniform)
     CHECK_NEAR(tn_philox_uniform(0xffffffff12345678u, 1ull << 33), 0.97059052131313106, 0);
 }
 
-/* ---- recorded streams --------------------------------------------------------------------------
- */
+/* ---- recorded streams ---- */
 
 typedef struct stream {
     struct {
@@ -202,8 +200,7 @@ TEST(seeds_differ)
     tn_sampler_free(t);
 }
 
-/* ---- the draw ----------------------------------------------------------------------------------
- */
+/* ---- the draw ---- */
 
 /* Pearson's statistic of 20,000 draws against softmax(logits / temperature). */
 static double chi_square(const float *logits, int32_t n, float temperature, uint64_t seed)
@@ -259,8 +256,7 @@ TEST(logprob_is_of_the_plain_softmax)
     tn_sampler_free(s);
 }
 
-/* ---- options by hand ---------------------------------------------------------------------------
- */
+/* ---- options by hand ---- */
 
 TEST(greedy_takes_the_lowest_id_of_equals)
 {
@@ -362,7 +358,12 @@ TEST(bias_moves_and_bans)
     const float large[3] = {3e38f, 0, 0};
     o.bias = &huge;
     o.n_bias = 1;
-    CHECK_INT(seen(&o, large, 3), 1); /* the sum stays finite */
+    CHECK_INT(seen(&o, large, 3), 1);
+    const tn_logit_bias both[] = {{0, 3e38f}, {1, 3e38f}}; /* the sums stay finite, and so equal */
+    const float pair[3] = {3e38f, 2e38f, 0};
+    o.bias = both;
+    o.n_bias = 2;
+    CHECK_INT(seen(&o, pair, 3), 3);
 }
 
 TEST(repeat_penalty_divides_positive_multiplies_negative)
@@ -376,6 +377,22 @@ TEST(repeat_penalty_divides_positive_multiplies_negative)
     const float negative[3] = {-1, -1.9f, -9}, far[3] = {-1, -2.1f, -9};
     CHECK_INT(greedy_after(o, negative, 3, zero, 2), 1);
     CHECK_INT(greedy_after(o, far, 3, zero, 2), 0);
+}
+
+TEST(penalised_logits_stay_finite)
+{
+    const float logits[3] = {1e37f, 2e36f, 0};
+    tn_sampler_options o = plain();
+    o.repeat_penalty = 0.001f;
+    tn_sampler *s = sampler(&o);
+    REQUIRE(s);
+    unsigned mask = 0;
+    for (int32_t t = 0; t < 2; t++)
+        CHECK_INT(tn_sampler_accept(s, t, NULL), TN_OK);
+    for (int i = 0; i < 64; i++)
+        mask |= 1u << next(s, logits, 3);
+    CHECK_INT(mask, 3); /* both are the largest float */
+    tn_sampler_free(s);
 }
 
 TEST(presence_and_frequency_penalties_subtract)
@@ -433,8 +450,7 @@ TEST(penalties_see_the_last_n_tokens)
     CHECK_INT(greedy_after(o, logits, 3, long_ago, 3000), 1);
 }
 
-/* ---- large vocabularies ------------------------------------------------------------------------
- */
+/* ---- large vocabularies ---- */
 
 static int by_logit(const void *x, const void *y)
 {
@@ -498,8 +514,34 @@ TEST(partial_selection_equals_full_sorting)
     }
 }
 
-/* ---- refusals ----------------------------------------------------------------------------------
- */
+/* Places that are sorted piece by piece: every one is drawn at some time. */
+TEST(equal_logits_are_in_order_of_their_ids)
+{
+    enum { n = 700 };
+    static const float logits[n];
+    tn_sampler_options o = plain();
+    o.top_p = 0.9999f;
+    tn_sampler *s = sampler(&o);
+    REQUIRE(s);
+    for (uint64_t d = 0; d < 4000; d++)
+        CHECK_INT(next(s, logits, n), (int32_t)(tn_philox_uniform(o.seed, d) * n));
+    tn_sampler_free(s);
+}
+
+TEST(vocabularies_may_change)
+{
+    static const float logits[9] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    tn_sampler_options o = plain();
+    o.temperature = 0;
+    tn_sampler *s = sampler(&o);
+    REQUIRE(s);
+    for (int32_t n = 1; n <= 9; n += 4)
+        CHECK_INT(next(s, logits, n), n - 1);
+    CHECK_INT(next(s, logits, 2), 1);
+    tn_sampler_free(s);
+}
+
+/* ---- refusals ---- */
 
 TEST(bad_logits_are_errors)
 {
@@ -527,23 +569,11 @@ TEST(options_out_of_range_are_named)
     tn_sampler_options o[24];
     for (int i = 0; i < 24; i++)
         o[i] = defaults();
-    static const char *const name[] = {"temperature",
-                                       "temperature",
-                                       "temperature",
-                                       "top_k",
-                                       "top_p",
-                                       "top_p",
-                                       "min_p",
-                                       "min_p",
-                                       "repeat_penalty",
-                                       "repeat_penalty",
-                                       "penalty_last_n",
-                                       "presence_penalty",
-                                       "frequency_penalty",
-                                       "bias",
-                                       "bias",
-                                       "bias",
-                                       "struct_size"};
+    static const char *const name[] = {
+        "temperature",      "temperature",       "temperature",    "top_k", "top_p", "top_p",
+        "min_p",            "min_p",             "repeat_penalty", "repeat_penalty", "penalty_last_n",
+        "presence_penalty", "frequency_penalty", "bias",           "bias",  "bias",  "struct_size",
+        "struct_size"};
     const tn_logit_bias bad[] = {{0, NAN}, {-1, 1}};
     o[0].temperature = -1;
     o[1].temperature = NAN;
@@ -564,7 +594,8 @@ TEST(options_out_of_range_are_named)
     o[15].n_bias = 1;
     o[15].bias = &bad[1];
     o[16].struct_size = 0;
-    for (int i = 0; i < 17; i++) {
+    o[17].struct_size = 5000;
+    for (int i = 0; i < 18; i++) {
         tn_sampler *s = (tn_sampler *)&engine;
         tn_error err = {0};
         CHECK_INT(tn_sampler_new(&s, &engine, &o[i], &err), TN_EARG);
@@ -610,83 +641,7 @@ TEST(struct_size_limits_what_is_read)
     tn_sampler_free(s);
 }
 
-/* ---- defaults of the file ----------------------------------------------------------------------
- */
-
-/* A model that is nothing but keys. */
-static tn_status file_defaults(tn_gguf_writer *w, tn_sampler_options *o, tn_error *err)
-{
-    const uint8_t *bytes;
-    size_t size;
-    tn_gguf *g;
-    const tn_gguf_options opt = {.struct_size = sizeof opt, .header_only = true};
-    tn_status s = tn_gguf_writer_finish(w, &bytes, &size, err);
-    if (!s) s = tn_gguf_parse(&g, bytes, size, "test.gguf", &opt, err);
-    if (s) {
-        FAIL("the test's file: %s", err->msg);
-        return s;
-    }
-    const tn_model m = {.gguf = g};
-    s = tn_sampler_defaults(&m, o, err);
-    tn_gguf_close(g);
-    return s;
-}
-
-TEST(defaults_come_from_the_file)
-{
-    tn_sampler_options o = defaults();
-    CHECK_NEAR(o.temperature, 0.8, 1e-6);
-    CHECK_INT(o.top_k, 40);
-    CHECK_NEAR(o.top_p, 0.95, 1e-6);
-    CHECK_NEAR(o.min_p, 0.05, 1e-6);
-    CHECK_NEAR(o.repeat_penalty, 1, 0);
-    CHECK_INT(o.struct_size, sizeof o);
-    tn_gguf_writer *w = tn_gguf_writer_new(NULL);
-    tn_gguf_writer_f32(w, "general.sampling.temp", 0.6f);
-    tn_gguf_writer_int(w, "general.sampling.top_k", TN_GGUF_I32, 20);
-    tn_gguf_writer_f32(w, "general.sampling.top_p", 0.9f);
-    tn_gguf_writer_f32(w, "general.sampling.min_p", 0.01f);
-    tn_gguf_writer_f32(w, "general.sampling.penalty_repeat", 1.25f);
-    tn_gguf_writer_int(w, "general.sampling.penalty_last_n", TN_GGUF_I32, -1);
-    tn_error err = {0};
-    CHECK_INT(file_defaults(w, &o, &err), TN_OK);
-    CHECK_NEAR(o.temperature, 0.6, 1e-6);
-    CHECK_INT(o.top_k, 20);
-    CHECK_NEAR(o.top_p, 0.9, 1e-6);
-    CHECK_NEAR(o.min_p, 0.01, 1e-6);
-    CHECK_NEAR(o.repeat_penalty, 1.25, 1e-6);
-    CHECK_INT(o.penalty_last_n, -1);
-    tn_gguf_writer_free(w);
-    w = tn_gguf_writer_new(NULL);
-    tn_gguf_writer_int(w, "general.sampling.top_k", TN_GGUF_I32, -1); /* how files spell "off" */
-    CHECK_INT(file_defaults(w, &o, &err), TN_OK);
-    CHECK_INT(o.top_k, 0);
-    tn_gguf_writer_free(w);
-}
-
-TEST(bad_defaults_of_the_file_are_named)
-{
-    static const char *const keys[] = {
-        "general.sampling.temp",           "general.sampling.top_k",
-        "general.sampling.top_p",          "general.sampling.min_p",
-        "general.sampling.penalty_repeat", "general.sampling.penalty_last_n"};
-    for (int i = 0; i < 6; i++) {
-        tn_gguf_writer *w = tn_gguf_writer_new(NULL);
-        if (i == 5)
-            tn_gguf_writer_int(w, keys[i], TN_GGUF_I32, -2);
-        else
-            tn_gguf_writer_f32(w, keys[i], -0.5f); /* for top_k: not an integer */
-        tn_sampler_options o = {.top_k = 123};
-        tn_error err = {0};
-        CHECK_INT(file_defaults(w, &o, &err), TN_EFORMAT);
-        CHECK_MSG(strstr(err.msg, keys[i]), "'%s' does not name %s", err.msg, keys[i]);
-        CHECK_INT(o.top_k, 123);
-        tn_gguf_writer_free(w);
-    }
-}
-
-/* ---- memory and threads ------------------------------------------------------------------------
- */
+/* ---- memory and threads ---- */
 
 TEST(every_failing_allocation_is_reported)
 {
@@ -716,11 +671,29 @@ TEST(every_failing_allocation_is_reported)
     CHECK_INT(k, 7); /* the sampler, biases, history and three buffers */
 }
 
+TEST(the_history_is_as_long_as_the_window)
+{
+    tn_sampler_options o = defaults();
+    o.repeat_penalty = 1.5f;
+    o.penalty_last_n = 4;
+    scarce m = {1000, 0};
+    engine.a = scarce_allocator(&m);
+    tn_sampler *s;
+    REQUIRE(!tn_sampler_new(&s, &engine, &o, NULL));
+    for (int i = 0; i < 64; i++)
+        CHECK_INT(tn_sampler_accept(s, i, NULL), TN_OK);
+    m.left = 0;
+    for (int i = 0; i < 1000; i++)
+        CHECK_INT(tn_sampler_accept(s, i, NULL), TN_OK);
+    tn_sampler_free(s);
+    CHECK_INT(m.live, 0);
+}
+
 typedef struct contender {
     tn_sampler *s;
     const float *logits;
     int32_t n;
-    int ok, busy, other;
+    int ok, busy, busy_accept, other;
 } contender;
 
 static void *contend(void *p)
@@ -731,7 +704,9 @@ static void *contend(void *p)
         const tn_status s = tn_sampler_sample(c->s, c->logits, c->n, &t, NULL, NULL);
         c->ok += s == TN_OK;
         c->busy += s == TN_EBUSY;
-        c->other += s != TN_OK && s != TN_EBUSY;
+        const tn_status a = tn_sampler_accept(c->s, i, NULL);
+        c->busy_accept += a == TN_EBUSY;
+        c->other += (s != TN_OK && s != TN_EBUSY) || (a != TN_OK && a != TN_EBUSY);
     }
     return NULL;
 }
@@ -743,7 +718,8 @@ TEST(concurrent_use_is_refused)
     uint64_t state = 5;
     for (int i = 0; i < n; i++)
         logits[i] = test_randf(&state);
-    const tn_sampler_options o = defaults();
+    tn_sampler_options o = defaults();
+    o.repeat_penalty = 1.1f;
     contender c[2] = {{.s = sampler(&o), .logits = logits, .n = n}};
     REQUIRE(c[0].s);
     c[1] = c[0];
@@ -752,7 +728,7 @@ TEST(concurrent_use_is_refused)
     contend(&c[0]);
     pthread_join(other, NULL);
     CHECK_INT(c[0].other + c[1].other, 0);
-    CHECK(c[0].busy + c[1].busy > 0);
+    CHECK(c[0].busy + c[1].busy > 0 && c[0].busy_accept + c[1].busy_accept > 0);
     CHECK(c[0].ok + c[1].ok > 0);
     tn_sampler_free(c[0].s);
 }

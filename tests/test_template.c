@@ -167,8 +167,12 @@ TEST(changed_templates_are_not_recognised)
         REQUIRE(tmpl);
         CHECK(tn_chat_format_detect(tmpl, len) != NULL);
         for (size_t i = 0; i < len; i++) {
+            char *cut = malloc(i + 1); /* so that a sanitizer sees a read past the end */
+            memcpy(cut, tmpl, i);
+            cut = realloc(cut, i + !i);
             if (i + 1 < len)
-                CHECK_MSG(!tn_chat_format_detect(tmpl, i), "%s cut at %zu", files[f], i);
+                CHECK_MSG(!tn_chat_format_detect(cut, i), "%s cut at %zu", files[f], i);
+            free(cut);
             if (strchr(" \n'\"", tmpl[i])) continue;
             tmpl[i] ^= 4;
             CHECK_MSG(!tn_chat_format_detect(tmpl, len), "%s changed at %zu", files[f], i);
@@ -201,9 +205,10 @@ TEST(the_default_system_text_is_the_templates_own)
                   "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if "
                   "add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
     static const char *const texts[][2] = {{"You are Bob.", "You are Bob."},
-                                           {"It\\'s \\\\ me.\\nHi", "It's \\ me.\nHi"}};
+                                           {"It\\'s \\\\ me.\\nHi", "It's \\ me.\nHi"},
+                                           {"A\\ttab,\r\na line", "A\ttab,\na line"}};
     const conversation c = {{{"user", "x"}}, 1, false};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         char tmpl[1000], want[200];
         snprintf(tmpl, sizeof tmpl, "%s%s%s", before, texts[i][0], after);
         snprintf(want, sizeof want,
@@ -215,8 +220,44 @@ TEST(the_default_system_text_is_the_templates_own)
         free(got);
     }
     char tmpl[1000];
+    snprintf(tmpl, sizeof tmpl, "%sBe</s>%s", before, after); /* a template may spell tokens */
+    tn_chat chat;
+    REQUIRE(!tn_chat_render(&chat, &tn_default_allocator, NULL, tmpl, strlen(tmpl), &vars, c.m, 1,
+                            false, NULL));
+    CHECK(chat.n > 1 && chat.pieces[1].len == 6 && chat.pieces[1].parse_special);
+    tn_chat_free(&chat);
     snprintf(tmpl, sizeof tmpl, "%s%s%s", before, "' + date + '", after);
     CHECK(tn_chat_format_detect(tmpl, strlen(tmpl)) == NULL);
+    snprintf(tmpl, sizeof tmpl, "%s%s%s", before, "one|two", after); /* may be part of a token */
+    CHECK(tn_chat_format_detect(tmpl, strlen(tmpl)) == NULL);
+}
+
+/* The rules by which Jinja, set up as chat templates have it, prints text around tags. */
+TEST(templates_are_one_if_they_print_the_same)
+{
+    static const struct {
+        const char *a, *b;
+        bool same;
+    } pairs[] = {
+        {"{{'a\\tb'}}", "{{'a\tb'}}", true},     {"{{'a\\tb'}}", "{{'a\\\\tb'}}", false},
+        {"{{'a\\nb'}}", "{{'a\nb'}}", true},     {"{{'\\d'}}", "{{'\\\\d'}}", true},
+        {"{{'\\''}}", "{{\"'\"}}", true},        {"{{'d'}}", "{{'\\d'}}", false},
+        {"{{x['a']}}", "{{x.a}}", true},         {"{{x['a b']}}", "{{x.a b}}", false},
+        {"{{x}}a\r\nb", "{{x}}a\nb", true},     {"{% if x %}\r\na", "{% if x %}a", true},
+        {"{{x}}\na", "{{x}}a", false},           {"a{{x}}\n", "a{{x}}", true},
+        {"a\n  {% if x %}", "a\n{% if x %}", true}, {"a\n  {%+ if x %}", "a\n{%+ if x %}", false},
+        {"  {% if x %}", "{% if x %}", true},    {"{{x}}  {% if x %}", "{{x}}{% if x %}", false},
+        {"  {{x}}", "{{x}}", false},             {"  {{- x}}", "{{x}}", true},
+        {"{{x -}}  a", "{{x}}a", true},          {"a{# b -#}  c", "a{# b #}c", true},
+        {"{{x or y}}", "{{xor y}}", false},      {"{{ x }}", "{{x}}", true},
+        {"a {# b #} c", "a  c", false},          {"{{x", "{{x}}", false},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        const uint64_t a = tn_chat_template_id(pairs[i].a, strlen(pairs[i].a));
+        const uint64_t b = tn_chat_template_id(pairs[i].b, strlen(pairs[i].b));
+        CHECK_MSG((a == b) == pairs[i].same, "'%s' and '%s' are %s", pairs[i].a, pairs[i].b,
+                  a == b ? "one" : "two");
+    }
 }
 
 TEST(dates_are_todays)
@@ -264,6 +305,18 @@ static void check_text(const char *format, const conversation *c, const char *pa
     free(s);
 }
 
+/* The character as UTF-8, terminated. */
+static const char *utf8(unsigned c, char text[4])
+{
+    const bool three = c >= 0x800, two = c >= 0x80;
+    char *p = text;
+    if (three) *p++ = (char)(0xe0 | c >> 12);
+    if (two) *p++ = (char)(three ? 0x80 | (c >> 6 & 63) : 0xc0 | c >> 6);
+    *p++ = (char)(two ? 0x80 | (c & 63) : c);
+    *p = 0;
+    return text;
+}
+
 TEST(white_space_is_what_python_trims)
 {
     const conversation c = {
@@ -272,6 +325,21 @@ TEST(white_space_is_what_python_trims)
         1,
         true};
     check_text("llama3", &c, "<|end_header_id|>\n\na\xe2\x80\x8b<|eot_id|>", true);
+    static const unsigned all[] = {0x09, 0x0a,   0x0b,   0x0c,   0x0d,   0x1c,   0x1d,   0x1e,
+                                   0x1f, 0x20,   0x85,   0xa0,   0x1680, 0x2000, 0x2001, 0x2002,
+                                   0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008, 0x2009, 0x200a,
+                                   0x2028, 0x2029, 0x202f, 0x205f, 0x3000};
+    static const unsigned not_all[] = {0x1b, 0x84, 0x86, 0xa1, 0x180e, 0x200b, 0x2060, 0xfeff};
+    char space[4], text[16];
+    const conversation one = {{{"user", text}}, 1, true};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        snprintf(text, sizeof text, "%sa%s", utf8(all[i], space), space);
+        check_text("llama3", &one, "<|end_header_id|>\n\na<|eot_id|>", true);
+    }
+    for (size_t i = 0; i < sizeof not_all / sizeof *not_all; i++) {
+        snprintf(text, sizeof text, "%sa%s", utf8(not_all[i], space), space);
+        check_text("llama3", &one, text, true);
+    }
 }
 
 /* Qwen 3 keeps the thoughts behind the last question; a tool's result is none. */

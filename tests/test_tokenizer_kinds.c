@@ -6,6 +6,8 @@
 #include "../engine/tokenizer_internal.h"
 #include "vocab_build.h"
 
+#include <time.h>
+
 /* ---- the llama kind ---- */
 
 TEST(llama_merges_by_score_and_falls_back_to_bytes)
@@ -389,6 +391,45 @@ TEST(a_conversation_begins_with_one_bos)
     v.add_bos = 0;
     CHECK_INT(count_bos(&v, "chatml"), 0);
     CHECK_INT(count_bos(&v, "mistral-v1"), 1);
+}
+
+/* Whether the text is of today, which may begin while the test runs. */
+static bool has_date(const char *text, time_t when)
+{
+    char date[40];
+    struct tm tm;
+    gmtime_r(&when, &tm);
+    strftime(date, sizeof date, "Today Date: %d %b %Y\n", &tm);
+    return strstr(text, date) != NULL;
+}
+
+TEST(a_conversation_as_text)
+{
+    static const tn_message m = {"user", "a"};
+    served s = serve(&llama_vocab);
+    REQUIRE(s.m);
+    char text[600];
+    size_t n = 0, again = 0;
+    tn_error err = {0};
+    const time_t before = time(NULL);
+    CHECK_INT(tn_chat_text(s.m, "llama3.2", &m, 1, true, NULL, 0, &n, &err), TN_EFULL);
+    REQUIRE(n > 100 && n < sizeof text);
+    memset(text, 'x', sizeof text);
+    CHECK_INT(tn_chat_text(s.m, "llama3.2", &m, 1, true, text, n, &again, &err), TN_EFULL);
+    CHECK_INT(text[0], 'x');
+    CHECK_INT(tn_chat_text(s.m, "llama3.2", &m, 1, true, text, n + 1, &again, &err), TN_OK);
+    CHECK_INT(again, n);
+    CHECK_INT(strlen(text), n);
+    CHECK(has_date(text, before) || has_date(text, time(NULL)));
+    int32_t ids[600];
+    CHECK_INT(tn_chat_tokens(s.m, "chatml", &m, 1, true, NULL, 0, &n, &err), TN_EFULL);
+    CHECK_INT(tn_chat_tokens(s.m, "chatml", &m, 1, true, ids, n - 1, &again, &err), TN_EFULL);
+    CHECK_INT(tn_chat_tokens(s.m, "chatml", &m, 1, true, ids, n, &again, &err), TN_OK);
+    CHECK_INT(tn_chat_tokens(NULL, "chatml", &m, 1, true, ids, n, &again, &err), TN_EARG);
+    CHECK_INT(tn_chat_tokens(s.m, "chatml", NULL, 1, true, ids, n, &again, &err), TN_EARG);
+    CHECK_INT(tn_chat_text(s.m, "chatml", &m, 1, true, NULL, 9, &again, &err), TN_EARG);
+    CHECK_INT(tn_chat_text(s.m, "chatml", &m, 1, true, text, 9, NULL, &err), TN_EARG);
+    unserve(&s);
 }
 
 TEST(public_calls_keep_their_promises)
