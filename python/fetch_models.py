@@ -77,7 +77,8 @@ def sha256(path):
 def check(model, path):
     size = os.path.getsize(path)
     if model.bytes not in ("-", str(size)):
-        give_up(f"{model.file} has {size} bytes, not {model.bytes}")
+        os.remove(path)
+        give_up(f"{model.file} has {size} bytes, not {model.bytes}; it was removed")
     if model.sha256 == "-":
         say(f"{model.file}: no checksum is known, so none was compared")
         return
