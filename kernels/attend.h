@@ -22,9 +22,11 @@ static inline float *tn_attend_partial(const tn_attend *a, int64_t t, int32_t h,
     return a->partial + ((t * a->n_head + h) * a->n_chunks + c) * (2 + (int64_t)a->kv.head_dim_v);
 }
 
-/* The scalar kernels, for shapes that a faster level leaves to them. */
+/* The kernels of lower levels, for shapes that a faster one leaves to them. */
 void tn_attend_scalar(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                       void *scratch);
+void tn_attend_avx2(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
+                    void *scratch);
 void tn_attend_join_scalar(const tn_attend *a, int64_t t, int32_t h);
 
 #endif

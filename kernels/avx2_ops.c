@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #include "../gguf/blocks.h"
-#include "avx2_math.h"
+#include "avx_math.h"
 #include "f16.h"
 
 #include <float.h>
@@ -86,10 +86,10 @@ static void rms_norm_avx2(float *y, const float *x, const float *w, int64_t n, f
 /* 0.5 (1 + tanh(u)) is sigmoid(2 u): both activations are x times a sigmoid. */
 static inline __m256 activate8(__m256 x, tn_activation act)
 {
-    if (act == TN_ACT_SILU) return _mm256_mul_ps(x, sigmoid8(x));
+    if (act == TN_ACT_SILU) return _mm256_mul_ps(x, v_sigmoid(x));
     __m256 x2 = _mm256_mul_ps(x, x);
     __m256 u = _mm256_fmadd_ps(x2, _mm256_set1_ps(0.0713548163f), _mm256_set1_ps(1.59576912f));
-    return _mm256_mul_ps(x, sigmoid8(_mm256_mul_ps(u, x)));
+    return _mm256_mul_ps(x, v_sigmoid(_mm256_mul_ps(u, x)));
 }
 
 static void glu_avx2(float *gate, const float *up, int64_t n, tn_activation act)
@@ -204,11 +204,11 @@ static float softmax_max(const float *x, int64_t n)
 static inline __m256 softmax_exp(float *x, __m256 max, const __m256i *k)
 {
     if (!k) {
-        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x), max));
+        __m256 e = v_exp(_mm256_sub_ps(_mm256_loadu_ps(x), max));
         _mm256_storeu_ps(x, e);
         return e;
     }
-    __m256 e = exp8(_mm256_sub_ps(_mm256_maskload_ps(x, *k), max));
+    __m256 e = v_exp(_mm256_sub_ps(_mm256_maskload_ps(x, *k), max));
     _mm256_maskstore_ps(x, *k, e);
     return _mm256_and_ps(e, _mm256_castsi256_ps(*k));
 }

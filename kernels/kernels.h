@@ -203,6 +203,7 @@ void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights *
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
 void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax, ... */
 void tn_kernels_avx2_attend(tn_kernels *k); /* avx2_attend.c */
+void tn_kernels_avx512_attend(tn_kernels *k); /* avx512_attend.c */
 void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights (VNNI) */
 void tn_kernels_avx512_r16(tn_kernels *k);  /* avx512_r16.c: matmul of R16 weights (VNNI) */
 

@@ -1,4 +1,4 @@
-/* Attention, scalar and AVX2, against a naive softmax in double precision over many shapes. What a
+/* Attention of every level against a naive softmax in double precision over many shapes. What a
  * kernel must not read (later positions of a page, pages outside the window) holds NaN or is NULL.
  * `test_attend --bench` times the kernels instead. */
 #include "harness.h"
@@ -28,14 +28,24 @@ typedef struct fixture {
 
 static const float CANARY = 12345.5f;
 
-static tn_kernels table(bool avx2)
+static const char *const level_names[] = {"scalar", "avx2", "avx512"};
+
+/* Levels of this CPU. */
+static int n_levels(void)
+{
+    const unsigned isa = tn_isa_detect();
+    return isa & TN_ISA_AVX512 ? 3 : isa & TN_ISA_AVX2 ? 2 : 1;
+}
+
+static tn_kernels table(int level)
 {
     tn_kernels k = {0};
     tn_kernels_scalar_ops(&k);
-    if (avx2) {
+    if (level >= 1) {
         tn_kernels_avx2_ops(&k);
         tn_kernels_avx2_attend(&k);
     }
+    if (level >= 2) tn_kernels_avx512_attend(&k);
     return k;
 }
 
@@ -209,7 +219,7 @@ static void check_sharp(const shape *s, float sharp)
     void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES + 64);
     unsigned char *guard = (unsigned char *)scratch + TN_SCRATCH_BYTES;
     make(&f, s, sharp, true);
-    for (int level = 0; level < (__builtin_cpu_supports("avx2") ? 2 : 1); level++)
+    for (int level = 0; level < n_levels(); level++)
         for (int i_tile = 0; i_tile < 3; i_tile++) {
             static const int64_t tiles[] = {TN_ATTEND_TILE, 5, 1};
             const int64_t tile = tiles[i_tile];
@@ -218,7 +228,7 @@ static void check_sharp(const shape *s, float sharp)
             for (size_t i = 0; i < f.n_out + 16; i++) f.out[i] = CANARY;
             for (size_t i = 0; i < f.n_partial + 16; i++) f.partial[i] = CANARY;
             run(&k, &f.a, tile, scratch);
-            if (!compare(s, &f, level ? "avx2" : "scalar"))
+            if (!compare(s, &f, level_names[level]))
                 FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld "
                      "chunk %lld tile %lld",
                      s->type, s->page, s->n_head, s->n_head_kv, s->dim_k, s->dim_v, s->window,
@@ -337,7 +347,7 @@ TEST(large_groups_and_dims)
 TEST(infinities_and_nan)
 {
     const shape s = {TN_TYPE_F32, 16, 3, 1, 16, 16, 0, 0, 9, 60, 0};
-    for (int level = 0; level < (__builtin_cpu_supports("avx2") ? 2 : 1); level++)
+    for (int level = 0; level < n_levels(); level++)
         for (int64_t tile = 1; tile <= 32; tile += 31)
             for (int64_t chunk = 0; chunk <= 16; chunk += 16) {
                 fixture f;
@@ -378,7 +388,7 @@ static void bench(const shape *s)
     fixture f;
     void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
     make(&f, s, 1, false);
-    for (int level = s->n > 64 || s->pos0 > 9000; level < 2; level++) {
+    for (int level = s->n > 64 || s->pos0 > 9000; level < n_levels(); level++) {
         const tn_kernels k = table(level);
         double best = 1e30;
         for (int r = 0; r < (level ? 7 : 1); r++) {
@@ -393,7 +403,7 @@ static void bench(const shape *s)
         const double bytes = (double)bytes_of(
             s, (size_t)f.len * (size_t)s->n_head_kv * (size_t)(s->dim_k + s->dim_v));
         printf("%-6s %-4s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
-               level ? "avx2" : "scalar", type_name(s), (long long)s->n,
+               level_names[level], type_name(s), (long long)s->n,
                (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3,
                bytes / best / 1e9, flops / best / 1e9);
     }

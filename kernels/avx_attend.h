@@ -1,0 +1,26 @@
+/* The attention slot with the vectors of avx_vec.h. */
+#ifndef TN_AVX_ATTEND_H
+#define TN_AVX_ATTEND_H
+
+#include "avx_attend_many.h"
+#include "avx_attend_one.h"
+
+/* Whether whole vectors make up the heads. */
+INLINE bool attend_fits(const tn_attend *a)
+{
+    const tn_kv_view *kv = &a->kv;
+    return kv->head_dim_k % LANES == 0 && kv->head_dim_v % LANES == 0 &&
+           kv->head_dim_k <= MAX_DIM && kv->head_dim_v <= MAX_DIM;
+}
+
+INLINE void attend_item(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
+                        void *scratch)
+{
+    const int32_t group = a->n_head / a->kv.n_head_kv;
+    if (t1 - t0 > 1) attend_many(a, kv_head, t0, t1, c, scratch);
+    for (int32_t h = 0; t1 - t0 == 1 && h < group; h += MAX_ONE)
+        attend_one(a, kv_head, t0, kv_head * group + h, group - h < MAX_ONE ? group - h : MAX_ONE, c,
+                   scratch);
+}
+
+#endif

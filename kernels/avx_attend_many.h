@@ -1,0 +1,258 @@
+/* Attention of several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K
+ * transposed to panels [dim][two vectors of keys], and both products run as small matrix products of
+ * ROWS rows x 2 vectors. Row r of an item belongs to token t0 + r / group. */
+#ifndef TN_AVX_ATTEND_MANY_H
+#define TN_AVX_ATTEND_MANY_H
+
+#include "avx_attend_row.h"
+
+enum { PANEL = 2 * LANES, ROWS = LANES == 16 ? 12 : 6, MAX_SLICE = 192 };
+
+/* A slice of an item's rows, in scratch. */
+typedef struct slice {
+    const tn_attend *a;
+    int32_t kv_head, group;
+    int64_t t0, c;
+    int64_t row0, n_rows; /* of the item */
+    int32_t dim_k, dim_v;
+    float *k;   /* [TILE / PANEL][dim_k][PANEL] */
+    float *v;   /* [TILE][dim_v] */
+    float *q;   /* [rows / ROWS][dim_k][ROWS], scaled */
+    float *o;   /* [rows][dim_v] */
+    float *s;   /* [rows][TILE] */
+    float *max, *sum, *fade;
+} slice;
+
+static inline int64_t row_token(const slice *z, int64_t r)
+{
+    return z->t0 + (z->row0 + r) / z->group;
+}
+
+/* Keys that any of the rows [r0, r1) sees. */
+static inline void rows_range(const slice *z, int64_t r0, int64_t r1, int64_t *lo, int64_t *hi)
+{
+    int64_t unused;
+    tn_attend_range(z->a, row_token(z, r0), z->c, lo, &unused);
+    tn_attend_range(z->a, row_token(z, r1 - 1), z->c, &unused, hi);
+}
+
+INLINE void transpose8(__m256 *r)
+{
+    __m256 t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+
+/* Elements d .. d + 7 of a row of the cache; d is a multiple of 8. */
+INLINE __m256 row8(const char *row, int32_t d, uint32_t type)
+{
+    if (type == TN_TYPE_F16)
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)d)));
+    if (type == TN_TYPE_F32) return _mm256_loadu_ps((const float *)(const void *)row + d);
+    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
+    const __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + d % TN_QK));
+    const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d)));
+    return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
+}
+
+/* Keys [pos, pos + PANEL) to a panel. Keys outside [lo, hi) repeat a neighbour: their
+ * scores are masked later, and what lies in their place in the page is never read. */
+INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, float *panel,
+                       uint32_t type)
+{
+    const tn_kv_view *kv = &z->a->kv;
+    const char *key[PANEL];
+    for (int i = 0; i < PANEL; i++) {
+        int64_t p = pos + i < lo ? lo : pos + i >= hi ? hi - 1 : pos + i;
+        key[i] = kv_row(kv, kv->k, z->dim_k, z->kv_head, p);
+    }
+    for (int32_t d = 0; d < z->dim_k; d += 8)
+        for (int part = 0; part < PANEL; part += 8) {
+            __m256 r[8];
+            UNROLL for (int i = 0; i < 8; i++) r[i] = row8(key[part + i], d, type);
+            transpose8(r);
+            UNROLL for (int i = 0; i < 8; i++)
+                _mm256_store_ps(panel + (size_t)(d + i) * PANEL + part, r[i]);
+        }
+}
+
+/* V rows [pos, pos + n) in float32, zero outside [lo, hi): a weight of 0 must not meet a NaN. */
+INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi,
+                        uint32_t type)
+{
+    const tn_kv_view *kv = &z->a->kv;
+    for (int64_t i = 0; i < n; i++) {
+        float *v = z->v + i * z->dim_v;
+        if (pos + i < lo || pos + i >= hi) {
+            memset(v, 0, (size_t)z->dim_v * sizeof *v);
+            continue;
+        }
+        const char *row = kv_row(kv, kv->v, z->dim_v, z->kv_head, pos + i);
+        for (int32_t d = 0; d < z->dim_v; d += 8)
+            _mm256_store_ps(v + d, row8(row, d, type));
+    }
+}
+
+/* s[ROWS][PANEL columns] = q[dim][ROWS] x panel[dim][PANEL] */
+static inline void score_block(const float *q, const float *panel, int32_t dim, float *s)
+{
+    vf acc[ROWS][2];
+    UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = v_zero();
+    for (int32_t d = 0; d < dim; d++, q += ROWS, panel += PANEL) {
+        vf b0 = v_load(panel), b1 = v_load(panel + LANES);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            vf x = v_set(q[i]);
+            acc[i][0] = v_fma(x, b0, acc[i][0]);
+            acc[i][1] = v_fma(x, b1, acc[i][1]);
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        v_store(s + i * TILE, acc[i][0]);
+        v_store(s + i * TILE + LANES, acc[i][1]);
+    }
+}
+
+/* o[ROWS][LANES * vecs columns] = o * fade + s[ROWS][n] x v[n][dim] */
+INLINE void value_block(const float *s, const float *fade, const float *v, int64_t n, int32_t dim,
+                        float *o, const int vecs)
+{
+    vf acc[ROWS][2];
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < vecs; j++)
+            acc[i][j] = v_mul(v_load(o + (size_t)i * (size_t)dim + LANES * j),
+                                      v_set(fade[i]));
+    for (int64_t k = 0; k < n; k++, v += dim) {
+        vf b[2];
+        UNROLL for (int j = 0; j < vecs; j++) b[j] = v_load(v + LANES * j);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            vf x = v_set(s[i * TILE + k]);
+            UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = v_fma(x, b[j], acc[i][j]);
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < vecs; j++)
+            v_store(o + (size_t)i * (size_t)dim + LANES * j, acc[i][j]);
+}
+
+/* Turns the scores of one row against keys [from, to) of the tile at pos into weights. */
+static inline void weigh_row(const slice *z, int64_t r, int64_t pos, int64_t from, int64_t to)
+{
+    float *s = z->s + r * TILE + from;
+    const int64_t n = to - from;
+    int64_t lo, hi;
+    tn_attend_range(z->a, row_token(z, r), z->c, &lo, &hi);
+    lo = lo > pos + from ? lo - pos - from : 0;
+    hi = hi < pos + to ? hi - pos - from : n;
+    z->fade[r] = 1;
+    if (lo >= hi) {
+        memset(s, 0, (size_t)n * sizeof *s);
+        return;
+    }
+    z->fade[r] = softmax_tile(s, lo, hi, z->a->softcap, &z->max[r], &z->sum[r]);
+    if (hi < n) memset(s + hi, 0, (size_t)(n - hi) * sizeof *s);
+}
+
+INLINE void load_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi, uint32_t type)
+{
+    for (int64_t k = 0; k < n; k += PANEL)
+        load_panel(z, pos + k, lo, hi, z->k + k * z->dim_k, type);
+    load_values(z, pos, n, lo, hi, type);
+}
+
+/* All rows against keys [pos, pos + n), of which [lo, hi) are seen by some row. */
+static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi)
+{
+    const uint32_t type = z->a->kv.type;
+    if (type == TN_TYPE_F16) load_tile(z, pos, n, lo, hi, TN_TYPE_F16);
+    else if (type == TN_TYPE_F32) load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
+    else load_tile(z, pos, n, lo, hi, TN_TYPE_Q8_0);
+    for (int64_t r = 0; r < z->n_rows; r += ROWS) {
+        const int64_t end = r + ROWS < z->n_rows ? r + ROWS : z->n_rows;
+        int64_t from, to;
+        rows_range(z, r, end, &from, &to);
+        from = from > pos ? (from - pos) / PANEL * PANEL : 0;
+        to = to < pos + n ? to - pos : n;
+        if (from >= to) continue;
+        for (int64_t k = from; k < to; k += PANEL)
+            score_block(z->q + r * z->dim_k, z->k + k * z->dim_k, z->dim_k, z->s + r * TILE + k);
+        for (int64_t i = r; i < end; i++) weigh_row(z, i, pos, from, to);
+        const float *s = z->s + r * TILE + from, *v = z->v + from * z->dim_v;
+        float *o = z->o + r * z->dim_v;
+        int32_t d = 0;
+        for (; d + 2 * LANES <= z->dim_v; d += 2 * LANES)
+            value_block(s, z->fade + r, v + d, to - from, z->dim_v, o + d, 2);
+        if (d < z->dim_v) value_block(s, z->fade + r, v + d, to - from, z->dim_v, o + d, 1);
+    }
+}
+
+/* Query rows scaled and packed; the rows that fill the last block are zero, and stay so. */
+static inline void slice_start(slice *z)
+{
+    const int64_t padded = (z->n_rows + ROWS - 1) / ROWS * ROWS;
+    for (int64_t r = 0; r < padded; r++) {
+        float *to = z->q + r / ROWS * ROWS * z->dim_k + r % ROWS;
+        for (int32_t d = 0; d < z->dim_k; d++) to[d * ROWS] = 0;
+        z->max[r] = -INFINITY;
+        z->sum[r] = 0;
+        z->fade[r] = 1;
+        if (r >= z->n_rows) continue;
+        const int64_t h = (int64_t)z->kv_head * z->group + (z->row0 + r) % z->group;
+        const float *q = z->a->q + row_token(z, r) * z->a->q_stride + h * z->dim_k;
+        for (int32_t d = 0; d < z->dim_k; d++) to[d * ROWS] = q[d] * z->a->scale;
+    }
+    memset(z->o, 0, (size_t)padded * (size_t)z->dim_v * sizeof(float));
+    memset(z->s, 0, (size_t)padded * TILE * sizeof(float));
+}
+
+static inline void slice_run(slice *z)
+{
+    int64_t lo, hi;
+    slice_start(z);
+    rows_range(z, 0, z->n_rows, &lo, &hi);
+    for (int64_t pos = lo & ~(int64_t)(PANEL - 1); pos < hi; pos += TILE)
+        slice_tile(z, pos, hi - pos < TILE ? hi - pos : TILE, lo, hi);
+    for (int64_t r = 0; r < z->n_rows; r++)
+        store_row(z->a, row_token(z, r),
+                  z->kv_head * z->group + (int32_t)((z->row0 + r) % z->group), z->c, z->max[r],
+                  z->sum[r], z->o + r * z->dim_v);
+}
+
+/* As many rows at a time as scratch holds. */
+static inline void attend_many(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
+                        float *scratch)
+{
+    slice z = {.a = a, .kv_head = kv_head, .group = a->n_head / a->kv.n_head_kv, .t0 = t0, .c = c};
+    z.dim_k = a->kv.head_dim_k;
+    z.dim_v = a->kv.head_dim_v;
+    const int64_t dims = (int64_t)z.dim_k + z.dim_v;
+    const int64_t room = (int64_t)TN_SCRATCH_BYTES / (int64_t)sizeof(float) - TILE * dims;
+    int64_t most = room / (dims + TILE + 3) / 48 * 48; /* of ROWS and of 16 */
+    if (most > MAX_SLICE) most = MAX_SLICE;
+    z.k = scratch;
+    z.v = z.k + (int64_t)TILE * z.dim_k;
+    z.q = z.v + (int64_t)TILE * z.dim_v;
+    z.o = z.q + most * z.dim_k;
+    z.s = z.o + most * z.dim_v;
+    z.max = z.s + most * TILE;
+    z.sum = z.max + most;
+    z.fade = z.sum + most;
+    const int64_t rows = (t1 - t0) * z.group;
+    for (z.row0 = 0; z.row0 < rows; z.row0 += most) {
+        z.n_rows = rows - z.row0 < most ? rows - z.row0 : most;
+        slice_run(&z);
+    }
+}
+
+#endif
