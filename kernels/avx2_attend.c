@@ -4,8 +4,10 @@
 void tn_attend_avx2(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                     void *scratch)
 {
-    if (attend_fits(a)) attend_item(a, kv_head, t0, t1, c, scratch);
-    else tn_attend_scalar(a, kv_head, t0, t1, c, scratch);
+    if (attend_fits(a))
+        attend_item(a, kv_head, t0, t1, c, scratch);
+    else
+        tn_attend_scalar(a, kv_head, t0, t1, c, scratch);
 }
 
 static void attend_join_avx2(const tn_attend *a, int64_t t, int32_t h)

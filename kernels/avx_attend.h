@@ -19,8 +19,8 @@ INLINE void attend_item(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t
     const int32_t group = a->n_head / a->kv.n_head_kv;
     if (t1 - t0 > 1) attend_many(a, kv_head, t0, t1, c, scratch);
     for (int32_t h = 0; t1 - t0 == 1 && h < group; h += MAX_ONE)
-        attend_one(a, kv_head, t0, kv_head * group + h, group - h < MAX_ONE ? group - h : MAX_ONE, c,
-                   scratch);
+        attend_one(a, kv_head, t0, kv_head * group + h, group - h < MAX_ONE ? group - h : MAX_ONE,
+                   c, scratch);
 }
 
 #endif

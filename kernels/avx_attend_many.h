@@ -1,6 +1,6 @@
 /* Attention of several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K
- * transposed to panels [dim][two vectors of keys], and both products run as small matrix products of
- * ROWS rows x 2 vectors. Row r of an item belongs to token t0 + r / group. */
+ * transposed to panels [dim][two vectors of keys], and both products run as small matrix products
+ * of ROWS rows x 2 vectors. Row r of an item belongs to token t0 + r / group. */
 #ifndef TN_AVX_ATTEND_MANY_H
 #define TN_AVX_ATTEND_MANY_H
 
@@ -15,11 +15,11 @@ typedef struct slice {
     int64_t t0, c;
     int64_t row0, n_rows; /* of the item */
     int32_t dim_k, dim_v;
-    float *k;   /* [TILE / PANEL][dim_k][PANEL] */
-    float *v;   /* [TILE][dim_v] */
-    float *q;   /* [rows / ROWS][dim_k][ROWS], scaled */
-    float *o;   /* [rows][dim_v] */
-    float *s;   /* [rows][TILE] */
+    float *k; /* [TILE / PANEL][dim_k][PANEL] */
+    float *v; /* [TILE][dim_v] */
+    float *q; /* [rows / ROWS][dim_k][ROWS], scaled */
+    float *o; /* [rows][dim_v] */
+    float *s; /* [rows][TILE] */
     float *max, *sum, *fade;
 } slice;
 
@@ -59,7 +59,8 @@ INLINE void transpose8(__m256 *r)
 INLINE __m256 row8(const char *row, int32_t d, uint32_t type)
 {
     if (type == TN_TYPE_F16)
-        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)d)));
+        return _mm256_cvtph_ps(
+            _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)d)));
     if (type == TN_TYPE_F32) return _mm256_loadu_ps((const float *)(const void *)row + d);
     const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
     const __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + d % TN_QK));
@@ -112,13 +113,15 @@ static inline void score_block(const float *q, const float *panel, int32_t dim, 
     UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = v_zero();
     for (int32_t d = 0; d < dim; d++, q += ROWS, panel += PANEL) {
         vf b0 = v_load(panel), b1 = v_load(panel + LANES);
-        UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int i = 0; i < ROWS; i++)
+        {
             vf x = v_set(q[i]);
             acc[i][0] = v_fma(x, b0, acc[i][0]);
             acc[i][1] = v_fma(x, b1, acc[i][1]);
         }
     }
-    UNROLL for (int i = 0; i < ROWS; i++) {
+    UNROLL for (int i = 0; i < ROWS; i++)
+    {
         v_store(s + i * TILE, acc[i][0]);
         v_store(s + i * TILE + LANES, acc[i][1]);
     }
@@ -129,21 +132,19 @@ INLINE void value_block(const float *s, const float *fade, const float *v, int64
                         float *o, const int vecs)
 {
     vf acc[ROWS][2];
-    UNROLL for (int i = 0; i < ROWS; i++)
-        UNROLL for (int j = 0; j < vecs; j++)
-            acc[i][j] = v_mul(v_load(o + (size_t)i * (size_t)dim + LANES * j),
-                                      v_set(fade[i]));
+    UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < vecs; j++) acc[i][j] =
+        v_mul(v_load(o + (size_t)i * (size_t)dim + LANES * j), v_set(fade[i]));
     for (int64_t k = 0; k < n; k++, v += dim) {
         vf b[2];
         UNROLL for (int j = 0; j < vecs; j++) b[j] = v_load(v + LANES * j);
-        UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int i = 0; i < ROWS; i++)
+        {
             vf x = v_set(s[i * TILE + k]);
             UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = v_fma(x, b[j], acc[i][j]);
         }
     }
-    UNROLL for (int i = 0; i < ROWS; i++)
-        UNROLL for (int j = 0; j < vecs; j++)
-            v_store(o + (size_t)i * (size_t)dim + LANES * j, acc[i][j]);
+    UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < vecs; j++)
+        v_store(o + (size_t)i * (size_t)dim + LANES * j, acc[i][j]);
 }
 
 /* Turns the scores of one row against keys [from, to) of the tile at pos into weights. */
@@ -175,9 +176,12 @@ INLINE void load_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_
 static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi)
 {
     const uint32_t type = z->a->kv.type;
-    if (type == TN_TYPE_F16) load_tile(z, pos, n, lo, hi, TN_TYPE_F16);
-    else if (type == TN_TYPE_F32) load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
-    else load_tile(z, pos, n, lo, hi, TN_TYPE_Q8_0);
+    if (type == TN_TYPE_F16)
+        load_tile(z, pos, n, lo, hi, TN_TYPE_F16);
+    else if (type == TN_TYPE_F32)
+        load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
+    else
+        load_tile(z, pos, n, lo, hi, TN_TYPE_Q8_0);
     for (int64_t r = 0; r < z->n_rows; r += ROWS) {
         const int64_t end = r + ROWS < z->n_rows ? r + ROWS : z->n_rows;
         int64_t from, to;
@@ -187,7 +191,8 @@ static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo
         if (from >= to) continue;
         for (int64_t k = from; k < to; k += PANEL)
             score_block(z->q + r * z->dim_k, z->k + k * z->dim_k, z->dim_k, z->s + r * TILE + k);
-        for (int64_t i = r; i < end; i++) weigh_row(z, i, pos, from, to);
+        for (int64_t i = r; i < end; i++)
+            weigh_row(z, i, pos, from, to);
         const float *s = z->s + r * TILE + from, *v = z->v + from * z->dim_v;
         float *o = z->o + r * z->dim_v;
         int32_t d = 0;
@@ -203,14 +208,16 @@ static inline void slice_start(slice *z)
     const int64_t padded = (z->n_rows + ROWS - 1) / ROWS * ROWS;
     for (int64_t r = 0; r < padded; r++) {
         float *to = z->q + r / ROWS * ROWS * z->dim_k + r % ROWS;
-        for (int32_t d = 0; d < z->dim_k; d++) to[d * ROWS] = 0;
+        for (int32_t d = 0; d < z->dim_k; d++)
+            to[d * ROWS] = 0;
         z->max[r] = -INFINITY;
         z->sum[r] = 0;
         z->fade[r] = 1;
         if (r >= z->n_rows) continue;
         const int64_t h = (int64_t)z->kv_head * z->group + (z->row0 + r) % z->group;
         const float *q = z->a->q + row_token(z, r) * z->a->q_stride + h * z->dim_k;
-        for (int32_t d = 0; d < z->dim_k; d++) to[d * ROWS] = q[d] * z->a->scale;
+        for (int32_t d = 0; d < z->dim_k; d++)
+            to[d * ROWS] = q[d] * z->a->scale;
     }
     memset(z->o, 0, (size_t)padded * (size_t)z->dim_v * sizeof(float));
     memset(z->s, 0, (size_t)padded * TILE * sizeof(float));
@@ -230,8 +237,8 @@ static inline void slice_run(slice *z)
 }
 
 /* As many rows at a time as scratch holds. */
-static inline void attend_many(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
-                        float *scratch)
+static inline void attend_many(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1,
+                               int64_t c, float *scratch)
 {
     slice z = {.a = a, .kv_head = kv_head, .group = a->n_head / a->kv.n_head_kv, .t0 = t0, .c = c};
     z.dim_k = a->kv.head_dim_k;

@@ -7,8 +7,7 @@
 
 enum {
     MAX_ONE = 16,  /* heads of a group at a time */
-    MAX_DIM = 1024,
-    MAX_BLOCKS = MAX_DIM / TN_QK
+    MAX_DIM = 1024 /* of a head */
 };
 
 /* State of one token's heads, in scratch; rows of dim_k and dim_v floats. */
@@ -26,6 +25,12 @@ typedef struct keys {
     const char *k, *v, *next;
     int64_t n;
 } keys;
+
+/* Asks for the cache lines of [p, p + bytes). */
+INLINE void fetch(const char *p, const int bytes)
+{
+    UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+}
 
 /* Heads and keys of a block of scores fit the registers together with what they are made of. */
 INLINE int keys_at_once(int heads)
@@ -56,7 +61,8 @@ INLINE void put_sums(const vf *a, int heads, int n, float *s)
     } else if (n == 4) {
         UNROLL for (int h = 0; h < heads; h++) _mm_storeu_ps(s + h * TILE, v_sums4(a + 4 * h));
     } else {
-        UNROLL for (int h = 0; h < heads; h += 2) {
+        UNROLL for (int h = 0; h < heads; h += 2)
+        {
             const __m128 x = v_sums4(a + 2 * h);
             _mm_storel_pi((__m64 *)(void *)(s + h * TILE), x);
             _mm_storeh_pi((__m64 *)(void *)(s + (h + 1) * TILE), x);
@@ -68,27 +74,34 @@ INLINE void put_sums(const vf *a, int heads, int n, float *s)
 /* Scores of heads h .. h + heads - 1 with keys j .. j + n - 1 (heads, n constants); keys after the
  * last repeat it. V of the same keys is asked for. */
 INLINE void dots(const one *z, const keys *x, int64_t j, int32_t h, uint32_t type, const int heads,
-                 const int n)
+                 const int n, bool ahead)
 {
     const int32_t step = type == TN_TYPE_Q8_0 ? TN_QK : LANES;
     const float *q = z->q + (int64_t)h * z->dim_k;
     const char *key[8];
     const float *scale[8];
+    const char *v = x->v + (size_t)j * z->v_bytes;
+    const int share = n * (int)row_bytes_of(type, step); /* of V, for each step */
     vf acc[24];
-    UNROLL for (int i = 0; i < n; i++) {
+    UNROLL for (int i = 0; i < n; i++)
+    {
         const int64_t at = j + i < x->n ? j + i : x->n - 1;
         key[i] = x->k + (size_t)at * z->k_bytes;
         scale[i] = z->k_scale + at * (z->dim_k / TN_QK);
     }
     UNROLL for (int i = 0; i < heads * n; i++) acc[i] = v_zero();
-    for (int32_t d = 0; d < z->dim_k; d += step) {
-        UNROLL for (int32_t u = 0; u < step; u += LANES) {
+    for (int32_t d = 0; d < z->dim_k; d += step, v += share) {
+        if (ahead) fetch(v, share);
+        UNROLL for (int32_t u = 0; u < step; u += LANES)
+        {
             vf w[4];
             UNROLL for (int i = 0; i < heads; i++) w[i] = v_load(q + (int64_t)i * z->dim_k + d + u);
-            UNROLL for (int i = 0; i < n; i++) {
+            UNROLL for (int i = 0; i < n; i++)
+            {
                 vf y = row_piece(key[i], d + u, type);
                 if (type == TN_TYPE_Q8_0) y = v_mul(y, v_set(scale[i][d / TN_QK]));
-                UNROLL for (int g = 0; g < heads; g++) acc[g * n + i] = v_fma(w[g], y, acc[g * n + i]);
+                UNROLL for (int g = 0; g < heads; g++) acc[g * n + i] =
+                    v_fma(w[g], y, acc[g * n + i]);
             }
         }
     }
@@ -100,17 +113,15 @@ INLINE void scores_of(const one *z, const keys *x, int32_t h, uint32_t type, con
 {
     const int n = keys_at_once(heads);
     for (int64_t j = 0; j < x->n; j += n) {
-        if (ahead)
-            for (size_t at = 0; at < (size_t)n * z->v_bytes; at += 64)
-                _mm_prefetch(x->v + (size_t)j * z->v_bytes + at, _MM_HINT_T0);
-        dots(z, x, j, h, type, heads, n);
+        dots(z, x, j, h, type, heads, n, ahead);
     }
 }
 
 INLINE void scores(const one *z, const keys *x, uint32_t type)
 {
     int32_t h = 0;
-    for (; z->group - h >= 4; h += 4) scores_of(z, x, h, type, 4, h == 0);
+    for (; z->group - h >= 4; h += 4)
+        scores_of(z, x, h, type, 4, h == 0);
     switch (z->group - h) {
     case 3: scores_of(z, x, h, type, 3, h == 0); return;
     case 2: scores_of(z, x, h, type, 2, h == 0); return;
@@ -119,7 +130,8 @@ INLINE void scores(const one *z, const keys *x, uint32_t type)
     }
 }
 
-/* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of columns from d on. */
+/* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of columns from d on.
+ */
 INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t type, const int heads,
                   const int vecs, bool ahead)
 {
@@ -130,24 +142,20 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
     float *o = z->o + (int64_t)h * z->dim_v + d;
     const char *v = x->v, *next = x->next + row_bytes_of(type, d);
     vf acc[16];
-    UNROLL for (int g = 0; g < heads; g++)
-        UNROLL for (int i = 0; i < vecs; i++)
-            acc[g * vecs + i] =
-                v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
+    UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++) acc[g * vecs + i] =
+        v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
     for (int64_t k = 0; k < x->n; k++, v += z->v_bytes, next += z->k_bytes) {
-        if (ahead)
-            UNROLL for (int i = 0; i < vecs * LANES * size; i += 64)
-                _mm_prefetch(next + i, _MM_HINT_T0);
-        UNROLL for (int i = 0; i < vecs; i++) {
+        if (ahead) fetch(next, vecs * LANES * size);
+        UNROLL for (int i = 0; i < vecs; i++)
+        {
             const vf y = row_piece(v, d + LANES * i, type);
             const float *w = s + k + (q8 ? d % TN_QK + LANES * i : 0) / TN_QK * TILE;
-            UNROLL for (int g = 0; g < heads; g++)
-                acc[g * vecs + i] = v_fma(y, v_set(w[g * row]), acc[g * vecs + i]);
+            UNROLL for (int g = 0; g < heads; g++) acc[g * vecs + i] =
+                v_fma(y, v_set(w[g * row]), acc[g * vecs + i]);
         }
     }
-    UNROLL for (int g = 0; g < heads; g++)
-        UNROLL for (int i = 0; i < vecs; i++)
-            v_store(o + (int64_t)g * z->dim_v + LANES * i, acc[g * vecs + i]);
+    UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++)
+        v_store(o + (int64_t)g * z->dim_v + LANES * i, acc[g * vecs + i]);
 }
 
 INLINE void weigh_heads(const one *z, const keys *x, int32_t h, uint32_t type, const int heads,
@@ -173,7 +181,8 @@ INLINE void weigh_heads(const one *z, const keys *x, int32_t h, uint32_t type, c
 INLINE void weigh_all(const one *z, const keys *x, uint32_t type)
 {
     int32_t h = 0;
-    for (; z->group - h >= 4; h += 4) weigh_heads(z, x, h, type, 4, h == 0);
+    for (; z->group - h >= 4; h += 4)
+        weigh_heads(z, x, h, type, 4, h == 0);
     switch (z->group - h) {
     case 3: weigh_heads(z, x, h, type, 3, h == 0); return;
     case 2: weigh_heads(z, x, h, type, 2, h == 0); return;
@@ -182,17 +191,18 @@ INLINE void weigh_all(const one *z, const keys *x, uint32_t type)
     }
 }
 
-/* The scales of n rows of Q8_0 blocks as floats. */
-INLINE void read_scales(const char *rows, int64_t n, int32_t dim, float *out, bool by_block)
+/* The scales of n blocks as floats, each `stride` blocks after the one before. */
+static inline void read_scales(const tn_block_q8_0 *b, int64_t n, int64_t stride, float *out)
 {
-    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)rows;
-    const int64_t blocks = dim / TN_QK, count = n * blocks;
-    uint16_t half[TILE * MAX_BLOCKS + LANES];
-    for (int64_t i = 0; !by_block && i < count; i++) half[i] = b[i].d;
-    for (int64_t i = 0; by_block && i < n; i++)
-        for (int64_t j = 0; j < blocks; j++) half[j * TILE + i] = b[i * blocks + j].d;
-    for (int64_t i = 0; i < (by_block ? blocks * TILE : count); i += LANES)
-        v_store(out + i, v_halves(half + i));
+    uint16_t half[TILE];
+    for (; n > 0; n -= TILE, b += TILE * stride, out += TILE) {
+        const int64_t m = n < TILE ? n : TILE;
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < m; i++)
+            half[i] = b[i * stride].d;
+        for (int64_t i = 0; i < m; i += LANES)
+            v_store(out + i, v_halves(half + i));
+    }
 }
 
 /* weight[h][block][key] = s[h][key] * scale of V */
@@ -208,12 +218,15 @@ static inline void scale_weights(const one *z, int64_t n)
 
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
-    if (type == TN_TYPE_Q8_0) read_scales(x->k, x->n, z->dim_k, z->k_scale, false);
+    const int64_t k_blocks = z->dim_k / TN_QK, v_blocks = z->dim_v / TN_QK;
+    if (type == TN_TYPE_Q8_0) read_scales((const void *)x->k, x->n * k_blocks, 1, z->k_scale);
     scores(z, x, type);
     for (int32_t h = 0; h < z->group; h++)
         z->fade[h] = softmax_tile(z->s + h * TILE, 0, x->n, a->softcap, &z->max[h], &z->sum[h]);
     if (type == TN_TYPE_Q8_0) {
-        read_scales(x->v, x->n, z->dim_v, z->v_scale, true);
+        for (int64_t j = 0; j < v_blocks; j++)
+            read_scales((const tn_block_q8_0 *)(const void *)x->v + j, x->n, v_blocks,
+                        z->v_scale + j * TILE);
         scale_weights(z, x->n);
     }
     weigh_all(z, x, type);
@@ -282,9 +295,12 @@ static inline void attend_one(const tn_attend *a, int32_t kv_head, int64_t t, in
     }
     int64_t lo, hi;
     tn_attend_range(a, t, c, &lo, &hi);
-    if (a->kv.type == TN_TYPE_F16) one_context(a, &z, kv_head, lo, hi, TN_TYPE_F16);
-    else if (a->kv.type == TN_TYPE_F32) one_context(a, &z, kv_head, lo, hi, TN_TYPE_F32);
-    else one_context(a, &z, kv_head, lo, hi, TN_TYPE_Q8_0);
+    if (a->kv.type == TN_TYPE_F16)
+        one_context(a, &z, kv_head, lo, hi, TN_TYPE_F16);
+    else if (a->kv.type == TN_TYPE_F32)
+        one_context(a, &z, kv_head, lo, hi, TN_TYPE_F32);
+    else
+        one_context(a, &z, kv_head, lo, hi, TN_TYPE_Q8_0);
     for (int32_t h = 0; h < group; h++)
         store_row(a, t, h0 + h, c, z.max[h], z.sum[h], z.o + (int64_t)h * z.dim_v);
 }

@@ -34,21 +34,66 @@ enum { LANES = 16 };
 typedef __m512 vf;
 typedef __mmask16 vmask;
 
-INLINE vf v_set(float x) { return _mm512_set1_ps(x); }
-INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
-INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
-INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); } /* b where one is NaN */
-INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); } /* a b + c */
-INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
-INLINE vf v_and(vf a, vf b) { return _mm512_and_ps(a, b); }
-INLINE vf v_or(vf a, vf b) { return _mm512_or_ps(a, b); }
-INLINE vf v_andnot(vf a, vf b) { return _mm512_andnot_ps(a, b); } /* ~a & b */
-INLINE vf v_round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+INLINE vf v_set(float x)
+{
+    return _mm512_set1_ps(x);
+}
+INLINE vf v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+INLINE vf v_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+INLINE void v_store(float *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
+INLINE vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+INLINE vf v_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+INLINE vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+INLINE vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+INLINE vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+} /* b where one is NaN */
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+} /* a b + c */
+INLINE vf v_fnma(vf a, vf b, vf c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+} /* c - a b */
+INLINE vf v_and(vf a, vf b)
+{
+    return _mm512_and_ps(a, b);
+}
+INLINE vf v_or(vf a, vf b)
+{
+    return _mm512_or_ps(a, b);
+}
+INLINE vf v_andnot(vf a, vf b)
+{
+    return _mm512_andnot_ps(a, b);
+} /* ~a & b */
+INLINE vf v_round(vf x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
+}
 
 /* 2^n for whole n in [-126, 127]. */
 INLINE vf v_pow2(vf n)
@@ -66,10 +111,22 @@ INLINE vf v_bytes(const int8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
 }
 
-INLINE vmask v_less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-INLINE vmask v_not_less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
-INLINE vmask v_negative(vf x) { return _mm512_movepi32_mask(_mm512_castps_si512(x)); } /* sign */
-INLINE vf v_select(vmask m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); } /* m ? a : b */
+INLINE vmask v_less(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+INLINE vmask v_not_less(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ);
+}
+INLINE vmask v_negative(vf x)
+{
+    return _mm512_movepi32_mask(_mm512_castps_si512(x));
+} /* sign */
+INLINE vf v_select(vmask m, vf a, vf b)
+{
+    return _mm512_mask_blend_ps(m, b, a);
+} /* m ? a : b */
 /* Lanes from `from` on, below `to`. */
 INLINE vmask v_between(int64_t from, int64_t to)
 {
@@ -135,20 +192,62 @@ enum { LANES = 8 };
 typedef __m256 vf;
 typedef __m256i vmask;
 
-INLINE vf v_set(float x) { return _mm256_set1_ps(x); }
-INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
-INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
-INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
-INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); } /* b where one is NaN */
-INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); } /* a b + c */
-INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a b */
-INLINE vf v_and(vf a, vf b) { return _mm256_and_ps(a, b); }
-INLINE vf v_or(vf a, vf b) { return _mm256_or_ps(a, b); }
-INLINE vf v_andnot(vf a, vf b) { return _mm256_andnot_ps(a, b); } /* ~a & b */
+INLINE vf v_set(float x)
+{
+    return _mm256_set1_ps(x);
+}
+INLINE vf v_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+INLINE vf v_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+INLINE void v_store(float *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
+INLINE vf v_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+INLINE vf v_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+INLINE vf v_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+INLINE vf v_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+INLINE vf v_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+} /* b where one is NaN */
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+} /* a b + c */
+INLINE vf v_fnma(vf a, vf b, vf c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+} /* c - a b */
+INLINE vf v_and(vf a, vf b)
+{
+    return _mm256_and_ps(a, b);
+}
+INLINE vf v_or(vf a, vf b)
+{
+    return _mm256_or_ps(a, b);
+}
+INLINE vf v_andnot(vf a, vf b)
+{
+    return _mm256_andnot_ps(a, b);
+} /* ~a & b */
 INLINE vf v_round(vf x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -170,12 +269,18 @@ INLINE vf v_bytes(const int8_t *p)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
 }
 
-INLINE vmask v_less(vf a, vf b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+INLINE vmask v_less(vf a, vf b)
+{
+    return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 INLINE vmask v_not_less(vf a, vf b)
 {
     return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLT_UQ));
 }
-INLINE vmask v_negative(vf x) { return _mm256_castps_si256(x); } /* by the sign */
+INLINE vmask v_negative(vf x)
+{
+    return _mm256_castps_si256(x);
+} /* by the sign */
 INLINE vf v_select(vmask m, vf a, vf b) /* m ? a : b */
 {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m));
@@ -191,8 +296,14 @@ INLINE vmask v_between(int64_t from, int64_t to)
     return _mm256_andnot_si256(first8(from), first8(to));
 }
 
-INLINE float v_max_lanes(vf v) { return max8(v); }
-INLINE float v_sum_lanes(vf v) { return sum8(v); }
+INLINE float v_max_lanes(vf v)
+{
+    return max8(v);
+}
+INLINE float v_sum_lanes(vf v)
+{
+    return sum8(v);
+}
 
 /* Lane i: the sum of a[i]. */
 INLINE __m128 v_sums4(const vf *a)

@@ -2,6 +2,7 @@
  * kernel must not read (later positions of a page, pages outside the window) holds NaN or is NULL.
  * `test_attend --bench` times the kernels instead. */
 #include "harness.h"
+#include "kernel_cases.h"
 
 #include "../gguf/blocks.h"
 #include "../kernels/f16.h"
@@ -18,11 +19,12 @@ typedef struct shape {
 
 typedef struct fixture {
     tn_attend a;
-    void **pages[2];     /* K, V */
-    int64_t n_pages, len; /* len: positions that exist */
+    void **pages[2];                  /* K, V */
+    guarded *memory[2];               /* of the pages, which end where nothing can be read */
+    int64_t n_pages, len;             /* len: positions that exist */
     float *q, *out, *partial, *kv[2]; /* kv: the cache's values, [n_head_kv][len][dim] */
-    float sharp;          /* factor on the scores, and so on their rounding errors */
-    double *want, *scale; /* [n][n_head][dim_v]; scale: sum of weight * |v| */
+    float sharp;                      /* factor on the scores, and so on their rounding errors */
+    double *want, *scale;             /* [n][n_head][dim_v]; scale: sum of weight * |v| */
     size_t n_out, n_partial;
 } fixture;
 
@@ -61,7 +63,8 @@ static size_t bytes_of(const shape *s, size_t count)
     return count * (s->type == TN_TYPE_F16 ? 2 : 4);
 }
 
-/* Element i of a page as the cache can hold it, near x; a block's scale comes with its first one. */
+/* Element i of a page as the cache can hold it, near x; a block's scale comes with its first one.
+ */
 static float store(const shape *s, void *page, size_t i, float x)
 {
     if (s->type == TN_TYPE_F32) return ((float *)page)[i] = x;
@@ -73,7 +76,8 @@ static float store(const shape *s, void *page, size_t i, float x)
 }
 
 /* Pages of one of K and V; positions outside what is visible get NaN, pages wholly outside NULL. */
-static void **make_pages(const shape *s, int which, int64_t len, float *values, uint64_t *seed)
+static void **make_pages(const shape *s, int which, int64_t len, float *values, guarded *memory,
+                         uint64_t *seed)
 {
     const int32_t dim = which ? s->dim_v : s->dim_k;
     const int64_t n_pages = (len + s->page - 1) / s->page;
@@ -82,7 +86,8 @@ static void **make_pages(const shape *s, int which, int64_t len, float *values, 
     for (int64_t p = 0; p < n_pages; p++) {
         if ((p + 1) * s->page <= first) continue;
         const size_t count = (size_t)s->n_head_kv * (size_t)s->page * (size_t)dim;
-        void *page = pages[p] = malloc(bytes_of(s, count));
+        memory[p] = guarded_new(bytes_of(s, count), 2);
+        void *page = pages[p] = memory[p].data;
         for (size_t i = 0; i < count; i++) {
             const int64_t pos = p * s->page + (int64_t)(i / (size_t)dim) % s->page;
             const int64_t head = (int64_t)(i / (size_t)dim) / s->page;
@@ -109,7 +114,8 @@ static void reference(const shape *s, const fixture *f, int64_t t, int32_t h)
         if (s->softcap > 0) w[j] = s->softcap * tanh(w[j] / s->softcap);
         if (w[j] > max) max = w[j];
     }
-    for (int64_t j = lo; j <= p; j++) sum += w[j] = exp(w[j] - max);
+    for (int64_t j = lo; j <= p; j++)
+        sum += w[j] = exp(w[j] - max);
     for (int32_t i = 0; i < s->dim_v; i++) {
         const size_t at =
             ((size_t)t * (size_t)s->n_head + (size_t)h) * (size_t)s->dim_v + (size_t)i;
@@ -132,7 +138,8 @@ static void make(fixture *f, const shape *s, float sharp, bool with_reference)
     for (int i = 0; i < 2; i++) {
         const size_t dim = (size_t)(i ? s->dim_v : s->dim_k);
         f->kv[i] = calloc((size_t)s->n_head_kv * (size_t)f->len * dim, sizeof(float));
-        f->pages[i] = make_pages(s, i, f->len, f->kv[i], &seed);
+        f->memory[i] = calloc((size_t)((f->len + s->page - 1) / s->page), sizeof(guarded));
+        f->pages[i] = make_pages(s, i, f->len, f->kv[i], f->memory[i], &seed);
     }
     f->n_pages = (f->len + s->page - 1) / s->page;
     tn_attend *a = &f->a;
@@ -153,20 +160,24 @@ static void make(fixture *f, const shape *s, float sharp, bool with_reference)
     f->q = malloc((size_t)(s->n * a->q_stride) * sizeof(float));
     f->out = malloc((f->n_out + 16) * sizeof(float));
     f->partial = malloc((f->n_partial + 16) * sizeof(float));
-    for (int64_t i = 0; i < s->n * a->q_stride; i++) f->q[i] = 2 * test_randf(&seed);
+    for (int64_t i = 0; i < s->n * a->q_stride; i++)
+        f->q[i] = 2 * test_randf(&seed);
     f->want = calloc((size_t)s->n * (size_t)s->n_head * (size_t)s->dim_v, sizeof(double));
     f->scale = calloc((size_t)s->n * (size_t)s->n_head * (size_t)s->dim_v, sizeof(double));
     a->q = f->q;
     a->out = f->out + 8;
     a->partial = f->partial + 8;
     for (int64_t t = 0; with_reference && t < s->n; t++)
-        for (int32_t h = 0; h < s->n_head; h++) reference(s, f, t, h);
+        for (int32_t h = 0; h < s->n_head; h++)
+            reference(s, f, t, h);
 }
 
 static void drop(fixture *f)
 {
     for (int i = 0; i < 2; i++) {
-        for (int64_t p = 0; p < f->n_pages; p++) free(f->pages[i][p]);
+        for (int64_t p = 0; p < f->n_pages; p++)
+            if (f->pages[i][p]) guarded_free(&f->memory[i][p]);
+        free(f->memory[i]);
         free(f->pages[i]);
         free(f->kv[i]);
     }
@@ -181,7 +192,8 @@ static void run(const tn_kernels *k, const tn_attend *a, int64_t tile, void *scr
             for (int64_t c = 0; c < (a->chunk ? a->n_chunks : 1); c++)
                 k->attend(a, h, t, t + tile < a->n ? t + tile : a->n, c, scratch);
     for (int64_t t = 0; a->chunk && t < a->n; t++)
-        for (int32_t h = 0; h < a->n_head; h++) k->attend_join(a, t, h);
+        for (int32_t h = 0; h < a->n_head; h++)
+            k->attend_join(a, t, h);
 }
 
 static bool compare(const shape *s, const fixture *f, const char *level)
@@ -202,8 +214,7 @@ static bool compare(const shape *s, const fixture *f, const char *level)
             }
             const int64_t at = t * s->n_head * s->dim_v + i;
             /* A score is a float sum of dim_k terms; its error multiplies the weight. */
-            const double tol = 4e-6 * (s->dim_k > 128 ? s->dim_k / 128.0 : 1) *
-                               (double)f->sharp;
+            const double tol = 4e-6 * (s->dim_k > 128 ? s->dim_k / 128.0 : 1) * (double)f->sharp;
             if (!(fabs(got - f->want[at]) <= tol * f->scale[at] + 1e-9)) {
                 FAIL("%s token %lld element %lld: %.9g, want %.9g", level, (long long)t,
                      (long long)i, got, f->want[at]);
@@ -225,8 +236,10 @@ static void check_sharp(const shape *s, float sharp)
             const int64_t tile = tiles[i_tile];
             const tn_kernels k = table(level);
             memset(scratch, 0xff, TN_SCRATCH_BYTES + 64);
-            for (size_t i = 0; i < f.n_out + 16; i++) f.out[i] = CANARY;
-            for (size_t i = 0; i < f.n_partial + 16; i++) f.partial[i] = CANARY;
+            for (size_t i = 0; i < f.n_out + 16; i++)
+                f.out[i] = CANARY;
+            for (size_t i = 0; i < f.n_partial + 16; i++)
+                f.partial[i] = CANARY;
             run(&k, &f.a, tile, scratch);
             if (!compare(s, &f, level_names[level]))
                 FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld "
@@ -234,7 +247,8 @@ static void check_sharp(const shape *s, float sharp)
                      s->type, s->page, s->n_head, s->n_head_kv, s->dim_k, s->dim_v, s->window,
                      (double)s->softcap, (long long)s->n, (long long)s->pos0, (long long)s->chunk,
                      (long long)tile);
-            for (int i = 0; i < 64; i++) CHECK(guard[i] == 0xff);
+            for (int i = 0; i < 64; i++)
+                CHECK(guard[i] == 0xff);
         }
     drop(&f);
     free(scratch);
@@ -247,12 +261,16 @@ static void check(const shape *s)
 
 TEST(head_dims_and_groups)
 {
-    static const int32_t dims[] = {16, 24, 64, 80, 128, 256, 20, 512};
+    static const int32_t dims[] = {16, 24, 64, 80, 96, 128, 256, 20, 512};
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
         for (int32_t group = 1; group <= 8; group++)
             for (int f16 = 0; f16 < 2; f16++) {
-                shape s = {.type = f16 ? TN_TYPE_F16 : TN_TYPE_F32, .page = group % 2 ? 16 : 256,
-                           .n_head_kv = 1 + group % 2, .dim_k = dims[d], .dim_v = dims[d], .n = 7,
+                shape s = {.type = f16 ? TN_TYPE_F16 : TN_TYPE_F32,
+                           .page = group % 2 ? 16 : 256,
+                           .n_head_kv = 1 + group % 2,
+                           .dim_k = dims[d],
+                           .dim_v = dims[d],
+                           .n = 7,
                            .pos0 = 71 + 3 * group};
                 s.n_head = s.n_head_kv * group;
                 check(&s);
@@ -265,9 +283,13 @@ TEST(q8_0_dims_and_groups)
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
         for (int32_t group = 1; group <= 8; group++)
             for (int64_t n = 1; n <= 7; n += 6) {
-                shape s = {.type = TN_TYPE_Q8_0, .page = group % 2 ? 16 : 256,
-                           .n_head_kv = 1 + group % 2, .dim_k = dims[d],
-                           .dim_v = dims[group % 3 ? d : 1], .n = n, .pos0 = 71 + 3 * group};
+                shape s = {.type = TN_TYPE_Q8_0,
+                           .page = group % 2 ? 16 : 256,
+                           .n_head_kv = 1 + group % 2,
+                           .dim_k = dims[d],
+                           .dim_v = dims[group % 3 ? d : 1],
+                           .n = n,
+                           .pos0 = 71 + 3 * group};
                 s.n_head = s.n_head_kv * group;
                 check(&s);
             }
@@ -356,19 +378,23 @@ TEST(infinities_and_nan)
                 const tn_kernels k = table(level);
                 with.chunk = chunk;
                 make(&f, &with, 1, false);
-                for (int64_t i = 0; i < s.n * f.a.q_stride; i++) f.q[i] = 1;
+                for (int64_t i = 0; i < s.n * f.a.q_stride; i++)
+                    f.q[i] = 1;
                 for (int64_t p = 0; p < f.len; p++) /* -inf for all keys but position 20 */
                     for (int i = 0; i < 16; i++)
                         ((float *)f.pages[0][p / 16])[p % 16 * 16 + i] = p == 20 ? -1e37f : -3e38f;
                 run(&k, &f.a, tile, scratch);
                 for (int i = 0; i < 16; i++)
                     CHECK_NEAR(f.a.out[i], ((float *)f.pages[1][1])[4 * 16 + i], 0);
-                for (int i = 0; i < 16; i++) ((float *)f.pages[0][1])[4 * 16 + i] = -3e38f;
+                for (int i = 0; i < 16; i++)
+                    ((float *)f.pages[0][1])[4 * 16 + i] = -3e38f;
                 run(&k, &f.a, tile, scratch);
-                for (int i = 0; i < 48; i++) CHECK_NEAR(f.a.out[i], 0, 0);
+                for (int i = 0; i < 48; i++)
+                    CHECK_NEAR(f.a.out[i], 0, 0);
                 ((float *)f.pages[0][1])[4 * 16] = NAN;
                 run(&k, &f.a, tile, scratch);
-                for (int i = 0; i < 48; i++) CHECK(isnan(f.a.out[i]));
+                for (int i = 0; i < 48; i++)
+                    CHECK(isnan(f.a.out[i]));
                 drop(&f);
                 free(scratch);
             }
@@ -398,14 +424,15 @@ static void bench(const shape *s)
             if (t < best) best = t;
         }
         double keys = 0;
-        for (int64_t t = 0; t < s->n; t++) keys += (double)(s->pos0 + t + 1);
+        for (int64_t t = 0; t < s->n; t++)
+            keys += (double)(s->pos0 + t + 1);
         const double flops = 2 * keys * s->n_head * (s->dim_k + s->dim_v);
-        const double bytes = (double)bytes_of(
-            s, (size_t)f.len * (size_t)s->n_head_kv * (size_t)(s->dim_k + s->dim_v));
-        printf("%-6s %-4s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
-               level_names[level], type_name(s), (long long)s->n,
-               (long long)s->pos0, s->n_head, s->n_head_kv, s->dim_k, best * 1e3,
-               bytes / best / 1e9, flops / best / 1e9);
+        const double bytes = (double)bytes_of(s, (size_t)f.len * (size_t)s->n_head_kv *
+                                                     (size_t)(s->dim_k + s->dim_v));
+        printf(
+            "%-6s %-4s n %4lld at %6lld heads %2d/%d dim %3d: %9.3f ms %7.2f GB/s %7.1f GFLOP/s\n",
+            level_names[level], type_name(s), (long long)s->n, (long long)s->pos0, s->n_head,
+            s->n_head_kv, s->dim_k, best * 1e3, bytes / best / 1e9, flops / best / 1e9);
     }
     drop(&f);
     free(scratch);
