@@ -22,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -103,6 +104,13 @@ def give_up(text):
 # ---- what there is ------------------------------------------------------------------------------
 
 
+def help_of(path):
+    """In a folder of its own: sweep-bench leaves a log wherever it is called."""
+    with tempfile.TemporaryDirectory() as folder:
+        p = subprocess.run([path, "--help"], capture_output=True, cwd=folder, check=False)
+    return (p.stdout + p.stderr).decode(errors="replace")
+
+
 def find_peers():
     """Every program on PATH whose name has llama-bench or llama-sweep-bench in it, once each."""
     found, seen = [], set()
@@ -115,8 +123,7 @@ def find_peers():
             if not os.access(path, os.X_OK):
                 continue
             seen.add(path)
-            p = subprocess.run([path, "--help"], capture_output=True, check=False)
-            text = (p.stdout + p.stderr).decode(errors="replace")
+            text = help_of(path)
             kind = "ik_llama.cpp" if "-rtr" in text else "llama.cpp"
             kind = SWEEP if "sweep-bench" in name else kind
             avx2 = "avx2" in "/".join([*folder.split("/")[-2:], name]).lower()
@@ -326,6 +333,10 @@ def what_limits(cell, ours, ratio, peers):
     return f"{share:.0f} % of the read limit" if share and cell.args[1] == "0" else "arithmetic"
 
 
+def commit_in(report):
+    return report["environment"]["build"]["commit"] or "unknown"
+
+
 def table_rows(args, peers, cell, model, trials):
     chosen = best_settings(args, peers, cell, model, trials)
     report, rows = run_cell(args, cell, model, chosen)
@@ -348,7 +359,7 @@ def table_rows(args, peers, cell, model, trials):
             "percent_of_limit": ours["percent_of_limit"],
             "target_percent": cell.share,
             "note": what_limits(cell, ours, best["ratio"], peers),
-            "commit": report["environment"]["build"]["commit"],
+            "commit": commit_in(report),
             "report": None if i else report,
         }
 
@@ -388,7 +399,7 @@ def busy_rows(args, peers, cell, model, trials):
             "ci95": None,
             "target": None if name else cell.target,
             "note": "" if name or ratio >= cell.target else "the scheduler",
-            "commit": alone["environment"]["build"]["commit"],
+            "commit": commit_in(alone),
             "report": None if name else {"alone": alone, "beside": beside},
         }
 

@@ -257,6 +257,9 @@ def placements_are_carried_out(t):
             equal([r["results"][i]["test"][:3] for i in of], ["pp8", "tg4"], "rows of a request")
             got, want = x["placements"][name]["regret"], sum(seconds) / least - 1
             check(abs(got - want) < 1e-6, f"regret of {name}: {got}, not {want}")
+    lines = t.ok(*t.quick(*args, "-o", "jsonl")).splitlines()
+    last = json.loads(lines[-1])["regret"]
+    equal([x["request"] for x in last], [x["request"] for x in r["regret"]], "regret in JSON lines")
     table = t.ok(*t.quick(*args, "--vram", "40M")).decode()
     check("| 8+4 @ d40 | 40M | ffn-host |" in table and "predicted" in table, f"{table}")
 

@@ -160,6 +160,22 @@ def sweep_bench_measures_at_depths(t):
 
 
 @case
+def peers_leave_nothing_behind(t):
+    """A program that writes where it is called, as sweep-bench does for --help."""
+    folder, place = os.path.join(t.dir, "logs"), os.path.join(t.dir, "here")
+    os.mkdir(place)
+    add_peer(folder, "llama-bench", 10, "never")
+    with open(os.path.join(folder, "llama-bench"), "r+", encoding="utf-8") as f:
+        text = f.read().replace("then echo", "then echo log >llama.log; echo", 1)
+        f.seek(0)
+        f.write(text)
+    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--list", "--rows", "busy"]
+    out = subprocess.run(command, capture_output=True, cwd=place, env=t.env(PATH=folder + ":/usr/bin:/bin"), check=True)
+    check(b"busy" in out.stdout and b"no llama-bench of llama.cpp" not in out.stderr, f"{out}")
+    equal(os.listdir(place), [], "files where peers.py was called")
+
+
+@case
 def made_in_pieces(t):
     folder = os.path.join(t.dir, "pieces")
     add_peer(folder, "llama-bench", 10, "never")
