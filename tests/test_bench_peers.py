@@ -169,7 +169,7 @@ def peers_leave_nothing_behind(t):
         text = f.read().replace("then echo", "then echo log >llama.log; echo", 1)
         f.seek(0)
         f.write(text)
-    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--list", "--rows", "busy"]
+    command = [sys.executable, os.path.join(TOP, "bench/peers.py"), "--list", "--rows", "busy", "--out", os.path.join(t.dir, "list")]
     out = subprocess.run(command, capture_output=True, cwd=place, env=t.env(PATH=folder + ":/usr/bin:/bin"), check=True)
     check(b"busy" in out.stdout and b"no llama-bench of llama.cpp" not in out.stderr, f"{out}")
     equal(os.listdir(place), [], "files where peers.py was called")
