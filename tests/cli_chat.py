@@ -92,9 +92,14 @@ def full_chat(t):
     check(b"dropped" in err and b"oldest turn" in err, f"{err!r}")
     equal(err.count(b"stop: length"), 12, "answers")
     # This format refuses a conversation that does not begin with a question.
-    code, _, err = t.run(*args, "--template", "gemma", "--system", "Be brief.", "--shift", stdin=talk)
+    gemma = ("--template", "gemma", "--system", "Be brief.", "--shift")
+    code, _, err = t.run(*args, *gemma, stdin=talk + b"/stats\n")
     equal((code, err.count(b"stop: length")), (0, 12), f"exit code and answers: {err!r}")
-    check(b"dropped" in err, f"{err!r}")
+    left = int(re.search(rb"(\d+) messages", err).group(1))
+    check(b"dropped" in err and left % 2 == 1, f"with the system message {left} messages: {err!r}")
+    code, out, err = t.run("chat", t.model, *TALK, "-c", "64", *ENDLESS, stdin=b"Hello\n")
+    equal(code, 75, "exit code of a script whose answer does not fit")
+    check(out and b"64 tokens is full, the answer is cut off" in err, f"{err!r}")
 
 
 @case

@@ -343,6 +343,9 @@ def stop_string_ends_before_itself(t):
     code, out, err = t.run(*args, "--stop", stop, "--stop", "never in the text")
     equal(out.decode(), text[: text.index(stop)], f"text before {stop!r}")
     check(b"stop: stop-string" in err, f"{err!r}")
+    equal(text.index(stop[1:]), text.index(stop) + 1, "where the shorter stop string is")
+    got = t.ok(*args, "--stop", stop, "--stop", stop[1:]).decode()
+    equal(got, text[: text.index(stop)], "text before the earlier of two stop strings")
     # A text that only begins like a stop string is shown in the end.
     equal(
         t.ok(*args, "--stop", text[-3:] + "\x01").decode(),
