@@ -14,7 +14,10 @@ typedef struct change {
     float scale;
     const char *layers_key; /* of a model of n_layers, the new ones of which change nothing */
     uint32_t n_layers;
+    float freqs; /* > 0: every value of rope_freqs.weight, by which frequencies are divided */
 } change;
+
+enum { rope_pairs = 8 }; /* of a head of the golden llama */
 
 static bool ends_in(const char *name, const char *end)
 {
@@ -65,6 +68,12 @@ static void write_tensor(tn_gguf_writer *w, const tn_gguf *g, const tn_gguf_tens
 static void write_tensors(tn_gguf_writer *w, const tn_gguf *g, const change *c, uint32_t n_layers)
 {
     char name[100];
+    float freqs[rope_pairs];
+    const uint64_t n_freqs = rope_pairs;
+    for (int i = 0; i < rope_pairs; i++)
+        freqs[i] = c->freqs;
+    if (c->freqs > 0)
+        tn_gguf_writer_tensor(w, "rope_freqs.weight", TN_TYPE_F32, 1, &n_freqs, freqs);
     for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
         const tn_gguf_tensor *t = tn_gguf_tensor_at(g, i);
         snprintf(name, sizeof name, "%.*s", (int)t->name.len, t->name.data);
@@ -134,6 +143,7 @@ static void check_change(const char *name, change c, const char *device)
     const size_t n = (size_t)g.n * (size_t)g.n_vocab;
     float *both = logits_of(&g, &c, device);
     c.scale = 1;
+    c.freqs = 0;
     float *key = logits_of(&g, &c, device);
     if (both && key) {
         const distance d = compare(both, g.logits, n), d_key = compare(key, g.logits, n);
@@ -174,6 +184,19 @@ TEST(attention_factor_of_every_rope_scaling)
                           .scaled = {"attn_q.weight", "attn_k.weight"},
                           .scale = 0.5f};
         check_change(i < 3 ? "llama" : "llama-yarn", c, NULL);
+    }
+}
+
+TEST(positions_are_scaled_linearly)
+{
+    static const char *const keys[] = {"llama.rope.scaling.factor", "llama.rope.scale_linear"};
+    for (int i = 0; i < 3; i++) {
+        const change c = {.key = keys[i == 2],
+                          .value = 4,
+                          .text_key = i == 1 ? "llama.rope.scaling.type" : NULL,
+                          .text = "linear",
+                          .freqs = 0.25f};
+        check_change("llama", c, NULL);
     }
 }
 
