@@ -86,6 +86,17 @@ static int open_descriptors(void)
     return n;
 }
 
+/* How often the address space holds a file of our folder. */
+static int mappings(void)
+{
+    char line[600];
+    int n = 0;
+    FILE *f = fopen("/proc/self/maps", "r");
+    while (f && fgets(line, sizeof line, f)) n += strstr(line, dir) != NULL;
+    if (f) fclose(f);
+    return n;
+}
+
 TEST(one_file)
 {
     REQUIRE(make_dir());
@@ -116,8 +127,10 @@ TEST(one_file)
     CHECK(!tn_gguf_part_data(g, 1, &size));
     CHECK_INT(size, 0);
     CHECK_INT(open_descriptors(), before + 1);
+    CHECK_INT(mappings(), 1);
     tn_gguf_close(g);
     CHECK_INT(open_descriptors(), before);
+    CHECK_INT(mappings(), 0);
     truncate(path_of("plain.gguf"), (off_t)b.n - 1);
     open_fails("plain.gguf", TN_EFORMAT, "plain.gguf: tensor 't' at byte 41: its data");
     opt.header_only = true;
