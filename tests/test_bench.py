@@ -88,6 +88,8 @@ def help_fits_a_terminal(t):
     lines = t.ok("--help").decode().splitlines()
     check(len(lines) > 30, "help is short")
     check(max(map(len, lines)) <= 80, f"too wide: {max(lines, key=len)!r}")
+    options = [line for line in lines if re.match("  (-[a-z],|   ) --[a-z]", line)]
+    check(25 < len(options) <= 40, f"{len(options)} options are visible")
     check(all(o in "\n".join(lines) for o in ("--peer", "--compare", "--svg")), "options missing")
 
 
@@ -421,6 +423,14 @@ def signals_keep_what_is_finished(t):
     equal(p.returncode, 130, "exit code")
     rows = json.loads(out)["results"]
     equal([(row["test"], len(row["samples"])) for row in rows], [("pp8", 2)], "finished rows")
+    # While a peer runs: it is stopped as well.
+    mark = os.path.join(t.dir, "peer-runs")
+    p = t.start(*t.quick("-o", "csv", "--peer", f"touch {mark}; sleep 60; echo {{prompt}} 7"))
+    while not os.path.exists(mark) and p.poll() is None:
+        time.sleep(0.05)
+    p.send_signal(signal.SIGINT)
+    out, _ = p.communicate(timeout=30)
+    equal((p.returncode, out), (130, b""), "exit code and rows beside a peer")
 
 
 # ---- terminals ----------------------------------------------------------------------------------
