@@ -54,7 +54,7 @@ const tn_bench_option tn_bench_options[] = {
      "all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
      "REGEX=host|device a line); measured on --device, or only predicted for --hardware"},
     {0, "device", "NAME", TN_BENCH_TEXT, F(device), 0, 0,
-     "device to use: cuda, cuda:1, emu (emulated: its rows are labelled so)"},
+     "device to use: cuda, cuda:1, cuda:0,1 (several), emu, emu:2 (emulated: its rows are labelled so)"},
     {0, "place", "REGEX=SIDE", TN_BENCH_REPEAT, F(places), 0, 0,
      "with --device: tensors whose name matches go to SIDE: host, device or split:X; may be "
      "repeated"},
@@ -62,7 +62,8 @@ const tn_bench_option tn_bench_options[] = {
      "hardware profile that --placements plan for, as in tenon plan; with --device default what is "
      "measured here"},
     {0, "vram", "LIST", TN_BENCH_WORDS, F(vram), 0, 0,
-     "device memory that --placements or --device may use, such as 8G,12G; default all"},
+     "device memory that --placements or --device may use, such as 8G,12G; of each device where there "
+     "are several; default all"},
     {'o', "output", "md|csv|json|jsonl", TN_BENCH_CHOICE, F(format), 0, 0,
      "form of the report, default md"},
     {0, "out", "FILE", TN_BENCH_TEXT, F(out), 0, 0,

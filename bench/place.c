@@ -116,10 +116,13 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
                                 .request = request,
                                 .n_ctx = p->n_ctx,
                                 .n_batch = p->batch,
+                                .n_devices = p->n_devices,
                                 .threads = p->threads,
                                 .kv = tn_bench_kv_type(p->kv)};
-    if (p->vram) tn_bench_size_read(p->vram, &opt.vram[0]); /* models run on the first device */
-    if (p->run) opt.vram[0] -= opt.vram[0] / 32;
+    for (int i = 0; i < TN_PLACEMENT_DEVICES; i++) { /* each device may use as much */
+        if (p->vram) tn_bench_size_read(p->vram, &opt.vram[i]);
+        if (p->run) opt.vram[i] -= opt.vram[i] / 32;
+    }
     return opt;
 }
 

@@ -18,6 +18,7 @@ typedef struct tn_bench_place {
     const char *hardware; /* as tn_placement_options have it */
     const char *placement, *vram, *kv;
     int32_t threads, batch;
+    int32_t n_devices; /* 0: as the hardware has */
     int64_t n_ctx;
     bool run; /* the plan is to be carried out: a little device memory stays free for what a plan
                  does not know to the byte */

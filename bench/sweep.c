@@ -326,6 +326,17 @@ static void note_plan(sweep *w, const tn_bench_cell *c, json_t *plan)
     json_object_set(plans, key, plan);
 }
 
+/* Devices that a name of --device stands for: "emu:2" are two, "cuda:0,2" as well. */
+static int count_devices(const char *name)
+{
+    int n = 1;
+    if (!name) return 0;
+    if (strncmp(name, "emu:", 4) == 0) n = atoi(name + 4);
+    for (const char *c = name; (c = strchr(c, ',')); c++)
+        n++;
+    return n < TN_ENGINE_DEVICES ? n : TN_ENGINE_DEVICES;
+}
+
 /* What the planner says about a cell under the parameters of now; the plan goes into the report. */
 static tn_status plan_cell(sweep *w, const tn_bench_cell *cell, const char *hardware,
                            tn_bench_planned *out, tn_error *err)
@@ -338,6 +349,7 @@ static tn_status plan_cell(sweep *w, const tn_bench_cell *cell, const char *hard
                                   .kv = p->kv,
                                   .threads = p->threads,
                                   .batch = p->batch,
+                                  .n_devices = count_devices(w->set->device),
                                   .n_ctx = tokens_of_all(w),
                                   .run = w->set->device != NULL};
     const tn_bench_cell whole = completed(w, cell);
@@ -423,17 +435,6 @@ static void add_engine_json(sweep *w)
         tn_bench_gpu_use(json_string_value(json_object_get(device, "name")),
                          (int)json_integer_value(json_object_get(device, "index")));
     json_object_set_new(environment, "engine", o);
-}
-
-/* Devices that a name of --device stands for: "emu:2" are two, "cuda:0,2" as well. */
-static int count_devices(const char *name)
-{
-    int n = 1;
-    if (!name) return 0;
-    if (strncmp(name, "emu:", 4) == 0) n = atoi(name + 4);
-    for (const char *c = name; (c = strchr(c, ',')); c++)
-        n++;
-    return n < TN_ENGINE_DEVICES ? n : TN_ENGINE_DEVICES;
 }
 
 static tn_status open_engine(sweep *w, const char *vram, tn_error *err)

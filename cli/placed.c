@@ -3,10 +3,30 @@
 
 #include <string.h>
 
+/* The layers of each device: " (0-18 by device 0, 19-29 by device 1)"; nothing where there is one. */
+static void list_devices(const tn_placement *p, const tn_placement_info *f, char *out, size_t cap)
+{
+    tn_placement_row row;
+    size_t n = 0;
+    int32_t first = 0, device = -1;
+    out[0] = 0;
+    for (int32_t l = 0; f->n_devices > 1 && l <= f->n_layers && n < cap; l++) {
+        if (l < f->n_layers && tn_placement_get_row(p, l, &row, NULL)) return;
+        if (l < f->n_layers && row.device == device) continue;
+        if (device >= 0)
+            n += (size_t)snprintf(out + n, cap - n, "%s%d-%d by device %d", n ? ", " : " (", first,
+                                  l - 1, device);
+        first = l;
+        device = row.device;
+    }
+    if (n && n < cap) snprintf(out + n, cap - n, ")");
+}
+
 /* One line of what is about to happen, after what the planner has to remark. */
 static void say_plan(const tn_placement *p, const tn_placement_info *f)
 {
     tn_placement_row row;
+    char devices[300];
     int32_t attn = 0;
     double share = 0;
     const char *warning;
@@ -17,8 +37,9 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
         attn += row.attn;
         share += row.ffn_share / f->n_layers;
     }
-    tn_say("plan %s for %s: attention of %d of %d layers and %.0f %% of the FFNs on the device%s",
-           f->chosen, f->hardware, attn, f->n_layers, 100 * share,
+    list_devices(p, f, devices, sizeof devices);
+    tn_say("plan %s for %s: attention of %d of %d layers and %.0f %% of the FFNs on the device%s%s%s",
+           f->chosen, f->hardware, attn, f->n_layers, 100 * share, *devices ? "s" : "", devices,
            f->elastic ? ", moving with the context" : "");
 }
 
@@ -40,7 +61,8 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     if (code) return code;
     opt.hardware = hardware;
     /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */
-    if (opt.vram[0] && opt.vram[0] < UINT64_MAX) opt.vram[0] -= opt.vram[0] / 32;
+    for (int i = 0; i < TN_PLACEMENT_DEVICES; i++)
+        if (opt.vram[i] < UINT64_MAX) opt.vram[i] -= opt.vram[i] / 32;
     tn_status s = tn_placement_open(&r->plan, set->model, &opt, &err);
     if (s) return tn_session_fail(s, &err);
     tn_placement_info f = {.struct_size = sizeof f};

@@ -13,6 +13,17 @@ enum { bar_width = 40 };
 /* ---- options -----------------------------------------------------------------------------------
  */
 
+/* How many devices a name of --device stands for; 0: it is not given, or "none". */
+static int32_t count_devices(const char *name)
+{
+    int32_t n = 1;
+    if (!name || strcmp(name, "none") == 0) return 0;
+    if (strncmp(name, "emu:", 4) == 0) return (int32_t)strtol(name + 4, NULL, 10);
+    for (; *name; name++)
+        n += *name == ',';
+    return n;
+}
+
 int tn_plan_options(tn_placement_options *o, const tn_settings *set)
 {
     *o = (tn_placement_options){.struct_size = sizeof *o,
@@ -25,7 +36,8 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
                                 .n_batch = set->batch == TN_UNSET ? 0 : set->batch,
                                 .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                 .kv = tn_settings_kv(set, TN_KV_F16),
-                                .fixed = set->fixed};
+                                .fixed = set->fixed,
+                                .n_devices = count_devices(set->device)};
     int code = TN_EXIT_OK;
     if (set->vram) code = tn_options_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);
     if (!code && set->ram) code = tn_options_sizes("ram", set->ram, &o->ram, 1);
@@ -302,6 +314,10 @@ int tn_cmd_plan(const tn_settings *set)
     if (code) return code;
     char *cache_dir = tn_cache_dir();
     opt.cache_dir = cache_dir;
+    if (set->device && !opt.hardware && strncmp(set->device, "emu", 3) == 0)
+        opt.hardware = TN_EMULATED_HARDWARE;
+    for (int i = 0; set->device && strcmp(set->device, "none") == 0 && i < TN_PLACEMENT_DEVICES; i++)
+        opt.vram[i] = UINT64_MAX;
     tn_status s = tn_placement_open(&p, set->model, &opt, &err);
     free(cache_dir);
     if (s) return tn_session_fail(s, &err);

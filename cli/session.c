@@ -116,7 +116,7 @@ static int make_plan(tn_session *s, const tn_settings *set)
     char *measured = NULL;
     if (set->plan || set->hardware) return tn_placed_make(&s->placed, set, set->hardware);
     if (set->n_places || set->exact) return TN_EXIT_OK;
-    if (emulated) return tn_placed_make(&s->placed, set, "rtx3060-ddr4");
+    if (emulated) return tn_placed_make(&s->placed, set, TN_EMULATED_HARDWARE);
     free(tn_cache_dir_make());
     const tn_status status = tn_engine_calibrate(s->engine, false, &measured, &err);
     if (status) return tn_session_fail(status, &err);

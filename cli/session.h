@@ -30,6 +30,8 @@ int tn_session_fail(tn_status status, const tn_error *err);
  * way. */
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
+/* What emulated devices stand for where no hardware is named: a card that one can buy. */
+#define TN_EMULATED_HARDWARE "rtx3060-ddr4"
 /* plan.c. The planner's options; an exit code as above. */
 int tn_plan_options(tn_placement_options *o, const tn_settings *set);
 /* plan.c. Prints a plan as `tenon plan` does, on stderr; an exit code. */

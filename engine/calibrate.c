@@ -409,16 +409,20 @@ tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_a
     return s;
 }
 
-/* The key of host and device; false where the measurement is not to be kept: an emulated device is
+/* The key of host and devices; false where the measurement is not to be kept: an emulated device is
  * never taken for a real one. */
 static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
 {
     tn_calibration_key(tn_engine_isa(e), key);
     if (!e->device) return true;
-    const tn_device_info *info = e->device->api->info(e->device);
-    const size_t used = strlen(key);
-    snprintf(key + used, TN_PROFILE_TEXT - used, ", %.40s", info->name);
-    return info->kind != TN_DEVICE_EMULATED;
+    bool emulated = false;
+    for (int i = 0; i < e->devices.n; i++) {
+        const tn_device_info *info = e->devices.at[i]->api->info(e->devices.at[i]);
+        const size_t used = strlen(key);
+        snprintf(key + used, TN_PROFILE_TEXT - used, ", %.40s", info->name);
+        emulated |= info->kind == TN_DEVICE_EMULATED;
+    }
+    return !emulated;
 }
 
 /* Where a measurement was not asked for, one that cannot be kept is still good. */

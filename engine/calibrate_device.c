@@ -64,11 +64,11 @@ static void release(device_bench *b)
 /* A page of F32 keys and values must fit. */
 enum { least_set = 4 << 20 };
 
-static void acquire(device_bench *b, tn_engine *e, tn_error *err)
+static void acquire(device_bench *b, tn_engine *e, tn_device *d, tn_error *err)
 {
-    const tn_device_api *api = e->device->api;
-    const bool emulated = api->info(e->device)->kind == TN_DEVICE_EMULATED;
-    *b = (device_bench){.e = e, .d = e->device, .err = err, .emulated = emulated};
+    const tn_device_api *api = d->api;
+    const bool emulated = api->info(d)->kind == TN_DEVICE_EMULATED;
+    *b = (device_bench){.e = e, .d = d, .err = err, .emulated = emulated};
     tn_device_memory m;
     b->status = api->memory(b->d, &m, err);
     if (b->status) return;
@@ -80,8 +80,8 @@ static void acquire(device_bench *b, tn_engine *e, tn_error *err)
         b->set_bytes /= 2;
     b->copy_bytes = emulated ? 1u << 20 : 64u << 20;
     if (b->copy_bytes > b->set_bytes) b->copy_bytes = b->set_bytes;
-    b->workspace_bytes = e->device->ops->gemm_bytes(TN_TYPE_Q4_K, 512, emulated ? 64 : cols, cols);
-    const size_t attend = e->device->ops->attend_bytes(1, kv_heads * group, head_dim, n_splits);
+    b->workspace_bytes = d->ops->gemm_bytes(TN_TYPE_Q4_K, 512, emulated ? 64 : cols, cols);
+    const size_t attend = d->ops->attend_bytes(1, kv_heads * group, head_dim, n_splits);
     if (b->workspace_bytes < attend) b->workspace_bytes = attend;
     b->status = api->stream_create(b->d, &b->stream, err);
     if (!b->status) b->status = api->stream_create(b->d, &b->copies, err);
@@ -313,38 +313,36 @@ static void beside(device_bench *b, tn_bench_host_fn host, void *host_arg, queue
     if (*host_keeps + *device_keeps < 1) *device_keeps = 1 - *host_keeps;
 }
 
-static void describe(const device_bench *b, tn_profile *p, tn_profile_device *d)
+static void describe(tn_device *device, tn_profile *p, tn_profile_device *d)
 {
-    const tn_device_info *info = b->d->api->info(b->d);
+    const tn_device_info *info = device->api->info(device);
     tn_device_memory m;
     snprintf(d->name, sizeof d->name, "%s", info->name);
     d->memory_bytes = info->total_bytes;
-    if (b->d->api->memory(b->d, &m, NULL) == TN_OK) {
+    if (device->api->memory(device, &m, NULL) == TN_OK) {
         size_t room = m.free_bytes;
         if (m.limit_bytes - m.used_bytes < room) room = m.limit_bytes - m.used_bytes;
         d->reserved_bytes = info->total_bytes > room ? info->total_bytes - room : 0;
     }
-    if (b->emulated)
+    if (info->kind == TN_DEVICE_EMULATED)
         snprintf(p->label, sizeof p->label,
                  "measured; the device is emulated: its figures are those "
                  "of this processor");
 }
 
-tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host, void *host_arg,
-                              tn_error *err)
+/* One device, and with the first one the contended pairs. */
+static tn_status measure_device(tn_profile *p, int at, tn_engine *e, tn_bench_host_fn host,
+                                void *host_arg, tn_error *err)
 {
     device_bench b;
-    tn_profile_device *d = &p->device[0];
-    const char *const how = e->device->api->info(e->device)->kind == TN_DEVICE_EMULATED
-                                ? "measured on the emulated device"
-                                : "measured";
-    acquire(&b, e, err);
+    tn_profile_device *d = &p->device[at];
+    acquire(&b, e, e->devices.at[at], err);
     if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.set, 0x3c, b.set_bytes, err);
     if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.x, 0x3c, 512 * cols * 4, err);
     if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.y, 0, 1 << 16, err);
     const tn_dacts all = acts(&b, 512);
     if (!b.status) b.status = b.d->ops->quantize(b.stream, &all);
-    if (!b.status) describe(&b, p, d);
+    if (!b.status) describe(b.d, p, d);
     measure_matvec(&b, &d->rate);
     static const uint32_t kinds[TN_KV_KINDS] = {TN_TYPE_F16, TN_TYPE_F32, TN_TYPE_Q8_0};
     for (int i = 0; i < TN_KV_KINDS && !b.status; i++)
@@ -359,15 +357,41 @@ tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host
     tn_dmatvec m = {.rows = 0};
     if (!b.status) m = matrix(&b, TN_TYPE_Q4_K);
     m.rows = 0;
-    if (!b.status)
+    if (!b.status && at == 0)
         beside(&b, host, host_arg, queue_copy, NULL, b.copies, &c->host_beside_copy,
                &c->copy_beside_host);
-    if (!b.status)
+    if (!b.status && at == 0)
         beside(&b, host, host_arg, queue_matvec, &m, b.stream, &c->host_beside_device,
                &c->device_beside_host);
     release(&b);
-    if (b.status) return b.status;
-    p->n_devices = 1;
+    return b.status;
+}
+
+/* A device like one before it, such as the second of two equal cards, is measured already. */
+static bool measured(tn_profile *p, int i, const tn_engine *e)
+{
+    tn_device *d = e->devices.at[i];
+    for (int j = 0; j < i; j++) {
+        if (strcmp(d->api->info(d)->name, p->device[j].name) != 0) continue;
+        p->device[i] = p->device[j];
+        describe(d, p, &p->device[i]);
+        return true;
+    }
+    return false;
+}
+
+tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host, void *host_arg,
+                              tn_error *err)
+{
+    const char *const how = e->device->api->info(e->device)->kind == TN_DEVICE_EMULATED
+                                ? "measured on the emulated device"
+                                : "measured";
+    for (int i = 0; i < e->devices.n; i++) {
+        const tn_status s =
+            measured(p, i, e) ? TN_OK : measure_device(p, i, e, host, host_arg, err);
+        if (s) return s;
+    }
+    p->n_devices = e->devices.n;
     tn_bench_source(p, "devices.memory_bytes", "the driver; what is not free is reserved");
     tn_bench_source(p, "devices", how);
     tn_bench_source(p, "contended", how);

@@ -69,8 +69,6 @@ static tn_status open_devices(tn_engine *e, const char *name, const size_t *limi
     if (!name) return TN_OK;
     const tn_status s = tn_devices_open(&e->devices, name, limits, &e->a, err);
     e->device = e->devices.at[0];
-    if (e->devices.n > 1)
-        tn_engine_log(e, TN_LOG_WARN, "%d devices are open; models run on the first", e->devices.n);
     return s;
 }
 

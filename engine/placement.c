@@ -94,6 +94,22 @@ static bool split_synthetic(const char *path, char shape[64], const char **type)
     return true;
 }
 
+/* As many devices as are asked for. The machine is another one then, and has another name. */
+static tn_status set_devices(tn_profile *p, int32_t n, tn_error *err)
+{
+    char name[TN_PROFILE_TEXT];
+    if (n < 0 || n > TN_MAX_DEVICES)
+        return tn_fail(err, TN_EARG, -1, "tn_placement_options: n_devices is %d; use 0 to %d", n,
+                       (int)TN_MAX_DEVICES);
+    if (!n || !p->n_devices || n == p->n_devices) return TN_OK;
+    for (int32_t i = p->n_devices; i < n; i++)
+        p->device[i] = p->device[p->n_devices - 1];
+    p->n_devices = n;
+    memcpy(name, p->name, sizeof name);
+    snprintf(p->name, sizeof p->name, "%.130s with %d device%s", name, n, n == 1 ? "" : "s");
+    return TN_OK;
+}
+
 static tn_status read_shape(tn_placement *p, const char *path, int32_t granule, tn_error *err)
 {
     const tn_gguf_options opt = {sizeof opt, true, &p->a};
@@ -249,6 +265,7 @@ tn_status tn_placement_open(tn_placement **out, const char *path,
     if (!p) return tn_fail_nomem(err, sizeof *p, "the placement");
     p->a = a;
     s = find_profile(&p->profile, opt.hardware, opt.cache_dir, &p->a, err);
+    if (!s) s = set_devices(&p->profile, opt.n_devices, err);
     if (!s) s = read_shape(p, path, opt.granule, err);
     if (!s) s = plan(p, &opt, err);
     if (s) {

@@ -794,6 +794,7 @@ tn_status tn_plan_again(tn_plan *out, const tn_plan *plan, const tn_shape *s, co
         fixed[i] = ffn && moves[t->layer] ? NAN : plan->share[i];
     }
     tn_cost_init(&k, s, p, &full, fixed);
+    k.stay = plan->layer;
     status = solve(&k, false, plan->rule, out, &gap, a, err);
     tn_free(a, fixed);
     return status;

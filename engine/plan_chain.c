@@ -66,7 +66,7 @@ static tn_status layer_menu(tn_planner *p, int32_t l, int d, bool home, tn_menu 
     const tn_cost *k = &p->k;
     int32_t fixed, n_modes;
     const tn_ffn_kind kind = tn_cost_ffn_kind(k, l, &fixed, &n_modes);
-    if (!tn_cost_home_allowed(k, l, home)) return TN_OK;
+    if (!tn_cost_home_allowed(k, l, home) || (k->stay && k->stay[l].device != d)) return TN_OK;
     m->n = kind == TN_FFN_FREE ? k->s->layer[l].n_units + 1 : n_modes;
     m->mode = tn_alloc(p->a, (size_t)m->n, sizeof *m->mode);
     if (!m->mode) return tn_fail_nomem(err, (size_t)m->n * sizeof *m->mode, "the planner's menus");
@@ -127,6 +127,7 @@ static tn_status head_menu(tn_planner *p, int d, bool home, tn_menu *m, tn_error
 static bool same_rules(const tn_cost *k, int32_t x, int32_t y)
 {
     const tn_shape_layer *a = &k->s->layer[x], *b = &k->s->layer[y];
+    if (k->stay && k->stay[x].device != k->stay[y].device) return false;
     for (int32_t j = 0; k->fixed && j < a->n; j++) {
         const float f = k->fixed[k->s->of_layer[a->first + j]],
                     g = k->fixed[k->s->of_layer[b->first + j]];

@@ -22,6 +22,7 @@ typedef struct tn_cost {
     const tn_profile *p;
     tn_constraints c;            /* complete */
     const float *fixed;          /* [n_tensors] share that an override asks for, NaN = none */
+    const tn_plan_layer *stay; /* [n_layers] whose devices are as they are; NULL: free */
     double host_scale;           /* of the host's rates, for the number of threads */
     double link[TN_MAX_DEVICES]; /* bytes/s of streamed weights: pinned as far as that goes */
 } tn_cost;

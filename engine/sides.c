@@ -250,18 +250,17 @@ static tn_status check_plan(const tn_load *l)
         p->shape.n_layers != l->m->hp.n_layers)
         return tn_fail(l->err, TN_EARG, -1, "%s: the plan is for another model", l->m->name);
     for (int32_t i = 0; i < p->shape.n_layers; i++)
-        if (p->planned.plan.layer[i].device > 0)
+        if (p->planned.plan.layer[i].device >= l->m->engine->devices.n)
             return tn_fail(l->err, TN_EARG, -1,
-                           "%s: the plan needs device %d, and the engine has one", l->m->name,
-                           p->planned.plan.layer[i].device);
+                           "%s: the plan needs device %d, and the engine has %d", l->m->name,
+                           p->planned.plan.layer[i].device, l->m->engine->devices.n);
     return TN_OK;
 }
 
 tn_status tn_sides_make(tn_load *l)
 {
     const tn_allocator *a = l->m->a;
-    tn_device *device = l->m->engine->device;
-    if (!device) {
+    if (!l->m->engine->device) {
         if (!l->opt->n_place && !l->opt->plan) return TN_OK;
         return tn_fail(l->err, TN_EARG, -1, "%s: the engine has no device",
                        l->opt->plan ? "plan" : "place");
@@ -269,8 +268,7 @@ tn_status tn_sides_make(tn_load *l)
     maker k = {.l = l, .plan = l->opt->plan, .rules.a = a};
     tn_status s = k.plan ? check_plan(l) : TN_OK;
     if (!s) s = make(&k);
-    l->m->on_device.segment[0] = (tn_segment){.device = device, .end = l->m->hp.n_layers};
-    l->m->on_device.n_segments = 1;
+    if (!s) s = tn_segments_make(l);
     if (!s) warn_unmatched(&k);
     tn_rules_free(&k.rules);
     tn_free(a, k.share);

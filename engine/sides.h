@@ -11,6 +11,10 @@
  * TN_EARG says which rule is wrong, TN_EUNSUPPORTED which tensor the device cannot compute with. */
 tn_status tn_sides_make(tn_load *l);
 
+/* segments.c. Which layers each device has, from the plan or in proportion to its memory; and with
+ * them all their tensors. For tn_sides_make, once it is known what goes to devices at all. */
+tn_status tn_segments_make(tn_load *l);
+
 /* The KV cache is where most of what makes it is: with attn_k and attn_v, or, where they are apart,
  * with what reads the result. */
 bool tn_sides_attend(const tn_layer *y);

@@ -65,7 +65,8 @@ typedef struct tn_engine_options {
     void *log_user;
     const char *cache_dir;   /* where measurements may be cached; NULL = nowhere */
     const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu" (emulated,
-                                for tests), "emu:2" (two of them); NULL = none */
+                                for tests), "emu:2" (two of them); NULL = none. Several devices serve
+                                a model together, each a run of its layers. */
     size_t vram_limits[TN_ENGINE_DEVICES]; /* bytes of each device's memory to use at most; 0 = all */
 } tn_engine_options;
 
@@ -447,6 +448,8 @@ typedef struct tn_placement_options {
     int32_t page_size;     /* positions per KV page; 0 = 256 */
     const char *candidate; /* take this way to place (a name that tn_placement_info.chosen may have)
                               instead of the best: "layers", "ffn-host", ...; NULL = the best */
+    int32_t n_devices;     /* 0 = as many as the profile has; more: its last one several times; fewer:
+                              without the last ones */
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such

@@ -40,7 +40,7 @@ typedef struct run_options {
     int32_t n_batch, page_size; /* 0 = the default */
     bool step;                  /* token by token */
     const char *device, *place; /* NULL = none */
-    size_t vram;
+    size_t vram[2];             /* of the first two devices */
     int32_t granule;
 } run_options;
 
@@ -64,7 +64,7 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     tn_error err = {0};
     const tn_engine_options eo = {
         .struct_size = sizeof eo, .threads = o->threads ? o->threads : 2, .isa = o->isa,
-        .device = o->device, .vram_limits = {o->vram}};
+        .device = o->device, .vram_limits = {o->vram[0], o->vram[1]}};
     const tn_model_options mo = {.struct_size = sizeof mo, .load = o->load, .exact = o->exact,
                                  .place = &o->place, .n_place = o->place != NULL, .granule = o->granule};
     const tn_context_options co = {.struct_size = sizeof co,

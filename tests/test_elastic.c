@@ -2,6 +2,7 @@
  * shrink; logits stay those of the reference, and no byte too many is used. On the emulated device
  * unless --cuda is given. */
 #include "golden.h"
+#include "slow_machine.h"
 
 #include "../engine/boundary.h"
 #include "../engine/engine.h"
@@ -15,36 +16,6 @@ enum { page = 16, n_ctx = 96 };
 
 /* ---- a plan that has to move -------------------------------------------------------------------
  */
-
-static void set_all(json_t *object, double value)
-{
-    const char *key;
-    json_t *old;
-    json_object_foreach(object, key, old) json_real_set(old, value);
-}
-
-/* A machine on which splits of tiny models pay: slow memory, and no fixed costs. JSON, freed by the
- * caller. */
-static char *slow_machine(void)
-{
-    char *text = NULL;
-    if (tn_hardware_json("rtx3060-ddr4", &text, NULL)) return NULL;
-    json_t *j = json_loads(text, 0, NULL);
-    tn_hardware_string_free(text);
-    json_t *host = json_object_get(j, "host");
-    json_t *card = json_array_get(json_object_get(j, "devices"), 0);
-    set_all(json_object_get(host, "matvec_gb_s"), 0.004);
-    set_all(json_object_get(host, "kv_gb_s"), 0.0004);
-    set_all(json_object_get(card, "matvec_gb_s"), 0.04);
-    set_all(json_object_get(card, "kv_gb_s"), 0.04);
-    json_real_set(json_object_get(host, "op_us"), 0);
-    json_real_set(json_object_get(card, "op_us"), 0);
-    json_real_set(json_object_get(card, "crossing_us"), 0);
-    json_real_set(json_object_get(card, "crossing_p95_us"), 0);
-    text = json_dumps(j, 0);
-    json_decref(j);
-    return text;
-}
 
 static bool must_move(const tn_placement *p)
 {

@@ -6,7 +6,7 @@
 #include "../engine/model.h"
 #include "../engine/sides.h"
 
-static const char *device = "emu";
+static const char *device = "emu", *two_devices = "emu:2";
 
 static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
                                     "llama3",     "mistral",   "mixtral",    "qwen2",
@@ -37,6 +37,7 @@ static tn_status eval_prompt(tn_context *c, const golden *g, rows_sink *sink, tn
 /* What the placements of a test have in them. */
 typedef struct seen {
     int split_ffns, split_heads, mixed_attention, mixed_ffns, uneven;
+    int several, embedded_last; /* segments; the first device gets its input from the last */
 } seen;
 
 static void look(const tn_model *m, const run_options *o, seen *s)
@@ -51,6 +52,8 @@ static void look(const tn_model *m, const run_options *o, seen *s)
         s->split_ffns++;
         s->uneven += !m->hp.n_expert && m->hp.n_ff % o->granule != 0;
     }
+    s->several += m->on_device.n_segments > 1;
+    s->embedded_last += m->on_device.n_segments > 1 && m->tied && !m->token_embd.data;
     const tn_dweight *head = &m->on_device.output;
     s->split_heads += tn_is_split(&m->output, head) && head->rows < m->output.rows;
 }
@@ -150,7 +153,25 @@ static void random_place(char *out, size_t cap, uint64_t *seed)
                                       : "device");
 }
 
-static void check_placements(const char *name, int n, uint64_t seed, seen *what)
+/* Whether there are two devices. */
+static bool two_there(void)
+{
+    int n = 0;
+    tn_device_count(strcmp(device, "emu") == 0 ? TN_DEVICE_EMULATED : TN_DEVICE_CUDA, &n, NULL);
+    return n > 1;
+}
+
+/* Of every ten placements, three are over two devices that have unequal memory. */
+static void use_devices(run_options *o, int i, bool several)
+{
+    o->device = device;
+    if (!several || i % 10 < 7) return;
+    o->device = two_devices;
+    o->vram[0] = (size_t)(i % 10 == 7 ? 16 : i % 10 == 8 ? 10 : 6) << 20;
+    o->vram[1] = (size_t)(i % 10 == 7 ? 12 : i % 10 == 8 ? 16 : 7) << 20;
+}
+
+static void check_placements(const char *name, int n, uint64_t seed, bool several, seen *what)
 {
     golden g;
     char place[4000];
@@ -159,11 +180,9 @@ static void check_placements(const char *name, int n, uint64_t seed, seen *what)
     CHECK(g.n > 3 * 16); /* so many pages */
     for (int i = 0; i < n; i++) {
         random_place(place, sizeof place, &seed);
-        run_options o = {.kv = TN_KV_F32,
-                         .device = device,
-                         .page_size = 16,
-                         .granule = i % 3 ? 16 : 48,
-                         .place = place};
+        run_options o = {
+            .kv = TN_KV_F32, .page_size = 16, .granule = i % 3 ? 16 : 48, .place = place};
+        use_devices(&o, i, several);
         o.n_batch = i % 2 ? 5 : 0;
         check_golden(&g, &o, i % 2 ? "batches of 5" : "one batch", what);
     }
@@ -173,16 +192,21 @@ static void check_placements(const char *name, int n, uint64_t seed, seen *what)
 TEST(random_placements)
 {
     if (!have_device(device)) return;
-    int uneven = 0;
+    int uneven = 0, embedded_last = 0;
+    const bool several = two_there();
     for (size_t i = 0; i < n_archs; i++) {
         seen what = {0};
-        check_placements(archs[i], n_placements, 1000 + i, &what);
+        check_placements(archs[i], n_placements, 1000 + i, several, &what);
+        CHECK_MSG(!several || what.several * 5 >= n_placements, "%s: %d of %d over two devices",
+                  archs[i], what.several, (int)n_placements);
         CHECK_MSG(n_placements < 50 || (what.split_ffns > 20 && what.split_heads > 5 &&
                                         what.mixed_attention > 20 && what.mixed_ffns > 10),
                   "%s: split %d FFNs and %d heads, mixed %d and %d", archs[i], what.split_ffns,
                   what.split_heads, what.mixed_attention, what.mixed_ffns);
         uneven += what.uneven;
+        embedded_last += what.embedded_last;
     }
+    CHECK_MSG(!several || n_placements < 50 || embedded_last > 5, "%d tied heads", embedded_last);
     CHECK_MSG(n_placements < 50 || uneven > 20, "%d uneven splits", uneven);
 }
 
@@ -497,13 +521,13 @@ TEST(statistics_tell_the_sides_apart)
 }
 
 /* Counts of all experts after a prompt in batches and single tokens; their sum. */
-static uint64_t expert_counts(const golden *g, const char *place, uint64_t *counts, size_t n,
-                              uint64_t *there)
+static uint64_t expert_counts(const golden *g, const char *on, const char *place, uint64_t *counts,
+                              size_t n, uint64_t *there)
 {
     run r;
     tn_stats s = {.struct_size = sizeof s};
     const run_options o = {.kv = TN_KV_F32,
-                           .device = place ? device : NULL,
+                           .device = on,
                            .page_size = 16,
                            .n_batch = 7,
                            .place = place};
@@ -540,13 +564,15 @@ TEST(experts_are_counted_on_either_side)
     golden g;
     uint64_t host[n], mixed[n], there;
     if (!have_device(device) || !golden_load(&g, "qwen3moe")) return;
-    const uint64_t sum = expert_counts(&g, NULL, host, n, &there);
+    const uint64_t sum = expert_counts(&g, NULL, NULL, host, n, &there);
     CHECK_INT(there, 0);
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        CHECK_INT(expert_counts(&g, places[i], mixed, n, &there), sum);
-        CHECK_MSG(memcmp(host, mixed, sizeof host) == 0, "%s: other experts", places[i]);
-        CHECK_MSG(i < 2 ? there == sum : there > 0 && there < sum, "%s: %llu of %llu", places[i],
-                  (unsigned long long)there, (unsigned long long)sum);
+    for (size_t i = 0; i < 2 * sizeof places / sizeof *places; i++) {
+        const char *place = places[i / 2], *on = i % 2 ? two_devices : device;
+        if (i % 2 && !two_there()) continue;
+        CHECK_INT(expert_counts(&g, on, place, mixed, n, &there), sum);
+        CHECK_MSG(memcmp(host, mixed, sizeof host) == 0, "%s, %s: other experts", on, place);
+        CHECK_MSG(i < 4 ? there == sum : there > 0 && there < sum, "%s, %s: %llu of %llu", on,
+                  place, (unsigned long long)there, (unsigned long long)sum);
     }
     golden_free(&g);
 }
@@ -584,6 +610,7 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
         device = "cuda";
+        two_devices = "cuda:0,1";
         argv[1] = argv[0];
         argv++;
         argc--;
