@@ -234,7 +234,7 @@ tn_status tn_engine_device_read(tn_engine *e, double *bytes_per_second, tn_error
     if (!e->device)
         return tn_fail(err, TN_EUNSUPPORTED, -1, "the engine was opened without a device");
     pthread_mutex_lock(&e->turn);
-    acquire(&b, e, err);
+    acquire(&b, e, e->device, err);
     if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.set, 0x3c, b.set_bytes, err);
     if (!b.status) b.status = b.d->api->fill_async(b.d, b.stream, b.pos, 0, 256, err);
     const double t = seconds(&b, queue_read, NULL, b.stream);
