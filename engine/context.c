@@ -15,7 +15,6 @@ enum {
     min_page = 16,
     max_page = 1 << 16,
     max_ctx = 1 << 30,
-    least_default_ctx = 4096,
     slice_bytes = 8 << 20 /* of logits handed out at once */
 };
 
@@ -66,14 +65,11 @@ static tn_status check_options(const tn_model *m, const tn_context_options *o, t
     return tn_kv_check(m, stored_type(o->kv), err);
 }
 
-/* What the model was trained for, or what fits into memory, but not below 4,096. */
 static int32_t default_ctx(const tn_model *m, uint32_t kv_type)
 {
-    const uint64_t have = tn_host_memory_available();
-    const uint64_t fits = have / tn_kv_position_bytes(&m->hp, kv_type);
-    int32_t n = m->hp.n_ctx_train;
-    if (!have || n <= least_default_ctx || fits >= (uint64_t)n) return n;
-    n = fits > least_default_ctx ? (int32_t)fits : least_default_ctx;
+    const int32_t n = tn_kv_default_length(tn_host_memory_available(),
+                                           tn_kv_position_bytes(&m->hp, kv_type), m->hp.n_ctx_train);
+    if (n == m->hp.n_ctx_train) return n;
     tn_engine_log(
         m->engine, TN_LOG_WARN,
         "%s: %d positions of context instead of the %d it was trained for: memory is short",

@@ -15,6 +15,14 @@ size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
            (row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v));
 }
 
+int32_t tn_kv_default_length(uint64_t memory, uint64_t position_bytes, int32_t trained)
+{
+    enum { least = 4096 };
+    const uint64_t fits = memory / position_bytes;
+    if (!memory || trained <= least || fits >= (uint64_t)trained) return trained;
+    return fits > least ? (int32_t)fits : least;
+}
+
 tn_status tn_kv_check(const tn_model *m, uint32_t type, tn_error *err)
 {
     const tn_type_info *t = tn_type_get(type);

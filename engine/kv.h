@@ -56,6 +56,10 @@ uint64_t tn_kv_device_bytes(const tn_kv *kv);
 /* A layer that attends on the device. */
 tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer);
 
+/* Positions of a cache that nobody gave a length: what the model was trained for, or what fits into
+ * memory (bytes; 0 = unknown), but not below 4,096. */
+int32_t tn_kv_default_length(uint64_t memory, uint64_t position_bytes, int32_t trained);
+
 /* TN_EUNSUPPORTED where heads of the model are no whole number of the type's blocks. */
 tn_status tn_kv_check(const tn_model *m, uint32_t type, tn_error *err);
 /* Bytes of one position over all layers. */

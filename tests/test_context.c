@@ -3,6 +3,7 @@
 #include "golden.h"
 
 #include "../engine/hardware.h"
+#include "../engine/kv.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -140,6 +141,15 @@ static void keep_line(void *user, tn_log_level level, const char *message)
     if (strstr(message, "context")) snprintf(user, 200, "%s", message);
 }
 
+TEST(length_of_a_cache_that_nobody_chose)
+{
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 10, 131072), 131072);
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 14, 131072), 65536); /* what fits */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 131072), 4096);  /* 2,048 fit */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 3000), 3000);
+    CHECK_INT(tn_kv_default_length(0, 1 << 10, 131072), 131072); /* unknown */
+}
+
 TEST(capacity_is_what_fits_where_that_is_less)
 {
     enum { trained = 1 << 30 }; /* 384 GiB of keys and values */
@@ -243,6 +253,41 @@ TEST(a_full_context_refuses_with_counts)
     CHECK_INT(tn_context_eval(c, some_tokens(), 1, &err), TN_EFULL);
     tn_context_free(c);
     run_close(&r);
+}
+
+static void *dirty_alloc(void *user, size_t bytes, size_t align)
+{
+    (void)user;
+    void *p = aligned_alloc(align, (bytes + align - 1) / align * align);
+    return p ? memset(p, 0xff, (bytes + align - 1) / align * align) : NULL;
+}
+
+static void dirty_free(void *user, void *p)
+{
+    (void)user;
+    free(p);
+}
+
+/* Kernels may read past the last position: what lies there must not come through, whatever it was. */
+TEST(fresh_memory_need_not_be_zero)
+{
+    const run_options o = {.kv = TN_KV_F16, .threads = 1, .page_size = 16};
+    enum { n = 21 };
+    float *want = run_logits(llama, &o, some_tokens(), n, n_vocab);
+    run r = {0};
+    tn_error err = {0};
+    const tn_engine_options eo = {
+        .struct_size = sizeof eo, .threads = 1, .allocator = {dirty_alloc, dirty_free, NULL}};
+    REQUIRE(want && tn_engine_new(&r.engine, &eo, &err) == TN_OK);
+    REQUIRE(tn_model_open(&r.model, r.engine, llama, NULL, &err) == TN_OK);
+    REQUIRE(try_context(r.model, (tn_context_options){.page_size = 16}, &r.ctx, &err) == TN_OK);
+    CHECK_INT(tn_context_eval(r.ctx, some_tokens(), n, &err), TN_OK);
+    const float *got = tn_context_logits(r.ctx);
+    REQUIRE(got);
+    const distance d = compare(got, want + (n - 1) * n_vocab, n_vocab);
+    CHECK_MSG(d.max_abs <= 1e-4, "off by %g", d.max_abs);
+    run_close(&r);
+    free(want);
 }
 
 TEST(rewind_takes_any_length_held)

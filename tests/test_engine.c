@@ -5,6 +5,8 @@
 
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static tn_status try_engine(tn_engine_options o, tn_engine **e, tn_error *err)
 {
@@ -159,6 +161,39 @@ TEST(opening_is_canceled_at_every_moment)
     }
     CHECK_MSG(canceled > 3, "asked %ld times", canceled - 1);
     tn_engine_free(e);
+}
+
+/* Takes a byte from the file as soon as its weights are to be read. */
+static bool cut_short(void *path)
+{
+    struct stat st;
+    if (stat(path, &st)) abort();
+    if (st.st_size % 32 == 0 && truncate(path, st.st_size - 1)) abort();
+    return false;
+}
+
+TEST(a_file_that_ends_early_is_an_error)
+{
+    char path[] = "/tmp/tenon-engine-XXXXXX";
+    char *bytes = malloc(1 << 21);
+    FILE *from = fopen("tests/data/quant/Q4_K_S.gguf", "rb");
+    const int fd = mkstemp(path);
+    REQUIRE(bytes && from && fd >= 0);
+    const size_t size = fread(bytes, 1, 1 << 21, from);
+    CHECK(write(fd, bytes, size) == (ssize_t)size);
+    close(fd);
+    fclose(from);
+    free(bytes);
+    tn_engine *e;
+    tn_model *m = NULL;
+    tn_error err = {0};
+    REQUIRE(try_engine((tn_engine_options){.threads = 1}, &e, &err) == TN_OK);
+    const tn_model_options mo = {
+        .struct_size = sizeof mo, .load = TN_LOAD_READ, .cancel = cut_short, .user = path};
+    CHECK_INT(tn_model_open(&m, e, path, &mo, &err), TN_EIO);
+    CHECK_MSG(!m && strstr(err.msg, path) && strstr(err.msg, "the file ends early"), "%s", err.msg);
+    tn_engine_free(e);
+    unlink(path);
 }
 
 static const char *text_at(const json_t *j, const char *object, const char *key)

@@ -160,6 +160,87 @@ static tn_gguf_writer *with_key(const bad_key *b, char key[100], const uint8_t *
     return w;
 }
 
+/* A tiny model whose tensor number `which` is longer by one in dimension `dim`; NULL if it has no such
+ * dimension. */
+static tn_gguf_writer *with_shape(const tiny_kind *kind, uint64_t which, uint32_t dim, char name[80],
+                                  const uint8_t **bytes, size_t *size)
+{
+    static float ones[4096];
+    for (int i = 0; i < 4096; i++)
+        ones[i] = 1;
+    tn_gguf_writer *tiny, *w = tn_gguf_writer_new(NULL);
+    tn_gguf *g = NULL;
+    tiny_model(kind, &tiny, bytes, size);
+    if (!w || tn_gguf_parse(&g, *bytes, *size, "tiny", NULL, NULL)) abort();
+    const bool there = dim < tn_gguf_tensor_at(g, which)->n_dims;
+    for (uint64_t i = 0; i < tn_gguf_n_keys(g); i++)
+        tn_gguf_writer_copy(w, tn_gguf_key_at(g, i));
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(g, i);
+        uint64_t shape[4];
+        memcpy(shape, t->shape, sizeof shape);
+        shape[dim] += i == which;
+        char any[80];
+        snprintf(i == which ? name : any, 80, "%.*s", (int)t->name.len, t->name.data);
+        tn_gguf_writer_tensor(w, i == which ? name : any, t->type, t->n_dims, shape, ones);
+    }
+    if (tn_gguf_writer_finish(w, bytes, size, NULL)) abort();
+    tn_gguf_close(g);
+    tn_gguf_writer_free(tiny);
+    if (there) return w;
+    tn_gguf_writer_free(w);
+    return NULL;
+}
+
+static uint64_t n_tensors(const tiny_kind *kind)
+{
+    tn_gguf_writer *tiny;
+    const uint8_t *bytes;
+    size_t size;
+    tn_gguf *g = NULL;
+    tiny_model(kind, &tiny, &bytes, &size);
+    if (tn_gguf_parse(&g, bytes, size, "tiny", NULL, NULL)) abort();
+    const uint64_t n = tn_gguf_n_tensors(g);
+    tn_gguf_close(g);
+    tn_gguf_writer_free(tiny);
+    return n;
+}
+
+static void check_shape(tn_engine *engine, const tiny_kind *kind, uint64_t which, uint32_t dim)
+{
+    char name[80];
+    const uint8_t *bytes;
+    size_t size;
+    tn_gguf_writer *w = with_shape(kind, which, dim, name, &bytes, &size);
+    if (!w) return;
+    tn_model *m = NULL;
+    tn_error err = {0};
+    const tn_status s = tn_model_open_memory(&m, engine, bytes, size, "file.gguf", NULL, &err);
+    CHECK_MSG(s == TN_EFORMAT, "%s, %s: dimension %u: status %d", kind->arch, name, dim, (int)s);
+    /* of two tensors with a row for each token either may be the one that is wrong */
+    CHECK_MSG(strstr(err.msg, name) || (dim == 1 && strstr(err.msg, "'output.weight'")) ||
+                  strstr(err.msg, "tokenizer"),
+              "%s: %s", name, err.msg);
+    tn_model_close(m);
+    tn_gguf_writer_free(w);
+}
+
+TEST(tensors_of_another_shape_are_refused_by_name)
+{
+    use_memory memory = {0};
+    tn_engine *engine = use_engine(&memory);
+    for (int k = 0; k < n_tiny_kinds; k++) {
+        const uint64_t n = n_tensors(&tiny_kinds[k]);
+        for (uint64_t i = 0; i < n; i++)
+            for (uint32_t dim = 0; dim < 3; dim++) {
+                memory.used = 0;
+                check_shape(engine, &tiny_kinds[k], i, dim);
+            }
+    }
+    tn_engine_free(engine);
+    CHECK_INT(memory.live, 0);
+}
+
 static void check_key(tn_engine *engine, const bad_key *b)
 {
     char key[100];
