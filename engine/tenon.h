@@ -142,7 +142,7 @@ TN_API tn_status tn_model_open_memory(tn_model **out, tn_engine *engine, const v
                                       const char *name, const tn_model_options *opt, tn_error *err);
 /* Random weights in the shape of a real model, made in memory, for benchmarks: speed does not depend
  * on the values. shape: "llama-135m", "llama-1b", "llama-8b", "llama-70b", "qwen3-30b-a3b", ...
- * (TN_EARG lists them); type: "q4_k", "q4_0", ..., or a mix "q4_k_m". Has no tokenizer. */
+ * (TN_EARG lists them; "tiny-llama" and "tiny-moe" are for tests); type: "q4_k", "q4_0", ..., or a mix "q4_k_m". Has no tokenizer. */
 TN_API tn_status tn_model_open_synthetic(tn_model **out, tn_engine *engine, const char *shape,
                                          const char *type, const tn_model_options *opt, tn_error *err);
 /* Every context of the model must have been freed. */

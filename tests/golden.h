@@ -58,6 +58,16 @@ __attribute__((unused)) static void run_close(run *r)
     memset(r, 0, sizeof *r);
 }
 
+/* "SHAPE:TYPE" is a synthetic model. */
+static tn_status run_open_model(run *r, const char *path, const tn_model_options *mo, tn_error *err)
+{
+    const char *type = strchr(path, ':');
+    char shape[40];
+    if (!type) return tn_model_open(&r->model, r->engine, path, mo, err);
+    snprintf(shape, sizeof shape, "%.*s", (int)(type - path), path);
+    return tn_model_open_synthetic(&r->model, r->engine, shape, type + 1, mo, err);
+}
+
 __attribute__((unused)) static bool run_open(run *r, const char *path, const run_options *o)
 {
     memset(r, 0, sizeof *r);
@@ -72,7 +82,7 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
                                    .n_batch = o->n_batch,
                                    .page_size = o->page_size};
     if (tn_engine_new(&r->engine, &eo, &err) == TN_OK &&
-        tn_model_open(&r->model, r->engine, path, &mo, &err) == TN_OK &&
+        run_open_model(r, path, &mo, &err) == TN_OK &&
         tn_context_new(&r->ctx, r->model, &co, &err) == TN_OK)
         return true;
     FAIL("%s: %s", path, err.msg);

@@ -324,6 +324,64 @@ TEST(quantised_weights)
     check_quantised("Q4_K_S", &exact, "exact");
 }
 
+/* ---- synthetic models: dense and with experts, quantised ---------------------------------------
+ */
+
+/* Logits of a few dozen tokens without any rounding but float32's: on the host, in the logits of g. */
+static bool synthetic_load(golden *g, const char *path)
+{
+    run r;
+    const run_options exact = {.kv = TN_KV_F32, .exact = true};
+    memset(g, 0, sizeof *g);
+    snprintf(g->path, sizeof g->path, "%s", path);
+    if (!run_open(&r, path, &exact)) return false;
+    g->n = 30;
+    g->n_vocab = run_vocab(&r);
+    run_close(&r);
+    g->tokens = malloc((size_t)g->n * sizeof *g->tokens);
+    for (int32_t i = 0; i < g->n; i++)
+        g->tokens[i] = i * 331 % g->n_vocab;
+    g->logits = run_logits(path, &exact, g->tokens, g->n, g->n_vocab);
+    if (!g->logits) golden_free(g);
+    return g->logits != NULL;
+}
+
+static distance from_exact(const golden *g, const run_options *o)
+{
+    distance d = {NAN, NAN};
+    float *got = run_sequence(g, o, NULL);
+    if (got) d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
+    free(got);
+    return d;
+}
+
+/* Every tensor on the device: as near to the exact logits as the host comes, which rounds
+ * activations too. */
+static void check_synthetic(const char *path)
+{
+    golden g;
+    if (!synthetic_load(&g, path)) return;
+    run_options o = {.kv = TN_KV_F32, .page_size = 16};
+    const distance host = from_exact(&g, &o);
+    o.device = device;
+    for (o.n_batch = 5; o.n_batch < 80; o.n_batch *= 8) {
+        const distance d = from_exact(&g, &o);
+        CHECK_MSG(d.max_abs <= 2 * host.max_abs && d.rms <= 1.3 * host.rms,
+                  "%s, batches of %d: off by %g, rms %g; the host by %g, %g", path, o.n_batch,
+                  d.max_abs, d.rms, host.max_abs, host.rms);
+    }
+    golden_free(&g);
+}
+
+TEST(synthetic_models_wholly_on_the_device)
+{
+    static const char *const paths[] = {"tiny-moe:q4_k", "tiny-moe:q6_k", "tiny-moe:q4_0",
+                                        "tiny-moe:q5_1", "tiny-moe:q2_k", "tiny-llama:q4_k_m"};
+    if (!have_device(device)) return;
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        check_synthetic(paths[i]);
+}
+
 /* ---- memory and faults -------------------------------------------------------------------------
  */
 

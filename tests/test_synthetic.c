@@ -10,6 +10,7 @@ static const struct {
     const char *name;
     double billions; /* of weights, as the models' names and cards tell, tied heads counted once */
 } shapes[] = {
+    {"tiny-llama", 0.001836}, {"tiny-moe", 0.003811},
     {"llama-135m", 0.1345},   {"llama-1b", 1.236},        {"llama-3b", 3.213},
     {"llama-8b", 8.03},       {"llama-70b", 70.55},       {"llama-405b", 405.9},
     {"mistral-7b", 7.248},    {"mixtral-8x7b", 46.7},     {"qwen2-7b", 7.616},
