@@ -76,6 +76,10 @@ static void print_table(FILE *out, const tn_placement *p, const tn_placement_inf
     const char *name;
     for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++)
         if (strcmp(name, f->chosen) != 0) print_prediction(out, name, fits, &c);
+    if (f->predicted.streamed_from)
+        fprintf(out, "  prefill: FFN weights of the host are streamed to the device from batches of "
+                     "%lld tokens on\n",
+                (long long)f->predicted.streamed_from);
 }
 
 static int print_memory(FILE *out, const tn_placement *p, const tn_placement_info *f)

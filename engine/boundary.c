@@ -75,7 +75,8 @@ static tn_status fill(tn_boundary *b, tn_error *err)
     for (int32_t i = 0; i < b->n_edges && !s; i++) {
         const tn_segment *y = &b->m->on_device.segment[i];
         b->edges[i].d = y->device;
-        if (moves_in(b->m, y->first, y->end)) s = tn_carrier_new(&b->edges[i].carrier, b->m, i, err);
+        if (moves_in(b->m, y->first, y->end))
+            s = tn_carrier_new(&b->edges[i].carrier, b->m, i, tn_carrier_capacity(b->m, y), err);
         if (!s) s = measure(&b->edges[i], err);
     }
     return s;

@@ -60,11 +60,22 @@ tn_boundary_counts tn_boundary_count(const tn_boundary *b);
 /* boundary_copy.c. Carries parts of weights that the host has to the device of a segment, through
  * pinned buffers. */
 typedef struct tn_carrier tn_carrier;
-tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, tn_error *err);
+/* capacity: of each of two buffers, on either side; at least tn_carrier_least of every matrix. */
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, size_t capacity,
+                         tn_error *err);
+/* What a boundary wants it to be. */
+size_t tn_carrier_capacity(const tn_model *m, const tn_segment *s);
 void tn_carrier_free(tn_carrier *c);
 /* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the
  * order of memory (experts are padded); to->rows of them. Returns when it is there. */
 tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
                            tn_error *err);
+/* The same from column col0 on, without waiting: it is there when the carrier's stream has come so
+ * far. What the host has is read before this returns. */
+tn_status tn_carrier_send(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
+                          tn_error *err);
+tn_stream *tn_carrier_stream(const tn_carrier *c);
+/* Bytes of a buffer that holds at least a group of rows of `cols` columns. */
+size_t tn_carrier_least(const tn_weight *w, int64_t cols);
 
 #endif

@@ -29,7 +29,7 @@ static size_t wanted(const tn_weight *w)
     return least > most ? least : most;
 }
 
-static size_t capacity_for(const tn_model *m, const tn_segment *s)
+size_t tn_carrier_capacity(const tn_model *m, const tn_segment *s)
 {
     size_t bytes = 0;
     for (int32_t l = s->first; l < s->end; l++) {
@@ -41,15 +41,15 @@ static size_t capacity_for(const tn_model *m, const tn_segment *s)
     return bytes;
 }
 
-tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, tn_error *err)
+tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, size_t capacity,
+                         tn_error *err)
 {
-    const tn_segment *y = &m->on_device.segment[segment];
-    tn_device *d = y->device;
+    tn_device *d = m->on_device.segment[segment].device;
     const tn_device_api *api = d->api;
     *out = NULL;
     tn_carrier *c = tn_alloc(m->a, 1, sizeof *c);
     if (!c) return tn_fail_nomem(err, sizeof *c, "the upload of moving weights");
-    *c = (tn_carrier){.m = m, .d = d, .capacity = capacity_for(m, y)};
+    *c = (tn_carrier){.m = m, .d = d, .capacity = capacity};
     tn_status s = api->stream_create(d, &c->stream, err);
     for (int i = 0; i < 2 && !s; i++) {
         slot *t = &c->slot[i];
@@ -78,6 +78,12 @@ void tn_carrier_free(tn_carrier *c)
     tn_free(c->m->a, c);
 }
 
+size_t tn_carrier_least(const tn_weight *w, int64_t cols)
+{
+    const tn_type_info *t = tn_type_get(w->type);
+    return group * (size_t)(cols / t->block) * t->bytes;
+}
+
 /* Rows, or groups of rows, of which the first `bytes` each are wanted. */
 typedef struct packing {
     char *to;
@@ -93,8 +99,8 @@ static void pack_task(void *arg, int64_t begin, int64_t end, int worker)
         memcpy(p->to + (size_t)i * p->bytes, p->from + (size_t)i * p->stride, p->bytes);
 }
 
-/* Rows [row0, row0 + n) of a matrix; row_bytes: of what is taken of each. */
-static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+/* Rows [row0, row0 + n) of a matrix; skip, row_bytes: of each, what is left out and then taken. */
+static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight *from, size_t skip,
                             size_t row_bytes, int64_t row0, int64_t n, tn_error *err)
 {
     const tn_device_api *api = c->d->api;
@@ -103,7 +109,7 @@ static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight
     const tn_dweight part = tn_dweight_rows(to, row0, n);
     slot *s = &c->slot[c->turn ^= 1];
     packing p = {.to = s->pinned,
-                 .from = (const char *)from->data + (size_t)row0 * from->row_bytes,
+                 .from = (const char *)from->data + (size_t)row0 * from->row_bytes + (size_t)each * skip,
                  .bytes = (size_t)each * row_bytes,
                  .stride = (size_t)each * from->row_bytes};
     tn_status st = api->event_sync(c->d, s->free, err);
@@ -116,14 +122,28 @@ static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight
     return api->event_record(c->d, s->free, c->stream, err);
 }
 
-tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
-                           tn_error *err)
+tn_stream *tn_carrier_stream(const tn_carrier *c)
+{
+    return c->stream;
+}
+
+tn_status tn_carrier_send(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
+                          tn_error *err)
 {
     const tn_type_info *t = tn_type_get(from->type);
+    const size_t skip = (size_t)(col0 / t->block) * t->bytes;
     const size_t row_bytes = (size_t)(to->cols / t->block) * t->bytes;
     const int64_t step = (int64_t)(c->capacity / row_bytes) / group * group;
     tn_status s = TN_OK;
     for (int64_t r = 0; r < to->rows && !s; r += step)
-        s = carry_rows(c, to, from, row_bytes, r, to->rows - r < step ? to->rows - r : step, err);
+        s = carry_rows(c, to, from, skip, row_bytes, r, to->rows - r < step ? to->rows - r : step,
+                       err);
+    return s;
+}
+
+tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                           tn_error *err)
+{
+    const tn_status s = tn_carrier_send(c, to, from, 0, err);
     return s ? s : c->d->api->stream_sync(c->d, c->stream, err);
 }

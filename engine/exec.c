@@ -531,6 +531,11 @@ static void ffn_in(tn_exec *x, int32_t layer)
 {
     if (idle(x)) return;
     const tn_side side = x->sides[layer].ffn;
+    x->streamed = tn_exec_streams(x, layer);
+    if (x->streamed) {
+        tn_exec_stream(x, layer);
+        return;
+    }
     if (side == TN_MIXED) {
         mixed_in(x, layer);
         return;
@@ -584,7 +589,7 @@ static void out_there(tn_exec *x, int32_t layer)
 
 static void ffn_out(tn_exec *x, int32_t layer)
 {
-    if (idle(x)) return;
+    if (idle(x) || x->streamed) return;
     if (x->sides[layer].ffn == TN_ON_BOTH) {
         tn_dev_share(x->dev, layer);
         count_down(x, layer);
@@ -721,6 +726,7 @@ void tn_exec_stats(const tn_exec *x, tn_stats *s)
     s->device = x->on_device;
     s->hops = x->hops;
     s->join_wait_s = x->join_wait_s;
+    s->streamed_bytes = x->streamed_bytes;
     s->experts_chosen = x->experts_chosen;
     s->experts_on_device = x->experts_there;
 }
@@ -734,6 +740,7 @@ void tn_exec_stats_reset(tn_exec *x)
 {
     x->on_host = x->on_device = (tn_side_stats){0};
     x->hops = 0;
+    x->streamed_bytes = 0;
     x->join_wait_s = 0;
     x->experts_chosen = x->experts_there = 0;
     const size_t n_experts = (size_t)x->m->hp.n_layers * (size_t)x->m->hp.n_expert;

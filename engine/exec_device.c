@@ -1,6 +1,7 @@
 /* The device side of exec: the operations of a transformer as launches on one stream. */
 #include "exec_device.h"
 #include "sides.h"
+#include "stream.h"
 
 #include <math.h>
 #include <string.h>
@@ -61,6 +62,17 @@ static void need_moving(tn_dev *d, int32_t layer)
         need_product(d, w[i]->type, w[i]->rows, w[i]->cols);
 }
 
+/* What may be carried there for a batch. */
+static void need_streamed(tn_dev *d, int32_t layer)
+{
+    const tn_layer *y = &d->m->layers[layer];
+    const int64_t n = tn_streamer_neurons(d->segment->streamer, layer);
+    if (!n) return;
+    need_product(d, y->ffn_gate.type, n, d->m->hp.n_embd);
+    need_product(d, y->ffn_up.type, n, d->m->hp.n_embd);
+    need_product(d, y->ffn_down.type, d->m->hp.n_embd, n);
+}
+
 static void measure_workspace(tn_dev *d)
 {
     for (int32_t i = d->segment->first; i < d->segment->end; i++) {
@@ -71,6 +83,7 @@ static void measure_workspace(tn_dev *d)
         for (int j = 0; j < (d->m->hp.n_expert ? 5 : 8); j++)
             need_workspace(d, w[j]);
         if (!d->m->hp.n_expert) need_moving(d, i);
+        need_streamed(d, i);
     }
     if (d->has_head) need_workspace(d, &d->m->on_device.output);
 }
@@ -554,6 +567,32 @@ void tn_dev_ffn_out(tn_dev *d, int32_t layer)
     const tn_dacts x = hidden(d, y->ffn_down.cols, reads_q8(d, &y->ffn_down));
     quantize(d, &x);
     product_residual(d, &y->ffn_down, &x, y->ffn_down_bias, y->post_ffw_norm);
+}
+
+static const float *from(const float *bias, int64_t first)
+{
+    return bias ? bias + first : NULL;
+}
+
+void tn_dev_ffn_part(tn_dev *d, int32_t layer, const tn_dweight *gate, const tn_dweight *up,
+                     const tn_dweight *down, int64_t first, bool add)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    tn_dev_half(d, gate, from(y->ffn_gate_bias, first), d->gate);
+    tn_dev_half(d, up, from(y->ffn_up_bias, first), d->up);
+    glu(d, gate->rows);
+    const tn_dacts x = hidden(d, gate->rows, false);
+    product(d, down, &x, d->out, d->m->hp.n_embd, NULL, add);
+}
+
+void tn_dev_ffn_end(tn_dev *d, int32_t layer)
+{
+    const tn_layer_device *y = &d->layers[layer];
+    const int64_t n = d->m->hp.n_embd;
+    if (y->ffn_down_bias && !d->status)
+        did(d, d->ops->axpby(d->stream, d->out, n, 1.0f, NULL, n, 0.0f, y->ffn_down_bias, d->n, n),
+            "a bias");
+    residual(d, y->post_ffw_norm);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------

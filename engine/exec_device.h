@@ -116,6 +116,12 @@ void tn_dev_half(tn_dev *d, const tn_dweight *w, const float *bias, float *y);
 void tn_dev_glu(tn_dev *d);
 /* out = the device's share of ffn_out or experts_out, without bias and norm. */
 void tn_dev_share(tn_dev *d, int32_t layer);
+/* out (+)= down act(gate in) * (up in) of the neurons that the three matrices have, of which
+ * `first` come before them in the layer, without bias and norm; for more than TN_MATVEC_MAX rows.
+ * h += post_norm(out + bias). */
+void tn_dev_ffn_part(tn_dev *d, int32_t layer, const tn_dweight *gate, const tn_dweight *up,
+                     const tn_dweight *down, int64_t first, bool add);
+void tn_dev_ffn_end(tn_dev *d, int32_t layer);
 /* h += post_norm(out + other + bias) */
 void tn_dev_join(tn_dev *d, int32_t layer);
 

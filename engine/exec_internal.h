@@ -93,6 +93,8 @@ struct tn_exec {
     bool busy;               /* the device may still be at work on the batch before */
     unsigned valid[TN_ACTS]; /* bits 1 << side */
     unsigned normed;         /* sides whose `in` holds the normed input of the FFN */
+    bool streamed;           /* the running layer's FFN has been done by exec_stream.c */
+    uint64_t streamed_bytes;
     bool grouped;            /* the host has sorted the batch by expert */
     uint64_t experts_chosen, experts_there; /* in all, and of those on the device */
     uint64_t *experts;   /* [n_layers][n_expert] how often chosen; NULL: there are none */
@@ -112,6 +114,11 @@ struct tn_exec {
 void tn_exec_count_here(tn_exec *x, int32_t layer);
 void tn_exec_fetch_choices(tn_exec *x, int32_t layer);
 void tn_exec_count_there(tn_exec *x);
+
+/* exec_stream.c. Whether a layer's FFN is to be computed on the device with the host's part of it
+ * carried there, which is a question of the batch; and that, from norm to residual sum. */
+bool tn_exec_streams(const tn_exec *x, int32_t layer);
+void tn_exec_stream(tn_exec *x, int32_t layer);
 
 /* Does the host's work, or records it. */
 void tn_exec_host(tn_exec *x, tn_host_op op, int32_t arg);

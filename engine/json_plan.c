@@ -28,9 +28,10 @@ static json_t *prediction(const tn_prediction *p)
         snprintf(key, sizeof key, "%lld", (long long)p->depth[i]);
         json_object_set_new(depths, key, number(p->decode_tok_s[i]));
     }
-    return json_pack("{s:o, s:o, s:o, s:o, s:o}", "request_s", number(p->request_s), "decode_tok_s",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:I}", "request_s", number(p->request_s), "decode_tok_s",
                      depths, "prefill_tok_s", number(p->prefill_tok_s), "ttft_s", number(p->ttft_s),
-                     "step_ms", number(1e3 * p->step_s));
+                     "step_ms", number(1e3 * p->step_s), "streamed_from",
+                     (json_int_t)p->streamed_from);
 }
 
 static uint64_t used(const tn_plan_memory *m)

@@ -85,6 +85,7 @@ typedef struct tn_segment {
     void *arena;        /* device memory that holds all weights */
     size_t bytes;
     float *inv_freq[2]; /* of the ropes */
+    struct tn_streamer *streamer; /* NULL: no weights are carried here for a batch */
 } tn_segment;
 
 typedef struct tn_model_device {

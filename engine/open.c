@@ -1,5 +1,6 @@
 /* Opening and closing models, and telling about them. */
 #include "boundary.h"
+#include "stream.h"
 #include "engine.h"
 #include "hardware.h"
 #include "model.h"
@@ -38,6 +39,7 @@ void tn_model_close(tn_model *m)
     tn_boundary_free(m->boundary);
     for (int32_t i = 0; i < m->on_device.n_segments; i++) {
         const tn_segment *y = &m->on_device.segment[i];
+        tn_streamer_free(y->streamer);
         y->device->api->free(y->device, y->arena);
     }
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
@@ -132,6 +134,8 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
     if (!s) s = tn_load_run(&l);
+    for (int32_t i = 0; i < m->on_device.n_segments && !s && opt->plan; i++)
+        s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, opt->plan, err);
     if (!s && opt->plan) s = tn_boundary_new(&m->boundary, m, opt->plan, err);
     tn_free(m->a, l.used);
     tn_free(m->a, l.place);

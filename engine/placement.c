@@ -315,6 +315,7 @@ static tn_placement_prediction prediction(const tn_prediction *p)
                                    .ttft_s = p->ttft_s,
                                    .prefill_tok_s = p->prefill_tok_s,
                                    .step_s = p->step_s,
+                                   .streamed_from = p->streamed_from,
                                    .n_depths = p->n_depths};
     memcpy(out.depth, p->depth, sizeof out.depth);
     memcpy(out.decode_tok_s, p->decode_tok_s, sizeof out.decode_tok_s);

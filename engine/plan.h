@@ -168,6 +168,8 @@ typedef struct tn_prediction {
     int64_t depth[5]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they fit */
     double decode_tok_s[5];
     double step_s; /* one token, mean over the request */
+    int64_t streamed_from; /* tokens in a batch from which on FFNs of the host are carried to a
+                              device, at the planned units; 0: in no batch of this size */
 } tn_prediction;
 
 typedef struct tn_plan_memory {

@@ -233,6 +233,30 @@ static double prompt_time(const tn_plan *plan, const tn_cost *k, int64_t prompt)
     return tn_plan_request(plan, &other);
 }
 
+static bool streams(const tn_plan *plan, const tn_cost *k, int64_t n)
+{
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        if (tn_cost_streams(k, l, y->device, y->attn, y->units, n)) return true;
+    }
+    return false;
+}
+
+/* The larger the batch, the more it pays. */
+static int64_t streamed_from(const tn_plan *plan, const tn_cost *k)
+{
+    int64_t no = 1, yes = k->c.n_batch;
+    if (!streams(plan, k, yes)) return 0;
+    while (yes - no > 1) {
+        const int64_t n = no + (yes - no) / 2;
+        if (streams(plan, k, n))
+            yes = n;
+        else
+            no = n;
+    }
+    return yes;
+}
+
 static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a, tn_error *err)
 {
     static const int64_t depths[] = {0, 4096, 16384};
@@ -246,6 +270,7 @@ static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a,
     out->prefill_tok_s = (double)prompt / out->ttft_s;
     const double prefill = r->n_prompt ? out->ttft_s : 0;
     out->step_s = r->n_gen ? (out->request_s - prefill) / (double)r->n_gen : 0;
+    out->streamed_from = streamed_from(plan, k);
     tn_status s = TN_OK;
     for (size_t i = 0; i < sizeof depths / sizeof *depths + 1 && !s; i++) {
         const int64_t depth = i < 3 ? depths[i] : k->c.n_ctx;

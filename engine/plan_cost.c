@@ -3,7 +3,12 @@
 #include <math.h>
 #include <string.h>
 
-enum { attn_ops = 4, ffn_ops = 2, max_used = 512 };
+enum {
+    attn_ops = 4,
+    ffn_ops = 2,
+    max_used = 512,
+    stream_least = 9 /* tokens: fewer are a matter of mat-vecs, which the host does as well */
+};
 
 static const double pinned_share_of_ram = 0.5; /* no more of it is page-locked */
 
@@ -244,17 +249,6 @@ static double walk_time(const tn_cost *k, const tn_walk_op *op, int n_ops, int d
     return total + (on_device != home ? tn_cost_hop(k, d, n) : 0);
 }
 
-/* A host tensor of a batch is multiplied where it lies or streamed, whichever is faster. */
-static double host_or_stream(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n)
-{
-    const double here = tensor_time(k, t, TN_HOST, n);
-    if (n == 1 || d == TN_HOST) return here;
-    const double used = t->n_expert > 1 ? met(&k->s->layer[t->layer], n) : 1.0;
-    const double stream = 2 * tn_cost_hop(k, d, n) +
-                          fmax(tensor_time(k, t, d, n), used * (double)t->bytes / k->link[d]);
-    return fmin(here, stream);
-}
-
 static void add_op(tn_walk_op *op, int *n_ops, double device_s, double host_s, double share,
                    int group)
 {
@@ -272,7 +266,7 @@ static void add_part(const tn_cost *k, int32_t l, int d, bool home, int32_t mode
             (t->part != TN_PART_NORM && t->part != TN_PART_FFN_NORM && t->rows <= 1))
             continue;
         add_op(op, n_ops, d == TN_HOST ? 0 : tensor_time(k, t, d, n) + op_floor(k, d),
-               host_or_stream(k, t, d, n) + op_floor(k, TN_HOST), tn_cost_share(k, i, home, mode),
+               tensor_time(k, t, TN_HOST, n) + op_floor(k, TN_HOST), tn_cost_share(k, i, home, mode),
                group);
     }
 }
@@ -338,14 +332,8 @@ double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, do
         return walk_time(k, op, n_ops, d, home, n);
     }
     const int side = home ? d : TN_HOST;
-    double weights = attn_weights(k, l, side, n);
-    if (!home && d != TN_HOST && n > 1) {
-        const double bytes = (double)(tn_cost_attn_bytes(k, l, true));
-        const double stream =
-            4 * tn_cost_hop(k, d, n) + fmax(attn_weights(k, l, d, n), bytes / k->link[d]);
-        weights = fmin(weights, stream);
-    }
-    return attn_ops * op_floor(k, side) + weights + attend_time(k, l, side, n, attended);
+    return attn_ops * op_floor(k, side) + attn_weights(k, l, side, n) +
+           attend_time(k, l, side, n, attended);
 }
 
 /* ---- FFN ---------------------------------------------------------------------------------------
@@ -410,83 +398,31 @@ static double decode_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t 
                    f * tn_cost_ffn_side(k, l, d, 1) + ffn_ops * op_floor(k, d));
 }
 
-tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, bool home, int32_t units,
-                                     int64_t n)
+tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, int64_t n)
 {
     const tn_shape_layer *y = &k->s->layer[l];
     const double f = (double)tn_shape_ffn_bytes(y, units) / (double)y->ffn_bytes;
-    (void)home;
+    const double device = f * tn_cost_ffn_side(k, l, d, n);
+    const double host = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n);
     return (tn_prefill_ffn){
-        .device_s = f * tn_cost_ffn_side(k, l, d, n),
-        .host_s = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n),
+        .device_s = device,
+        .host_s = host,
+        .both_s = join_sides(k, host, device),
         .all_device_s = tn_cost_ffn_side(k, l, d, n),
-        .copy_s = (1 - f) * met(y, n) * (double)y->ffn_bytes / k->link[d],
+        .copy_s = (1 - f) * (double)y->ffn_bytes / k->link[d],
         .hops_s = 2 * tn_cost_hop(k, d, n),
+        .streams = !y->n_expert && n >= stream_least,
     };
 }
 
-/* How long host, device and the copies to it take together, from what each takes alone. */
-static double join_three(const tn_cost *k, double host, double device, double copy)
-{
-    const tn_profile_contended *c = &k->p->contended;
-    double now = 0;
-    while (host > 0 || device > 0 || copy > 0) {
-        const double host_speed =
-            fmin(device > 0 ? c->host_beside_device : 1, copy > 0 ? c->host_beside_copy : 1);
-        const double device_speed = host > 0 ? c->device_beside_host : 1;
-        const double copy_speed = host > 0 ? c->copy_beside_host : 1;
-        double step = INFINITY;
-        if (host > 0) step = fmin(step, host / host_speed);
-        if (device > 0) step = fmin(step, device / device_speed);
-        if (copy > 0) step = fmin(step, copy / copy_speed);
-        now += step;
-        host -= step * host_speed * (1 + 1e-12);
-        device -= step * device_speed * (1 + 1e-12);
-        copy -= step * copy_speed * (1 + 1e-12);
-    }
-    return now;
-}
-
-/* Host and device share what the host holds: the host takes the part at which it is done together
- * with the slower of copying and the device. */
-static double share_best(const tn_cost *k, const tn_prefill_ffn *f, double *host_part)
-{
-    const tn_profile_contended *c = &k->p->contended;
-    const double host = f->host_s / fmin(c->host_beside_copy, c->host_beside_device);
-    const double copy = f->copy_s / c->copy_beside_host;
-    const double streamed = (f->all_device_s - f->device_s) / c->device_beside_host;
-    const double own = f->device_s / c->device_beside_host;
-    const double by_copy = host + copy > 0 ? copy / (host + copy) : 1;
-    const double by_device = host + streamed > 0 ? (own + streamed) / (host + streamed) : 1;
-    const double part = fmin(1, fmax(by_copy, by_device));
-    *host_part = part;
-    return join_three(k, part * f->host_s,
-                      f->device_s + (1 - part) * (f->all_device_s - f->device_s),
-                      (1 - part) * f->copy_s);
-}
-
-double tn_cost_prefill_best(const tn_cost *k, const tn_prefill_ffn *f, bool home,
-                            tn_prefill_way *way, double *host_part)
+double tn_cost_prefill_best(const tn_prefill_ffn *f, bool home, tn_prefill_way *way)
 {
     /* The activations cross where the other side than home takes part. */
     const bool only_host = !(f->device_s > 0);
-    double best = (home || !only_host ? f->hops_s : 0) + join_sides(k, f->host_s, f->device_s);
-    *way = TN_PREFILL_IN_PLACE;
-    *host_part = 1;
+    const double here = (home || !only_host ? f->hops_s : 0) + f->both_s;
     const double stream = (home ? 0 : f->hops_s) + fmax(f->all_device_s, f->copy_s);
-    if (stream < best) {
-        best = stream;
-        *way = TN_PREFILL_STREAM;
-        *host_part = 0;
-    }
-    double part;
-    const double both = f->hops_s + share_best(k, f, &part);
-    if (both < best) {
-        best = both;
-        *way = TN_PREFILL_BOTH;
-        *host_part = part;
-    }
-    return best;
+    *way = f->streams && stream < here ? TN_PREFILL_STREAM : TN_PREFILL_IN_PLACE;
+    return *way == TN_PREFILL_STREAM ? stream : here;
 }
 
 static double prefill_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
@@ -495,10 +431,21 @@ static double prefill_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t
     if (units >= k->s->layer[l].n_units)
         return (home ? 0 : 2 * tn_cost_hop(k, d, n)) + tn_cost_ffn_side(k, l, d, n) +
                ffn_ops * op_floor(k, d);
-    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, home, units, n);
+    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, units, n);
     tn_prefill_way way;
-    double part;
-    return tn_cost_prefill_best(k, &f, home, &way, &part) + ffn_ops * op_floor(k, TN_HOST);
+    return tn_cost_prefill_best(&f, home, &way) + ffn_ops * op_floor(k, TN_HOST);
+}
+
+bool tn_cost_streams(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
+{
+    int32_t fixed, n_modes;
+    tn_prefill_way way;
+    if (d == TN_HOST || units >= k->s->layer[l].n_units ||
+        tn_cost_ffn_kind(k, l, &fixed, &n_modes) == TN_FFN_MIXED)
+        return false;
+    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, units, n);
+    tn_cost_prefill_best(&f, home, &way);
+    return way == TN_PREFILL_STREAM;
 }
 
 double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
@@ -607,10 +554,10 @@ static uint64_t activation_bytes(const tn_cost *k)
 
 uint64_t tn_cost_device_buffers(const tn_cost *k)
 {
-    uint64_t unit = 0; /* two slots of the largest thing that is streamed */
+    uint64_t unit = 0; /* two slots of the largest thing that is streamed, as it comes and as it stays */
     for (int32_t l = 0; l < k->s->n_layers; l++)
         if (k->s->layer[l].unit_bytes > unit) unit = k->s->layer[l].unit_bytes;
-    return activation_bytes(k) + 2 * unit;
+    return activation_bytes(k) + 4 * unit;
 }
 
 uint64_t tn_cost_host_buffers(const tn_cost *k)

@@ -6,10 +6,9 @@
  *   decode, FFN cut into units, share f of its bytes on the device:
  *       X [where the FFN is not all at home] + max(f F / B_device, (1 - f) F / B_host)
  *       (experts: the mean over which experts a token meets); both slowed by each other as measured
- *   prefill of n tokens: per layer the cheapest of
+ *   prefill of n tokens: per layer the cheaper of
  *       computed where it lies      2 x + max(device share, host share)
- *       streamed                    max(all arithmetic on the device, copying)
- *       both                        2 x + max(...) with the host taking the best part
+ *       streamed (dense FFNs)       max(all arithmetic on the device, copying)
  *     where x = X / 2 + the activations' bytes / link
  *   single tensors on either side: op after op, each with the hops that its place costs. */
 #ifndef TN_PLAN_COST_H
@@ -87,23 +86,23 @@ int tn_cost_walk_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, 
 int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode, int64_t n,
                      tn_walk_op op[TN_WALK_OPS]);
 
-/* The three ways to run n > 1 tokens through an FFN of which the device holds `units`. */
+/* The two ways to run n > 1 tokens through an FFN of which the device holds `units`: each side
+ * computes its own share, or the host's share is carried to the device (exec_stream.c), which a dense
+ * FFN's can be. */
 typedef struct tn_prefill_ffn {
     double device_s, host_s; /* each side's own share, when alone */
+    double both_s;           /* and at the same time */
     double all_device_s;     /* everything on the device */
     double copy_s;           /* of the host's share to the device */
     double hops_s;           /* of activations for the host's part: both ways */
+    bool streams;            /* it can be carried */
 } tn_prefill_ffn;
-typedef enum tn_prefill_way {
-    TN_PREFILL_IN_PLACE,
-    TN_PREFILL_STREAM,
-    TN_PREFILL_BOTH
-} tn_prefill_way;
-tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, bool home, int32_t units,
-                                     int64_t n);
-/* The cheapest way, and the part of the host's share that the host computes itself (1 in place). */
-double tn_cost_prefill_best(const tn_cost *k, const tn_prefill_ffn *f, bool home,
-                            tn_prefill_way *way, double *host_part);
+typedef enum tn_prefill_way { TN_PREFILL_IN_PLACE, TN_PREFILL_STREAM } tn_prefill_way;
+tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, int64_t n);
+/* The cheaper way, and its time. */
+double tn_cost_prefill_best(const tn_prefill_ffn *f, bool home, tn_prefill_way *way);
+/* Whether that is to stream, for layer l: the decision of the planner, of the simulator and of exec. */
+bool tn_cost_streams(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n);
 /* Bytes of a layer's FFN and its time on one side (d or TN_HOST) for n tokens, experts as they are
  * met. */
 double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n);

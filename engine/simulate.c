@@ -164,17 +164,6 @@ static double parts(const sim *s, int32_t l, int side, int64_t n, tn_part from, 
     return sum;
 }
 
-static double part_bytes(const sim *s, int32_t l, tn_part from, tn_part to)
-{
-    const tn_shape *m = s->k->s;
-    double sum = 0;
-    for (int32_t j = 0; j < m->layer[l].n; j++) {
-        const tn_shape_tensor *t = &m->tensor[m->of_layer[m->layer[l].first + j]];
-        if (t->part >= from && t->part <= to) sum += (double)t->bytes;
-    }
-    return sum;
-}
-
 static double attend(const sim *s, int32_t l, int side, int64_t start, int64_t n)
 {
     const tn_shape_layer *y = &s->k->s->layer[l];
@@ -232,34 +221,14 @@ static void stream(sim *s, int d, double bytes, double work)
     s->last = s->slot[d][slot] = add(s, stream_of(d), work, copy, s->last);
 }
 
-/* Weights of parts [from, to] of a host-side layer: there, or streamed where that is quicker. */
-static void host_parts(sim *s, int32_t l, int d, int64_t n, tn_part from, tn_part to, bool streamed)
-{
-    if (!streamed) {
-        op(s, TN_HOST, parts(s, l, TN_HOST, n, from, to, 1, 1));
-        return;
-    }
-    hop(s, d, n);
-    stream(s, d, part_bytes(s, l, from, to), parts(s, l, d, n, from, to, 1, 1));
-    hop(s, d, n);
-    op(s, TN_HOST, 0);
-}
-
 static void attention(sim *s, int32_t l, int64_t start, int64_t n)
 {
     const tn_plan_layer *y = &s->plan->layer[l];
     const int d = y->device, side = y->attn ? d : TN_HOST;
-    const double here = parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_SHARED, 1, 1);
-    bool streamed = false;
-    if (side == TN_HOST && d != TN_HOST && n > 1) {
-        const double there = parts(s, l, d, n, TN_PART_NORM, TN_PART_SHARED, 1, 1);
-        const double copy = part_bytes(s, l, TN_PART_NORM, TN_PART_SHARED) / s->k->link[d];
-        streamed = 4 * tn_cost_hop(s->k, d, n) + fmax(there, copy) < here;
-    }
     if (side == TN_HOST) {
-        host_parts(s, l, d, n, TN_PART_NORM, TN_PART_QKV, streamed);
+        op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_QKV, 1, 1));
         op(s, TN_HOST, attend(s, l, TN_HOST, start, n));
-        host_parts(s, l, d, n, TN_PART_OUT, TN_PART_SHARED, streamed);
+        op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_OUT, TN_PART_SHARED, 1, 1));
         op(s, TN_HOST, 0);
         return;
     }
@@ -336,16 +305,14 @@ static double ffn(const sim *s, int32_t l, int side, int64_t n, double read, dou
 }
 
 /* The host's units, or all but the part it computes itself, through the ring to the device. */
-static void stream_units(sim *s, int32_t l, int64_t n, const demand *w, double part, int32_t start)
+static void stream_units(sim *s, int32_t l, int64_t n, const demand *w)
 {
     const tn_plan_layer *p = &s->plan->layer[l];
     const tn_shape_layer *y = &s->k->s->layer[l];
-    const double read = (1 - part) * w->read_host, used = (1 - part) * w->used_host;
-    int n_units = (int)lround((1 - part) * (y->n_units - s->units[l]));
-    if (n_units < 1) n_units = 1;
+    const double read = w->read_host, used = w->used_host;
+    const int n_units = y->n_units - s->units[l];
     const double own = ffn(s, l, p->device, n, w->read_device, w->used_device);
     const double work = ffn(s, l, p->device, n, w->read_device + read, w->used_device + used) - own;
-    s->last = start;
     for (int i = 0; i < n_units; i++) {
         /* The device's own units are computed between the streamed ones, so that two slots do. */
         if (own > 0) s->last = add(s, stream_of(p->device), own / n_units, s->last, -1);
@@ -361,24 +328,14 @@ static void prefill(sim *s, int32_t l, int64_t n)
     const demand w = demand_of(s, l, s->units[l], n);
     const double host = ffn(s, l, TN_HOST, n, w.read_host, w.used_host);
     const double device = ffn(s, l, d, n, w.read_device, w.used_device);
-    const tn_prefill_ffn parts_ = tn_cost_prefill_parts(s->k, l, d, p->attn, s->units[l], n);
-    tn_prefill_way way;
-    double part;
-    tn_cost_prefill_best(s->k, &parts_, p->attn, &way, &part);
-    if (way == TN_PREFILL_IN_PLACE && (p->attn || device > 0)) {
+    if (tn_cost_streams(s->k, l, d, p->attn, s->units[l], n)) {
+        if (!p->attn) hop(s, d, n);
+        stream_units(s, l, n, &w);
+        if (!p->attn) hop(s, d, n);
+    } else if (p->attn || device > 0) {
         both(s, d, host, device, n);
-    } else if (way == TN_PREFILL_IN_PLACE) {
-        s->last = add(s, host_server, host, s->last, -1);
-    } else if (way == TN_PREFILL_STREAM) {
-        if (!p->attn) hop(s, d, n);
-        stream_units(s, l, n, &w, 0, s->last);
-        if (!p->attn) hop(s, d, n);
     } else {
-        hop(s, d, n);
-        const int32_t start = s->last;
-        const int32_t h = add(s, host_server, part * host, start, -1);
-        stream_units(s, l, n, &w, part, start);
-        s->last = add(s, stream_of(d), tn_cost_hop(s->k, d, n), h, s->last);
+        s->last = add(s, host_server, host, s->last, -1);
     }
     s->last = add(s, host_server, 2 * rates(s, TN_HOST)->op_s, s->last, -1);
 }

@@ -306,6 +306,7 @@ typedef struct tn_stats {
     /* Of models with experts: how many were chosen (tokens x layers x used), and of these how many were
      * on the device. */
     uint64_t experts_chosen, experts_on_device;
+    uint64_t streamed_bytes; /* of weights that the host has, carried to a device for a batch */
     uint64_t device_bytes_held; /* memory of the devices in use by the engine: weights, KV, buffers of
                                    all its models and contexts; 0 without a device */
 } tn_stats;
@@ -466,6 +467,8 @@ typedef struct tn_placement_prediction {
     double ttft_s;        /* until its first token */
     double prefill_tok_s; /* its prompt */
     double step_s;        /* a generated token, mean over the request */
+    int64_t streamed_from; /* batches of so many tokens and more are computed with the host's FFN weights
+                              carried to a device for the purpose; 0: none that n_batch allows is */
     int32_t n_depths;
     int64_t depth[TN_PLACEMENT_DEPTHS]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they fit */
     double decode_tok_s[TN_PLACEMENT_DEPTHS];
