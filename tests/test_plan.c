@@ -272,7 +272,7 @@ TEST(real_shapes_on_shipped_machines)
                 tn_planned_free(&out);
                 continue;
             }
-            CHECK_MSG(out.gap <= 1e-3, "%s: gap %g", what, out.gap);
+            CHECK_MSG(out.gap <= 2e-3, "%s: gap %g", what, out.gap);
             for (int k = 0; k < out.n_candidates; k++)
                 CHECK_MSG(!out.candidate[k].feasible || out.optimum.predicted.request_s <=
                                                             out.candidate[k].predicted.request_s,

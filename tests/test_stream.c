@@ -1,0 +1,329 @@
+/* Prefill streaming: from some number of tokens on, a batch's FFN weights are carried from the host to
+ * the device. On the emulated device unless --cuda is given. */
+#include "golden.h"
+
+#include "../engine/engine.h"
+#include "../engine/model.h"
+#include "../engine/placement.h"
+
+static const char *device = "emu";
+
+enum { n_batch = 48, page = 16 };
+
+/* ---- a plan under which batches cross over -----------------------------------------------------
+ */
+
+static void set_all(json_t *object, double value)
+{
+    const char *key;
+    json_t *old;
+    json_object_foreach(object, key, old) json_real_set(old, value);
+}
+
+/* A machine without fixed costs whose host is bound by arithmetic: with weights of b bytes, streaming
+ * pays from about b * host_flops / (2 * 1e7) tokens on. JSON, freed by the caller. */
+static char *machine(double host_flops)
+{
+    char *text = NULL;
+    if (tn_hardware_json("rtx3060-ddr4", &text, NULL)) return NULL;
+    json_t *j = json_loads(text, 0, NULL);
+    tn_hardware_string_free(text);
+    json_t *host = json_object_get(j, "host");
+    json_t *card = json_array_get(json_object_get(j, "devices"), 0);
+    set_all(json_object_get(host, "prefill_tflops"), host_flops * 1e-12);
+    json_real_set(json_object_get(card, "pinned_gb_s"), 0.01);
+    json_real_set(json_object_get(card, "pageable_gb_s"), 0.01);
+    json_real_set(json_object_get(host, "op_us"), 0);
+    json_real_set(json_object_get(card, "op_us"), 0);
+    json_real_set(json_object_get(card, "crossing_us"), 0);
+    json_real_set(json_object_get(card, "crossing_p95_us"), 0);
+    text = json_dumps(j, 0);
+    json_decref(j);
+    return text;
+}
+
+static tn_placement *plan(const char *path, const char *place, double host_flops, int32_t granule)
+{
+    char *hardware = machine(host_flops);
+    tn_placement *p = NULL;
+    tn_error err = {0};
+    const tn_placement_options o = {.struct_size = sizeof o,
+                                    .hardware = hardware,
+                                    .place = &place,
+                                    .n_place = 1,
+                                    .n_ctx = 96,
+                                    .n_batch = n_batch,
+                                    .kv = TN_KV_F32,
+                                    .vram = {8 << 20},
+                                    .granule = granule,
+                                    .page_size = page};
+    if (!hardware || tn_placement_open(&p, path, &o, &err)) FAIL("%s: %s", path, err.msg);
+    free(hardware);
+    return p;
+}
+
+/* ---- running it --------------------------------------------------------------------------------
+ */
+
+static tn_status open_planned(run *r, const char *path, const tn_placement *p, int threads,
+                              tn_cancel_fn cancel, void *user, tn_error *err)
+{
+    const tn_engine_options eo = {
+        .struct_size = sizeof eo, .threads = threads, .device = device};
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = p};
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = 96,
+                                   .n_batch = n_batch,
+                                   .kv = TN_KV_F32,
+                                   .page_size = page,
+                                   .cancel = cancel,
+                                   .user = user};
+    memset(r, 0, sizeof *r);
+    tn_status s = tn_engine_new(&r->engine, &eo, err);
+    if (!s) s = tn_model_open(&r->model, r->engine, path, &mo, err);
+    return s ? s : tn_context_new(&r->ctx, r->model, &co, err);
+}
+
+static uint64_t streamed(const run *r)
+{
+    tn_stats s = {.struct_size = sizeof s};
+    CHECK_INT(tn_context_stats(r->ctx, &s, NULL), TN_OK);
+    return s.streamed_bytes;
+}
+
+/* Of the FFNs' parts that only the host has. */
+static uint64_t host_bytes(const tn_model *m)
+{
+    uint64_t bytes = 0;
+    for (int32_t l = 0; l < m->hp.n_layers; l++) {
+        const tn_layer *y = &m->layers[l];
+        const uint64_t all = (uint64_t)y->ffn_gate.rows * y->ffn_gate.row_bytes +
+                             (uint64_t)y->ffn_up.rows * y->ffn_up.row_bytes +
+                             (uint64_t)y->ffn_down.rows * y->ffn_down.row_bytes;
+        const int64_t there = m->on_device.layers[l].ffn_gate.rows;
+        if (y->ffn_gate.data) bytes += all * (uint64_t)(m->hp.n_ff - there) / (uint64_t)m->hp.n_ff;
+    }
+    return bytes;
+}
+
+/* Logits of n tokens in one batch; NULL after a failure. */
+static float *batch(const golden *g, const tn_placement *p, int32_t n, int threads, uint64_t *bytes,
+                    uint64_t *all)
+{
+    run r;
+    tn_error err = {0};
+    float *out = malloc((size_t)n * (size_t)g->n_vocab * sizeof *out);
+    for (size_t i = 0; out && i < (size_t)n * (size_t)g->n_vocab; i++)
+        out[i] = NAN;
+    rows_sink sink = {out, g->n_vocab};
+    tn_status s = open_planned(&r, g->path, p, threads, NULL, NULL, &err);
+    if (!s) s = tn_context_eval_all(r.ctx, g->tokens, n, 0, keep_rows, &sink, &err);
+    if (!s) *bytes = streamed(&r);
+    if (!s) *all = host_bytes(r.model);
+    run_close(&r);
+    if (!s) return out;
+    FAIL("%s, %d tokens: %s", g->path, n, err.msg);
+    free(out);
+    return NULL;
+}
+
+/* Batches below, at and above the crossover that the plan tells. alike: it is that of all layers. */
+static void check_crossover(const golden *g, const tn_placement *p, bool alike, double max_abs,
+                            double rms)
+{
+    const int32_t from = (int32_t)p->planned.plan.predicted.streamed_from;
+    CHECK_MSG(from > 10 && from <= 30, "%s: streamed from %d tokens on", g->path, from);
+    const int32_t sizes[] = {from - 1, from, from + 1, from + 15};
+    for (int i = 0; i < 4 && from > 10 && from <= 30; i++) {
+        uint64_t bytes = 0, all = 0;
+        float *got = batch(g, p, sizes[i], 2, &bytes, &all);
+        if (!got) continue;
+        const distance d = compare(got, g->logits, (size_t)sizes[i] * (size_t)g->n_vocab);
+        CHECK_MSG(d.max_abs <= max_abs && d.rms <= rms, "%s, %d tokens: off by %g, rms %g", g->path,
+                  sizes[i], d.max_abs, d.rms);
+        CHECK(all > 0);
+        const bool some = i && i < 3 && !alike && bytes > 0 && bytes < all;
+        CHECK_MSG(some || bytes == (i ? all : 0), "%s: %llu of %llu bytes for %d tokens",
+                  g->path, (unsigned long long)bytes, (unsigned long long)all, sizes[i]);
+        free(got);
+    }
+}
+
+TEST(batches_cross_over)
+{
+    static const char *const archs[] = {"llama", "llama-bias", "gemma3", "qwen3"};
+    static const char *const places[] = {"ffn_(gate|up|down)=host,.*=device",
+                                         "ffn_(gate|up|down)=split:0.4,.*=device",
+                                         "ffn_(gate|up|down)=host,blk.1.*=host,.*=device"};
+    if (!have_device(device)) return;
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++) {
+        golden g;
+        if (!golden_load(&g, archs[i])) return;
+        for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
+            tn_placement *p = plan(g.path, places[k], 2e8, 16);
+            if (!p) continue;
+            check_crossover(&g, p, k < 2, g.tolerance, g.tolerance);
+            tn_placement_close(p);
+        }
+        golden_free(&g);
+    }
+}
+
+/* How far the host is from the exact logits in g, which it rounds activations for. */
+static distance host_distance(const golden *g)
+{
+    distance d = {NAN, NAN};
+    const run_options o = {.kv = TN_KV_F32};
+    float *got = run_logits(g->path, &o, g->tokens, g->n, g->n_vocab);
+    if (got) d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
+    free(got);
+    return d;
+}
+
+/* From the host's interleaved layout. The device's GEMM rounds otherwise, and not farther. */
+TEST(quantised_weights_are_streamed)
+{
+    static const char *const paths[] = {"tests/data/quant/Q4_K_S.gguf", "tests/data/quant/Q4_0.gguf",
+                                        "tests/data/quant/Q6_K.gguf"};
+    if (!have_device(device)) return;
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        golden g;
+        if (!golden_load(&g, "llama")) return;
+        snprintf(g.path, sizeof g.path, "%s", paths[i]);
+        run r;
+        const run_options exact = {.kv = TN_KV_F32, .exact = true};
+        if (run_open(&r, g.path, &exact)) {
+            g.n_vocab = run_vocab(&r);
+            run_close(&r);
+            free(g.logits);
+            for (int32_t t = 0; t < g.n; t++)
+                g.tokens[t] %= g.n_vocab;
+            g.logits = run_logits(g.path, &exact, g.tokens, g.n, g.n_vocab);
+            tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 6e8, 32);
+            const distance host = g.logits ? host_distance(&g) : (distance){NAN, NAN};
+            if (p && g.logits) check_crossover(&g, p, true, 1.5 * host.max_abs, 1.1 * host.rms);
+            tn_placement_close(p);
+        }
+        golden_free(&g);
+    }
+}
+
+TEST(the_same_plan_gives_the_same_bits)
+{
+    golden g;
+    uint64_t bytes = 0, all;
+    if (!have_device(device) || !golden_load(&g, "gemma3")) return;
+    tn_placement *p = plan(g.path, "ffn_(gate|up|down)=split:0.3,.*=device", 2e8, 16);
+    REQUIRE(p);
+    float *a = batch(&g, p, 40, 1, &bytes, &all), *b = batch(&g, p, 40, 3, &bytes, &all);
+    CHECK(bytes > 0 && a && b && memcmp(a, b, 40 * (size_t)g.n_vocab * sizeof *a) == 0);
+    free(a);
+    free(b);
+    tn_placement_close(p);
+    golden_free(&g);
+}
+
+/* ---- faults and cancels ------------------------------------------------------------------------
+ */
+
+static tn_status whole_life(const golden *g, const tn_placement *p, tn_engine *e, uint64_t *bytes)
+{
+    tn_error err = {0};
+    run r = {.engine = e};
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = p};
+    const tn_context_options co = {
+        .struct_size = sizeof co, .n_ctx = 96, .n_batch = n_batch, .page_size = page};
+    tn_status s = tn_model_open(&r.model, e, g->path, &mo, &err);
+    if (!s) s = tn_context_new(&r.ctx, r.model, &co, &err);
+    if (!s) s = tn_context_eval(r.ctx, g->tokens, 40, &err);
+    if (!s) s = tn_context_eval(r.ctx, g->tokens + 40, 1, &err);
+    if (!s) *bytes = streamed(&r);
+    tn_context_free(r.ctx);
+    tn_model_close(r.model);
+    return s;
+}
+
+static int check_faults(const golden *g, const tn_placement *p, tn_device_fault kind, int step)
+{
+    tn_engine *e = NULL;
+    const tn_engine_options o = {.struct_size = sizeof o, .threads = 2, .device = device};
+    if (tn_engine_new(&e, &o, NULL)) return 0;
+    int k = 1;
+    uint64_t bytes = 0;
+    for (tn_status s = TN_EDEVICE; s && !tn_failures; k += step) {
+        tn_device_memory m = {0};
+        e->device->api->fail_at(e->device, kind, (uint64_t)k);
+        s = whole_life(g, p, e, &bytes);
+        CHECK_MSG(!s || s == TN_EDEVICE, "fault %d of kind %d: %d", k, (int)kind, (int)s);
+        CHECK_INT(e->device->api->memory(e->device, &m, NULL), TN_OK);
+        CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes, "fault %d of kind %d leaks", k,
+                  (int)kind);
+    }
+    CHECK(bytes > 0);
+    tn_engine_free(e);
+    return k;
+}
+
+TEST(faults_end_in_an_error_and_leave_nothing)
+{
+    golden g;
+    if (!have_device(device) || !golden_load(&g, "qwen3")) return;
+    tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 2e8, 16);
+    REQUIRE(p);
+    CHECK(check_faults(&g, p, TN_FAULT_ALLOC, 1) > 10);
+    CHECK(check_faults(&g, p, TN_FAULT_COPY, 3) > 40);
+    CHECK(check_faults(&g, p, TN_FAULT_LAUNCH, 5) > 60);
+    tn_placement_close(p);
+    golden_free(&g);
+}
+
+typedef struct canceler {
+    int calls, at;
+} canceler;
+
+static bool cancel_at(void *user)
+{
+    canceler *c = user;
+    return ++c->calls == c->at;
+}
+
+/* After each layer; afterwards the batch gives what it would have. */
+TEST(canceled_batches_leave_nothing_behind)
+{
+    golden g;
+    run r;
+    tn_error err = {0};
+    canceler c = {0, 0};
+    if (!have_device(device) || !golden_load(&g, "llama")) return;
+    tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 2e8, 16);
+    REQUIRE(p);
+    CHECK_MSG(!open_planned(&r, g.path, p, 2, cancel_at, &c, &err), "%s", err.msg);
+    int canceled = 0;
+    tn_status s = r.ctx ? TN_ECANCELED : TN_OK;
+    while (s == TN_ECANCELED) {
+        c = (canceler){0, c.at + 1};
+        s = tn_context_eval(r.ctx, g.tokens, 40, &err);
+        canceled += s == TN_ECANCELED;
+    }
+    CHECK_INT(s, TN_OK);
+    CHECK(canceled > 2 && streamed(&r) > 0);
+    if (!s) {
+        const distance d = compare(tn_context_logits(r.ctx), g.logits + 39 * (size_t)g.n_vocab,
+                                   (size_t)g.n_vocab);
+        CHECK_MSG(d.max_abs <= g.tolerance, "off by %g", d.max_abs);
+    }
+    run_close(&r);
+    tn_placement_close(p);
+    golden_free(&g);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
+        device = "cuda";
+        argv[1] = argv[0];
+        argv++;
+        argc--;
+    }
+    return tn_test_main(argc, argv);
+}
