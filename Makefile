@@ -274,7 +274,7 @@ test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included;
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
 
 run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(call program,tests/test_device*.c) \
-    $(call program,tests/test_exec_device*.c)
+    $(call program,tests/test_exec_device*.c tests/test_elastic.c tests/test_stream.c)
 	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON report

@@ -122,7 +122,8 @@ class Session:
 
 
 def run_tests(session, build):
-    names = sorted(glob.glob("tests/test_device*.c")) + glob.glob("tests/test_exec_device*.c")
+    names = sorted(glob.glob("tests/test_device*.c") + glob.glob("tests/test_exec_device*.c"))
+    names += ["tests/test_elastic.c", "tests/test_stream.c"]
     names = [os.path.basename(n)[:-2] for n in names]
     for name in names:
         session.run(name, [os.path.join(build, "tests", name), "--cuda"])

@@ -271,6 +271,10 @@ static void check_elastic(const char *name, int32_t granule)
                   "%s: nothing came back", name);
         CHECK_INT(again.units_on_device, grown.units_on_device);
         CHECK(again.units_dropped > grown.units_dropped && x.events.moves > 3);
+        /* Within the same limit: what of dense FFNs is not on the device was carried for the batch. */
+        CHECK_MSG(x.model->hp.n_expert ? !again.streamed_bytes
+                                       : again.streamed_bytes > shrunk.streamed_bytes,
+                  "%s: %llu bytes streamed", name, (unsigned long long)again.streamed_bytes);
         /* The plan's steps are pages and units: hardly one more of each would have fitted. */
         const uint64_t unit = p->shape.layer[0].unit_bytes + w.page_bytes;
         CHECK_MSG(w.most <= limit && limit - w.most <= 2 * unit, "%s: %llu of %zu bytes, unit %llu",
