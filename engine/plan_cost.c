@@ -554,10 +554,14 @@ static uint64_t activation_bytes(const tn_cost *k)
 
 uint64_t tn_cost_device_buffers(const tn_cost *k)
 {
-    uint64_t unit = 0; /* two slots of the largest thing that is streamed, as it comes and as it stays */
-    for (int32_t l = 0; l < k->s->n_layers; l++)
-        if (k->s->layer[l].unit_bytes > unit) unit = k->s->layer[l].unit_bytes;
-    return activation_bytes(k) + 4 * unit;
+    /* Two slots of the largest thing that moves, as it comes and, where it is streamed, as it stays. */
+    uint64_t slots = 0;
+    for (int32_t l = 0; l < k->s->n_layers; l++) {
+        const tn_shape_layer *y = &k->s->layer[l];
+        const uint64_t bytes = (y->n_expert ? 2 : 4) * y->unit_bytes;
+        if (bytes > slots) slots = bytes;
+    }
+    return activation_bytes(k) + slots;
 }
 
 uint64_t tn_cost_host_buffers(const tn_cost *k)
