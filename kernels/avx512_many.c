@@ -1,20 +1,20 @@
 /* Products of many tokens with interleaved weights, AVX-512 VNNI.
  *
- * Two groups of 8 rows or one of 16 (one lane a row) are unpacked into a panel, once for many tokens: per 32
- * columns eight vectors of unsigned bytes, dword r of vector j being columns 4j .. 4j + 3 of row r,
- * then the scales as floats. A tile of up to 8 tokens runs over the panel with one dot product
- * instruction per vector and token, whose activations are broadcast from memory; offsets of the
- * quants are the start values of the integer sums. The two halves of 32 columns are summed apart,
- * because each has its own activation scale.
+ * Two groups of 8 rows or one of 16 (one lane a row) are unpacked into a panel, once for many
+ * tokens: per 32 columns eight vectors of unsigned bytes, dword r of vector j being columns 4j ..
+ * 4j + 3 of row r, then the scales as floats. A tile of up to 8 tokens runs over the panel with one
+ * dot product instruction per vector and token, whose activations are broadcast from memory;
+ * offsets of the quants are the start values of the integer sums. The two halves of 32 columns are
+ * summed apart, because each has its own activation scale.
  *
  * A long row is cut into slabs of columns, so that panel and activations stay in the caches; sums
  * continue in y. The order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
 enum {
-    TOKENS = 8,              /* of a tile */
-    SLAB = 24,               /* blocks of 32 columns; of a whole number of 256 columns */
-    CHUNK_BYTES = 256 << 10, /* of packed activations: they stay in L2 */
+    TOKENS = 8,             /* of a tile */
+    SLAB = 24,              /* blocks of 32 columns; of a whole number of 256 columns */
+    CHUNK_BYTES = 640 << 10 /* of packed activations, 512 tokens of 640 columns: they stay in L2 */
 };
 
 /* What distinguishes types once their quants are bytes. */
@@ -142,7 +142,8 @@ INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64
         r16_head h;
         r16_read_head(type, unit, &h);
         for (int j = 0; j < s.cols / 32; j++, out += panel_block(form_of(type))) {
-            float *scale = (float *)(void *)(out + 512), *min = scale + (scaled_by_16(type) ? 32 : 16);
+            float *scale = (float *)(void *)(out + 512),
+                  *min = scale + (scaled_by_16(type) ? 32 : 16);
             wide v[8];
             r16_quants(type, unit + s.head + tn_step_bytes(s) * j, v);
 #pragma GCC unroll 8
@@ -254,8 +255,9 @@ TILE(tile_min_by_16, true, true)
  */
 
 /* Packed activations of n tokens times the 16 rows from row0 on. */
-INLINE void rows_16(tn_layout layout, uint32_t type, const tn_weight *w, const act *a, int64_t n, int64_t n_tiles,
-                    uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
+INLINE void rows_16(tn_layout layout, uint32_t type, const tn_weight *w, const act *a, int64_t n,
+                    int64_t n_tiles, uint8_t *panel, float *y, int64_t y_stride, int64_t row0,
+                    int64_t row1)
 {
     const form f = form_of(type);
     const int64_t blocks = w->cols / 32, per_unit = tn_group_shape_of(type, 8).cols / 32;
@@ -287,8 +289,8 @@ INLINE void rows_16(tn_layout layout, uint32_t type, const tn_weight *w, const a
 
 enum { PANEL_BYTES = SLAB * (512 + 4 * 64) };
 
-INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
-                 int64_t row0, int64_t row1, void *scratch)
+INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
+                 int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     const int64_t blocks = w->cols / 32, token_bytes = blocks * (int64_t)sizeof(act);
     const int64_t room = (TN_SCRATCH_BYTES - PANEL_BYTES) / token_bytes;
@@ -304,7 +306,8 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
     for (int64_t c = 0; c < chunks; c++) {
         const int64_t t0 = tile_start(x->n, chunks, c), n = tile_start(x->n, chunks, c + 1) - t0;
         const int64_t n_tiles = (n + TOKENS - 1) / TOKENS;
-        pack_all(type, layout == TN_LAYOUT_R8 ? 1 : r16_high(type), a, x->q + t0 * blocks, n, n_tiles, blocks);
+        pack_all(type, layout == TN_LAYOUT_R8 ? 1 : r16_high(type), a, x->q + t0 * blocks, n,
+                 n_tiles, blocks);
         for (int64_t r = row0; r < row1; r += 16)
             rows_16(layout, type, w, a, n, n_tiles, panel, y + t0 * y_stride, y_stride, r, row1);
     }
@@ -336,7 +339,8 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
     }
 TN_INTERLEAVED_TYPES(MATMUL)
 
-#define CASE(name, type) case type: return r8 ? r8_##name : r16_##name;
+#define CASE(name, type)                                                                           \
+    case type: return r8 ? r8_##name : r16_##name;
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
 {
     const bool r8 = layout == TN_LAYOUT_R8;
