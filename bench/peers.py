@@ -579,17 +579,16 @@ def rank(cell):
 
 
 def pending(args, peers, rows):
-    """Cells to measure: those without rows first, then those that need it again."""
+    """Cells to measure by rank, those without rows before those that need it again."""
     done = {r["key"] for r in rows}
     disturbed = {r["key"] for r in rows if r["note"].startswith("disturbed")}
     commit = commit_of(args) if args.again else None
     older = {r["key"] for r in rows if commit and r["commit"] != commit}
     wanted = [c for c in cells() if re.search(args.rows, key_of(c))]
     # Rows limited to AVX2 are about peers that are limited so; find_peers has said if there are none.
-    wanted = sorted((c for c in wanted if not c.isa or list(candidates(peers, c))), key=rank)
-    return [c for c in wanted if key_of(c) not in done] + [
-        c for c in wanted if key_of(c) in disturbed | older
-    ]
+    wanted = [c for c in wanted if not c.isa or list(candidates(peers, c))]
+    todo = [c for c in wanted if key_of(c) not in done - disturbed - older]
+    return sorted(todo, key=lambda c: (rank(c), key_of(c) in done))
 
 
 def measure_one(args, peers, cell, model, table):
