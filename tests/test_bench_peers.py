@@ -4,6 +4,7 @@
 usage: test_bench_peers.py TENON DATA_DIR [NAME]
 """
 
+import argparse
 import json
 import os
 import re
@@ -275,6 +276,24 @@ def rows_miss_by_the_read_limit_too(t):
     equal(peers.verdict({**row, "ratio": None}), "", "no peer")
     cells = [peers.key_of(c) for c in peers.cells()]
     equal(len(set(cells)), len(cells), "names of cells")
+
+
+@case
+def quick_rows_come_first(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    args = argparse.Namespace(rows="", again=True, bench=os.path.abspath(t.path) + "-bench")
+    native = [c for c in peers.cells() if not c.isa]
+    rows = [{"key": peers.key_of(c), "note": "", "commit": "of another build"} for c in native[:2]]
+    todo = peers.pending(args, [], rows)
+    equal(sorted(map(peers.key_of, todo)), sorted(map(peers.key_of, native)), "without peers for AVX2")
+    ranks = [peers.rank(c) for c in todo]
+    equal(ranks, sorted(ranks), "ranks")
+    last = [c for c in todo if peers.rank(c) == 0][-2:]
+    equal(last, native[:2], "rows of another build, behind those that are missing")
+    args.again = False
+    equal(len(peers.pending(args, [], rows)), len(native) - 2, "rows of another build are kept")
 
 
 @case
