@@ -10,6 +10,13 @@ static const char *device = "emu";
 
 enum { n_batch = 48, page = 16 };
 
+/* The sanitizers are slow: a sample will do for them. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { sample = 3 };
+#else
+enum { sample = 1 };
+#endif
+
 /* ---- a plan under which batches cross over -----------------------------------------------------
  */
 
@@ -156,7 +163,7 @@ TEST(batches_cross_over)
                                          "ffn_(gate|up|down)=split:0.4,.*=device",
                                          "ffn_(gate|up|down)=host,blk.1.*=host,.*=device"};
     if (!have_device(device)) return;
-    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++) {
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i += sample) {
         golden g;
         if (!golden_load(&g, archs[i])) return;
         for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
@@ -186,7 +193,7 @@ TEST(quantised_weights_are_streamed)
     static const char *const paths[] = {"tests/data/quant/Q4_K_S.gguf", "tests/data/quant/Q4_0.gguf",
                                         "tests/data/quant/Q6_K.gguf"};
     if (!have_device(device)) return;
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i += sample) {
         golden g;
         if (!golden_load(&g, "llama")) return;
         snprintf(g.path, sizeof g.path, "%s", paths[i]);
@@ -270,9 +277,9 @@ TEST(faults_end_in_an_error_and_leave_nothing)
     if (!have_device(device) || !golden_load(&g, "qwen3")) return;
     tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 2e8, 16);
     REQUIRE(p);
-    CHECK(check_faults(&g, p, TN_FAULT_ALLOC, 1) > 10);
-    CHECK(check_faults(&g, p, TN_FAULT_COPY, 3) > 40);
-    CHECK(check_faults(&g, p, TN_FAULT_LAUNCH, 5) > 60);
+    CHECK(check_faults(&g, p, TN_FAULT_ALLOC, sample) > 10);
+    CHECK(check_faults(&g, p, TN_FAULT_COPY, 3 * sample) > 40);
+    CHECK(check_faults(&g, p, TN_FAULT_LAUNCH, 5 * sample) > 60);
     tn_placement_close(p);
     golden_free(&g);
 }
