@@ -6,7 +6,7 @@ import signal
 import struct
 import subprocess
 
-from cli_lib import ENDLESS, Skip, case, check, equal, golden, with_string_key
+from cli_lib import ENDLESS, Skip, case, check, equal, golden, sanitized, with_string_key
 
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
@@ -123,7 +123,7 @@ ssize_t pread(int fd, void *p, size_t n, off_t at)
 
 @case
 def interrupted_loading_is_130(t):
-    if b"libasan" in subprocess.run(["ldd", t.path], capture_output=True).stdout:
+    if sanitized(t):
         raise Skip("a sanitizer wants to be the first library")
     source, library = t.file("preload.c", PRELOAD.encode()), os.path.join(t.dir, "preload.so")
     subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
@@ -136,6 +136,8 @@ def interrupted_loading_is_130(t):
 
 @case
 def long_work_shows_its_progress(t):
+    if sanitized(t):
+        raise Skip("long work is too long with a sanitizer")
     text = t.file("progress.txt", b"Once upon a time there was a king who had a daughter. " * 1000)
     args = ("perplexity", t.model, "--file", text, "--ctx", "64", "-t", "1")
     tty = t.terminal(*args)

@@ -170,6 +170,10 @@ class Terminal:
             pass
 
 
+def sanitized(t):
+    return b"libasan" in subprocess.run(["ldd", t.path], capture_output=True).stdout
+
+
 def golden(t):
     with open(os.path.join(t.data, "arch/llama/golden.json")) as f:
         return json.load(f)
