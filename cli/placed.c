@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* The layers of each device: " (0-18 by device 0, 19-29 by device 1)"; nothing where there is one. */
+/* " (layers 0 to 18 by device 0, 19 to 29 by device 1)"; nothing where there is one device. */
 static void list_devices(const tn_placement *p, const tn_placement_info *f, char *out, size_t cap)
 {
     tn_placement_row row;
@@ -14,8 +14,8 @@ static void list_devices(const tn_placement *p, const tn_placement_info *f, char
         if (l < f->n_layers && tn_placement_get_row(p, l, &row, NULL)) return;
         if (l < f->n_layers && row.device == device) continue;
         if (device >= 0)
-            n += (size_t)snprintf(out + n, cap - n, "%s%d-%d by device %d", n ? ", " : " (", first,
-                                  l - 1, device);
+            n += (size_t)snprintf(out + n, cap - n, "%s%d to %d by device %d",
+                                  n ? ", " : " (layers ", first, l - 1, device);
         first = l;
         device = row.device;
     }

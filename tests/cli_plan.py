@@ -92,6 +92,33 @@ def plan_obeys_budgets(t):
 
 
 @case
+def plan_counts_the_named_devices(t):
+    card = ("--hardware", "rtx3090-ddr5", "--ctx", "32k")
+    args = (BIG, *card, "--device", "cuda:0,1", "--vram", "20G,8G")
+    first = t.ok("plan", *args, "--json")
+    j = json.loads(first)
+    equal([d["budget_bytes"] for d in j["devices"]], [20 << 30, 8 << 30], "budgets")
+    check("with 2 devices" in j["hardware"]["name"], f"machine: {j['hardware']}")
+    layers = [u["device"] for u in j["units"] if u["part"] == "attn"]
+    equal(len(layers), 80, "layers")
+    check(layers == sorted(layers) and set(layers) == {0, 1}, f"devices of layers: {layers}")
+    for d in j["devices"]:
+        check(0 < d["bytes"] <= d["budget_bytes"], f"over budget: {d}")
+    text = t.ok("plan", *args).decode()
+    check("(which)" in text and "device 1" in text, f"text: {text}")
+    path = t.file("two.json", first)
+    equal(plan(t, *args, "--plan", path)["units"], j["units"], "replayed units")
+    t.fails(64, "plan", BIG, *card, "--plan", path, words=("with 2 devices",))
+    one = plan(t, BIG, *card, "--device", "emu", "--vram", "20G")
+    equal(len(one["devices"]), 1, "devices of emu")
+    none = plan(t, BIG, *card, "--device", "none", "--ram", "80G")
+    equal(none["device_bytes"], 0, "device bytes of none")
+    three = plan(t, t.model, "--device", "emu:3")["hardware"]["name"]
+    equal(three, "rtx3060-ddr4 with 3 devices", "machine of emu:3")
+    t.fails(64, "plan", BIG, *card, "--device", "emu:99", words=("n_devices", "99"))
+
+
+@case
 def plan_says_what_is_missing(t):
     code, out, err = t.run("plan", "llama-405b:q4_k_m", *ON, "--json")
     equal(code, 71, "exit code")

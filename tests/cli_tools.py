@@ -219,6 +219,22 @@ def tensors_go_where_place_says(t):
 
 
 @case
+def two_devices_serve_a_model(t):
+    ids = ",".join(str(i) for i in golden(t)["sequences"][0]["tokens"][:24])
+    logits = ("logits", t.model, "--tokens", ids, "--out", "-", "-c", "64", "-b", "16")
+    want = array.array("f", t.ok(*logits))
+    on_device(t, *logits, "--kv", "f32")  # skips where there is none
+    machine = ("--hardware", "rtx3060-ddr4", "--place", ".*=device", "--vram", "600K,500K")
+    code, out, err = t.run(*logits, "--kv", "f32", *machine, "--device", "emu:2")
+    equal(code, 0, f"exit code: {err!r}")
+    check(b"on the devices (layers 0 to 1 by device 0, 2 to 2 by device 1)" in err, f"said {err!r}")
+    got = array.array("f", out)
+    equal(len(got), len(want), "number of logits")
+    worst = max(abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(got, want))
+    check(worst <= 1e-4, f"largest difference {worst}")
+
+
+@case
 def wrong_places_and_devices_are_said(t):
     logits = ("logits", t.model, "--tokens", "1,2", "--out", "-")
     _, err = on_device(t, *logits, "--place", "blk.9.nothing=host")

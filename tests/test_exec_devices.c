@@ -158,7 +158,8 @@ static void use_peers(bool peers)
 
 static const char *const places[] = {
     ".=device", "ffn_=split:0.4,blk.1.attn=host,output=split:0.5",
-    "blk.0.=host,token_embd=device,output=device", "blk.1.=host,blk.2.ffn_up=host"};
+    "blk.0.=host,token_embd=device,output=device", "blk.1.=host,blk.2.ffn_up=host",
+    "attn_[qkv]=host"};
 
 TEST(the_same_placement_gives_the_same_bits)
 {
@@ -186,7 +187,14 @@ TEST(the_same_placement_gives_the_same_bits)
     }
 }
 
-/* One hand-over a token, where everything is on the devices; both do their part of the work. */
+static uint64_t calls(const two *x, int d, tn_device_fault kind)
+{
+    tn_device *y = x->engine->devices.at[d];
+    return y->api->fail_at(y, kind, 0);
+}
+
+/* One hand-over a token, where everything is on the devices; both do their part of the work. Of the
+ * copies only that between the devices is not in the recording. */
 TEST(both_devices_work)
 {
     golden g;
@@ -194,20 +202,20 @@ TEST(both_devices_work)
     if (!two_there() || !golden_load(&g, "llama")) return;
     if (open_two(&x, g.path, "token_embd=host,.=device", NULL, unequal)) {
         tn_stats s = {.struct_size = sizeof s};
-        uint64_t before[2], launches[2];
+        tn_device *const d0 = x.engine->devices.at[0], *const d1 = x.engine->devices.at[1];
         CHECK_INT(tn_context_eval(x.ctx, g.tokens, 10, NULL), TN_OK);
-        for (int d = 0; d < 2; d++)
-            before[d] = x.engine->devices.at[d]->api->fail_at(x.engine->devices.at[d],
-                                                              TN_FAULT_LAUNCH, 0);
         tn_context_stats_reset(x.ctx);
-        for (int i = 10; i < 13; i++)
+        const uint64_t before[2] = {calls(&x, 0, TN_FAULT_LAUNCH), calls(&x, 1, TN_FAULT_LAUNCH)};
+        CHECK_INT(tn_context_eval(x.ctx, g.tokens + 10, 1, NULL), TN_OK);
+        CHECK(calls(&x, 0, TN_FAULT_LAUNCH) - before[0] > 10 &&
+              calls(&x, 1, TN_FAULT_LAUNCH) - before[1] > 10);
+        const uint64_t copies[2] = {calls(&x, 0, TN_FAULT_COPY), calls(&x, 1, TN_FAULT_COPY)};
+        for (int i = 11; i < 13; i++)
             CHECK_INT(tn_context_eval(x.ctx, g.tokens + i, 1, NULL), TN_OK);
+        CHECK_INT(calls(&x, 0, TN_FAULT_COPY) - copies[0], 2);
+        CHECK_INT(calls(&x, 1, TN_FAULT_COPY) - copies[1], d0->api->reaches(d0, d1) ? 0 : 2);
         CHECK_INT(tn_context_stats(x.ctx, &s, NULL), TN_OK);
-        for (int d = 0; d < 2; d++)
-            launches[d] = x.engine->devices.at[d]->api->fail_at(x.engine->devices.at[d],
-                                                                TN_FAULT_LAUNCH, 0);
         CHECK_INT(s.hops, 3 * 2); /* the embedding comes from the host */
-        CHECK(launches[0] - before[0] > 10 && launches[1] - before[1] > 10);
         close_two(&x);
     }
     golden_free(&g);
