@@ -26,21 +26,25 @@ void tn_exec_fetch_choices(tn_exec *x, int32_t layer)
         any |= x->sides[l].router == TN_ON_DEVICE;
     if (!any) return;
     tn_dev_fetch_choices(x->dev);
-    if (x->mode == TN_EXEC_RECORD)
-        x->rec.choices = true;
-    else
-        x->choices_coming = x->busy = true;
+    const unsigned from = 1u << (x->dev - x->devs);
+    if (x->mode == TN_EXEC_RECORD) {
+        x->rec.choices |= from;
+    } else {
+        x->choices_coming |= from;
+        x->busy = true;
+    }
 }
 
 /* The last layer has seen the kept rows only. */
 void tn_exec_count_there(tn_exec *x)
 {
     const int32_t last = x->m->hp.n_layers - 1;
-    if (!x->choices_coming) return;
-    x->choices_coming = false;
-    for (int32_t l = 0; l <= last; l++) {
-        const tn_dev *d = &x->devs[tn_segment_of(&x->m->on_device, l)];
-        if (x->sides[l].router == TN_ON_DEVICE)
+    const unsigned from = x->choices_coming;
+    x->choices_coming = 0;
+    for (int32_t l = 0; l <= last && from; l++) {
+        const int32_t segment = tn_segment_of(&x->m->on_device, l);
+        const tn_dev *d = &x->devs[segment];
+        if (from & 1u << segment && x->sides[l].router == TN_ON_DEVICE)
             count(x, l, d->pinned_choices + l * d->batch_n * d->used, l < last ? d->batch_n : d->n);
     }
 }

@@ -67,7 +67,7 @@ typedef struct tn_recording {
     int32_t n_splits;        /* that the graph was made for */
     tn_side_stats on_device; /* of one token, without KV */
     uint64_t hops;
-    bool choices; /* the device's choices of experts are fetched at its end */
+    unsigned choices; /* bits 1 << device: its choices of experts are fetched */
 } tn_recording;
 
 typedef enum tn_exec_mode {
@@ -98,7 +98,7 @@ struct tn_exec {
     bool grouped;            /* the host has sorted the batch by expert */
     uint64_t experts_chosen, experts_there; /* in all, and of those on the device */
     uint64_t *experts;   /* [n_layers][n_expert] how often chosen; NULL: there are none */
-    bool choices_coming; /* those of the device are to be counted after the next sync */
+    unsigned choices_coming; /* bits 1 << device: its choices are to be counted after the next sync */
     int64_t head_first, head_rows;
     float *logits; /* where the head goes */
     tn_side_stats on_host, on_device;

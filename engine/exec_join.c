@@ -73,7 +73,7 @@ tn_status tn_exec_sync(tn_exec *x)
     x->on_device.seconds += tn_now() - start;
     x->busy = false;
     if (!x->status) tn_exec_count_there(x);
-    x->choices_coming = false;
+    x->choices_coming = 0;
     return x->status;
 }
 
@@ -227,7 +227,7 @@ void tn_exec_forget(tn_exec *x)
     r->n_steps = 0;
     r->n_flags = 0;
     r->hops = 0;
-    r->choices = false;
+    r->choices = 0;
     r->on_device = (tn_side_stats){0};
 }
 
