@@ -109,6 +109,18 @@ tn_kv_type tn_bench_kv_type(const char *name)
     return strcmp(name, "f32") == 0 ? TN_KV_F32 : strcmp(name, "q8_0") == 0 ? TN_KV_Q8_0 : TN_KV_F16;
 }
 
+/* Devices of a profile; 1 if it cannot be read, which the planner then says. */
+static int devices_of(const char *hardware)
+{
+    char *text = NULL;
+    if (tn_hardware_json(hardware, &text, NULL)) return 1;
+    json_t *profile = json_loads(text, 0, NULL);
+    const size_t n = json_array_size(json_object_get(profile, "devices"));
+    tn_hardware_string_free(text);
+    json_decref(profile);
+    return n < TN_PLACEMENT_DEVICES ? (int)n : TN_PLACEMENT_DEVICES;
+}
+
 static tn_placement_options options_of(const tn_bench_place *p, const char *request)
 {
     tn_placement_options opt = {.struct_size = sizeof opt,
@@ -119,7 +131,8 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
                                 .n_devices = p->n_devices,
                                 .threads = p->threads,
                                 .kv = tn_bench_kv_type(p->kv)};
-    for (int i = 0; i < TN_PLACEMENT_DEVICES; i++) { /* each device may use as much */
+    const int n = p->n_devices ? p->n_devices : devices_of(p->hardware);
+    for (int i = 0; i < n && i < TN_PLACEMENT_DEVICES; i++) { /* each device may use as much */
         if (p->vram) tn_bench_size_read(p->vram, &opt.vram[i]);
         if (p->run) opt.vram[i] -= opt.vram[i] / 32;
     }
