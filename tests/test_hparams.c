@@ -2,6 +2,7 @@
  * with weights that undo it, so that its logits must be those of the reference again. */
 #include "golden.h"
 
+#include "../engine/model.h"
 #include "../gguf/types.h"
 #include "../gguf/write.h"
 #include "../kernels/f16.h"
@@ -198,6 +199,32 @@ TEST(positions_are_scaled_linearly)
                           .freqs = 0.25f};
         check_change("llama", c, NULL);
     }
+}
+
+/* The ramp's ends are rounded outwards (Peng et al. 2023, reference implementation): for heads of 16,
+ * base 10,000 and 512 original positions from 0.81 and 3.82 to 0 and 4. */
+TEST(yarn_interpolates_between_whole_dimensions)
+{
+    const change c = {.key = "llama.rope.scaling.factor",
+                      .value = 4,
+                      .text_key = "llama.rope.scaling.type",
+                      .text = "yarn"};
+    golden g;
+    run r = {0};
+    tn_error err = {0};
+    const uint8_t *bytes;
+    size_t size;
+    if (!golden_load(&g, "llama")) return;
+    tn_gguf_writer *w = rewrite(&g, &c, &bytes, &size);
+    REQUIRE(tn_engine_new(&r.engine, NULL, &err) == TN_OK);
+    CHECK_INT(tn_model_open_memory(&r.model, r.engine, bytes, size, "yarn", NULL, &err), TN_OK);
+    for (int i = 0; r.model && i < rope_pairs; i++) {
+        const double ramp = i < 4 ? i / 4.0 : 1, base = pow(10000, -2.0 * i / 16);
+        CHECK_NEAR(r.model->rope[0].inv_freq[i], base * (1 - ramp + ramp / 4), 1e-6 * base);
+    }
+    run_close(&r);
+    tn_gguf_writer_free(w);
+    golden_free(&g);
 }
 
 /* gemma3 27B, known by its 62 layers: queries are divided by the root of n_embd / n_head, here 16,
