@@ -138,6 +138,19 @@ def placements_are_predicted_as_planned(t):
 
 
 @case
+def memory_of_every_device(t):
+    """--vram limits each device of a profile."""
+    both = ("--hardware", "2x-rtx3090-ddr4")
+    args = ("--synthetic", SHAPE, *both, "--vram", "2G", "--placements", "auto", "-o", "json")
+    pp, tg = json.loads(t.ok(*args))["results"]
+    command = [t.path.removesuffix("-bench"), "plan", SHAPE, *both, "--vram", "2G,2G", "--ctx", "640"]
+    command += ["--for", "512+128@0", "--json"]
+    want = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["predicted"]
+    for got, wanted in ((pp, want["prefill_tok_s"]), (tg, 1000 / want["step_ms"])):
+        check(abs(got["tokens_per_second"] / wanted - 1) < 1e-6, f"{got['tokens_per_second']}, planned {wanted}")
+
+
+@case
 def placements_by_hand(t):
     rules = t.file("rules", b"# all of it\n\nffn_=host\nattn_=device\n")
     more = ("--for", "512+128@2048", "--place", "ffn_=host,attn_=device")
