@@ -260,7 +260,7 @@ def interrupting_the_reading_of_a_message(t):
     tty.send("/retry\r")  # what came before is still there
     at = tty.expect("> ", tty.expect("stop: length", at))
     tty.send("/stats\r")
-    tty.expect("2 messages", at)
+    tty.expect("> ", tty.expect("2 messages", at))
     tty.send(b"\x04")
     equal(tty.wait(), 0, "exit code")
 
