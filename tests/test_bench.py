@@ -336,7 +336,8 @@ def gpus_are_in_the_environment(t):
 
 @case
 def a_busy_machine_is_marked(t):
-    args = (t.model, "-p", "0", "-n", "2000", "-r", "5", "--warmup", "0", "-t", "1", "--kv", "f32")
+    n = 200 if cli_lib.sanitized(t) else 2000  # long enough for the clock ticks of the others
+    args = (t.model, "-p", "0", "-n", str(n), "-r", "5", "--warmup", "0", "-t", "1", "--kv", "f32")
     count = len(os.sched_getaffinity(0)) + 1
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
@@ -348,8 +349,8 @@ def a_busy_machine_is_marked(t):
             p.wait()
     check(row["watch"]["others_percent"] > 5, f"{row['watch']}")
     check("other programs used" in row["disturbed"], f"{row['disturbed']}")
-    check(re.search(r"\| tg2000 \| [^|]* \* \|", re.sub(" +", " ", table)), f"no star:\n{table}")
-    check("- tg2000, kv f32: other programs used" in table, f"no reason or not of which:\n{table}")
+    check(re.search(rf"\| tg{n} \| [^|]* \* \|", re.sub(" +", " ", table)), f"no star:\n{table}")
+    check(f"- tg{n}, kv f32: other programs used" in table, f"no reason or not of which:\n{table}")
 
 
 # ---- what cannot be measured --------------------------------------------------------------------
