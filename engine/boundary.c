@@ -277,7 +277,7 @@ static uint64_t settled_bytes(const tn_boundary *b, const tn_segment *y)
  * for a little less than there is. */
 static tn_status choose(tn_boundary *b, int64_t level, tn_error *err)
 {
-    uint64_t room[TN_DEVICES], ask[TN_DEVICES], bytes[TN_DEVICES];
+    uint64_t room[TN_DEVICES] = {0}, ask[TN_DEVICES] = {0}, bytes[TN_DEVICES] = {0};
     tn_status s = TN_OK;
     for (int32_t i = 0; i < b->n_edges && !s; i++) {
         s = room_at(b, i, level, &room[i], err);

@@ -43,7 +43,8 @@ def run(folder, *args, card=None, sanitizer=None):
 
 def programs(folder, text, **other):
     for name in os.listdir(HERE):
-        if name.startswith(("test_device", "test_exec_device")) and name.endswith(".c"):
+        if name.startswith(("test_device", "test_exec_device", "test_elastic", "test_stream")) \
+                and name.endswith(".c"):
             script(os.path.join(folder, "tests", name[:-2]), other.get(name[:-2], text))
 
 
