@@ -57,7 +57,8 @@ typedef struct next_tokens {
     const json_t *argmax, *gap;
     const char *name;
     int32_t n_vocab, first; /* row that predicts the first token of the continuation */
-    int32_t seen, clear;    /* rows, and those whose gap decides */
+    double least_gap;       /* between the best two of the exact weights, for a row to decide */
+    int32_t seen, clear;    /* rows, and those that decide */
 } next_tokens;
 
 static bool check_next(void *user, int32_t first, int32_t n_rows, const float *rows)
@@ -70,7 +71,7 @@ static bool check_next(void *user, int32_t first, int32_t n_rows, const float *r
         const int32_t want = (int32_t)json_integer_value(json_array_get(x->argmax, k));
         const int32_t got = argmax(rows + (size_t)i * (size_t)x->n_vocab, x->n_vocab);
         x->seen++;
-        if (!(gap > 0.5)) continue;
+        if (!(gap > x->least_gap)) continue;
         x->clear++;
         if (got != want) FAIL("%s: token %zu is %d, want %d (gap %g)", x->name, k, got, want, gap);
     }
@@ -78,7 +79,8 @@ static bool check_next(void *user, int32_t first, int32_t n_rows, const float *r
 }
 
 /* With the first n_prompts of the reference; 0: all. */
-static void check_next_tokens(const char *name, const run_options *o, size_t n_prompts)
+static void check_next_tokens(const char *name, const run_options *o, size_t n_prompts,
+                              double least_gap)
 {
     reference ref;
     run r;
@@ -95,6 +97,7 @@ static void check_next_tokens(const char *name, const run_options *o, size_t n_p
                              name,
                              ref.n_vocab,
                              n_prompt - 1,
+                             least_gap,
                              0,
                              0};
             CHECK_INT(tn_context_rewind(r.ctx, 0, NULL), TN_OK);
@@ -112,32 +115,35 @@ static void check_next_tokens(const char *name, const run_options *o, size_t n_p
 
 TEST(smollm2_next_tokens)
 {
-    check_next_tokens("smollm2", &(run_options){.threads = 0}, 0);
+    check_next_tokens("smollm2", &(run_options){.threads = 0}, 0, 0.5);
 }
 TEST(gemma3_next_tokens)
 {
-    check_next_tokens("gemma3", &(run_options){.threads = 0}, 0);
+    check_next_tokens("gemma3", &(run_options){.threads = 0}, 0, 0.5);
 }
 TEST(smollm2_next_tokens_mapped)
 {
-    check_next_tokens("smollm2", &(run_options){.load = TN_LOAD_MAP, .kv = TN_KV_F32}, 0);
+    /* Rows as they lie in the file are multiplied after another rounding of the activations. It is as
+     * good on the whole (the same KL to the exact weights), but at one position, where they differ by
+     * 0.63, two logits differ by -0.46 to 0.38, as instruction set and batch have it. */
+    check_next_tokens("smollm2", &(run_options){.load = TN_LOAD_MAP, .kv = TN_KV_F32}, 0, 1);
 }
 
 TEST(smollm2_next_tokens_on_the_emulated_device)
 {
     if (!have_device("emu")) return;
-    check_next_tokens("smollm2", &(run_options){.device = "emu"}, 1);
+    check_next_tokens("smollm2", &(run_options){.device = "emu"}, 1, 0.5);
     check_next_tokens("smollm2",
                       &(run_options){.device = "emu",
                                      .place = "ffn_=split:0.4,blk.3.attn=host,"
                                               "token_embd=split:0.5"},
-                      1);
+                      1, 0.5);
 }
 
 TEST(gemma3_next_tokens_on_the_emulated_device)
 {
     if (!have_device("emu")) return;
-    check_next_tokens("gemma3", &(run_options){.device = "emu"}, 1);
+    check_next_tokens("gemma3", &(run_options){.device = "emu"}, 1, 0.5);
 }
 
 /* ---- whole rows
