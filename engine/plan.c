@@ -8,8 +8,7 @@
 static const double gate = 1.03; /* a simpler plan may cost this much more */
 static const double MiB = 1024.0 * 1024.0;
 
-/* ---- constraints -------------------------------------------------------------------------------
- */
+/* ---- constraints ---------------------------------------------------------------------------- */
 
 static tn_status fill_request(tn_constraints *c, tn_error *err)
 {
