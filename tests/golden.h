@@ -222,4 +222,25 @@ __attribute__((unused)) static bool golden_load(golden *g, const char *name)
     return false;
 }
 
+/* A cancel callback: yes at its call number `at`, once. */
+typedef struct canceler {
+    int calls, at;
+} canceler;
+
+__attribute__((unused)) static bool cancel_once(void *user)
+{
+    canceler *c = user;
+    return ++c->calls == c->at;
+}
+
+/* Whether --cuda, for the real device in place of the emulated one, comes first; takes it away. */
+__attribute__((unused)) static bool take_cuda(int *argc, char ***argv)
+{
+    if (*argc < 2 || strcmp((*argv)[1], "--cuda") != 0) return false;
+    (*argv)[1] = (*argv)[0];
+    ++*argv;
+    --*argc;
+    return true;
+}
+
 #endif

@@ -639,11 +639,6 @@ TEST(one_slower_rate_causes_one_new_plan)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
-        device = "cuda";
-        argv[1] = argv[0];
-        argv++;
-        argc--;
-    }
+    if (take_cuda(&argc, &argv)) device = "cuda";
     return tn_test_main(argc, argv);
 }

@@ -482,16 +482,6 @@ TEST(too_little_memory_is_said_before_anything_is_uploaded)
 /* ---- canceling at every hand-over --------------------------------------------------------------
  */
 
-typedef struct canceler {
-    int calls, at;
-} canceler;
-
-static bool cancel_at(void *user)
-{
-    canceler *c = user;
-    return ++c->calls == c->at;
-}
-
 /* Cancels the third token at each of its polls; afterwards the context goes on as if nothing had
  * happened. */
 TEST(canceled_at_every_join)
@@ -512,7 +502,7 @@ TEST(canceled_at_every_join)
     const tn_context_options co = {.struct_size = sizeof co,
                                    .kv = TN_KV_F32,
                                    .page_size = 16,
-                                   .cancel = cancel_at,
+                                   .cancel = cancel_once,
                                    .user = &c};
     CHECK_INT(tn_context_new(&r.ctx, r.model, &co, &err), TN_OK);
     int canceled = 0;
@@ -666,12 +656,9 @@ TEST(rules_without_a_tensor_warn_with_near_names)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
+    if (take_cuda(&argc, &argv)) {
         device = "cuda";
         two_devices = "cuda:0,1";
-        argv[1] = argv[0];
-        argv++;
-        argc--;
     }
     return tn_test_main(argc, argv);
 }

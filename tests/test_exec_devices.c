@@ -522,16 +522,6 @@ TEST(faults_on_either_device_leave_nothing)
     golden_free(&g);
 }
 
-typedef struct canceler {
-    int calls, at;
-} canceler;
-
-static bool cancel_at(void *user)
-{
-    canceler *c = user;
-    return ++c->calls == c->at;
-}
-
 /* Cancels tokens at each of their polls: no hand-over hangs, and the context goes on as if nothing
  * had happened. */
 TEST(canceled_at_every_join)
@@ -543,7 +533,7 @@ TEST(canceled_at_every_join)
     if (!two_there() || !golden_load(&g, "qwen3")) return;
     float *want = run_two(&g, places[1], NULL, unequal);
     tn_status s = open_engine(&x, unequal, &err);
-    if (!s) s = open_model(&x, g.path, places[1], NULL, cancel_at, &c, &err);
+    if (!s) s = open_model(&x, g.path, places[1], NULL, cancel_once, &c, &err);
     if (!s) s = tn_context_eval(x.ctx, g.tokens, n_prompt, &err);
     int canceled = 0;
     for (int32_t i = 0; i < 3 && !s && want; i++) {
@@ -566,11 +556,6 @@ TEST(canceled_at_every_join)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
-        devices = "cuda:0,1";
-        argv[1] = argv[0];
-        argv++;
-        argc--;
-    }
+    if (take_cuda(&argc, &argv)) devices = "cuda:0,1";
     return tn_test_main(argc, argv);
 }

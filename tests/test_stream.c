@@ -284,16 +284,6 @@ TEST(faults_end_in_an_error_and_leave_nothing)
     golden_free(&g);
 }
 
-typedef struct canceler {
-    int calls, at;
-} canceler;
-
-static bool cancel_at(void *user)
-{
-    canceler *c = user;
-    return ++c->calls == c->at;
-}
-
 /* After each layer; afterwards the batch gives what it would have. */
 TEST(canceled_batches_leave_nothing_behind)
 {
@@ -304,7 +294,7 @@ TEST(canceled_batches_leave_nothing_behind)
     if (!have_device(device) || !golden_load(&g, "llama")) return;
     tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 2e8, 16);
     REQUIRE(p);
-    CHECK_MSG(!open_planned(&r, g.path, p, 2, cancel_at, &c, &err), "%s", err.msg);
+    CHECK_MSG(!open_planned(&r, g.path, p, 2, cancel_once, &c, &err), "%s", err.msg);
     int canceled = 0;
     tn_status s = r.ctx ? TN_ECANCELED : TN_OK;
     while (s == TN_ECANCELED) {
@@ -326,11 +316,6 @@ TEST(canceled_batches_leave_nothing_behind)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--cuda") == 0) {
-        device = "cuda";
-        argv[1] = argv[0];
-        argv++;
-        argc--;
-    }
+    if (take_cuda(&argc, &argv)) device = "cuda";
     return tn_test_main(argc, argv);
 }
