@@ -307,6 +307,129 @@ TEST(topology_cgroup_v1)
     remove_root();
 }
 
+static void cpu_file(int cpu, const char *file, const char *text)
+{
+    char path[128];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/%s", cpu, file);
+    put(path, text);
+}
+
+static void read_topology(tn_topology *t, uint64_t mask)
+{
+    const tn_cpu_set allowed = {{mask}};
+    tn_topology_read(t, root, &allowed);
+}
+
+/* A hybrid desktop: two performance cores with two threads each, four efficiency cores, and two of
+ * low power; and one whose affinity leaves out a thread and a core. */
+TEST(topology_kinds_of_a_hybrid_processor)
+{
+    tn_topology t;
+    make_root();
+    REQUIRE(root[0]);
+    siblings(0, "0-1\n"), siblings(1, "0-1\n"), siblings(2, "2-3\n"), siblings(3, "2-3\n");
+    for (int i = 4; i < 10; i++) {
+        char list[8];
+        snprintf(list, sizeof list, "%d\n", i);
+        siblings(i, list);
+    }
+    put("/sys/devices/cpu_core/cpus", "0-3\n");
+    put("/sys/devices/cpu_atom/cpus", "4-7\n");
+    put("/sys/devices/cpu_lowpower/cpus", "8-9\n");
+    cpu_file(0, "cpufreq/cpuinfo_max_freq", "5400000\n");
+    cpu_file(2, "cpufreq/cpuinfo_max_freq", "5600000\n");
+    cpu_file(4, "cpufreq/cpuinfo_max_freq", "4300000\n");
+    read_topology(&t, 0x3ff);
+    CHECK_INT(t.n_kinds, 3);
+    CHECK_INT(t.kind[0].cores, 2);
+    CHECK_INT(t.kind[0].processors, 4);
+    CHECK_INT(t.kind[0].mhz, 5600);
+    CHECK_INT(t.kind[1].cores, 4);
+    CHECK_INT(t.kind[1].processors, 4);
+    CHECK_INT(t.kind[1].mhz, 4300);
+    CHECK_INT(t.kind[2].cores, 2);
+    CHECK_INT(t.kind[2].mhz, 0);
+    CHECK(t.kind[0].set.word[0] == 0xf && t.kind[1].set.word[0] == 0xf0 &&
+          t.kind[2].set.word[0] == 0x300);
+    CHECK_INT(t.n_nodes, 1);
+    CHECK_INT(t.node[0].cores, 8);
+    CHECK_INT(t.node[0].processors, 10);
+    CHECK_INT(cores(0x3ff), 2);
+    read_topology(&t, 0xde);
+    CHECK_INT(t.n_kinds, 2);
+    CHECK_INT(t.kind[0].cores, 2);
+    CHECK_INT(t.kind[0].processors, 3);
+    CHECK_INT(t.kind[1].cores, 3);
+    CHECK_INT(t.node[0].cores, 5);
+    remove_root();
+}
+
+/* Without words for the kinds: capacities decide, else clocks; a core that boosts a little less is
+ * no other kind. */
+TEST(topology_kinds_by_speed)
+{
+    tn_topology t;
+    make_root();
+    REQUIRE(root[0]);
+    static const char *const mhz[] = {"5000000", "4200000", "3900000", "2000000", "1000000",
+                                      "500000"};
+    for (int i = 0; i < 6; i++)
+        cpu_file(i, "cpufreq/cpuinfo_max_freq", mhz[i]);
+    read_topology(&t, 0x3f);
+    CHECK_INT(t.n_kinds, 4);
+    CHECK_INT(t.kind[0].cores, 2);
+    CHECK_INT(t.kind[1].cores, 1);
+    CHECK_INT(t.kind[2].cores, 1);
+    CHECK_INT(t.kind[3].cores, 2); /* more kinds than there is room for */
+    CHECK_INT(t.kind[3].mhz, 1000);
+    for (int i = 0; i < 6; i++)
+        cpu_file(i, "cpu_capacity", i < 2 ? "1024" : "430");
+    read_topology(&t, 0x3f);
+    CHECK_INT(t.n_kinds, 2);
+    CHECK_INT(t.kind[0].cores, 2);
+    CHECK_INT(t.kind[1].cores, 4);
+    CHECK_INT(cores(0x3f), 2);
+    read_topology(&t, 0);
+    CHECK_INT(t.n_kinds, 0);
+    remove_root();
+}
+
+TEST(topology_nodes)
+{
+    tn_topology t;
+    make_root();
+    REQUIRE(root[0]);
+    siblings(0, "0,4\n"), siblings(4, "0,4\n");
+    put("/sys/devices/system/node/online", "0-1,3\n");
+    put("/sys/devices/system/node/node0/cpulist", "0-1,4-5\n");
+    put("/sys/devices/system/node/node1/cpulist", "2-3,6-7\n");
+    put("/sys/devices/system/node/node3/cpulist", "\n"); /* memory alone */
+    put("/sys/devices/system/node/node0/meminfo",
+        "Node 0 MemTotal:       65536 kB\nNode 0 MemFree:  1 kB\n");
+    put("/sys/devices/system/node/node3/meminfo", "Node 3 MemTotal: 1024 kB\n");
+    read_topology(&t, 0xff);
+    CHECK_INT(t.n_nodes, 3);
+    CHECK_INT(t.node[0].cores, 3);
+    CHECK_INT(t.node[0].processors, 4);
+    CHECK_INT(t.node[0].memory_bytes, 65536 * 1024);
+    CHECK_INT(t.node[1].number, 1);
+    CHECK_INT(t.node[1].cores, 4);
+    CHECK_INT(t.node[1].memory_bytes, 0);
+    CHECK(t.node[1].set.word[0] == 0xcc);
+    CHECK_INT(t.node[2].number, 3);
+    CHECK_INT(t.node[2].cores, 0);
+    CHECK_INT(t.node[2].memory_bytes, 1024 * 1024);
+    read_topology(&t, 0x0f); /* affinity: half of each node */
+    CHECK_INT(t.node[0].processors, 2);
+    CHECK_INT(t.node[1].processors, 2);
+    put("/sys/devices/system/node/online", "rubbish\n");
+    read_topology(&t, 0xff);
+    CHECK_INT(t.n_nodes, 1);
+    CHECK_INT(t.node[0].processors, 8);
+    CHECK_INT(t.node[0].memory_bytes, 0);
+    remove_root();
+}
+
 TEST(default_threads_of_this_machine)
 {
     CHECK(tn_pool_default_threads() >= 1);
