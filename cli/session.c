@@ -156,7 +156,9 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
     tn_error err = {0};
     const bool none = vocab_only || (set->device && strcmp(set->device, "none") == 0);
     memset(s, 0, sizeof *s);
-    char *cache_dir = none ? NULL : tn_cache_dir();
+    char *cache_dir = set->load == TN_LOAD_IMAGE ? tn_cache_dir_make()
+                      : none                      ? NULL
+                                                  : tn_cache_dir();
     tn_engine_options opt = {
         .struct_size = sizeof opt,
         .threads = vocab_only                 ? 1

@@ -1,5 +1,6 @@
 /* Carries weights from the file to their final place and layout, on all threads. */
 #include "engine.h"
+#include "image.h"
 #include "load.h"
 #include "sides.h"
 #include "synthetic.h"
@@ -125,7 +126,7 @@ static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *f
     return true;
 }
 
-/* The host's copy of a matrix: memory for it and its jobs, or the file's pages. */
+/* The host's copy of a matrix: memory for it and its jobs, or the pages of a file. */
 static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, const tn_weight *file,
                            int64_t count, bool row_major)
 {
@@ -140,8 +141,13 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
     size_t bytes;
     if (!tn_mul_size(stride * (size_t)count, w->row_bytes, &bytes))
         return tn_fail_nomem(l->err, SIZE_MAX, "a tensor");
+    if (l->m->image && tn_image_is_mapped(l->m->image)) {
+        w->data = tn_image_next(l->m->image, bytes);
+        return TN_OK;
+    }
     char *dst = tn_load_alloc(l, bytes);
-    if (!dst) return tn_fail_nomem(l->err, bytes, "a tensor");
+    if (!dst || (l->m->image && !tn_image_add(l->m->image, dst, bytes)))
+        return tn_fail_nomem(l->err, bytes, "a tensor");
     w->data = dst;
     l->m->held_bytes += bytes;
     for (int64_t e = 0; e < count; e++)
@@ -268,12 +274,41 @@ tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs
     return s;
 }
 
+/* The image is a help for the next start; that it cannot be kept is no reason to fail this one. */
+static tn_status finish_image(tn_load *l)
+{
+    tn_error local = {0};
+    tn_model *m = l->m;
+    if (!m->image) return TN_OK;
+    const char *path = tn_image_path(m->image);
+    const double mib = (double)tn_image_bytes(m->image) / (1 << 20);
+    if (tn_image_is_mapped(m->image)) {
+        if (!tn_image_is_used_up(m->image))
+            return tn_fail(l->err, TN_EFORMAT, -1,
+                           "%s: the file is not as long as the weights; delete it", path);
+        tn_engine_log(m->engine, TN_LOG_INFO, "weights: mapped from %s (%.0f MiB)", path, mib);
+        return TN_OK;
+    }
+    const tn_status s = tn_image_write(m->image, &local);
+    if (s == TN_OK)
+        tn_engine_log(m->engine, TN_LOG_INFO, "weights: kept in %s (%.0f MiB)", path, mib);
+    else if (s == TN_EIO)
+        tn_engine_log(m->engine, TN_LOG_WARN, "the weights are not kept for the next start: %s",
+                      local.msg);
+    else if (l->err)
+        *l->err = local;
+    tn_image_close(m->image);
+    m->image = NULL;
+    return s == TN_EIO ? TN_OK : s;
+}
+
 tn_status tn_load_run(tn_load *l)
 {
     /* First, because what does not fit should be said before anything is read. */
     tn_status s = tn_load_device_alloc(l);
     if (!s) s = tn_load_jobs(l, l->jobs, l->n_jobs);
     if (!s) s = tn_load_device_run(l);
+    if (!s) s = finish_image(l);
     if (!s && l->opt->progress) l->opt->progress(l->opt->user, l->total_bytes, l->total_bytes);
     return s;
 }

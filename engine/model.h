@@ -124,7 +124,7 @@ struct tn_model {
     struct tn_boundary *boundary; /* NULL: nothing moves between the sides */
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
-    bool mapped;           /* weights are the file's own pages */
+    struct tn_image *image; /* NULL: weights are in memory of our own or the model's own pages */
     size_t held_bytes;     /* memory of weights in our layout */
     uint64_t n_params, weight_bytes, token_bytes, activation_bytes;
     uint32_t main_type;    /* type of most weight bytes */

@@ -3,6 +3,7 @@
 #include "stream.h"
 #include "engine.h"
 #include "hardware.h"
+#include "image.h"
 #include "model.h"
 #include "synthetic.h"
 #include "template.h"
@@ -44,6 +45,7 @@ void tn_model_close(tn_model *m)
     }
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
+    tn_image_close(m->image);
     tn_vocab_free(m->vocab);
     tn_gguf_close(m->gguf);
     tn_free(a, m->header);
@@ -107,7 +109,7 @@ static uint64_t tensor_bytes(const tn_model *m, bool exact)
 
 static bool choose_map(const tn_model *m, const tn_model_options *opt)
 {
-    if (opt->exact || opt->load == TN_LOAD_READ) return false;
+    if (opt->exact || opt->load == TN_LOAD_READ || opt->load == TN_LOAD_IMAGE) return false;
     if (opt->load == TN_LOAD_MAP) return true;
     const uint64_t have = tn_host_memory_available();
     return have && (double)tensor_bytes(m, false) * read_headroom > (double)have;
@@ -124,12 +126,22 @@ static tn_status check_memory(const tn_model *m, bool exact, tn_error *err)
                    m->name, bytes / gib, (double)h.memory_bytes / gib);
 }
 
+/* With a device, what the host holds differs from plan to plan. */
+static tn_status find_image(tn_model *m, tn_error *err)
+{
+    const tn_status s = m->engine->device ? TN_OK : tn_image_open(&m->image, m, err);
+    if (!s && !m->image)
+        tn_engine_log(m->engine, TN_LOG_WARN, "%s: the weights cannot be kept for the next start%s",
+                      m->name, m->engine->device ? " where there is a device" : "");
+    return s;
+}
+
 static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
 {
     tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
     l.map = !random && choose_map(m, opt);
-    m->mapped = l.map;
     tn_status s = l.map ? TN_OK : check_memory(m, opt->exact, err);
+    if (!s && opt->load == TN_LOAD_IMAGE && !opt->exact && !random) s = find_image(m, err);
     if (s) return s;
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
@@ -185,7 +197,7 @@ static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_mo
 {
     tn_status s = tn_options_copy(opt, sizeof *opt, options, "tn_model_options", err);
     if (s) return s;
-    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_MAP)
+    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_IMAGE)
         return tn_fail(err, TN_EARG, -1, "load mode %d is unknown", (int)opt->load);
     if (opt->granule < 0 || opt->granule > max_granule)
         return tn_fail(err, TN_EARG, -1, "granule is %d; use 0 (256) to %d", opt->granule,

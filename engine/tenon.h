@@ -108,7 +108,11 @@ typedef struct tn_model tn_model;
 typedef enum tn_load_mode {
     TN_LOAD_AUTO = 0, /* READ when memory is at least 1.2 x the model, else MAP */
     TN_LOAD_READ,     /* read into our own memory, rearranged for speed */
-    TN_LOAD_MAP       /* use the file's pages; changing the file then kills the process (SIGBUS) */
+    TN_LOAD_MAP,      /* use the file's pages; changing the file then kills the process (SIGBUS) */
+    TN_LOAD_IMAGE     /* READ the first time and keep the rearranged weights, as large as the model, in a
+                         file of the engine's cache_dir; from then on map that file, which starts at
+                         once. It is made anew when the model's file or the build is another one. Not
+                         with a device or without cache_dir (a line in the log): then READ */
 } tn_load_mode;
 
 typedef struct tn_model_options {
