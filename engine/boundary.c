@@ -24,6 +24,7 @@ typedef struct edge {
 } edge;
 
 struct tn_boundary {
+    tn_boundary *next; /* of the engine's */
     tn_model *m;
     const tn_placement *place;
     tn_plan plan;  /* a view of the placement's or of `again`, and may drop below its own units */
@@ -95,6 +96,8 @@ tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p,
     b->frozen = p->planned.plan.strategy == TN_PLAN_FILE;
     b->level = -1;
     const tn_status s = fill(b, err);
+    b->next = m->engine->boundaries;
+    m->engine->boundaries = b;
     if (s)
         tn_boundary_free(b);
     else
@@ -106,6 +109,10 @@ void tn_boundary_free(tn_boundary *b)
 {
     if (!b) return;
     const tn_allocator *a = b->m->a;
+    tn_boundary **at = &b->m->engine->boundaries;
+    while (*at != b)
+        at = &(*at)->next;
+    *at = b->next;
     if (b->memory) tn_boundary_clear(b, -1);
     for (int32_t i = 0; i < b->n_edges; i++)
         tn_carrier_free(b->edges[i].carrier);
@@ -223,17 +230,50 @@ static uint64_t kv_held(const tn_boundary *b, int32_t segment)
     return bytes;
 }
 
-/* Bytes that a segment's units may take at a level. */
+/* Bytes of a segment's units, were all of them on the device. */
+static uint64_t movable(const tn_boundary *b, int32_t segment)
+{
+    const tn_segment *y = &b->m->on_device.segment[segment];
+    uint64_t bytes = 0;
+    for (int32_t l = y->first; l < y->end; l++)
+        if (b->m->on_device.layers[l].moves)
+            bytes += bytes_of(b, l, b->place->shape.layer[l].n_units);
+    return bytes;
+}
+
+/* Other models with contexts on the same device: the bytes of their units now and were all there,
+ * and of KV that they may still ask for at their levels. */
+typedef struct neighbours {
+    uint64_t held, movable, kv;
+} neighbours;
+
+static neighbours look_around(const tn_boundary *b, const tn_device *d)
+{
+    neighbours n = {0, 0, 0};
+    for (const tn_boundary *o = b->m->engine->boundaries; o; o = o->next)
+        for (int32_t i = 0; i < o->n_edges && o != b && o->n_members; i++) {
+            if (o->edges[i].d != d) continue;
+            n.held += o->edges[i].held;
+            n.movable += movable(o, i);
+            n.kv += kv_bytes(o, i, o->level) - kv_held(o, i);
+        }
+    return n;
+}
+
+/* Bytes that a segment's units may take at a level: what is left to all models' units, in proportion
+ * to what they have. */
 static tn_status room_at(const tn_boundary *b, int32_t segment, int64_t level, uint64_t *room,
                          tn_error *err)
 {
     const edge *y = &b->edges[segment];
+    const neighbours n = look_around(b, y->d);
     tn_device_memory m;
     const tn_status s = y->d->api->memory(y->d, &m, err);
     if (s) return s;
-    const uint64_t other =
-        m.used_bytes - y->held - kv_held(b, segment) + kv_bytes(b, segment, level);
-    *room = y->limit > other ? y->limit - other : 0;
+    const uint64_t other = m.used_bytes - y->held - n.held - kv_held(b, segment) +
+                           kv_bytes(b, segment, level) + n.kv;
+    const uint64_t left = y->limit > other ? y->limit - other : 0, mine = movable(b, segment);
+    *room = n.movable ? (uint64_t)((double)left * (double)mine / (double)(mine + n.movable)) : left;
     return TN_OK;
 }
 
@@ -401,6 +441,26 @@ static bool new_level(const tn_boundary *b, int64_t live, int64_t cap, int64_t *
     return b->level < 0 || *level > b->level || *level + step < b->level;
 }
 
+/* Whether what is to be at a level fits beside what other models have at the moment: they may have
+ * taken more than is their part now. */
+static tn_status fits(const tn_boundary *b, int64_t level, bool *yes, tn_error *err)
+{
+    tn_status s = TN_OK;
+    *yes = true;
+    for (int32_t i = 0; i < b->n_edges && !s; i++) {
+        const edge *y = &b->edges[i];
+        const tn_segment *z = &b->m->on_device.segment[i];
+        tn_device_memory m;
+        s = y->d->api->memory(y->d, &m, err);
+        if (s) return s;
+        uint64_t then = m.used_bytes - y->held + kv_bytes(b, i, level) - kv_held(b, i);
+        for (int32_t l = z->first; l < z->end; l++)
+            if (b->m->on_device.layers[l].moves) then += bytes_of(b, l, b->want[l]);
+        *yes &= then <= y->limit;
+    }
+    return s;
+}
+
 tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
 {
     int64_t cap, level;
@@ -409,7 +469,10 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
     if (!new_level(b, live, cap, &level)) return TN_OK;
     for (size_t i = 0; i < b->n_members; i++)
         tn_kv_trim(b->members[i].kv);
+    bool room = true;
     tn_status s = choose(b, level, err);
+    if (!s) s = fits(b, level, &room, err);
+    if (!room) tn_boundary_give_way(b->m->engine, b);
     if (!s) s = apply(b, live, err);
     b->level = s ? -1 : level;
     b->drift = (tn_drift){0}; /* a window is of one placement */
@@ -431,6 +494,20 @@ bool tn_boundary_clear(tn_boundary *b, int32_t short_of)
     }
     b->level = -1;
     return any;
+}
+
+bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except)
+{
+    bool any = false;
+    for (tn_boundary *b = e->boundaries; b; b = b->next)
+        if (b != except) any |= tn_boundary_clear(b, -1);
+    return any;
+}
+
+void tn_boundary_look_again(tn_engine *e)
+{
+    for (tn_boundary *b = e->boundaries; b; b = b->next)
+        b->level = -1;
 }
 
 /* ---- drift -------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@
  * changes is uploaded anew from there, as one matrix each, which is what kernels are fast with; the
  * plan changes one layer after the other.
  *
+ * Several models of one engine share its devices: what memory is left is divided in proportion to
+ * what could move of each, and where memory is short all give way.
+ *
  * Every function is called with the engine's turn held. Moves happen in tn_boundary_move() alone,
  * before an evaluation. */
 #ifndef TN_BOUNDARY_H
@@ -40,6 +43,10 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
  * that was to fit, so there is less memory than was thought; -1: none. False: there was nothing to
  * drop. */
 bool tn_boundary_clear(tn_boundary *b, int32_t short_of);
+/* Drops everything of the engine's models but one, which may be NULL. False: there was nothing. */
+bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except);
+/* Memory has been given back: all of the engine's boundaries look again when they move next. */
+void tn_boundary_look_again(tn_engine *e);
 
 /* What a token at a depth should take as things are now. */
 tn_status tn_boundary_predict(const tn_boundary *b, int64_t depth, tn_token_time *t, tn_error *err);
@@ -57,8 +64,8 @@ typedef struct tn_boundary_counts {
 } tn_boundary_counts;
 tn_boundary_counts tn_boundary_count(const tn_boundary *b);
 
-/* boundary_copy.c. Carries parts of weights that the host has to the device of a segment, through
- * pinned buffers. */
+/* boundary_copy.c. Carries parts of weights that the host has to the device of a segment, by itself
+ * where they are pinned, else through pinned buffers. */
 typedef struct tn_carrier tn_carrier;
 /* capacity: of each of two buffers, on either side; at least tn_carrier_least of every matrix. */
 tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, size_t capacity,
@@ -71,7 +78,7 @@ void tn_carrier_free(tn_carrier *c);
 tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
                            tn_error *err);
 /* The same from column col0 on, without waiting: it is there when the carrier's stream has come so
- * far. What the host has is read before this returns. */
+ * far. Waits for a buffer where weights are not pinned. */
 tn_status tn_carrier_send(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
                           tn_error *err);
 tn_stream *tn_carrier_stream(const tn_carrier *c);

@@ -1,7 +1,9 @@
-/* Carries weights from the host's layout to the device's: packed by all threads into one of two
- * pinned buffers, copied, and rearranged by the device, while the other buffer is filled. */
+/* Carries weights from the host's layout to the device's, which rearranges them. Pinned weights are
+ * copied from where they are; others are packed by all threads into one of two pinned buffers and
+ * copied while the other buffer is filled. */
 #include "boundary.h"
 #include "engine.h"
+#include "pin.h"
 
 #include <string.h>
 
@@ -20,6 +22,13 @@ struct tn_carrier {
     size_t capacity;
     int turn;
 };
+
+/* Rows, or groups of rows, of which the first `bytes` each are wanted. */
+typedef struct packing {
+    char *to;
+    const char *from;
+    size_t bytes, stride;
+} packing;
 
 /* At least one group of rows, at most slot_bytes where that is more. */
 static size_t wanted(const tn_weight *w)
@@ -84,19 +93,23 @@ size_t tn_carrier_least(const tn_weight *w, int64_t cols)
     return group * (size_t)(cols / t->block) * t->bytes;
 }
 
-/* Rows, or groups of rows, of which the first `bytes` each are wanted. */
-typedef struct packing {
-    char *to;
-    const char *from;
-    size_t bytes, stride;
-} packing;
-
 static void pack_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     const packing *p = arg;
     (void)worker;
     for (int64_t i = begin; i < end; i++)
         memcpy(p->to + (size_t)i * p->bytes, p->from + (size_t)i * p->stride, p->bytes);
+}
+
+/* Through the pinned buffer of a slot, which the device has read before. */
+static tn_status bounce(tn_carrier *c, slot *s, packing p, int64_t items, tn_error *err)
+{
+    const tn_device_api *api = c->d->api;
+    p.to = s->pinned;
+    const tn_status st = api->event_sync(c->d, s->free, err);
+    if (st) return st;
+    tn_pool_run(c->m->engine->pool, pack_task, &p, items, 1);
+    return api->upload_async(c->d, c->stream, s->device, s->pinned, (size_t)items * p.bytes, err);
 }
 
 /* Rows [row0, row0 + n) of a matrix; skip, row_bytes: of each, what is left out and then taken. */
@@ -108,14 +121,14 @@ static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight
     const int64_t each = r8 ? group : 1, items = (n + each - 1) / each;
     const tn_dweight part = tn_dweight_rows(to, row0, n);
     slot *s = &c->slot[c->turn ^= 1];
-    packing p = {.to = s->pinned,
-                 .from = (const char *)from->data + (size_t)row0 * from->row_bytes + (size_t)each * skip,
-                 .bytes = (size_t)each * row_bytes,
-                 .stride = (size_t)each * from->row_bytes};
-    tn_status st = api->event_sync(c->d, s->free, err);
-    if (st) return st;
-    tn_pool_run(c->m->engine->pool, pack_task, &p, items, 1);
-    st = api->upload_async(c->d, c->stream, s->device, s->pinned, (size_t)items * p.bytes, err);
+    const packing p = {
+        .from = (const char *)from->data + (size_t)row0 * from->row_bytes + (size_t)each * skip,
+        .bytes = (size_t)each * row_bytes,
+        .stride = (size_t)each * from->row_bytes};
+    tn_status st = tn_pins_have(c->m->pins, from->data)
+                       ? api->upload_pieces_async(c->d, c->stream, s->device, p.from, p.bytes,
+                                                  (size_t)items, p.stride, err)
+                       : bounce(c, s, p, items, err);
     if (st) return st;
     st = (r8 ? c->d->ops->repack_r8 : c->d->ops->repack)(c->stream, &part, s->device, row_bytes);
     if (st) return tn_fail(err, st, -1, "the device cannot rearrange weights on the move");

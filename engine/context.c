@@ -77,12 +77,11 @@ static int32_t default_ctx(const tn_model *m, uint32_t kv_type)
     return n;
 }
 
-/* Gives up weights on the device that are there only because there was room. */
+/* Gives up weights on the device, of any model, that are there only because there was room. */
 static bool make_room(const tn_model *m)
 {
-    if (!m->boundary) return false;
     pthread_mutex_lock(&m->engine->turn);
-    const bool any = tn_boundary_clear(m->boundary, -1);
+    const bool any = tn_boundary_give_way(m->engine, NULL);
     pthread_mutex_unlock(&m->engine->turn);
     return any;
 }
@@ -107,9 +106,9 @@ static tn_status join(tn_context *c, tn_error *err)
 
 static void leave_boundary(tn_context *c)
 {
-    if (!c->m->boundary) return;
     pthread_mutex_lock(&c->m->engine->turn);
-    tn_boundary_leave(c->m->boundary, &c->kv);
+    if (c->m->boundary) tn_boundary_leave(c->m->boundary, &c->kv);
+    tn_boundary_look_again(c->m->engine);
     pthread_mutex_unlock(&c->m->engine->turn);
 }
 
@@ -266,6 +265,7 @@ static tn_status reserve_kv(tn_context *c, int64_t n, tn_error *err)
     c->kv.live = n;
     tn_status s = b ? tn_boundary_move(b, err) : TN_OK;
     if (!s) s = tn_kv_reserve(&c->kv, n, err);
+    if (s == TN_EDEVICE && tn_boundary_give_way(c->m->engine, b)) s = tn_kv_reserve(&c->kv, n, err);
     if (s == TN_EDEVICE && b && tn_boundary_clear(b, c->kv.short_of))
         s = tn_kv_reserve(&c->kv, n, err);
     pthread_mutex_unlock(&c->m->engine->turn);

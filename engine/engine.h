@@ -21,6 +21,7 @@ struct tn_engine {
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
+    struct tn_boundary *boundaries; /* of its models: a list, for who holds the turn */
     char *cache_dir; /* NULL = measurements are not kept */
     tn_log_fn log;
     void *log_user;

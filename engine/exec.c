@@ -137,7 +137,9 @@ static void host_attn_out(tn_exec *x, int32_t layer)
 
 static void host_ffn_in(tn_exec *x, int32_t layer)
 {
-    tn_host_ffn_in(&x->host, layer);
+    const bool split = x->sides[layer].ffn == TN_ON_BOTH;
+    const int64_t there = split ? x->m->on_device.layers[layer].ffn_gate.rows : 0;
+    tn_host_ffn_in(&x->host, layer, x->way == TN_WAY_BOTH ? x->cut : there);
     count(x, &x->host.groups[0].gate);
     count(x, &x->host.groups[0].up);
 }
@@ -157,9 +159,16 @@ static void host_route(tn_exec *x, int32_t layer)
 
 static void host_group_experts(tn_exec *x, int32_t layer)
 {
-    const tn_dweight *d = &x->m->on_device.layers[layer].ffn_gate;
+    tn_host *h = &x->host;
     const bool split = x->sides[layer].ffn == TN_ON_BOTH;
-    tn_host_group_experts(&x->host, layer, split ? (int32_t)(d->rows / x->m->hp.n_ff) : 0);
+    const int64_t there =
+        split ? x->m->on_device.layers[layer].ffn_gate.rows / x->m->hp.n_ff : 0;
+    if (x->way == TN_WAY_IN_PLACE) {
+        tn_host_sort_experts(h);
+        for (int32_t e = 0; e < x->m->hp.n_expert; e++)
+            h->there[e] = e < there;
+    }
+    tn_host_group_experts(h, layer);
 }
 
 static void host_experts_in(tn_exec *x, int32_t layer)
@@ -291,6 +300,7 @@ void tn_exec_begin(tn_exec *x, const tn_batch *b)
     x->n = b->n;
     x->pos0 = b->pos0;
     x->status = TN_OK;
+    x->way = TN_WAY_IN_PLACE;
     x->mode = x->mode == TN_EXEC_RECORD ? TN_EXEC_RECORD : TN_EXEC_DIRECT;
     memset(x->valid, 0, sizeof x->valid);
     for (int32_t i = 0; i < x->n_devs; i++) {
@@ -389,6 +399,9 @@ void tn_exec_qkv(tn_exec *x, int32_t layer)
     enter(x, tn_segment_of(&x->m->on_device, layer), s->attn);
     if (s->attn == TN_MIXED) {
         mixed_qkv(x, layer);
+    } else if (tn_exec_projects_there(x, layer)) {
+        tn_exec_project_there(x, layer);
+        tn_exec_host(x, host_finish_qkv, layer);
     } else if (s->attn == TN_ON_HOST) {
         tn_exec_need(x, TN_ACT_H, TN_ON_HOST);
         tn_exec_host(x, host_qkv, layer);
@@ -418,6 +431,12 @@ void tn_exec_attn_out(tn_exec *x, int32_t layer)
 {
     if (idle(x)) return;
     const tn_side side = x->sides[layer].out;
+    x->normed = 0;
+    x->grouped = false;
+    if (tn_exec_projects_there(x, layer)) {
+        tn_exec_attn_out_there(x, layer);
+        return;
+    }
     tn_exec_need(x, TN_ACT_ATTENDED, side);
     tn_exec_need(x, TN_ACT_H, side);
     if (side == TN_ON_HOST) {
@@ -428,8 +447,6 @@ void tn_exec_attn_out(tn_exec *x, int32_t layer)
                     0);
     }
     tn_exec_wrote(x, TN_ACT_H, side);
-    x->normed = 0;
-    x->grouped = false;
 }
 
 /* ---- FFN, dense and with experts ---------------------------------------------------------------
@@ -527,13 +544,21 @@ static void in_there(tn_exec *x, int32_t layer)
     count_in(x, layer);
 }
 
+/* The device first: it goes on by itself. */
+static void batch_in(tn_exec *x, int32_t layer)
+{
+    if (x->way == TN_WAY_BOTH) need_input(x, TN_ON_HOST);
+    tn_exec_batch_there(x, layer);
+    if (x->way == TN_WAY_BOTH) in_here(x, layer);
+}
+
 static void ffn_in(tn_exec *x, int32_t layer)
 {
     if (idle(x)) return;
     const tn_side side = x->sides[layer].ffn;
-    x->streamed = tn_exec_streams(x, layer);
-    if (x->streamed) {
-        tn_exec_stream(x, layer);
+    x->way = tn_exec_way(x, layer);
+    if (x->way != TN_WAY_IN_PLACE) {
+        batch_in(x, layer);
         return;
     }
     if (side == TN_MIXED) {
@@ -589,8 +614,11 @@ static void out_there(tn_exec *x, int32_t layer)
 
 static void ffn_out(tn_exec *x, int32_t layer)
 {
-    if (idle(x) || x->streamed) return;
-    if (x->sides[layer].ffn == TN_ON_BOTH) {
+    if (idle(x) || x->way == TN_WAY_DEVICE) return;
+    if (x->way == TN_WAY_BOTH) {
+        tn_exec_host(x, host_share, layer);
+        join(x, layer);
+    } else if (x->sides[layer].ffn == TN_ON_BOTH) {
         tn_dev_share(x->dev, layer);
         count_down(x, layer);
         tn_exec_host(x, host_share, layer);

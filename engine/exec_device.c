@@ -53,20 +53,25 @@ static void need_workspace(tn_dev *d, const tn_dweight *w)
     if (tn_on_device(w)) need_product(d, w->type, w->rows, w->cols);
 }
 
-/* What may come to the device later. */
+/* What may come to the device later. Of experts one is multiplied at a time. */
 static void need_moving(tn_dev *d, int32_t layer)
 {
     const tn_layer *y = &d->m->layers[layer];
     const tn_weight *const w[3] = {&y->ffn_gate, &y->ffn_up, &y->ffn_down};
-    for (int i = 0; i < 3 && d->layers[layer].moves; i++)
-        need_product(d, w[i]->type, w[i]->rows, w[i]->cols);
+    const int64_t n = d->m->hp.n_expert ? d->m->hp.n_expert : 1;
+    for (int i = 0; i < 3 && (d->layers[layer].moves || d->m->hp.n_expert); i++)
+        need_product(d, w[i]->type, w[i]->rows / n, w[i]->cols);
 }
 
 /* What may be carried there for a batch. */
 static void need_streamed(tn_dev *d, int32_t layer)
 {
     const tn_layer *y = &d->m->layers[layer];
+    const tn_weight *const attn[4] = {&y->attn_q, &y->attn_k, &y->attn_v, &y->attn_output};
     const int64_t n = tn_streamer_neurons(d->segment->streamer, layer);
+    for (int i = 0; i < 4 && d->layers[layer].projects; i++)
+        need_product(d, attn[i]->type, tn_streamer_rows(d->segment->streamer, attn[i]),
+                     attn[i]->cols);
     if (!n) return;
     need_product(d, y->ffn_gate.type, n, d->m->hp.n_embd);
     need_product(d, y->ffn_up.type, n, d->m->hp.n_embd);
@@ -79,10 +84,9 @@ static void measure_workspace(tn_dev *d)
         const tn_layer_device *y = &d->layers[i];
         const tn_dweight *const w[] = {&y->attn_q,       &y->attn_k,   &y->attn_v, &y->attn_output,
                                        &y->ffn_gate_inp, &y->ffn_gate, &y->ffn_up, &y->ffn_down};
-        /* The products with experts need none. */
         for (int j = 0; j < (d->m->hp.n_expert ? 5 : 8); j++)
             need_workspace(d, w[j]);
-        if (!d->m->hp.n_expert) need_moving(d, i);
+        need_moving(d, i);
         need_streamed(d, i);
     }
     if (d->has_head) need_workspace(d, &d->m->on_device.output);
@@ -100,6 +104,7 @@ static void lay_out_experts(tn_dev *d, arena *a)
     d->choice_weight = take(a, n * d->used, sizeof *d->choice_weight);
     d->where = take(a, (int64_t)hp->n_layers * hp->n_expert, sizeof *d->where);
     d->slots = take(a, n * d->used * hp->n_embd, sizeof *d->slots);
+    d->rows_there = take(a, 2 * n * d->used, sizeof *d->rows_there);
 }
 
 static void lay_out(tn_dev *d, arena *a)
@@ -248,6 +253,21 @@ static void quantize(tn_dev *d, const tn_dacts *x)
     if (!d->status && x->q) did(d, d->ops->quantize(d->stream, x), "rounding");
 }
 
+/* The same as follows, for any number of vectors, of which float32 is read. */
+static void batch_product(tn_dev *d, const tn_dweight *w, const tn_dacts *x, float *y,
+                          int64_t y_stride, const float *bias, bool add)
+{
+    const tn_dgemm a = {.w = *w,
+                        .x = *x,
+                        .y = y,
+                        .y_stride = y_stride,
+                        .bias = bias,
+                        .add = add,
+                        .workspace = d->workspace,
+                        .workspace_bytes = d->workspace_bytes};
+    if (!d->status) did(d, d->ops->gemm(d->stream, &a), "a product of a batch");
+}
+
 /* y = W x + bias, added to what y has where `add`. */
 static void product(tn_dev *d, const tn_dweight *w, const tn_dacts *x, float *y, int64_t y_stride,
                     const float *bias, bool add)
@@ -259,15 +279,7 @@ static void product(tn_dev *d, const tn_dweight *w, const tn_dacts *x, float *y,
         did(d, d->ops->matvec(d->stream, &a), "a product");
         return;
     }
-    const tn_dgemm a = {.w = *w,
-                        .x = *x,
-                        .y = y,
-                        .y_stride = y_stride,
-                        .bias = bias,
-                        .add = add,
-                        .workspace = d->workspace,
-                        .workspace_bytes = d->workspace_bytes};
-    did(d, d->ops->gemm(d->stream, &a), "a product of a batch");
+    batch_product(d, w, x, y, y_stride, bias, add);
 }
 
 /* y[item] = W[expert] x[item / per_token]; with `up` through the activation. */
@@ -430,6 +442,12 @@ void tn_dev_project(tn_dev *d, const tn_dweight *w, const float *bias, float *y)
     product(d, w, &x, y, w->rows, bias, false);
 }
 
+void tn_dev_project_rows(tn_dev *d, const tn_dweight *w, float *y, int64_t stride)
+{
+    const tn_dacts x = input(d, w->cols, false);
+    product(d, w, &x, y, stride, NULL, false);
+}
+
 void tn_dev_finish_qkv(tn_dev *d, int32_t layer)
 {
     const tn_hparams *hp = &d->m->hp;
@@ -525,18 +543,17 @@ void tn_dev_half(tn_dev *d, const tn_dweight *w, const float *bias, float *y)
         product(d, w, &x, y, w->rows, bias, false);
 }
 
-static void glu(tn_dev *d, int64_t cols)
+static void glu(tn_dev *d, int64_t n, int64_t cols)
 {
     if (!d->status)
         did(d,
-            d->ops->glu(d->stream, d->gate, cols, d->up, cols, d->n * d->used, cols,
-                        d->m->arch->activation),
+            d->ops->glu(d->stream, d->gate, cols, d->up, cols, n, cols, d->m->arch->activation),
             "an activation");
 }
 
 void tn_dev_glu(tn_dev *d)
 {
-    glu(d, d->m->hp.n_ff);
+    glu(d, d->n * d->used, d->m->hp.n_ff);
 }
 
 void tn_dev_ffn_in(tn_dev *d, int32_t layer)
@@ -547,7 +564,7 @@ void tn_dev_ffn_in(tn_dev *d, int32_t layer)
     if (d->n > TN_MATVEC_MAX || y->ffn_gate.type != y->ffn_up.type) {
         tn_dev_half(d, &y->ffn_gate, y->ffn_gate_bias, d->gate);
         tn_dev_half(d, &y->ffn_up, y->ffn_up_bias, d->up);
-        glu(d, y->ffn_gate.rows);
+        glu(d, d->n, y->ffn_gate.rows);
         return;
     }
     const tn_dmatvec a = {.w = y->ffn_gate,
@@ -580,19 +597,28 @@ void tn_dev_ffn_part(tn_dev *d, int32_t layer, const tn_dweight *gate, const tn_
     const tn_layer_device *y = &d->layers[layer];
     tn_dev_half(d, gate, from(y->ffn_gate_bias, first), d->gate);
     tn_dev_half(d, up, from(y->ffn_up_bias, first), d->up);
-    glu(d, gate->rows);
+    glu(d, d->n, gate->rows);
     const tn_dacts x = hidden(d, gate->rows, false);
     product(d, down, &x, d->out, d->m->hp.n_embd, NULL, add);
 }
 
+/* h += post_norm(out + bias) */
+static void add_out(tn_dev *d, const float *bias, const float *post_norm)
+{
+    const int64_t n = d->m->hp.n_embd;
+    if (bias && !d->status)
+        did(d, d->ops->axpby(d->stream, d->out, n, 1.0f, NULL, n, 0.0f, bias, d->n, n), "a bias");
+    residual(d, post_norm);
+}
+
+void tn_dev_attn_end(tn_dev *d, int32_t layer)
+{
+    add_out(d, d->layers[layer].attn_output_bias, d->layers[layer].post_attention_norm);
+}
+
 void tn_dev_ffn_end(tn_dev *d, int32_t layer)
 {
-    const tn_layer_device *y = &d->layers[layer];
-    const int64_t n = d->m->hp.n_embd;
-    if (y->ffn_down_bias && !d->status)
-        did(d, d->ops->axpby(d->stream, d->out, n, 1.0f, NULL, n, 0.0f, y->ffn_down_bias, d->n, n),
-            "a bias");
-    residual(d, y->post_ffw_norm);
+    add_out(d, d->layers[layer].ffn_down_bias, d->layers[layer].post_ffw_norm);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -635,7 +661,7 @@ void tn_dev_experts_in(tn_dev *d, int32_t layer)
     if (y->ffn_gate.type != y->ffn_up.type) {
         tn_dev_half(d, &y->ffn_gate, NULL, d->gate);
         tn_dev_half(d, &y->ffn_up, NULL, d->up);
-        glu(d, n_ff);
+        glu(d, d->n * d->used, n_ff);
         return;
     }
     const tn_dacts x = input(d, d->m->hp.n_embd, reads_q8(d, &y->ffn_gate));
@@ -652,7 +678,44 @@ static void sum_experts(tn_dev *d, int32_t layer, float *y, bool add)
     expert_product(d, &w->ffn_down, NULL, &x, d->slots, n, 1);
     if (!d->status)
         did(d,
-            d->ops->combine(d->stream, y, n, d->slots, n, d->choice_weight, d->used, d->n, n, add),
+            d->ops->combine(d->stream, y, n, d->slots, n, NULL, d->choice_weight, d->used, d->n, n,
+                            add),
+            "a sum of experts");
+}
+
+void tn_dev_take_rows(tn_dev *d, const int32_t *rows, int64_t n_rows)
+{
+    const int64_t cols = d->m->hp.n_embd;
+    const tn_dweight in = {.type = TN_TYPE_F32,
+                           .rows = d->n,
+                           .cols = cols,
+                           .plane = {(uint8_t *)d->in},
+                           .stride = {cols * (int64_t)sizeof *d->in}};
+    tn_dev_upload(d, d->rows_there, rows, 2 * d->n * d->used);
+    if (n_rows && !d->status)
+        did(d, d->ops->gather(d->stream, &in, d->rows_there, n_rows, 1.0f, d->slots, cols),
+            "a choice of rows");
+}
+
+void tn_dev_expert(tn_dev *d, const tn_dweight *gate, const tn_dweight *up, const tn_dweight *down,
+                   int64_t first, int64_t n)
+{
+    const int64_t cols = d->m->hp.n_embd, n_ff = d->m->hp.n_ff;
+    float *rows = d->slots + first * cols;
+    const tn_dacts x = acts(rows, NULL, NULL, n, cols), g = acts(d->gate, NULL, NULL, n, n_ff);
+    batch_product(d, gate, &x, d->gate, n_ff, NULL, false);
+    batch_product(d, up, &x, d->up, n_ff, NULL, false);
+    glu(d, n, n_ff);
+    batch_product(d, down, &g, rows, cols, NULL, false);
+}
+
+void tn_dev_sum_rows(tn_dev *d)
+{
+    const int64_t n = d->m->hp.n_embd;
+    if (!d->status)
+        did(d,
+            d->ops->combine(d->stream, d->out, n, d->slots, n, d->rows_there + d->n * d->used,
+                            d->choice_weight, d->used, d->n, n, false),
             "a sum of experts");
 }
 

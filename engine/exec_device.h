@@ -49,7 +49,8 @@ typedef struct tn_dev {
     int32_t *expert;      /* [n][used] the same among those on the device, -1: not there */
     float *choice_weight; /* [n][used] */
     int32_t *where;       /* [n_layers][n_expert] from chosen to expert; NULL: no layer is split */
-    float *slots;         /* [n * used][n_embd] results of experts */
+    float *slots;         /* [n * used][n_embd] results of experts; of a batch their inputs before */
+    int32_t *rows_there;  /* [2][n * used] of a batch, see tn_dev_take_rows */
     float *logits;        /* [logit_rows][rows of the head] */
     void *workspace;      /* of GEMMs */
     size_t workspace_bytes;
@@ -108,6 +109,10 @@ void tn_dev_attn_norm(tn_dev *d, int32_t layer);
 void tn_dev_ffn_norm(tn_dev *d, int32_t layer);
 /* y = W in + bias. */
 void tn_dev_project(tn_dev *d, const tn_dweight *w, const float *bias, float *y);
+/* The same of a part of the rows that y[n][stride] has, for more than TN_MATVEC_MAX tokens. */
+void tn_dev_project_rows(tn_dev *d, const tn_dweight *w, float *y, int64_t stride);
+/* h += post_norm(out + bias), of attention. */
+void tn_dev_attn_end(tn_dev *d, int32_t layer);
 /* The rest of qkv: from projections with their biases to q and the cache. */
 void tn_dev_finish_qkv(tn_dev *d, int32_t layer);
 /* One half of ffn_in or experts_in, without the activation: y = W in + bias. */
@@ -117,10 +122,17 @@ void tn_dev_glu(tn_dev *d);
 /* out = the device's share of ffn_out or experts_out, without bias and norm. */
 void tn_dev_share(tn_dev *d, int32_t layer);
 /* out (+)= down act(gate in) * (up in) of the neurons that the three matrices have, of which
- * `first` come before them in the layer, without bias and norm; for more than TN_MATVEC_MAX rows.
- * h += post_norm(out + bias). */
+ * `first` come before them in the layer, without bias and norm; for more than TN_MATVEC_MAX rows. */
 void tn_dev_ffn_part(tn_dev *d, int32_t layer, const tn_dweight *gate, const tn_dweight *up,
                      const tn_dweight *down, int64_t first, bool add);
+/* Experts of a batch, whose rows follow one another in slots. rows: pinned, [2][n * used]: tokens of
+ * the first n_rows of them, and the row of each choice, or -1. Then slots[first .. first + n] =
+ * down act(gate x) * (up x) of those rows; out = the weighted sum of each token's rows. */
+void tn_dev_take_rows(tn_dev *d, const int32_t *rows, int64_t n_rows);
+void tn_dev_expert(tn_dev *d, const tn_dweight *gate, const tn_dweight *up, const tn_dweight *down,
+                   int64_t first, int64_t n);
+void tn_dev_sum_rows(tn_dev *d);
+/* h += post_norm(out + bias). */
 void tn_dev_ffn_end(tn_dev *d, int32_t layer);
 /* h += post_norm(out + other + bias) */
 void tn_dev_join(tn_dev *d, int32_t layer);

@@ -58,7 +58,7 @@ static void note_matrix(readers *r, const tn_weight *w)
 static void note_down(readers *r, const tn_weight *w, const tn_layer_device *d)
 {
     note_matrix(r, w);
-    if ((d->moves || tn_is_split(w, &d->ffn_down)) && !tn_host_reads_q8(w))
+    if ((d->moves || d->streams || tn_is_split(w, &d->ffn_down)) && !tn_host_reads_q8(w))
         r->wide_cols = max64(r->wide_cols, w->cols);
 }
 
@@ -98,6 +98,8 @@ static void lay_out_experts(tn_host *h, arena *a, readers r)
     h->slot_token = take(a, slots, sizeof *h->slot_token);
     h->slot_weight = take(a, slots, sizeof *h->slot_weight);
     h->slots = take(a, hp->n_expert + 1, sizeof *h->slots);
+    h->there = take(a, hp->n_expert, sizeof *h->there);
+    h->rows_there = take(a, 2 * slots, sizeof *h->rows_there);
     if (r.in_f32) h->slot_in = take(a, slots * hp->n_embd, sizeof *h->slot_in);
     if (r.in_q8) h->slot_q = take(a, slots * (hp->n_embd / 32), sizeof *h->slot_q);
 }
@@ -624,12 +626,11 @@ void tn_host_ffn_norm(tn_host *h, int32_t layer)
     tn_host_norm(h, y->ffn_norm, tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up));
 }
 
-/* The dense FFN as one expert; of a split one the host has what follows the device's part. */
-static void one_group(tn_host *h, int32_t layer)
+/* The dense FFN as one expert. */
+static void one_group(tn_host *h, int32_t layer, int64_t skip)
 {
     const tn_layer *y = &h->m->layers[layer];
-    const tn_layer_device *d = &h->m->on_device.layers[layer];
-    h->skip = tn_is_split(&y->ffn_gate, &d->ffn_gate) ? d->ffn_gate.rows : 0;
+    h->skip = skip;
     h->n_hidden = h->m->hp.n_ff - h->skip;
     h->n_groups = 1;
     h->groups[0] = (tn_host_group){
@@ -640,10 +641,10 @@ static void one_group(tn_host *h, int32_t layer)
     h->groups[0].down = cols_from(&y->ffn_down, h->skip);
 }
 
-void tn_host_ffn_in(tn_host *h, int32_t layer)
+void tn_host_ffn_in(tn_host *h, int32_t layer, int64_t skip)
 {
     tn_host_ffn_norm(h, layer);
-    one_group(h, layer);
+    one_group(h, layer, skip);
     tn_host_gated(h, &h->m->layers[layer]);
 }
 

@@ -59,6 +59,8 @@ typedef struct tn_host {
     float *slot_in;        /* [n * used][n_embd]; NULL where no expert reads float32 */
     tn_q8 *slot_q;         /* [n * used][n_embd / 32] */
     int32_t *slots;        /* [n_expert + 1] first slot of each expert */
+    bool *there;           /* [n_expert] computed by the device in the running layer */
+    int32_t *rows_there;   /* [2][n * used] for tn_dev_take_rows */
     tn_host_group *groups; /* [n_expert] those with work */
     int32_t n_groups;
 } tn_host;
@@ -78,7 +80,8 @@ void tn_host_embed(tn_host *h);
 void tn_host_qkv(tn_host *h, int32_t layer);
 void tn_host_attend(tn_host *h, int32_t layer);
 void tn_host_attn_out(tn_host *h, int32_t layer);
-void tn_host_ffn_in(tn_host *h, int32_t layer);
+/* Of the neurons from `skip` on; the others are the device's. */
+void tn_host_ffn_in(tn_host *h, int32_t layer, int64_t skip);
 void tn_host_ffn_out(tn_host *h, int32_t layer);
 void tn_host_route(tn_host *h, int32_t layer);
 void tn_host_experts_in(tn_host *h, int32_t layer);
@@ -95,8 +98,12 @@ void tn_host_ffn_norm(tn_host *h, int32_t layer);
 void tn_host_project(tn_host *h, const tn_weight *w, const float *bias, float *y);
 /* The rest of qkv: from projections without bias to q and the cache. */
 void tn_host_finish_qkv(tn_host *h, int32_t layer);
-/* After route on either side and ffn_norm: the batch by expert, experts from `first` on. */
-void tn_host_group_experts(tn_host *h, int32_t layer, int32_t first);
+/* After route on either side: the batch by expert, in `slots`. After ffn_norm as well: what experts
+ * that are not `there` read and write. */
+void tn_host_sort_experts(tn_host *h);
+void tn_host_group_experts(tn_host *h, int32_t layer);
+/* rows_there of the experts that are `there`; how many rows that is. */
+int64_t tn_host_take_rows(tn_host *h);
 /* One half of ffn_in or experts_in, without the activation: y = W in + bias, in the order of
  * choices; w is a weight of the layer. */
 void tn_host_half(tn_host *h, int32_t layer, const tn_weight *w, const float *bias, float *y);

@@ -70,6 +70,13 @@ typedef struct tn_recording {
     unsigned choices; /* bits 1 << device: its choices of experts are fetched */
 } tn_recording;
 
+/* How a batch goes through an FFN. */
+typedef enum tn_way {
+    TN_WAY_IN_PLACE, /* each tensor where it is */
+    TN_WAY_DEVICE,   /* all on the device, what the host has being carried there */
+    TN_WAY_BOTH      /* a part on the device, the rest on the host */
+} tn_way;
+
 typedef enum tn_exec_mode {
     TN_EXEC_DIRECT,
     TN_EXEC_RECORD, /* between begin and head of a token */
@@ -93,7 +100,10 @@ struct tn_exec {
     bool busy;               /* the device may still be at work on the batch before */
     unsigned valid[TN_ACTS]; /* bits 1 << side */
     unsigned normed;         /* sides whose `in` holds the normed input of the FFN */
-    bool streamed;           /* the running layer's FFN has been done by exec_stream.c */
+    tn_way way;              /* of the running layer's FFN, see exec_batch.c */
+    double host_part;        /* in which the host computes this part of its own, */
+    int64_t cut;             /* neurons from this one on, */
+    int64_t n_rows;          /* and the device so many rows of experts */
     uint64_t streamed_bytes;
     bool grouped;            /* the host has sorted the batch by expert */
     uint64_t experts_chosen, experts_there; /* in all, and of those on the device */
@@ -115,10 +125,16 @@ void tn_exec_count_here(tn_exec *x, int32_t layer);
 void tn_exec_fetch_choices(tn_exec *x, int32_t layer);
 void tn_exec_count_there(tn_exec *x);
 
-/* exec_stream.c. Whether a layer's FFN is to be computed on the device with the host's part of it
- * carried there, which is a question of the batch; and that, from norm to residual sum. */
-bool tn_exec_streams(const tn_exec *x, int32_t layer);
-void tn_exec_stream(tn_exec *x, int32_t layer);
+/* exec_batch.c. Whether the projections of a layer whose attention is the host's are computed on the
+ * device for the batch at hand; the projections then, and the residual sum after attention. */
+bool tn_exec_projects_there(const tn_exec *x, int32_t layer);
+void tn_exec_project_there(tn_exec *x, int32_t layer);
+void tn_exec_attn_out_there(tn_exec *x, int32_t layer);
+
+/* How the batch goes through a layer's FFN; and what the device does then: all of it,
+ * or its part, whose sum is left in d->out. */
+tn_way tn_exec_way(tn_exec *x, int32_t layer);
+void tn_exec_batch_there(tn_exec *x, int32_t layer);
 
 /* Does the host's work, or records it. */
 void tn_exec_host(tn_exec *x, tn_host_op op, int32_t arg);

@@ -33,7 +33,7 @@ static void choose(const tn_hparams *hp, const float *score, int32_t *choice, fl
 }
 
 /* Sorts the (token, choice) pairs by expert: a counting sort, so tokens stay in order. */
-static void sort_slots(tn_host *h)
+void tn_host_sort_experts(tn_host *h)
 {
     const int32_t n_expert = h->m->hp.n_expert;
     memset(h->slots, 0, ((size_t)n_expert + 1) * sizeof *h->slots);
@@ -45,7 +45,6 @@ static void sort_slots(tn_host *h)
         const int32_t s = h->slots[h->choice[i]]++;
         h->slot_token[s] = (int32_t)(i / h->used);
         h->slot_item[s] = (int32_t)i;
-        h->slot_weight[s] = h->choice_weight[i];
     }
     /* Every entry has moved on to where its expert ends. */
     memmove(h->slots + 1, h->slots, (size_t)n_expert * sizeof *h->slots);
@@ -59,21 +58,23 @@ static void gather_task(void *arg, int64_t begin, int64_t end, int worker)
     const int64_t n = h->m->hp.n_embd, blocks = n / 32;
     for (int64_t s = begin; s < end; s++) {
         const int64_t t = h->slot_token[s];
+        if (h->there[h->choice[h->slot_item[s]]]) continue;
+        h->slot_weight[s] = h->choice_weight[h->slot_item[s]];
         if (h->slot_in) memcpy(h->slot_in + s * n, h->in + t * n, (size_t)n * sizeof *h->in);
         if (h->slot_q)
             memcpy(h->slot_q + s * blocks, h->in_q + t * blocks, (size_t)blocks * sizeof *h->in_q);
     }
 }
 
-static void make_groups(tn_host *h, const tn_layer *y, int32_t first_expert)
+static void make_groups(tn_host *h, const tn_layer *y)
 {
     const tn_hparams *hp = &h->m->hp;
     h->skip = 0;
     h->n_hidden = hp->n_ff;
     h->n_groups = 0;
-    for (int32_t e = first_expert; e < hp->n_expert; e++) {
+    for (int32_t e = 0; e < hp->n_expert; e++) {
         const int64_t first = h->slots[e], n = h->slots[e + 1] - first, d = hp->n_embd;
-        if (!n) continue;
+        if (!n || h->there[e]) continue;
         tn_host_group *g = &h->groups[h->n_groups++];
         g->gate = tn_expert(&y->ffn_gate, e, hp->n_ff);
         g->up = tn_expert(&y->ffn_up, e, hp->n_ff);
@@ -112,11 +113,26 @@ void tn_host_route(tn_host *h, int32_t layer)
     map_choice(h, &y->ffn_gate, &h->m->on_device.layers[layer].ffn_gate);
 }
 
-void tn_host_group_experts(tn_host *h, int32_t layer, int32_t first)
+void tn_host_group_experts(tn_host *h, int32_t layer)
 {
-    sort_slots(h);
     tn_pool_run(h->e->pool, gather_task, h, h->n * h->used, 1);
-    make_groups(h, &h->m->layers[layer], first);
+    make_groups(h, &h->m->layers[layer]);
+}
+
+int64_t tn_host_take_rows(tn_host *h)
+{
+    const int64_t items = h->n * h->used;
+    int32_t *token = h->rows_there, *row_of = h->rows_there + items;
+    int32_t n = 0;
+    memset(token, 0, (size_t)items * sizeof *token);
+    for (int64_t i = 0; i < items; i++)
+        row_of[i] = -1;
+    for (int32_t e = 0; e < h->m->hp.n_expert; e++)
+        for (int32_t s = h->slots[e]; s < h->slots[e + 1] && h->there[e]; s++) {
+            token[n] = h->slot_token[s];
+            row_of[h->slot_item[s]] = n++;
+        }
+    return n;
 }
 
 /* ---- experts -----------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-/* A batch through an FFN that the host has: carried to the device in pieces, two at a time on their
- * way, and multiplied there. */
+/* Weights that the host has, on their way to a device for one batch: in pieces, two at a time. */
 #include "boundary.h"
 #include "engine.h"
-#include "exec_internal.h"
-#include "plan_cost.h"
+#include "pin.h"
 #include "stream.h"
 
 #include <string.h>
+
+enum { least_rows = 64 }; /* of a projection at once */
 
 /* Where a piece is while the device computes with it. Filled by the carrier's stream, read by the
  * executor's: each waits for the other by an event. */
@@ -29,22 +29,61 @@ struct tn_streamer {
 /* ---- making ------------------------------------------------------------------------------------
  */
 
-static const tn_plan_layer *planned(const tn_streamer *t, int32_t layer)
+tn_prefill tn_streamer_choose(const tn_streamer *t, int32_t layer, int32_t units, int64_t n)
 {
-    return &t->place->planned.plan.layer[layer];
-}
-
-/* Whether a batch would be streamed with so many of the layer's units on the device. */
-static bool pays(const tn_streamer *t, int32_t layer, int32_t units, int64_t n)
-{
-    const tn_plan_layer *p = planned(t, layer);
-    return tn_cost_streams(&t->cost, layer, p->device, p->attn, units, n);
+    const tn_plan_layer *p = &t->place->planned.plan.layer[layer];
+    return tn_cost_prefill(&t->cost, layer, p->device, p->attn, units, n);
 }
 
 int64_t tn_streamer_neurons(const tn_streamer *t, int32_t layer)
 {
-    if (!t || !t->m->layers[layer].ffn_gate.data || t->m->hp.n_expert) return 0;
-    return t->place->shape.layer[layer].granule;
+    if (!t || !t->m->on_device.layers[layer].streams) return 0;
+    const tn_shape_layer *y = &t->place->shape.layer[layer];
+    return y->n_expert ? y->n_ff : y->granule;
+}
+
+/* Whether a batch would be streamed with nothing of the layer on the device. */
+static bool streams(const tn_streamer *t, int32_t layer)
+{
+    return t->m->layers[layer].ffn_gate.data &&
+           tn_streamer_choose(t, layer, 0, t->place->planned.c.n_batch).way != TN_PREFILL_IN_PLACE;
+}
+
+static bool projects(const tn_streamer *t, int32_t layer)
+{
+    const tn_layer *y = &t->m->layers[layer];
+    const tn_plan_layer *p = &t->place->planned.plan.layer[layer];
+    return y->attn_q.data && y->attn_k.data && y->attn_v.data && y->attn_output.data &&
+           tn_cost_attn_streams(&t->cost, layer, p->device, p->attn, t->place->planned.c.n_batch);
+}
+
+bool tn_streamer_projects(const tn_streamer *t, int32_t layer, int64_t n)
+{
+    const tn_plan_layer *p = t ? &t->place->planned.plan.layer[layer] : NULL;
+    return t && t->m->on_device.layers[layer].projects &&
+           tn_cost_attn_streams(&t->cost, layer, p->device, p->attn, n);
+}
+
+int64_t tn_streamer_rows(const tn_streamer *t, const tn_weight *w)
+{
+    const int64_t rows =
+        (int64_t)(t->capacity / tn_dweight_bytes(w->type, least_rows, w->cols)) * least_rows;
+    return rows < w->rows ? rows : w->rows;
+}
+
+/* So that a piece holds some rows of each projection. */
+static size_t projection_bytes(const tn_streamer *t, int32_t layer, size_t *buffer)
+{
+    const tn_layer *y = &t->m->layers[layer];
+    const tn_weight *const w[4] = {&y->attn_q, &y->attn_k, &y->attn_v, &y->attn_output};
+    size_t bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        const size_t each = tn_dweight_bytes(w[i]->type, least_rows, w[i]->cols);
+        const size_t least = tn_carrier_least(w[i], w[i]->cols);
+        if (each > bytes) bytes = each;
+        if (least > *buffer) *buffer = least;
+    }
+    return bytes;
 }
 
 /* Bytes of a piece on the device, and at least those of the carrier's buffers. */
@@ -68,8 +107,11 @@ static tn_status fill(tn_streamer *t, int32_t segment, tn_error *err)
     const tn_segment *y = &t->m->on_device.segment[segment];
     size_t buffer = 0;
     for (int32_t l = y->first; l < y->end; l++) {
-        const size_t bytes = tn_streamer_neurons(t, l) ? piece_bytes(t, l, &buffer) : 0;
-        if (bytes > t->capacity) t->capacity = bytes;
+        const size_t ffn = tn_streamer_neurons(t, l) ? piece_bytes(t, l, &buffer) : 0;
+        const bool attn = t->m->on_device.layers[l].projects;
+        const size_t rows = attn ? projection_bytes(t, l, &buffer) : 0;
+        if (ffn > t->capacity) t->capacity = ffn;
+        if (rows > t->capacity) t->capacity = rows;
     }
     tn_status s = tn_carrier_new(&t->carrier, t->m, segment, buffer, err);
     for (int i = 0; i < 2 && !s; i++) {
@@ -91,8 +133,13 @@ tn_status tn_streamer_new(tn_streamer **out, tn_model *m, int32_t segment, const
     bool any = false;
     *out = NULL;
     tn_cost_init(&t.cost, &p->shape, &p->profile, &p->planned.c, NULL);
-    for (int32_t l = y->first; l < y->end && !any; l++)
-        any = tn_streamer_neurons(&t, l) && pays(&t, l, 0, p->planned.c.n_batch);
+    if (tn_pins_share(m->pins) < 1) tn_cost_pin(&t.cost, tn_pins_share(m->pins));
+    for (int32_t l = y->first; l < y->end; l++) {
+        tn_layer_device *z = &m->on_device.layers[l];
+        z->streams = streams(&t, l);
+        z->projects = projects(&t, l);
+        any |= z->streams || z->projects;
+    }
     if (!any) return TN_OK;
     *out = tn_alloc(m->a, 1, sizeof **out);
     if (!*out) return tn_fail_nomem(err, sizeof **out, "the streaming of weights");
@@ -119,89 +166,73 @@ void tn_streamer_free(tn_streamer *t)
 /* ---- a piece -----------------------------------------------------------------------------------
  */
 
-typedef struct piece {
-    tn_dweight gate, up, down;
-} piece;
-
-static piece lay_out(const tn_streamer *t, int32_t layer, char *at, int64_t neurons)
+static void lay_out(const tn_streamer *t, int32_t layer, char *at, int64_t n, tn_streamed *p)
 {
     const tn_layer *y = &t->m->layers[layer];
     const int64_t cols = t->m->hp.n_embd;
-    const size_t gate = tn_dweight_bytes(y->ffn_gate.type, neurons, cols);
-    const size_t up = tn_dweight_bytes(y->ffn_up.type, neurons, cols);
-    return (piece){.gate = tn_dweight_at(at, y->ffn_gate.type, neurons, cols),
-                   .up = tn_dweight_at(at + gate, y->ffn_up.type, neurons, cols),
-                   .down = tn_dweight_at(at + gate + up, y->ffn_down.type, cols, neurons)};
+    const size_t gate = tn_dweight_bytes(y->ffn_gate.type, n, cols);
+    const size_t up = tn_dweight_bytes(y->ffn_up.type, n, cols);
+    p->gate = tn_dweight_at(at, y->ffn_gate.type, n, cols);
+    p->up = tn_dweight_at(at + gate, y->ffn_up.type, n, cols);
+    p->down = tn_dweight_at(at + gate + up, y->ffn_down.type, cols, n);
+    p->bytes = (uint64_t)n * (y->ffn_gate.row_bytes + y->ffn_up.row_bytes) +
+               (uint64_t)(cols * n) * y->ffn_down.row_bytes / (uint64_t)y->ffn_down.cols;
 }
 
-/* Rows [first, first + n) of gate and up, those columns of down. */
-static tn_status send(tn_streamer *t, int32_t layer, const piece *p, int64_t first, tn_error *err)
+/* An expert's matrices, or rows of gate and up from `first` on and those columns of down. */
+static tn_status send(tn_streamer *t, int32_t layer, const tn_streamed *p, int64_t first,
+                      tn_error *err)
 {
     const tn_layer *y = &t->m->layers[layer];
-    tn_weight gate = y->ffn_gate, up = y->ffn_up;
-    gate.data = (const char *)gate.data + (size_t)first * gate.row_bytes;
-    up.data = (const char *)up.data + (size_t)first * up.row_bytes;
-    tn_status s = tn_carrier_send(t->carrier, &p->gate, &gate, 0, err);
-    if (!s) s = tn_carrier_send(t->carrier, &p->up, &up, 0, err);
-    return s ? s : tn_carrier_send(t->carrier, &p->down, &y->ffn_down, first, err);
+    const tn_hparams *hp = &t->m->hp;
+    const int64_t row0 = hp->n_expert ? 0 : first;
+    tn_weight w[3] = {y->ffn_gate, y->ffn_up, y->ffn_down};
+    for (int i = 0; i < 3 && hp->n_expert; i++)
+        w[i] = tn_expert(&w[i], (int32_t)first, i < 2 ? hp->n_ff : hp->n_embd);
+    for (int i = 0; i < 2; i++)
+        w[i].data = (const char *)w[i].data + (size_t)row0 * w[i].row_bytes;
+    tn_status s = tn_carrier_send(t->carrier, &p->gate, &w[0], 0, err);
+    if (!s) s = tn_carrier_send(t->carrier, &p->up, &w[1], 0, err);
+    return s ? s : tn_carrier_send(t->carrier, &p->down, &w[2], row0, err);
 }
 
-/* Neurons [first, first + n) of a layer, added to the device's sum. */
-static tn_status one_piece(tn_streamer *t, tn_dev *d, int32_t layer, int64_t first, int64_t n)
+/* The next slot, when all that reads it has been done. */
+static tn_status begin(tn_streamer *t, tn_dev *d)
+{
+    t->turn ^= 1;
+    return t->d->api->event_wait(t->d, tn_carrier_stream(t->carrier), t->slot[t->turn].read, d->err);
+}
+
+/* What d enqueues from now on finds what has been sent. */
+static tn_status end(tn_streamer *t, tn_dev *d)
 {
     const tn_device_api *api = t->d->api;
-    slot *at = &t->slot[t->turn ^= 1];
-    const piece p = lay_out(t, layer, at->memory, n);
-    tn_stream *copies = tn_carrier_stream(t->carrier);
-    tn_status s = api->event_wait(t->d, copies, at->read, d->err);
-    if (!s) s = send(t, layer, &p, first, d->err);
-    if (!s) s = api->event_record(t->d, at->filled, copies, d->err);
-    if (!s) s = api->event_wait(t->d, d->stream, at->filled, d->err);
-    if (s) return s;
-    tn_dev_ffn_part(d, layer, &p.gate, &p.up, &p.down, first, first > 0);
-    return d->status ? d->status : api->event_record(t->d, at->read, d->stream, d->err);
+    tn_event *filled = t->slot[t->turn].filled;
+    const tn_status s = api->event_record(t->d, filled, tn_carrier_stream(t->carrier), d->err);
+    return s ? s : api->event_wait(t->d, d->stream, filled, d->err);
 }
 
-/* ---- a layer -----------------------------------------------------------------------------------
- */
-
-bool tn_exec_streams(const tn_exec *x, int32_t layer)
+tn_status tn_streamer_bring(tn_streamer *t, tn_dev *d, int32_t layer, int64_t first, int64_t n,
+                            tn_streamed *out)
 {
-    const tn_sides *s = &x->sides[layer];
-    if (x->mode != TN_EXEC_DIRECT || !x->dev || (s->ffn != TN_ON_HOST && s->ffn != TN_ON_BOTH))
-        return false;
-    const tn_streamer *t = x->dev->segment->streamer;
-    const int64_t granule = tn_streamer_neurons(t, layer);
-    if (!granule) return false;
-    const int64_t there = x->m->on_device.layers[layer].ffn_gate.rows;
-    return pays(t, layer, (int32_t)(there / granule), x->n);
+    tn_status s = begin(t, d);
+    lay_out(t, layer, t->slot[t->turn].memory, n, out);
+    if (!s) s = send(t, layer, out, first, d->err);
+    return s ? s : end(t, d);
 }
 
-static void count(tn_exec *x, int32_t layer, int64_t carried)
+tn_status tn_streamer_bring_rows(tn_streamer *t, tn_dev *d, const tn_weight *w, int64_t first,
+                                 int64_t n, tn_dweight *out)
 {
-    const tn_layer *y = &x->m->layers[layer];
-    const uint64_t bytes = (uint64_t)y->ffn_gate.rows * y->ffn_gate.row_bytes +
-                           (uint64_t)y->ffn_up.rows * y->ffn_up.row_bytes +
-                           (uint64_t)y->ffn_down.rows * y->ffn_down.row_bytes;
-    x->on_device.weight_bytes += bytes;
-    x->streamed_bytes += bytes * (uint64_t)carried / (uint64_t)x->m->hp.n_ff;
+    tn_weight from = *w;
+    tn_status s = begin(t, d);
+    from.data = (const char *)w->data + (size_t)first * w->row_bytes;
+    *out = tn_dweight_at(t->slot[t->turn].memory, w->type, n, w->cols);
+    if (!s) s = tn_carrier_send(t->carrier, out, &from, 0, d->err);
+    return s ? s : end(t, d);
 }
 
-void tn_exec_stream(tn_exec *x, int32_t layer)
+tn_status tn_streamer_done(tn_streamer *t, tn_dev *d)
 {
-    tn_dev *d = x->dev;
-    const tn_layer_device *y = &x->m->on_device.layers[layer];
-    const int64_t n_ff = x->m->hp.n_ff, there = y->ffn_gate.rows;
-    tn_streamer *t = d->segment->streamer;
-    const int64_t step = tn_streamer_neurons(t, layer);
-    tn_exec_need(x, TN_ACT_H, TN_ON_DEVICE);
-    tn_dev_ffn_norm(d, layer);
-    if (there) tn_dev_ffn_part(d, layer, &y->ffn_gate, &y->ffn_up, &y->ffn_down, 0, false);
-    for (int64_t i = there; i < n_ff && !d->status && !x->status; i += step)
-        d->status = one_piece(t, d, layer, i, n_ff - i < step ? n_ff - i : step);
-    tn_dev_ffn_end(d, layer);
-    tn_exec_look(x);
-    if (x->status) return;
-    count(x, layer, n_ff - there);
-    tn_exec_wrote(x, TN_ACT_H, TN_ON_DEVICE);
+    return t->d->api->event_record(t->d, t->slot[t->turn].read, d->stream, d->err);
 }

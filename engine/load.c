@@ -23,6 +23,17 @@ void *tn_load_alloc(tn_load *l, size_t bytes)
     return p;
 }
 
+/* As tn_load_alloc; where there is a device, of pages that nothing else is on, so that they can be
+ * pinned. */
+static void *load_pages(tn_load *l, size_t bytes)
+{
+    if (!l->m->engine->device) return tn_load_alloc(l, bytes);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t all;
+    char *p = tn_add_size(bytes, 2 * page, &all) ? tn_load_alloc(l, all) : NULL;
+    return p ? p + (page - (uintptr_t)p % page) % page : NULL;
+}
+
 static const tn_kernels *kernels(const tn_load *l)
 {
     return &l->m->engine->kernels;
@@ -145,7 +156,7 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
         w->data = tn_image_next(l->m->image, bytes);
         return TN_OK;
     }
-    char *dst = tn_load_alloc(l, bytes);
+    char *dst = load_pages(l, bytes);
     if (!dst || (l->m->image && !tn_image_add(l->m->image, dst, bytes)))
         return tn_fail_nomem(l->err, bytes, "a tensor");
     w->data = dst;

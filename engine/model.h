@@ -73,6 +73,8 @@ typedef struct tn_layer_device {
     float *post_ffw_norm;
     bool attends; /* the KV cache of this layer is on the device */
     bool moves;   /* the host has all of the FFN, and the boundary decides how much is here, too */
+    bool streams; /* parts of it may be carried here for a batch; */
+    bool projects; /* those of the attention may, which is the host's */
 } tn_layer_device;
 
 /* A run of layers whose device work one device does, and what else of the model that device has.
@@ -122,6 +124,7 @@ struct tn_model {
     tn_rope rope[2];       /* global, local */
     tn_model_device on_device;
     struct tn_boundary *boundary; /* NULL: nothing moves between the sides */
+    struct tn_pins *pins;         /* NULL: none of the weights is pinned */
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
     struct tn_image *image; /* NULL: weights are in memory of our own or the model's own pages */

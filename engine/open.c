@@ -1,5 +1,6 @@
 /* Opening and closing models, and telling about them. */
 #include "boundary.h"
+#include "pin.h"
 #include "stream.h"
 #include "engine.h"
 #include "hardware.h"
@@ -37,12 +38,16 @@ void tn_model_close(tn_model *m)
 {
     if (!m) return;
     const tn_allocator *a = m->a;
+    pthread_mutex_lock(&m->engine->turn);
     tn_boundary_free(m->boundary);
+    tn_boundary_look_again(m->engine);
+    pthread_mutex_unlock(&m->engine->turn);
     for (int32_t i = 0; i < m->on_device.n_segments; i++) {
         const tn_segment *y = &m->on_device.segment[i];
         tn_streamer_free(y->streamer);
         y->device->api->free(y->device, y->arena);
     }
+    tn_pins_free(m->pins);
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
     tn_image_close(m->image);
@@ -136,6 +141,22 @@ static tn_status find_image(tn_model *m, tn_error *err)
     return s;
 }
 
+/* What other models have on the devices only because there was room comes back with what is left. */
+static void make_room(tn_engine *e)
+{
+    pthread_mutex_lock(&e->turn);
+    tn_boundary_give_way(e, NULL);
+    pthread_mutex_unlock(&e->turn);
+}
+
+static tn_status make_boundary(tn_model *m, const tn_placement *p, tn_error *err)
+{
+    pthread_mutex_lock(&m->engine->turn);
+    const tn_status s = tn_boundary_new(&m->boundary, m, p, err);
+    pthread_mutex_unlock(&m->engine->turn);
+    return s;
+}
+
 static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
 {
     tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
@@ -145,10 +166,12 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     if (s) return s;
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
+    if (m->on_device.n_segments) make_room(m->engine);
     if (!s) s = tn_load_run(&l);
+    if (!s && opt->plan && !l.map) s = tn_pins_new(&m->pins, m, opt->plan, err);
     for (int32_t i = 0; i < m->on_device.n_segments && !s && opt->plan; i++)
         s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, opt->plan, err);
-    if (!s && opt->plan) s = tn_boundary_new(&m->boundary, m, opt->plan, err);
+    if (!s && opt->plan) s = make_boundary(m, opt->plan, err);
     tn_free(m->a, l.used);
     tn_free(m->a, l.place);
     tn_free(m->a, l.jobs);

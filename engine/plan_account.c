@@ -237,7 +237,8 @@ static bool streams(const tn_plan *plan, const tn_cost *k, int64_t n)
 {
     for (int32_t l = 0; l < plan->n_layers; l++) {
         const tn_plan_layer *y = &plan->layer[l];
-        if (tn_cost_streams(k, l, y->device, y->attn, y->units, n)) return true;
+        if (tn_cost_prefill(k, l, y->device, y->attn, y->units, n).way != TN_PREFILL_IN_PLACE)
+            return true;
     }
     return false;
 }

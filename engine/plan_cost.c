@@ -37,6 +37,13 @@ static double met(const tn_shape_layer *l, int64_t n)
     return 1.0 - pow(1.0 - (double)l->n_used / l->n_expert, (double)n);
 }
 
+/* Vectors that a matrix of the tensor is multiplied with at once when n tokens are evaluated. */
+static int64_t vectors(const tn_shape_layer *l, int64_t n)
+{
+    const int64_t each = l && l->n_expert ? n * l->n_used / l->n_expert : n;
+    return each > 1 ? each : 1;
+}
+
 /* Products of n vectors with a tensor on one side: bound by its bytes or by arithmetic. */
 static double tensor_time(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n)
 {
@@ -46,7 +53,8 @@ static double tensor_time(const tn_cost *k, const tn_shape_tensor *t, int d, int
                         (rates(k, d)->matvec[t->type] * scale(k, d));
     if (n == 1 || t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM) return read;
     const double params = (double)t->params * (experts ? (double)l->n_used / l->n_expert : 1.0);
-    return fmax(read, 2.0 * params * (double)n / (tn_profile_flops(rates(k, d), n) * scale(k, d)));
+    const double flops = tn_profile_flops(rates(k, d), vectors(experts ? l : NULL, n));
+    return fmax(read, 2.0 * params * (double)n / (flops * scale(k, d)));
 }
 
 void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_constraints *c,
@@ -54,11 +62,22 @@ void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_c
 {
     *k = (tn_cost){.s = s, .p = p, .c = *c, .fixed = fixed};
     k->host_scale = tn_profile_scale(&p->host, c->threads);
-    const double pinned_bytes = pinned_share_of_ram * (double)p->host.memory_bytes;
-    double share = s->weight_bytes ? pinned_bytes / (double)s->weight_bytes : 1.0;
-    if (share > 1.0) share = 1.0;
-    for (int32_t d = 0; d < p->n_devices; d++)
-        k->link[d] = 1.0 / (share / p->device[d].pinned + (1.0 - share) / p->device[d].pageable);
+    const double limit = (double)tn_cost_pin_limit(p->host.memory_bytes);
+    tn_cost_pin(k, s->weight_bytes ? limit / (double)s->weight_bytes : 1.0);
+}
+
+uint64_t tn_cost_pin_limit(uint64_t memory_bytes)
+{
+    return (uint64_t)(pinned_share_of_ram * (double)memory_bytes);
+}
+
+void tn_cost_pin(tn_cost *k, double share)
+{
+    k->pinned = share >= 1.0;
+    if (k->pinned) share = 1.0;
+    for (int32_t d = 0; d < k->p->n_devices; d++)
+        k->link[d] =
+            1.0 / (share / k->p->device[d].pinned + (1.0 - share) / k->p->device[d].pageable);
 }
 
 double tn_cost_join(double x, double y, double x_kept, double y_kept)
@@ -324,6 +343,46 @@ static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n)
     return sum;
 }
 
+static bool is_projection(const tn_shape_tensor *t)
+{
+    return (t->part == TN_PART_QKV || t->part == TN_PART_OUT) && t->rows > 1;
+}
+
+uint64_t tn_cost_projections(const tn_cost *k, int32_t l)
+{
+    uint64_t bytes = 0;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (is_projection(t)) bytes += t->bytes;
+    }
+    return bytes;
+}
+
+/* Of n tokens on one side, when alone. */
+static double projections(const tn_cost *k, int32_t l, int d, int64_t n)
+{
+    double sum = 0;
+    int32_t i;
+    for (int32_t j = 0; j < k->s->layer[l].n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (is_projection(t)) sum += tensor_time(k, t, d, n);
+    }
+    return sum;
+}
+
+static double streamed_projections(const tn_cost *k, int32_t l, int d, int64_t n)
+{
+    return TN_COST_ATTN_HOPS * tn_cost_hop(k, d, n) +
+           fmax(projections(k, l, d, n), (double)tn_cost_projections(k, l) / k->link[d]);
+}
+
+bool tn_cost_attn_streams(const tn_cost *k, int32_t l, int d, bool home, int64_t n)
+{
+    return !home && d != TN_HOST && n >= stream_least && tn_cost_attn_plain(k, l, home) &&
+           streamed_projections(k, l, d, n) < projections(k, l, TN_HOST, n);
+}
+
 double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended)
 {
     if (d != TN_HOST && !tn_cost_attn_plain(k, l, home)) {
@@ -332,8 +391,10 @@ double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, do
         return walk_time(k, op, n_ops, d, home, n);
     }
     const int side = home ? d : TN_HOST;
-    return attn_ops * op_floor(k, side) + attn_weights(k, l, side, n) +
-           attend_time(k, l, side, n, attended);
+    double weights = attn_weights(k, l, side, n);
+    if (tn_cost_attn_streams(k, l, d, home, n))
+        weights += streamed_projections(k, l, d, n) - projections(k, l, TN_HOST, n);
+    return attn_ops * op_floor(k, side) + weights + attend_time(k, l, side, n, attended);
 }
 
 /* ---- FFN ---------------------------------------------------------------------------------------
@@ -398,54 +459,101 @@ static double decode_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t 
                    f * tn_cost_ffn_side(k, l, d, 1) + ffn_ops * op_floor(k, d));
 }
 
-tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, int64_t n)
+double tn_cost_choice(const tn_cost *k, int32_t l, int d)
+{
+    return k->s->layer[l].n_expert ? 2 * tn_cost_hop(k, d, 1) : 0;
+}
+
+/* What a batch of n tokens asks of an FFN with units on both sides. */
+typedef struct parts {
+    double device_s, host_s; /* each side's own share, when alone */
+    double rest_s;           /* the host's share, on the device */
+    double copy_s;           /* of the host's share to the device */
+    double hops_s;           /* of activations for the host's part: both ways */
+    double choice_s;         /* of experts, which the host groups, to the host and back */
+} parts;
+
+static parts prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, int64_t n)
 {
     const tn_shape_layer *y = &k->s->layer[l];
     const double f = (double)tn_shape_ffn_bytes(y, units) / (double)y->ffn_bytes;
-    const double device = f * tn_cost_ffn_side(k, l, d, n);
-    const double host = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n);
-    return (tn_prefill_ffn){
-        .device_s = device,
-        .host_s = host,
-        .both_s = join_sides(k, host, device),
-        .all_device_s = tn_cost_ffn_side(k, l, d, n),
-        .copy_s = (1 - f) * (double)y->ffn_bytes / k->link[d],
+    const double device = tn_cost_ffn_side(k, l, d, n);
+    return (parts){
+        .device_s = f * device,
+        .host_s = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n),
+        .rest_s = (1 - f) * device,
+        .copy_s = (1 - f) * met(y, n) * (double)y->ffn_bytes / k->link[d],
         .hops_s = 2 * tn_cost_hop(k, d, n),
-        .streams = !y->n_expert && n >= stream_least,
+        .choice_s = tn_cost_choice(k, l, d),
     };
 }
 
-double tn_cost_prefill_best(const tn_prefill_ffn *f, bool home, tn_prefill_way *way)
+/* How long host, device and the copies to it take together, from what each takes alone. */
+static double join_three(const tn_cost *k, double host, double device, double copy)
 {
+    const tn_profile_contended *c = &k->p->contended;
+    double now = 0;
+    while (host > 0 || device > 0 || copy > 0) {
+        const double host_speed =
+            fmin(device > 0 ? c->host_beside_device : 1, copy > 0 ? c->host_beside_copy : 1);
+        const double device_speed = host > 0 ? c->device_beside_host : 1;
+        const double copy_speed = host > 0 ? c->copy_beside_host : 1;
+        double step = INFINITY;
+        if (host > 0) step = fmin(step, host / host_speed);
+        if (device > 0) step = fmin(step, device / device_speed);
+        if (copy > 0) step = fmin(step, copy / copy_speed);
+        now += step;
+        host -= step * host_speed * (1 + 1e-12);
+        device -= step * device_speed * (1 + 1e-12);
+        copy -= step * copy_speed * (1 + 1e-12);
+    }
+    return now;
+}
+
+/* The part of the host's share with which it is done together with the slower of the copies and the
+ * device. */
+static double fair_part(const tn_cost *k, const parts *f)
+{
+    const tn_profile_contended *c = &k->p->contended;
+    const double host = f->host_s / fmin(c->host_beside_copy, c->host_beside_device);
+    const double copy = f->copy_s / c->copy_beside_host;
+    const double rest = f->rest_s / c->device_beside_host;
+    const double own = f->device_s / c->device_beside_host;
+    const double by_copy = host + copy > 0 ? copy / (host + copy) : 1;
+    const double by_device = host + rest > 0 ? (own + rest) / (host + rest) : 1;
+    return fmin(1, fmax(by_copy, by_device));
+}
+
+static double share_time(const tn_cost *k, const parts *f, double part)
+{
+    return f->hops_s + join_three(k, part * f->host_s, f->device_s + (1 - part) * f->rest_s,
+                                  (1 - part) * f->copy_s);
+}
+
+tn_prefill tn_cost_prefill(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
+{
+    int32_t fixed, n_modes;
+    tn_prefill best = {TN_PREFILL_IN_PLACE, 1, 0};
+    if (d == TN_HOST || units >= k->s->layer[l].n_units) return best;
+    const parts f = prefill_parts(k, l, d, units, n);
     /* The activations cross where the other side than home takes part. */
-    const bool only_host = !(f->device_s > 0);
-    const double here = (home || !only_host ? f->hops_s : 0) + f->both_s;
-    const double stream = (home ? 0 : f->hops_s) + fmax(f->all_device_s, f->copy_s);
-    *way = f->streams && stream < here ? TN_PREFILL_STREAM : TN_PREFILL_IN_PLACE;
-    return *way == TN_PREFILL_STREAM ? stream : here;
+    best.seconds = (home || f.device_s > 0 ? f.hops_s : 0) + join_sides(k, f.host_s, f.device_s);
+    if (n < stream_least || tn_cost_ffn_kind(k, l, &fixed, &n_modes) == TN_FFN_MIXED) return best;
+    const double stream =
+        (home ? 0 : f.hops_s) + f.choice_s + fmax(f.device_s + f.rest_s, f.copy_s);
+    if (stream < best.seconds) best = (tn_prefill){TN_PREFILL_STREAM, 0, stream};
+    if (!k->pinned) return best;
+    const double part = fair_part(k, &f), share = share_time(k, &f, part);
+    return share < best.seconds ? (tn_prefill){TN_PREFILL_SHARE, part, share} : best;
 }
 
 static double prefill_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
 {
     if (d == TN_HOST) return tn_cost_ffn_side(k, l, TN_HOST, n) + ffn_ops * op_floor(k, TN_HOST);
     if (units >= k->s->layer[l].n_units)
-        return (home ? 0 : 2 * tn_cost_hop(k, d, n)) + tn_cost_ffn_side(k, l, d, n) +
-               ffn_ops * op_floor(k, d);
-    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, units, n);
-    tn_prefill_way way;
-    return tn_cost_prefill_best(&f, home, &way) + ffn_ops * op_floor(k, TN_HOST);
-}
-
-bool tn_cost_streams(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)
-{
-    int32_t fixed, n_modes;
-    tn_prefill_way way;
-    if (d == TN_HOST || units >= k->s->layer[l].n_units ||
-        tn_cost_ffn_kind(k, l, &fixed, &n_modes) == TN_FFN_MIXED)
-        return false;
-    const tn_prefill_ffn f = tn_cost_prefill_parts(k, l, d, units, n);
-    tn_cost_prefill_best(&f, home, &way);
-    return way == TN_PREFILL_STREAM;
+        return (home ? 0 : 2 * tn_cost_hop(k, d, n)) + tn_cost_choice(k, l, d) +
+               tn_cost_ffn_side(k, l, d, n) + ffn_ops * op_floor(k, d);
+    return tn_cost_prefill(k, l, d, home, units, n).seconds + ffn_ops * op_floor(k, TN_HOST);
 }
 
 double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n)

@@ -6,10 +6,13 @@
  *   decode, FFN cut into units, share f of its bytes on the device:
  *       X [where the FFN is not all at home] + max(f F / B_device, (1 - f) F / B_host)
  *       (experts: the mean over which experts a token meets); both slowed by each other as measured
- *   prefill of n tokens: per layer the cheaper of
+ *   prefill of n tokens: per layer the cheapest of
  *       computed where it lies      2 x + max(device share, host share)
- *       streamed (dense FFNs)       max(all arithmetic on the device, copying)
- *     where x = X / 2 + the activations' bytes / link
+ *       streamed                    max(all arithmetic on the device, copying)
+ *       shared                      2 x + the host computes a part of its share while the rest is
+ *                                   streamed; where copies do not need the host, which pinned
+ *                                   memory makes possible
+ *     where x = X / 2 + the activations' bytes / link; of experts those that are met
  *   single tensors on either side: op after op, each with the hops that its place costs. */
 #ifndef TN_PLAN_COST_H
 #define TN_PLAN_COST_H
@@ -24,7 +27,13 @@ typedef struct tn_cost {
     const tn_plan_layer *stay; /* [n_layers] whose devices are as they are; NULL: free */
     double host_scale;           /* of the host's rates, for the number of threads */
     double link[TN_MAX_DEVICES]; /* bytes/s of streamed weights: pinned as far as that goes */
+    bool pinned;                 /* that is all of them */
 } tn_cost;
+
+/* Bytes of weights that may be pinned on a machine with so much memory. */
+uint64_t tn_cost_pin_limit(uint64_t memory_bytes);
+/* Sets link and pinned for a share of the weights that is pinned; tn_cost_init sets what can be. */
+void tn_cost_pin(tn_cost *k, double share);
 
 void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_constraints *c,
                   const float *fixed);
@@ -36,8 +45,17 @@ double tn_cost_join(double x, double y, double x_kept, double y_kept);
 double tn_cost_hop(const tn_cost *k, int d, int64_t n);
 /* Moving the residual stream from one side to another (TN_HOST or a device). */
 double tn_cost_move(const tn_cost *k, int from, int to, int64_t n);
+/* Before a batch of tokens meets experts on device d, the host groups it by their choices. */
+double tn_cost_choice(const tn_cost *k, int32_t l, int d);
 /* Attention part of layer l with n tokens that together attend to `attended` positions. */
 double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended);
+/* Whether that is, of a batch on the host, with the projections computed on device d, their weights
+ * being carried there: the decision of the planner, of the simulator and of exec. */
+bool tn_cost_attn_streams(const tn_cost *k, int32_t l, int d, bool home, int64_t n);
+/* Then activations cross so often: once to be projected, back in three parts, and so on. */
+enum { TN_COST_ATTN_HOPS = 5 };
+/* Bytes of a layer's projections. */
+uint64_t tn_cost_projections(const tn_cost *k, int32_t l);
 /* FFN with units on the device; layers whose overrides name single tensors: mode, see below. */
 double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n);
 double tn_cost_head(const tn_cost *k, int d, bool home, int32_t units);
@@ -86,23 +104,22 @@ int tn_cost_walk_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, 
 int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode, int64_t n,
                      tn_walk_op op[TN_WALK_OPS]);
 
-/* The two ways to run n > 1 tokens through an FFN of which the device holds `units`: each side
- * computes its own share, or the host's share is carried to the device (exec_stream.c), which a dense
- * FFN's can be. */
-typedef struct tn_prefill_ffn {
-    double device_s, host_s; /* each side's own share, when alone */
-    double both_s;           /* and at the same time */
-    double all_device_s;     /* everything on the device */
-    double copy_s;           /* of the host's share to the device */
-    double hops_s;           /* of activations for the host's part: both ways */
-    bool streams;            /* it can be carried */
-} tn_prefill_ffn;
-typedef enum tn_prefill_way { TN_PREFILL_IN_PLACE, TN_PREFILL_STREAM } tn_prefill_way;
-tn_prefill_ffn tn_cost_prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, int64_t n);
-/* The cheaper way, and its time. */
-double tn_cost_prefill_best(const tn_prefill_ffn *f, bool home, tn_prefill_way *way);
-/* Whether that is to stream, for layer l: the decision of the planner, of the simulator and of exec. */
-bool tn_cost_streams(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n);
+/* The ways to run n > 1 tokens through an FFN of which the device holds `units`: each side computes
+ * its own share; all of the host's share is carried to the device (exec_stream.c); or a part of it,
+ * while the host computes the rest. */
+typedef enum tn_prefill_way {
+    TN_PREFILL_IN_PLACE,
+    TN_PREFILL_STREAM,
+    TN_PREFILL_SHARE
+} tn_prefill_way;
+typedef struct tn_prefill {
+    tn_prefill_way way;
+    double host_part; /* of its own share that the host computes */
+    double seconds;
+} tn_prefill;
+/* The cheapest way for layer l: the decision of the planner, of the simulator and of exec. In place
+ * where there is no choice; seconds are then not for overrides that name single tensors. */
+tn_prefill tn_cost_prefill(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n);
 /* Bytes of a layer's FFN and its time on one side (d or TN_HOST) for n tokens, experts as they are
  * met. */
 double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n);

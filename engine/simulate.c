@@ -140,6 +140,15 @@ static double scale(const sim *s, int side)
     return side == TN_HOST ? s->k->host_scale : 1;
 }
 
+/* So many of n vectors meet one matrix of a tensor, on average, at once. */
+static int64_t vectors(const sim *s, const tn_shape_tensor *t, int64_t n)
+{
+    if (t->layer < 0 || t->n_expert <= 1) return n;
+    const tn_shape_layer *y = &s->k->s->layer[t->layer];
+    const int64_t each = y->n_expert ? n * y->n_used / y->n_expert : n;
+    return each > 1 ? each : 1;
+}
+
 /* n vectors times `read` of a tensor's bytes and `used` of its parameters per vector. */
 static double product(const sim *s, const tn_shape_tensor *t, int side, int64_t n, double read,
                       double used)
@@ -148,7 +157,8 @@ static double product(const sim *s, const tn_shape_tensor *t, int side, int64_t 
     const double by_bytes = read * (double)t->bytes / bytes_s;
     if (n == 1 || t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM) return by_bytes;
     const double flops = 2.0 * used * (double)t->params * (double)n;
-    return fmax(by_bytes, flops / (tn_profile_flops(rates(s, side), n) * scale(s, side)));
+    const double rate = tn_profile_flops(rates(s, side), vectors(s, t, n));
+    return fmax(by_bytes, flops / (rate * scale(s, side)));
 }
 
 /* Parts [from, to] of a layer on one side, the same share of every one of their tensors. */
@@ -221,10 +231,46 @@ static void stream(sim *s, int d, double bytes, double work)
     s->last = s->slot[d][slot] = add(s, stream_of(d), work, copy, s->last);
 }
 
+/* A share of the projections' bytes to device d, from now on, and the work with them. */
+static void carry(sim *s, int d, double bytes, double work)
+{
+    enum { pieces = 16 };
+    for (int i = 0; i < pieces; i++) {
+        int32_t *slot = &s->slot[d][s->n_copied[d]++ % ring_slots];
+        const int32_t copy =
+            add(s, link_of(d), bytes / s->k->link[d] / pieces, *slot, i ? -1 : s->last);
+        s->last = *slot = add(s, stream_of(d), work / pieces, copy, s->last);
+    }
+}
+
+/* Attention on the host whose projections are on device d. */
+static void attend_between(sim *s, int32_t l, int64_t start, int64_t n)
+{
+    const int d = s->plan->layer[l].device;
+    const double in = parts(s, l, d, n, TN_PART_QKV, TN_PART_QKV, 1, 1);
+    const double out = parts(s, l, d, n, TN_PART_OUT, TN_PART_OUT, 1, 1);
+    const double bytes = (double)tn_cost_projections(s->k, l);
+    op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_NORM, 1, 1));
+    hop(s, d, n);
+    carry(s, d, bytes * in / (in + out), in);
+    hop(s, d, n);
+    op(s, TN_HOST, attend(s, l, TN_HOST, start, n));
+    hop(s, d, n);
+    carry(s, d, bytes * out / (in + out), out);
+    for (int i = 3; i < TN_COST_ATTN_HOPS; i++)
+        hop(s, d, n);
+    op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_FFN_NORM, TN_PART_SHARED, 1, 1));
+    op(s, TN_HOST, 0);
+}
+
 static void attention(sim *s, int32_t l, int64_t start, int64_t n)
 {
     const tn_plan_layer *y = &s->plan->layer[l];
     const int d = y->device, side = y->attn ? d : TN_HOST;
+    if (tn_cost_attn_streams(s->k, l, d, y->attn, n)) {
+        attend_between(s, l, start, n);
+        return;
+    }
     if (side == TN_HOST) {
         op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_QKV, 1, 1));
         op(s, TN_HOST, attend(s, l, TN_HOST, start, n));
@@ -304,13 +350,14 @@ static double ffn(const sim *s, int32_t l, int side, int64_t n, double read, dou
     return read > 0 ? parts(s, l, side, n, TN_PART_GATE, TN_PART_DOWN, read, used) : 0;
 }
 
-/* The host's units, or all but the part it computes itself, through the ring to the device. */
-static void stream_units(sim *s, int32_t l, int64_t n, const demand *w)
+/* All of the host's units but the part that it computes itself, through the ring to the device. */
+static void stream_units(sim *s, int32_t l, int64_t n, const demand *w, double part)
 {
     const tn_plan_layer *p = &s->plan->layer[l];
     const tn_shape_layer *y = &s->k->s->layer[l];
-    const double read = w->read_host, used = w->used_host;
-    const int n_units = y->n_units - s->units[l];
+    const double read = (1 - part) * w->read_host, used = (1 - part) * w->used_host;
+    int n_units = (int)lround((1 - part) * (y->n_units - s->units[l]));
+    if (n_units < 1) n_units = 1;
     const double own = ffn(s, l, p->device, n, w->read_device, w->used_device);
     const double work = ffn(s, l, p->device, n, w->read_device + read, w->used_device + used) - own;
     for (int i = 0; i < n_units; i++) {
@@ -318,6 +365,14 @@ static void stream_units(sim *s, int32_t l, int64_t n, const demand *w)
         if (own > 0) s->last = add(s, stream_of(p->device), own / n_units, s->last, -1);
         stream(s, p->device, read * (double)y->ffn_bytes / n_units, work / n_units);
     }
+}
+
+/* The choice of experts is looked at by the host before a device computes with them. */
+static void choose(sim *s, int32_t l, int d)
+{
+    if (!s->k->s->layer[l].n_expert) return;
+    hop(s, d, 1);
+    hop(s, d, 1);
 }
 
 /* A batch through an FFN with units on both sides, the way the engine would choose. */
@@ -328,9 +383,16 @@ static void prefill(sim *s, int32_t l, int64_t n)
     const demand w = demand_of(s, l, s->units[l], n);
     const double host = ffn(s, l, TN_HOST, n, w.read_host, w.used_host);
     const double device = ffn(s, l, d, n, w.read_device, w.used_device);
-    if (tn_cost_streams(s->k, l, d, p->attn, s->units[l], n)) {
+    const tn_prefill choice = tn_cost_prefill(s->k, l, d, p->attn, s->units[l], n);
+    if (choice.way == TN_PREFILL_SHARE) {
+        hop(s, d, n);
+        const int32_t h = add(s, host_server, choice.host_part * host, s->last, -1);
+        stream_units(s, l, n, &w, choice.host_part);
+        s->last = add(s, stream_of(d), tn_cost_hop(s->k, d, n), h, s->last);
+    } else if (choice.way == TN_PREFILL_STREAM) {
+        choose(s, l, d);
         if (!p->attn) hop(s, d, n);
-        stream_units(s, l, n, &w);
+        stream_units(s, l, n, &w, 0);
         if (!p->attn) hop(s, d, n);
     } else if (p->attn || device > 0) {
         both(s, d, host, device, n);
@@ -367,6 +429,7 @@ static void feed_forward(sim *s, int32_t l, int64_t n)
     const int side = d != TN_HOST && s->units[l] >= n_units ? d : TN_HOST;
     const int home = s->at;
     move(s, side, n);
+    if (n > 1 && side != TN_HOST) choose(s, l, d);
     op(s, side, (host + device) / 2);
     op(s, side, (host + device) / 2);
     move(s, home, n);

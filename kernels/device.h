@@ -94,6 +94,9 @@ typedef struct tn_device_api {
                               tn_error *err);
     tn_status (*download_async)(tn_device *d, tn_stream *s, void *to, const void *from,
                                 size_t bytes, tn_error *err);
+    /* n pieces of `bytes` each, `stride` apart on the host and one after the other on the device. */
+    tn_status (*upload_pieces_async)(tn_device *d, tn_stream *s, void *to, const void *from,
+                                     size_t bytes, size_t n, size_t stride, tn_error *err);
     tn_status (*copy_async)(tn_device *d, tn_stream *s, void *to, const void *from, size_t bytes,
                             tn_error *err); /* within the device */
     tn_status (*fill_async)(tn_device *d, tn_stream *s, void *to, int byte, size_t bytes,
@@ -187,7 +190,7 @@ void tn_devices_close(tn_devices *list);
 /* ---- between device.c and a plug-in ------------------------------------------------------------
  */
 
-enum { TN_DEVICE_PLUGIN_VERSION = 2 };
+enum { TN_DEVICE_PLUGIN_VERSION = 3 };
 
 typedef struct tn_device_plugin {
     uint32_t version;

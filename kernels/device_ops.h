@@ -273,10 +273,12 @@ typedef struct tn_droute {
     float *weight;        /* [n][used] */
 } tn_droute;
 typedef tn_status (*tn_device_route_fn)(tn_stream *s, const tn_droute *a);
-/* y[t][c] (+)= sum_i weight[t][i] * x[t * used + i][c], choices in order; add: += */
+/* y[t][c] (+)= sum_i weight[t][i] * x[row_of[t][i]][c], choices in order; add: +=. Choices whose row
+ * is negative are left out; row_of NULL: row t * used + i. */
 typedef tn_status (*tn_device_combine_fn)(tn_stream *s, float *y, int64_t y_stride, const float *x,
-                                          int64_t x_stride, const float *weight, int32_t used,
-                                          int64_t n, int64_t cols, bool add);
+                                          int64_t x_stride, const int32_t *row_of,
+                                          const float *weight, int32_t used, int64_t n,
+                                          int64_t cols, bool add);
 
 /* ---- sampling
  * ---------------------------------------------------------------------------------------- */

@@ -328,20 +328,29 @@ TEST(combine)
     uint64_t seed = 6;
     const int64_t n = 3, cols = 70, ys = 71, xs = 73;
     const int32_t used = 3;
-    for (int add = 0; add < 2; add++) {
+    /* A row for each choice, none for two of them; what no choice names is NaN. */
+    const int32_t rows[] = {4, -1, 0, 2, 8, 6, -1, 1, 3};
+    for (int mode = 0; mode < 4; mode++) {
+        const int add = mode & 1;
+        const int32_t *row_of = mode & 2 ? rows : NULL;
         float *y = random_floats((size_t)(n * ys), 1, &seed),
               *x = random_floats((size_t)(n * used * xs), 1, &seed);
         float *w = random_floats((size_t)(n * used), 1, &seed),
               *d = device_floats((size_t)(n * ys), y);
+        for (int64_t c = 0; row_of && c < xs; c++)
+            x[5 * xs + c] = x[7 * xs + c] = NAN;
         CHECK_INT(ops->combine(stream, d, ys, device_floats((size_t)(n * used * xs), x), xs,
+                               row_of ? device_new(sizeof rows, row_of) : NULL,
                                device_floats((size_t)(n * used), w), used, n, cols, add),
                   TN_OK);
         float *got = device_get(d, (size_t)(n * ys) * sizeof *got);
         for (int64_t i = 0; i < n * ys && tn_failures < 5; i++) {
             const int64_t t = i / ys, c = i % ys;
             double v = add || c >= cols ? y[i] : 0;
-            for (int j = 0; j < used && c < cols; j++)
-                v += (double)w[t * used + j] * x[(t * used + j) * xs + c];
+            for (int j = 0; j < used && c < cols; j++) {
+                const int64_t row = row_of ? row_of[t * used + j] : t * used + j;
+                if (row >= 0) v += (double)w[t * used + j] * x[row * xs + c];
+            }
             CHECK_NEAR(got[i], v, 2e-6);
         }
         free(y), free(x), free(w), free(got);

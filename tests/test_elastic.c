@@ -494,6 +494,103 @@ TEST(another_context_takes_room_and_gives_it_back)
     golden_free(&g);
 }
 
+/* ---- two models --------------------------------------------------------------------------------
+ */
+
+/* Opens a model on an engine that is there. */
+static tn_status open_beside(elastic *x, tn_engine *e, const char *path, const tn_placement *p,
+                             tn_error *err)
+{
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = p};
+    memset(x, 0, sizeof *x);
+    x->engine = e;
+    const tn_status s = tn_model_open(&x->model, e, path, &mo, err);
+    return s ? s : new_context(x, &x->ctx, err);
+}
+
+typedef struct pair {
+    elastic x[2];
+    golden g[2];
+    tn_placement *p[2];
+    size_t limit;
+    int both; /* times when both models had split layers */
+} pair;
+
+/* The next n tokens of a model, its logits, and the memory of both. */
+static void step_pair(pair *q, int i, int32_t n)
+{
+    const golden *g = &q->g[i];
+    tn_error err = {0};
+    int split[2] = {0, 0};
+    const int32_t at = tn_context_length(q->x[i].ctx) + n;
+    const tn_status s = tn_context_eval(q->x[i].ctx, g->tokens + at - n, n, &err);
+    CHECK_MSG(!s, "model %d, %d tokens: %s", i, at, err.msg);
+    if (s) return;
+    const distance d = compare(tn_context_logits(q->x[i].ctx),
+                               g->logits + (size_t)(at - 1) * (size_t)g->n_vocab, (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance, "model %d, %d tokens: off by %g", i, at, d.max_abs);
+    CHECK_MSG(used(&q->x[i]) <= q->limit, "%llu of %zu bytes", (unsigned long long)used(&q->x[i]),
+              q->limit);
+    for (int k = 0; k < 2 && q->x[k].model; k++)
+        ffn_bytes(&q->x[k], &split[k]);
+    q->both += split[0] && split[1];
+}
+
+/* What the second one uses alone after the same tokens. */
+static uint64_t used_alone(const pair *q, int32_t n)
+{
+    elastic x;
+    uint64_t bytes = 0;
+    if (!open_all(&x, q->g[1].path, q->p[1], q->limit)) return 0;
+    CHECK_INT(tn_context_eval(x.ctx, q->g[1].tokens, n, NULL), TN_OK);
+    bytes = used(&x);
+    close_all(&x);
+    return bytes;
+}
+
+static void check_pair(pair *q)
+{
+    tn_error err = {0};
+    if (!open_all(&q->x[0], q->g[0].path, q->p[0], q->limit)) return;
+    step_pair(q, 0, 5);
+    const uint64_t alone = stats(&q->x[0]).units_on_device;
+    CHECK_MSG(!open_beside(&q->x[1], q->x[0].engine, q->g[1].path, q->p[1], &err), "%s", err.msg);
+    for (int i = 0; i < 8 && q->x[1].ctx && !tn_failures; i++) {
+        step_pair(q, 1, i % 3 ? 1 : 12);
+        step_pair(q, 0, i % 3 ? 1 : 12);
+    }
+    CHECK_MSG(q->both >= 4, "both models are split at %d of 16 steps", q->both);
+    CHECK(stats(&q->x[0]).units_on_device < alone);
+    const uint64_t before = stats(&q->x[1]).units_on_device;
+    tn_context_free(q->x[0].ctx);
+    tn_model_close(q->x[0].model);
+    q->x[0].model = NULL;
+    step_pair(q, 1, 1);
+    const int32_t n = tn_context_length(q->x[1].ctx);
+    CHECK(stats(&q->x[1]).units_on_device > before);
+    const uint64_t now = used(&q->x[1]), want = used_alone(q, n);
+    CHECK_MSG(now == want, "%llu bytes are used, alone %llu", (unsigned long long)now,
+              (unsigned long long)want);
+    q->x[1].engine = q->x[0].engine;
+    close_all(&q->x[1]);
+}
+
+TEST(two_models_share_a_device)
+{
+    pair q = {.both = 0};
+    if (!have_device(device)) return;
+    const bool ok = golden_load(&q.g[0], "llama") && golden_load(&q.g[1], "qwen3moe");
+    for (int i = 0; i < 2 && ok; i++) {
+        q.p[i] = moving_plan(q.g[i].path, 16, NULL);
+        if (q.p[i]) q.limit += tight_limit(q.g[i].path, q.p[i], &q.g[i], 2);
+    }
+    if (q.p[0] && q.p[1]) check_pair(&q);
+    for (int i = 0; i < 2; i++) {
+        tn_placement_close(q.p[i]);
+        golden_free(&q.g[i]);
+    }
+}
+
 /* Opens, grows, shrinks, grows: fails once at every k-th call of a kind, and leaves nothing. */
 static int check_faults(tn_device_fault kind, int step, const golden *g, const tn_placement *p,
                         size_t limit)

@@ -187,6 +187,20 @@ static tn_status download_async(tn_device *dev, tn_stream *s, void *to, const vo
     return copy(tn_cuda(dev), s, s->stream, to, from, bytes, cudaMemcpyDeviceToHost, "a download",
                 err);
 }
+static tn_status upload_pieces_async(tn_device *dev, tn_stream *s, void *to, const void *from,
+                                     size_t bytes, size_t n, size_t stride, tn_error *err)
+{
+    tn_cuda_device *d = tn_cuda(dev);
+    cudaError_t e = cudaErrorInvalidDevice;
+    if (bytes == stride || n == 1) return upload_async(dev, s, to, from, n * bytes, err);
+    if (tn_cuda_fault(d, TN_FAULT_COPY))
+        e = cudaErrorInvalidValue;
+    else if (tn_cuda_enter(d))
+        e = bytes && n ? cudaMemcpy2DAsync(to, bytes, from, stride, bytes, n,
+                                           cudaMemcpyHostToDevice, s->stream)
+                       : cudaSuccess;
+    return tn_cuda_result(d, s, err, "an upload", e);
+}
 static tn_status copy_async(tn_device *dev, tn_stream *s, void *to, const void *from, size_t bytes,
                             tn_error *err)
 {
@@ -283,6 +297,7 @@ void tn_cuda_fill_memory(tn_device_api *api)
     api->download = download;
     api->upload_async = upload_async;
     api->download_async = download_async;
+    api->upload_pieces_async = upload_pieces_async;
     api->copy_async = copy_async;
     api->fill_async = fill_async;
     api->copy_peer = copy_peer;

@@ -68,14 +68,16 @@ __global__ void __launch_bounds__(32) route_tokens(RouteArgs a)
 }
 
 __global__ void combine_rows(float *y, int64_t y_stride, const float *x, int64_t x_stride,
-                             const float *weight, int used, int cols, int add)
+                             const int32_t *row_of, const float *weight, int used, int cols, int add)
 {
     const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     const int64_t t = blockIdx.y;
     if (c >= cols) return;
     float v = 0;
-    for (int i = 0; i < used; i++)
-        v += weight[t * used + i] * x[(t * used + i) * x_stride + c];
+    for (int i = 0; i < used; i++) {
+        const int64_t row = row_of ? row_of[t * used + i] : t * used + i;
+        if (row >= 0) v += weight[t * used + i] * x[row * x_stride + c];
+    }
     float *to = y + t * y_stride + c;
     *to = add ? *to + v : v;
 }
@@ -94,12 +96,12 @@ tn_status tn_cuda_route(tn_stream *stream, const tn_droute *a)
 }
 
 tn_status tn_cuda_combine(tn_stream *stream, float *y, int64_t y_stride, const float *x,
-                          int64_t x_stride, const float *weight, int32_t used, int64_t n,
-                          int64_t cols, bool add)
+                          int64_t x_stride, const int32_t *row_of, const float *weight,
+                          int32_t used, int64_t n, int64_t cols, bool add)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
     if (n < 1 || n > 65535 || used < 1 || cols < 1 || cols > INT32_MAX / 2) return TN_EARG;
     LAUNCH(combine_rows, dim3((unsigned)((cols + 127) / 128), (unsigned)n), 128, 0, s, y, y_stride,
-           x, x_stride, weight, (int)used, (int)cols, (int)add);
+           x, x_stride, row_of, weight, (int)used, (int)cols, (int)add);
     return tn_cuda_launched();
 }

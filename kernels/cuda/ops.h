@@ -29,8 +29,8 @@ tn_status tn_cuda_attend_tiles(tn_stream *s, const tn_dattend *a);
 size_t tn_cuda_attend_bytes(int64_t n, int32_t n_head, int32_t head_dim_v, int32_t n_splits);
 tn_status tn_cuda_route(tn_stream *s, const tn_droute *a);
 tn_status tn_cuda_combine(tn_stream *s, float *y, int64_t y_stride, const float *x,
-                          int64_t x_stride, const float *weight, int32_t used, int64_t n,
-                          int64_t cols, bool add);
+                          int64_t x_stride, const int32_t *row_of, const float *weight,
+                          int32_t used, int64_t n, int64_t cols, bool add);
 tn_status tn_cuda_argmax(tn_stream *s, const float *x, int64_t x_stride, int64_t n, int64_t cols,
                          int32_t *id, float *value);
 tn_status tn_cuda_top_k(tn_stream *s, const float *x, int64_t x_stride, int64_t n, int64_t cols,

@@ -172,6 +172,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
     check_range(src, bytes, from_device, "source of cudaMemcpyAsync");
     bool pageable = (!to_device && !is_pinned(dst)) || (!from_device && !is_pinned(src));
     if (pageable && s->capture) host_error("capturing a copy from or to pageable memory");
+    if (pageable) __atomic_fetch_add(&counters.pageable, 1, __ATOMIC_RELAXED);
     if (pageable && to_device) { /* the source may be reused when the call returns */
         std::shared_ptr<char[]> copy(new char[bytes], [](char *last) {
             TSAN(__tsan_acquire(last);)
@@ -199,6 +200,17 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
                               size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t s)
 {
     if (width > dst_pitch || width > src_pitch) return set_error(cudaErrorInvalidValue);
+    need(s, "cudaMemcpy2DAsync");
+    if (kind == cudaMemcpyHostToDevice && height && is_pinned(src) && !s->capture) {
+        check_range(dst, (height - 1) * dst_pitch + width, true, "destination of cudaMemcpy2DAsync");
+        check_range(src, (height - 1) * src_pitch + width, false, "source of cudaMemcpy2DAsync");
+        __atomic_fetch_add(&counters.strided, 1, __ATOMIC_RELAXED);
+        s->push([=](replay *) {
+            for (size_t i = 0; i < height; i++)
+                memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+        });
+        return cudaSuccess;
+    }
     for (size_t i = 0; i < height; i++) {
         cudaError_t e = cudaMemcpyAsync((char *)dst + i * dst_pitch,
                                         (const char *)src + i * src_pitch, width, kind, s);
