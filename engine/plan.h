@@ -48,7 +48,7 @@ typedef struct tn_shape_tensor {
 
 typedef struct tn_shape_layer {
     int32_t first, n;         /* its tensors: shape->tensor[shape->of_layer[first .. first + n)] */
-    int32_t cls;              /* equal for layers that are alike in every size and type */
+    int32_t cls; /* equal for layers that are alike in every size and type; the last is on its own */
     int64_t window;           /* positions attention looks back, 0 = all */
     uint64_t kv_elements;     /* of one position */
     int32_t n_head, head_dim; /* of queries, for the arithmetic of attention */

@@ -616,6 +616,10 @@ double tn_cost_ffn_request(const tn_cost *k, int32_t l, int d, bool home, int32_
 {
     int64_t rest;
     const int64_t full = batches(k, &rest);
+    /* Of a prompt only the last token goes through the last FFN, see forward.c. */
+    if (l == k->s->n_layers - 1)
+        return (double)(k->c.request.n_gen + (k->c.request.n_prompt > 0)) *
+               tn_cost_ffn(k, l, d, home, units, 1);
     double sum = (double)k->c.request.n_gen * tn_cost_ffn(k, l, d, home, units, 1);
     if (full) sum += (double)full * tn_cost_ffn(k, l, d, home, units, k->c.n_batch);
     return sum + (rest ? tn_cost_ffn(k, l, d, home, units, rest) : 0);

@@ -328,7 +328,8 @@ static void classify(tn_shape *s)
 {
     for (int32_t i = 0; i < s->n_layers; i++) {
         s->layer[i].cls = -1;
-        for (int32_t j = i - 1; j >= 0 && s->layer[i].cls < 0; j--)
+        /* The last one does less for a prompt. */
+        for (int32_t j = i - 1; j >= 0 && i < s->n_layers - 1 && s->layer[i].cls < 0; j--)
             if (alike(s, &s->layer[i], &s->layer[j])) s->layer[i].cls = s->layer[j].cls;
         if (s->layer[i].cls < 0) s->layer[i].cls = s->n_classes++;
     }

@@ -476,7 +476,10 @@ static double evaluate(sim *s, int64_t start, int64_t n, bool with_head)
         } else {
             attention(s, l, start, n);
         }
-        feed_forward(s, l, n);
+        if (l < s->plan->n_layers - 1)
+            feed_forward(s, l, n);
+        else if (with_head)
+            feed_forward(s, l, 1);
     }
     if (with_head) head(s);
     return run(s);

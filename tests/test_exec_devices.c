@@ -554,6 +554,50 @@ TEST(canceled_at_every_join)
     golden_free(&g);
 }
 
+/* ---- without wait nodes ------------------------------------------------------------------------
+ */
+
+/* Whether streams of the emulated device wait for flags by themselves; how it was before. */
+static bool set_memory_ops(bool on)
+{
+    tn_engine *e = NULL;
+    tn_emu_settings s = {0};
+    const tn_engine_options o = {.struct_size = sizeof o, .threads = 1, .device = "emu"};
+    CHECK_INT(tn_engine_new(&e, &o, NULL), TN_OK);
+    const tn_emu_control *emu = e ? e->device->api->emu : NULL;
+    if (emu) emu->get(&s);
+    const bool before = s.memory_ops;
+    s.memory_ops = on;
+    if (emu) emu->set(&s);
+    tn_engine_free(e);
+    return before;
+}
+
+/* Host functions serve then, in recorded tokens, too. */
+TEST(hand_overs_work_without_wait_nodes)
+{
+    golden g;
+    run r;
+    if (strcmp(devices, "emu:2") != 0 || !have_device("emu") || !golden_load(&g, "qwen3")) return;
+    const run_options o = {.kv = TN_KV_F32,
+                           .device = "emu",
+                           .page_size = 16,
+                           .granule = 16,
+                           .step = true,
+                           .place = "ffn_=split:0.4,blk.1.attn_q=host,output=split:0.5"};
+    const bool before = set_memory_ops(false);
+    if (run_open(&r, g.path, &o)) {
+        CHECK(!r.engine->device->api->info(r.engine->device)->memory_ops);
+        run_close(&r);
+    }
+    float *got = run_logits(g.path, &o, g.tokens, 20, g.n_vocab);
+    const distance d = got ? compare(got, g.logits, 20 * (size_t)g.n_vocab) : (distance){NAN, NAN};
+    CHECK_MSG(d.max_abs <= g.tolerance, "off by %g", d.max_abs);
+    CHECK(before && !set_memory_ops(true));
+    free(got);
+    golden_free(&g);
+}
+
 int main(int argc, char **argv)
 {
     if (take_cuda(&argc, &argv)) devices = "cuda:0,1";

@@ -481,6 +481,33 @@ TEST(what_does_not_fit_says_by_how_much)
     tn_shape_free(&s);
 }
 
+/* Of a prompt one token goes through the last FFN, see forward.c. */
+TEST(the_last_ffn_is_priced_for_the_last_token_of_a_prompt)
+{
+    for (uint64_t i = 0; i < 20; i++) {
+        uint64_t seed = 300 + i;
+        tn_shape s;
+        tn_cost k;
+        tn_constraints full;
+        const test_model m = random_model(&seed, 3, i % 4 == 3);
+        const tn_profile p = random_profile(&seed, 1);
+        const tn_constraints c = {.n_batch = 64, .page_size = 16, .request = {0, 100, 7}};
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
+        tn_cost_init(&k, &s, &p, &full, NULL);
+        for (int32_t u = 0; u <= s.layer[2].n_units; u++) {
+            const double one = tn_cost_ffn(&k, 2, 0, true, u, 1);
+            const double other = tn_cost_ffn(&k, 1, 0, true, u, 64) +
+                                 tn_cost_ffn(&k, 1, 0, true, u, 36) +
+                                 7 * tn_cost_ffn(&k, 1, 0, true, u, 1);
+            CHECK_NEAR(tn_cost_ffn_request(&k, 2, 0, true, u) / one, 8, 1e-9);
+            CHECK_NEAR(tn_cost_ffn_request(&k, 1, 0, true, u) / other, 1, 1e-9);
+        }
+        CHECK(s.layer[2].cls != s.layer[1].cls);
+        tn_shape_free(&s);
+    }
+}
+
 TEST(every_allocation_may_fail)
 {
     uint64_t seed = 3;
