@@ -57,7 +57,7 @@ TESTS    := $(call program,tests/test_*.c) $(BUILD)/tests/test_emu_bugs
 MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
 THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward device \
-                device_ops device_attend)) \
+                device_ops device_attend device_weights exec_device exec_devices)) \
             $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a
@@ -129,6 +129,10 @@ NVCC_ARCH = $(if $(CUDA_ARCHS),$(foreach a,$(CUDA_ARCHS),$(call gencode,$a,sm)) 
 NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
             -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter $(NVCC_EXTRA)
 
+# cuBLAS is found where the compiler's own is, whatever the loader knows of that place.
+CUDA_LIBS  = $(firstword $(wildcard $(abspath $(dir $(NVCC))..)/lib64 $(abspath $(dir $(NVCC))..)/lib))
+CUDA_RPATH = $(CUDA_LIBS:%=-L% -Xlinker -rpath -Xlinker %)
+
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(NVCC_ARCH) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
@@ -136,7 +140,7 @@ $(BUILD)/cuda/%.o: %.cu
 $(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(PLUGIN_LIB)
 	@$(if $(CUDA_ARCHS)$(NATIVE),:,echo 'No GPU is visible here: this plug-in holds PTX for compute \
 	    capability 7.5, which the driver translates at the first start.' >&2)
-	$(NVCC) $(NVCC_ARCH) -shared $^ -o $@ -lcublas -lpthread -ldl
+	$(NVCC) $(NVCC_ARCH) -shared $^ -o $@ $(CUDA_RPATH) -lcublas -lpthread -ldl
 
 need-nvcc:
 	@[ -n '$(NVCC)' ] || { echo "There is no nvcc: 'make deps-cuda' fetches what compiles device" \
@@ -214,6 +218,9 @@ $(BIN)tenon-bench: $(BENCH_OBJ) $(STATIC)
 $(BUILD)/tests/test_% $(BUILD)/tests/modeltest_%: TN_CFLAGS += -Itests
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(STATIC)
 	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
+# Device code left out, whatever the build: the library's own table of devices is not taken then.
+$(BUILD)/tests/test_nodevice: $(BUILD)/tests/test_nodevice.o $(BUILD)/kernels/nodevice.o $(STATIC)
+	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
 # These test the benchmark's own parts.
 $(BUILD)/tests/test_bench_%: $(BUILD)/tests/test_bench_%.o $(filter-out %/main.o,$(BENCH_OBJ)) $(STATIC)
 	$(CC) $(TN_CFLAGS) $^ -o $@ $(LDLIBS)
@@ -274,7 +281,8 @@ test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included;
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
 
 run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(call program,tests/test_device*.c) \
-    $(call program,tests/test_exec_device*.c tests/test_elastic.c tests/test_stream.c)
+    $(call program,tests/test_exec_device*.c tests/test_elastic.c tests/test_stream.c) \
+    $(BUILD)/tests/modeltest_forward
 	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON report
@@ -282,6 +290,18 @@ bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON
 
 run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon-bench
 	@$(GPU_PY) bench --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
+
+# The build without device code (CUDA=off) differs in one file, so what is built already is taken over.
+OFF_TESTS := $(call program,$(patsubst %,tests/test_%.c,nodevice device device_ops engine))
+off-check: lib tenon tests ## that the build without device code (CUDA=off) builds, starts, and says so
+	@rm -rf build/off && mkdir -p build/off
+	@cd $(BUILD) && find cli engine gguf kernels tests -name '*.o' -exec cp -p --parents -t ../off '{}' +
+	@+$(SUBMAKE) CUDA=off BUILD=build/off BIN=build/off/ run-off-check
+
+run-off-check: $(BIN)tenon $(OFF_TESTS)
+	@$(BIN)tenon --version | grep -x 'devices none'
+	@$(BIN)tenon --version --device emu 2>&1 | grep 'CUDA=off'
+	@sh tests/run.sh $(BIN)tenon $(OFF_TESTS)
 
 asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@+$(SUBMAKE) CONFIG=asan BUILD=build/asan run-tests
@@ -381,7 +401,7 @@ help: ## this list
 FORCE:
 .PHONY: all lib plugins need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
     chat models bench bench-peers simulate test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
-    run-bench-gpu asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
+    run-bench-gpu off-check run-off-check asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
     uninstall deps deps-ci check-deps clean help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

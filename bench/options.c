@@ -28,7 +28,7 @@ const tn_bench_option tn_bench_options[] = {
      "tokens in the context before each test, default 0"},
     {'t', "threads", "LIST", TN_BENCH_INTS, F(threads), 0, 1024,
      "compute threads, 0 = physical cores (default)"},
-    {'b', "batch", "LIST", TN_BENCH_INTS, F(batch), 1, 65536,
+    {'b', "batch", "LIST", TN_BENCH_INTS, F(batch), 1, 65535,
      "prompt tokens evaluated at once, default 512"},
     {0, "kv", "LIST", TN_BENCH_WORDS, F(kv), 0, 0, "types of the KV cache: f16 (default), f32, q8_0"},
     {0, "isa", "LIST", TN_BENCH_WORDS, F(isa), 0, 0,

@@ -60,6 +60,11 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
     return status;
 }
 
+bool tn_is_emulated(const tn_engine *engine)
+{
+    return strcmp(tn_engine_devices(engine), "emu") == 0;
+}
+
 double tn_rate(uint64_t n, double seconds)
 {
     return seconds > 0 ? (double)n / seconds : 0;
@@ -82,7 +87,7 @@ void tn_generation_report(const tn_generation *g, const tn_engine *engine)
     counted(generated, (uint64_t)g->n_tokens, tn_rate(st.decode_tokens, st.decode_s));
     tn_note("stop: %s | prompt %s | generated %s | context %d/%d%s", tn_stop_name(g->reason), prompt,
             generated, (int)tn_context_length(g->ctx), (int)tn_context_capacity(g->ctx),
-            strcmp(tn_engine_devices(engine), "emu") == 0 ? " | emulated" : "");
+            tn_is_emulated(engine) ? " | emulated" : "");
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------
@@ -141,6 +146,8 @@ static bool emit(tn_generation *g, held *h, size_t n, int32_t id, float logprob)
 
 typedef struct loop {
     tn_generation *g;
+    bool greedy;  /* every token is the likeliest one, and nobody asks how likely */
+    int32_t next; /* then: the coming token, -1 = not known yet */
     tn_detokenizer *detok;
     held held;
     bool done;
@@ -170,19 +177,36 @@ static tn_status show(loop *l, int32_t id, float logprob)
     return TN_OK;
 }
 
+static bool is_greedy(const tn_generation *g)
+{
+    tn_sampler_options o;
+    return !g->set->json && g->set->n_bias == 0 &&
+           tn_sampler_settings(&o, g->set, g->model, NULL) == TN_OK && o.temperature == 0 &&
+           o.repeat_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0;
+}
+
+static tn_status choose(loop *l, int32_t *id, float *logprob)
+{
+    tn_generation *g = l->g;
+    tn_model_info info = {.struct_size = sizeof info};
+    *id = l->next;
+    *logprob = 0;
+    if (l->next >= 0) return TN_OK;
+    tn_status status = tn_model_get_info(g->model, &info, l->err);
+    if (!status)
+        status = tn_sampler_sample(g->sampler, tn_context_logits(g->ctx), info.n_vocab, id, logprob,
+                                   l->err);
+    return status ? status : tn_sampler_accept(g->sampler, *id, l->err);
+}
+
 /* One token: chosen, shown, evaluated. */
 static tn_status step(loop *l)
 {
     tn_generation *g = l->g;
     int32_t id;
     float logprob;
-    const float *logits = tn_context_logits(g->ctx);
     const int32_t limit = g->set->predict == TN_UNSET ? -1 : g->set->predict;
-    tn_model_info info = {.struct_size = sizeof info};
-    tn_status status = tn_model_get_info(g->model, &info, l->err);
-    if (!status)
-        status = tn_sampler_sample(g->sampler, logits, info.n_vocab, &id, &logprob, l->err);
-    if (!status) status = tn_sampler_accept(g->sampler, id, l->err);
+    tn_status status = choose(l, &id, &logprob);
     if (status) return status;
     g->n_tokens++;
     if (tn_token_is_end(g->model, id)) {
@@ -198,7 +222,8 @@ static tn_status step(loop *l)
     else if (tn_signal_pending())
         stop(l, TN_STOP_INTERRUPTED);
     if (l->done) return TN_OK;
-    status = tn_context_eval(g->ctx, &id, 1, l->err);
+    status = l->greedy ? tn_context_eval_best(g->ctx, &id, 1, &l->next, l->err)
+                       : tn_context_eval(g->ctx, &id, 1, l->err);
     if (status != TN_ECANCELED) return status;
     stop(l, TN_STOP_INTERRUPTED);
     return TN_OK;
@@ -219,7 +244,7 @@ static tn_status flush(loop *l)
 
 tn_status tn_generate(tn_generation *g, tn_error *err)
 {
-    loop l = {.g = g, .err = err};
+    loop l = {.g = g, .greedy = is_greedy(g), .next = -1, .err = err};
     g->n_tokens = 0;
     tn_status status = tn_detokenizer_new(&l.detok, g->model, g->detokenize, err);
     if (!status && g->set->predict == 0) stop(&l, TN_STOP_LENGTH);

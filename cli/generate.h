@@ -56,6 +56,8 @@ uint64_t tn_random_seed(void);
 /* The closing line on stderr: why it stopped, speeds, context use. Speeds are those of the
  * context's statistics; with an emulated device they are labelled so. */
 void tn_generation_report(const tn_generation *g, const tn_engine *engine);
+/* Whether what is measured on this engine is the emulated device's, and has to be labelled so. */
+bool tn_is_emulated(const tn_engine *engine);
 /* n per second, 0 for no time. */
 double tn_rate(uint64_t n, double seconds);
 

@@ -107,7 +107,7 @@ const tn_option tn_options[] = {
     {0, "load", "auto|read|map|image", TN_OPT_CHOICE, F(load), 0, 0, EVAL,
      "read into memory, map the file (do not change it meanwhile), or map an image of the rearranged "
      "weights, made the first time in the cache directory"},
-    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65536, EVAL | C(PLAN),
+    {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65535, EVAL | C(PLAN),
      "tokens evaluated at once, default 512"},
     {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE) | C(CALIBRATE),
      "highest instruction set to use: scalar, avx2, ..."},

@@ -10,7 +10,7 @@
 
 enum {
     default_batch = 512,
-    max_batch = 1 << 16,
+    max_batch = (1 << 16) - 1, /* what a grid of blocks on a GPU can have in its second dimension */
     default_page = 256,
     min_page = 16,
     max_page = 1 << 16,
@@ -198,6 +198,7 @@ typedef struct evaluation {
     tn_logits_fn fn; /* NULL: of the last row only */
     void *user;
     tn_error *err;
+    int32_t *best; /* NULL, or in place of the logits: the likeliest token */
 } evaluation;
 
 /* Hands out the logits of the last `rows` rows of a batch that ends at row `end`. */
@@ -247,10 +248,14 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
         b.n_out = at + n <= e->first_row ? 0 : at > e->first_row ? n : at + n - e->first_row;
     else
         b.n_out = at + n == e->n;
+    b.best = e->best && b.n_out;
     pthread_mutex_lock(&c->m->engine->turn);
     const double start = tn_now(), host_s = host_seconds(c);
     tn_status s = tn_forward(c->exec, c->m, &b);
-    if (!s && !e->fn && b.n_out) s = tn_exec_head(c->exec, 0, 1, c->logits);
+    if (!s && b.best)
+        s = tn_exec_best(c->exec, c->logits, e->best);
+    else if (!s && !e->fn && b.n_out)
+        s = tn_exec_head(c->exec, 0, 1, c->logits);
     if (!s && e->n == 1)
         s = note_time(c, (tn_token_time){host_seconds(c) - host_s, tn_now() - start}, e->err);
     pthread_mutex_unlock(&c->m->engine->turn);
@@ -311,7 +316,7 @@ static tn_status evaluate(const evaluation *e)
     *(e->n > 1 ? &c->prefill_tokens : &c->decode_tokens) += (uint64_t)e->n;
     memcpy(c->tokens + c->n_tokens, e->tokens, (size_t)e->n * sizeof *c->tokens);
     c->n_tokens += (size_t)e->n;
-    c->has_logits = true;
+    c->has_logits = !e->best;
     return TN_OK;
 }
 
@@ -344,9 +349,23 @@ tn_status tn_context_eval_all(tn_context *c, const int32_t *tokens, int32_t n, i
     if (!fn)
         return tn_fail(err, TN_EARG, -1, "tn_context_eval_all needs a function for the logits");
     if (!enter(c, &s, err)) return s;
-    const evaluation e = {c, tokens, n, first_row, fn, user, err};
+    const evaluation e = {c, tokens, n, first_row, fn, user, err, NULL};
     s = evaluate(&e);
     leave(c);
+    return s;
+}
+
+tn_status tn_context_eval_best(tn_context *c, const int32_t *tokens, int32_t n, int32_t *best,
+                               tn_error *err)
+{
+    tn_status s;
+    int32_t id = -1;
+    if (!best) return tn_fail(err, TN_EARG, -1, "tn_context_eval_best: best must not be NULL");
+    if (!enter(c, &s, err)) return s;
+    const evaluation e = {.c = c, .tokens = tokens, .n = n, .err = err, .best = &id};
+    s = evaluate(&e);
+    leave(c);
+    if (!s) *best = id;
     return s;
 }
 

@@ -3,6 +3,7 @@
 #include "boundary.h"
 #include "exec_internal.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- making ------------------------------------------------------------------------------------
@@ -683,9 +684,16 @@ tn_status tn_exec_layer_done(tn_exec *x, int32_t layer)
 /* ---- head --------------------------------------------------------------------------------------
  */
 
+/* Whether the likeliest token is found where the logits are. */
+static bool best_there(const tn_exec *x)
+{
+    return x->batch.best && tn_on_device(&x->m->on_device.output) && !x->m->output.data;
+}
+
 /* Puts the device's part of each row where it belongs. */
 static void take_logits(tn_exec *x)
 {
+    if (best_there(x)) return;
     const int64_t rows = x->m->on_device.output.rows, n_vocab = x->m->hp.n_vocab;
     const tn_dev *last = &x->devs[x->n_devs - 1];
     for (int64_t t = 0; t < x->head_rows; t++)
@@ -701,7 +709,10 @@ static void head(tn_exec *x)
     if (m->output.data) tn_exec_need(x, TN_ACT_H, TN_ON_HOST);
     if (tn_on_device(w)) {
         tn_exec_need(x, TN_ACT_H, TN_ON_DEVICE);
-        tn_dev_head(x->dev, x->head_first, x->head_rows);
+        if (best_there(x))
+            tn_dev_best(x->dev, x->head_first);
+        else
+            tn_dev_head(x->dev, x->head_first, x->head_rows);
         count_there(x, &m->output, w, 0);
     }
     if (m->output.data) tn_exec_host(x, host_head, (int32_t)w->rows);
@@ -746,6 +757,32 @@ tn_status tn_exec_head(tn_exec *x, int64_t first, int64_t n_rows, float *logits)
     if (tn_on_device(&x->m->on_device.output)) take_logits(x);
     count_token_kv(x);
     return TN_OK;
+}
+
+/* The largest of n numbers; NaN is none. */
+static float find_best(const float *v, int32_t n, int32_t *at)
+{
+    float best = -INFINITY;
+    for (int32_t i = 0; i < n; i++)
+        if (v[i] > best) best = v[*at = i];
+    return best;
+}
+
+tn_status tn_exec_best(tn_exec *x, float *logits, int32_t *best)
+{
+    const tn_status s = tn_exec_head(x, 0, 1, logits);
+    float value;
+    if (s) return s;
+    if (best_there(x)) {
+        const float *there = x->devs[x->n_devs - 1].pinned_logits;
+        memcpy(best, there, sizeof *best);
+        value = there[1];
+    } else {
+        value = find_best(logits, x->m->hp.n_vocab, best);
+    }
+    if (value > -INFINITY) return TN_OK;
+    return tn_fail(x->batch.err, TN_EINTERNAL, -1,
+                   "no token is the likeliest: no logit is a number above -infinity");
 }
 
 void tn_exec_stats(const tn_exec *x, tn_stats *s)

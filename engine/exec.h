@@ -22,6 +22,7 @@ typedef struct tn_batch {
     const int32_t *tokens; /* [n] */
     int64_t n, pos0;
     int64_t n_out;       /* of how many rows at the end the output is wanted: 0 .. n */
+    bool best;           /* what is wanted of it is tn_exec_best; n_out is 1 */
     tn_cancel_fn cancel; /* polled once a layer, may be NULL */
     void *user;
     tn_error *err;
@@ -52,6 +53,10 @@ void tn_exec_keep_last(tn_exec *x, int64_t n);
 tn_status tn_exec_layer_done(tn_exec *x, int32_t layer);
 /* logits[n_rows][n_vocab] = W norm(h) of the rows [first, first + n_rows) that were kept. */
 tn_status tn_exec_head(tn_exec *x, int64_t first, int64_t n_rows, float *logits);
+/* The likeliest token after the one row that was kept of a batch that says `best`, the lowest id of
+ * equals. logits[n_vocab] is for use where no device has the whole head. TN_EINTERNAL: no logit is a
+ * number above -infinity. */
+tn_status tn_exec_best(tn_exec *x, float *logits, int32_t *best);
 
 /* Sums since the last reset; the fields that exec knows. */
 void tn_exec_stats(const tn_exec *x, tn_stats *s);

@@ -755,7 +755,8 @@ void tn_dev_join(tn_dev *d, int32_t layer)
 /* ---- head --------------------------------------------------------------------------------------
  */
 
-void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows)
+/* Logits of rows [first, first + n_rows), here. */
+static void compute_logits(tn_dev *d, int64_t first, int64_t n_rows)
 {
     const tn_model *m = d->m;
     const tn_dweight *w = &m->on_device.output;
@@ -767,5 +768,23 @@ void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows)
     if (m->hp.logit_softcap > 0.0f && !d->status)
         did(d, d->ops->softcap(d->stream, d->logits, w->rows, n_rows, w->rows, m->hp.logit_softcap),
             "the soft cap");
-    tn_dev_download(d, d->pinned_logits, d->logits, n_rows * w->rows);
+}
+
+void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows)
+{
+    compute_logits(d, first, n_rows);
+    tn_dev_download(d, d->pinned_logits, d->logits, n_rows * d->m->on_device.output.rows);
+}
+
+/* In `other`, which nothing uses any more: the token, and its logit. */
+void tn_dev_best(tn_dev *d, int64_t row)
+{
+    const int64_t n = d->m->on_device.output.rows;
+    compute_logits(d, row, 1);
+    if (!d->status)
+        did(d,
+            d->ops->argmax(d->stream, d->logits, n, 1, n, (int32_t *)(void *)d->other,
+                           d->other + 1),
+            "the choice of a token");
+    tn_dev_download(d, d->pinned_logits, d->other, 2);
 }

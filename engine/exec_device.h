@@ -56,7 +56,7 @@ typedef struct tn_dev {
     size_t workspace_bytes;
 
     int32_t *pinned_numbers; /* as numbers */
-    float *pinned_logits;    /* as logits */
+    float *pinned_logits;    /* as logits, or as tn_dev_best says */
     int32_t *pinned_choices; /* as choices */
 } tn_dev;
 
@@ -101,6 +101,9 @@ void tn_dev_experts_in(tn_dev *d, int32_t layer);
 void tn_dev_experts_out(tn_dev *d, int32_t layer);
 /* Logits of up to logit_rows rows into pinned_logits, there after a sync. */
 void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows);
+/* Of one row only the likeliest token, an int32_t, and its logit: there after a sync. The device has
+ * the whole head. */
+void tn_dev_best(tn_dev *d, int64_t row);
 
 /* Parts of the operations, for layers whose weights are on both sides. */
 

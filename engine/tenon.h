@@ -277,6 +277,12 @@ typedef bool (*tn_logits_fn)(void *user, int32_t first, int32_t n_rows, const fl
 TN_API tn_status tn_context_eval_all(tn_context *ctx, const int32_t *tokens, int32_t n, int32_t first_row,
                                      tn_logits_fn fn, void *user, tn_error *err);
 
+/* Like tn_context_eval, but what it gives is *best, the likeliest token after these (the lowest id of
+ * equals), for greedy decoding: where a device computes all logits they stay there. tn_context_logits is
+ * NULL afterwards. TN_EINTERNAL if no logit is a number above -infinity: the context is as before. */
+TN_API tn_status tn_context_eval_best(tn_context *ctx, const int32_t *tokens, int32_t n, int32_t *best,
+                                      tn_error *err);
+
 /* [n_vocab] float32 of the last evaluated token, or NULL; valid until the next call on ctx. */
 TN_API const float *tn_context_logits(const tn_context *ctx);
 TN_API int32_t tn_context_length(const tn_context *ctx);   /* tokens held */

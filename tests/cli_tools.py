@@ -206,16 +206,22 @@ def tensors_go_where_place_says(t):
     text, err = on_device(t, *run)
     equal(text, t.ok(*run), "text of run")
     check(b"emulated" in err, f"no label: {err!r}")
+    # Without --json the likeliest token alone comes from the device, with it all logits.
+    for args, want in ((("--device", "emu", "--place", ".*=device"), True), ((), False)):
+        events = [json.loads(line) for line in t.ok(*run, *args, "--json").splitlines()]
+        said = "".join(e["text"] for e in events if "text" in e)
+        equal(said.rstrip("\n"), text.decode().rstrip("\n"), "text of the events")
+        equal(events[-1]["emulated"], want, f"the label with {args}")
+    # The emulated device is used only where it was asked for.
+    check(b"emulated" not in t.run(*run)[2], "an emulated device was chosen")
     path = t.file("place.txt", b"Once upon a time there was a king who had a daughter. " * 12)
     perplexity = ("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--json")
     a, b = json.loads(on_device(t, *perplexity)[0]), json.loads(t.ok(*perplexity))
     check(abs(a["perplexity"] - b["perplexity"]) < 1e-3, f"perplexity: {a}, on the host {b}")
     chat = ("chat", t.model, "--template", "chatml", "--temp", "0", "-n", "8", "--kv", "f32")
-    equal(
-        on_device(t, *chat, "--place", "ffn_=host", stdin=b"hello\n")[0],
-        t.ok(*chat, stdin=b"hello\n"),
-        "answer of chat",
-    )
+    out, err = on_device(t, *chat, "--place", "ffn_=host", stdin=b"hello\n/stats\n")
+    equal(out, t.ok(*chat, stdin=b"hello\n"), "answer of chat")
+    check(b"last answer (emulated): prompt" in err, f"/stats without a label: {err!r}")
 
 
 @case

@@ -40,6 +40,7 @@ static const struct {
     {"global_overrun", {"", "", "", "", "A", ""}},
     {"shared_overrun", {"", "", "", "", "AU", ""}},
     {"race_of_blocks", {"", "", "", "", "", "T"}},
+    {"race_of_synced_blocks", {"", "", "", "", "", "T"}},
     {"shared_uninitialised", {"W", "W", "W", "W", "W", ""}},
     {"shuffle_without_lanes", {"E", "E", "E", "E", "E", "E"}},
     {"shuffle_from_outside", {"E", "E", "E", "E", "E", "E"}},
@@ -58,6 +59,7 @@ static const struct {
     {"page_off_by_one", {"W", "W", "W", "W", "W", "W"}},
     {"ring_overrun", {"", "", "", "W", "", ""}},
     {"half_overflow", {"W", "W", "W", "W", "W", "W"}},
+    {"products_in_parts", {"W", "W", "W", "W", "W", "W"}},
     {"async_copy_early", {"W", "W", "W", "W", "W", "WT"}},
     {"async_copy_never_awaited", {"E", "E", "E", "E", "E", "E"}},
     {"graph_of_freed_memory", {"E", "E", "E", "E", "E", "E"}},
@@ -65,6 +67,7 @@ static const struct {
     {"join_too_early", {"", "", "", "W", "", "T"}},
     {"wrong_device", {"E", "E", "E", "E", "E", "E"}},
     {"shared_not_allowed", {"W", "W", "W", "W", "W", "W"}},
+    {"allocation_recorded", {"E", "E", "E", "E", "E", "E"}},
 };
 
 /* ---- one case, in the child ------------------------------------------------------------------ */

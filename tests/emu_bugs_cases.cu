@@ -145,6 +145,26 @@ template <bool BUG> static bool race_of_blocks()
     return holds(d, 1, [](int) { return 4.0f; });
 }
 
+/* Barriers order the threads of a block, not blocks. */
+template <bool BUG> __global__ void count_synced(float *out)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        if (BUG)
+            *out += 1;
+        else
+            atomicAdd(out, 1.0f);
+    }
+    __syncthreads();
+}
+template <bool BUG> static bool race_of_synced_blocks()
+{
+    float *d = device<float>(64);
+    cudaMemsetAsync(d, 0, 64 * sizeof(float), s1);
+    LAUNCH(count_synced<BUG>, 4, 64, 0, s1, d);
+    return holds(d, 1, [](int) { return 4.0f; });
+}
+
 template <bool BUG> __global__ void half_filled(float *out)
 {
     SHARED(float, s, [64]);
@@ -267,6 +287,47 @@ template <bool BUG> static bool async_copy_never_awaited()
     float *d = device<float>(256);
     LAUNCH(copy_lost<BUG>, 1, 32, 0, s1, d, d + 128);
     return holds(d + 128, 32, [](int) { return 1.0f; });
+}
+
+/* What is put together from the products that older hardware has is what newer hardware computes.
+ * The bug: rows 8 to 15 and the second half of the columns change places. */
+template <bool BUG> __global__ void products(int *out)
+{
+    const int l = (int)threadIdx.x, x = BUG ? 2 : 1;
+    int a[4], b[2], d[8] = {};
+    uint32_t fa[4], fb[2];
+    float f[8] = {};
+    for (int i = 0; i < 4; i++) {
+        a[i] = l * 0x01030507 + i * 0x11213141;
+        fa[i] = 0x3c003800u + (uint32_t)(l * 64 + i * 4096);
+    }
+    for (int i = 0; i < 2; i++) {
+        b[i] = l * 0x07050301 - i * 0x21436587;
+        fb[i] = 0x38003c00u + (uint32_t)(l * 32 + i * 8192);
+    }
+    const int other[4] = {a[0], a[x], a[3 - x], a[3]};
+    const uint32_t fother[4] = {fa[0], fa[x], fa[3 - x], fa[3]};
+    mma_m16n8k32_s8(d, a, b);
+    mma_m16n8k32_s8_parts(d + 4, other, b);
+    mma_m16n8k16_f16(f, fa, fb);
+    mma_m16n8k16_f16_parts(f + 4, fother, fb);
+    for (int i = 0; i < 4; i++)
+        out[8 * l + i] = d[i] == d[i + 4] && f[i] == f[i + 4] && f[i] != 0;
+    for (int i = 0; i < 8; i++)
+        d[i] = i;
+    mma_m16n8k16_s8(d, a, b[1]);
+    mma_m16n8k16_s8_parts(d + 4, a + (BUG ? 1 : 0), b[1]);
+    for (int i = 0; i < 4; i++)
+        out[8 * l + 4 + i] = d[i] == d[i + 4] - 4;
+}
+template <bool BUG> static bool products_in_parts()
+{
+    int *d = device<int>(256), *h = pinned<int>(256);
+    LAUNCH(products<BUG>, 1, 32, 0, s1, d);
+    down(h, d, 256 * sizeof(int));
+    for (int i = 0; i < 256; i++)
+        if (!h[i]) return false;
+    return true;
 }
 
 /* ---- between host, streams and memory -------------------------------------------------------- */
@@ -549,6 +610,18 @@ template <bool BUG> static bool shared_not_allowed()
     return holds(d, 64, [](int) { return 1.0f; });
 }
 
+/* Memory is to be had before a recording begins. */
+template <bool BUG> static bool allocation_recorded()
+{
+    cudaGraph_t g;
+    float *d = BUG ? nullptr : device<float>(64);
+    cudaStreamBeginCapture(s1, cudaStreamCaptureModeRelaxed);
+    if (BUG) d = device<float>(64);
+    LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
+    cudaStreamEndCapture(s1, &g);
+    return cudaGraphDestroy(g) == cudaSuccess;
+}
+
 #define CASE(name)                                                                                 \
     {                                                                                              \
 #name, name < false>, name < true>                                                         \
@@ -560,6 +633,7 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(global_overrun),
                                      CASE(shared_overrun),
                                      CASE(race_of_blocks),
+                                     CASE(race_of_synced_blocks),
                                      CASE(shared_uninitialised),
                                      CASE(shuffle_without_lanes),
                                      CASE(shuffle_from_outside),
@@ -578,6 +652,7 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(page_off_by_one),
                                      CASE(ring_overrun),
                                      CASE(half_overflow),
+                                     CASE(products_in_parts),
                                      CASE(async_copy_early),
                                      CASE(async_copy_never_awaited),
                                      CASE(graph_of_freed_memory),
@@ -585,6 +660,7 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(join_too_early),
                                      CASE(wrong_device),
                                      CASE(shared_not_allowed),
+                                     CASE(allocation_recorded),
                                      {nullptr, nullptr, nullptr}};
 
 bool emu_case_run(const struct emu_case *c, bool bug)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the device tests or the benchmarks on a GPU and writes a JSON report.
 
-usage: gpu.py test|bench [--build DIR] [--out FILE] [--seconds N]
+usage: gpu.py test|bench [--build DIR] [--out FILE] [--models DIR] [--seconds N]
 
 Without a GPU nothing is run and no report is written: that is said, counts as skipped, exit code 0.
 What does not fit into the time (600 s) counts as skipped too. Needs nothing from the network.
@@ -121,12 +121,18 @@ class Session:
         return sum(step[what] for step in self.steps)
 
 
-def run_tests(session, build):
+def run_tests(session, build, models):
     names = sorted(glob.glob("tests/test_device*.c") + glob.glob("tests/test_exec_device*.c"))
     names += ["tests/test_elastic.c", "tests/test_stream.c"]
     names = [os.path.basename(n)[:-2] for n in names]
     for name in names:
         session.run(name, [os.path.join(build, "tests", name), "--cuda"])
+    # Of the tests with real models those that are about a device.
+    if len(glob.glob(os.path.join(models, "*.gguf"))) < 2:
+        session.skip("real models", "%s has not both; 'make models' fetches them" % models)
+    else:
+        session.run("real models", [os.path.join(build, "tests", "modeltest_forward"), "--cuda",
+                                    "on_the_device"])
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     for name in SANITIZED:
         for tool in SANITIZERS:
@@ -161,6 +167,7 @@ def main():
     parser.add_argument("what", choices=["test", "bench"])
     parser.add_argument("--build", default="build/release")
     parser.add_argument("--out")
+    parser.add_argument("--models", default="models")
     parser.add_argument("--seconds", type=float, default=600)
     args = parser.parse_args()
     out = args.out or "build/gpu-%s.json" % args.what
@@ -172,7 +179,7 @@ def main():
         return 0
     session = Session(args.seconds)
     if args.what == "test":
-        run_tests(session, args.build)
+        run_tests(session, args.build, args.models)
     else:
         run_bench(session, args.build, before)
     report = {

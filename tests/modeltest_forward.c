@@ -1,5 +1,8 @@
-/* The two real models against transformers on their dequantised weights (tests/data/README.md). */
+/* The two real models against transformers on their dequantised weights (tests/data/README.md). What is
+ * on a device is on the emulated one unless --cuda is given. */
 #include "golden.h"
+
+static const char *device = "emu";
 
 typedef struct reference {
     const char *name; /* of the files in tests/data/real */
@@ -129,21 +132,21 @@ TEST(smollm2_next_tokens_mapped)
     check_next_tokens("smollm2", &(run_options){.load = TN_LOAD_MAP, .kv = TN_KV_F32}, 0, 1);
 }
 
-TEST(smollm2_next_tokens_on_the_emulated_device)
+TEST(smollm2_next_tokens_on_the_device)
 {
-    if (!have_device("emu")) return;
-    check_next_tokens("smollm2", &(run_options){.device = "emu"}, 1, 0.5);
+    if (!have_device(device)) return;
+    check_next_tokens("smollm2", &(run_options){.device = device}, 1, 0.5);
     check_next_tokens("smollm2",
-                      &(run_options){.device = "emu",
+                      &(run_options){.device = device,
                                      .place = "ffn_=split:0.4,blk.3.attn=host,"
                                               "token_embd=split:0.5"},
                       1, 0.5);
 }
 
-TEST(gemma3_next_tokens_on_the_emulated_device)
+TEST(gemma3_next_tokens_on_the_device)
 {
-    if (!have_device("emu")) return;
-    check_next_tokens("gemma3", &(run_options){.device = "emu"}, 1, 0.5);
+    if (!have_device(device)) return;
+    check_next_tokens("gemma3", &(run_options){.device = device}, 1, 0.5);
 }
 
 /* ---- whole rows
@@ -322,11 +325,11 @@ TEST(smollm2_perplexity_exact)
 /* Of a short text, as the device computes it and as it is with exact weights on the host. */
 static void check_device_perplexity(const char *name, int32_t length)
 {
-    static const char *const where[] = {NULL, "emu"};
+    const char *const where[] = {NULL, device};
     double got[2] = {NAN, NAN};
     reference ref;
     run r;
-    if (!have_device("emu") || !reference_load(&ref, name)) return;
+    if (!have_device(device) || !reference_load(&ref, name)) return;
     for (int i = 0; i < 2; i++) {
         if (!open_reference(&ref, &r, &(run_options){.device = where[i], .exact = !where[i]})) continue;
         size_t len, n = 0;
@@ -346,13 +349,17 @@ static void check_device_perplexity(const char *name, int32_t length)
     json_decref(ref.json);
 }
 
-TEST(smollm2_perplexity_on_the_emulated_device)
+TEST(smollm2_perplexity_on_the_device)
 {
     check_device_perplexity("smollm2", 96);
 }
-TEST(gemma3_perplexity_on_the_emulated_device)
+TEST(gemma3_perplexity_on_the_device)
 {
     check_device_perplexity("gemma3", 36);
 }
 
-TEST_MAIN
+int main(int argc, char **argv)
+{
+    if (take_cuda(&argc, &argv)) device = "cuda";
+    return tn_test_main(argc, argv);
+}

@@ -57,6 +57,7 @@ TEST(options_out_of_range_are_refused_by_name)
         {{.n_ctx = INT32_MAX}, "n_ctx"},
         {{.n_batch = -1}, "n_batch"},
         {{.n_batch = INT32_MAX}, "n_batch"},
+        {{.n_batch = 65536}, "n_batch"},
         {{.kv = 3}, "kv"},
         {{.kv = -1}, "kv"},
         {{.page_size = -16}, "page_size"},

@@ -33,8 +33,8 @@ TEST(quantize)
 {
     NEED_DEVICE;
     uint64_t seed = 1;
-    static const int64_t shapes[][2] = {{1, 32}, {3, 96}, {2, 576}, {5, 2080}};
-    for (int i = 0; i < 4; i++) {
+    static const int64_t shapes[][2] = {{1, 32}, {3, 96}, {2, 576}, {5, 2080}, {530, 32}};
+    for (int i = 0; i < 5; i++) {
         const int64_t n = shapes[i][0], cols = shapes[i][1];
         tn_dacts x = {.n = n, .cols = cols, .f_stride = cols + 4};
         float *f = random_floats((size_t)(n * x.f_stride), 3, &seed);
@@ -195,8 +195,9 @@ TEST(glu)
 {
     NEED_DEVICE;
     uint64_t seed = 3;
-    const int64_t n = 3, cols = 133, gs = 135, us = 140;
     for (int act = TN_ACT_SILU; act <= TN_ACT_GELU; act++) {
+        const int64_t n = act == TN_ACT_SILU ? 3 : 300, cols = act == TN_ACT_SILU ? 133 : 9;
+        const int64_t gs = cols + 2, us = cols + 7;
         float *g = random_floats((size_t)(n * gs), 12, &seed),
               *u = random_floats((size_t)(n * us), 2, &seed);
         g[0] = 1000, g[1] = -1000, g[2] = -30, g[3] = 0, g[4] = -9;

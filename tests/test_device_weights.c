@@ -418,6 +418,40 @@ TEST(matvec_experts)
     }
 }
 
+/* More items than a grid of blocks can have in one dimension (of the emulated device, whose code has
+ * a smaller limit). */
+TEST(matvec_experts_of_many_tokens)
+{
+    NEED_DEVICE;
+    uint64_t seed = 16;
+    enum { tokens = 201, used = 3, items = tokens * used };
+    for (int i = 0; i < 2; i++) {
+        int32_t choice[items];
+        for (int k = 0; k < items; k++)
+            choice[k] = (int32_t)(test_rand(&seed) % 4);
+        matrix m = make_matrix(i ? TN_TYPE_F32 : TN_TYPE_Q4_1, 4, 32, FILL_RANDOM, &seed);
+        acts x = make_device_acts(tokens, 32, 1, &seed);
+        const tn_dmatvec v = {.w = m.d,
+                              .x = x.d,
+                              .y_stride = 2,
+                              .y = device_floats(2 * items, NULL),
+                              .expert = device_new(sizeof choice, choice),
+                              .n_items = items,
+                              .rows = 1,
+                              .per_token = used};
+        CHECK_INT(ops->matvec(stream, &v), TN_OK);
+        float *got = device_get(v.y, 2 * items * sizeof *got);
+        for (int64_t item = 0; item < items && tn_failures < 5; item++) {
+            double mag, want = product(&m, &x, choice[item], item / used, &mag);
+            CHECK_NEAR(got[2 * item], want, MATVEC_TOLERANCE * (mag + 2));
+        }
+        free(got);
+        free_device_acts(&x);
+        done("experts of many tokens");
+        free_matrix(&m);
+    }
+}
+
 TEST(matvec_refuses)
 {
     NEED_DEVICE;

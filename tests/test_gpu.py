@@ -35,7 +35,7 @@ def run(folder, *args, card=None, sanitizer=None):
         script(os.path.join(bin_, "compute-sanitizer"), sanitizer)
     out = os.path.join(folder, "report.json")
     p = subprocess.run([sys.executable, os.path.join(HERE, "gpu.py"), *args, "--build", folder,
-                        "--out", out], env={"PATH": bin_}, cwd=os.path.dirname(HERE),
+                        "--models", os.path.join(folder, "models"), "--out", out], env={"PATH": bin_}, cwd=os.path.dirname(HERE),
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
     report = json.load(open(out)) if os.path.exists(out) else None
     return p.stdout.decode(), p.returncode, report
@@ -43,9 +43,12 @@ def run(folder, *args, card=None, sanitizer=None):
 
 def programs(folder, text, **other):
     for name in os.listdir(HERE):
-        if name.startswith(("test_device", "test_exec_device", "test_elastic", "test_stream")) \
-                and name.endswith(".c"):
+        if name.startswith(("test_device", "test_exec_device", "test_elastic", "test_stream",
+                            "modeltest_forward")) and name.endswith(".c"):
             script(os.path.join(folder, "tests", name[:-2]), other.get(name[:-2], text))
+    os.makedirs(os.path.join(folder, "models"))
+    for name in "a.gguf", "b.gguf":
+        open(os.path.join(folder, "models", name), "w").close()
 
 
 @case
@@ -71,6 +74,21 @@ def passing_tests_are_reported(t):
         equal(report["passed"], 3 * len(report["steps"]), "report['passed']")
         names = [step["name"] for step in report["steps"]]
         check("test_device under racecheck" in names, str(names))
+
+
+@case
+def real_models_are_optional_and_missed_aloud(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, "echo '1 passed, 0 failed'\n",
+                 modeltest_forward='[ "$2" = on_the_device ] && echo "4 passed, 0 failed"\n')
+        text, code, report = run(folder, "test", card=CARD, sanitizer='shift 4; "$@"\n')
+        equal(code, 0, text)
+        equal(report["passed"], len(report["steps"]) + 3, "report['passed']")
+        os.unlink(os.path.join(folder, "models", "b.gguf"))
+        text, code, report = run(folder, "test", card=CARD, sanitizer='shift 4; "$@"\n')
+        equal(code, 0, text)
+        equal(report["skipped"], 1, "report['skipped']")
+        check("'make models' fetches them" in text, text)
 
 
 @case

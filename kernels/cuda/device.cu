@@ -152,6 +152,11 @@ static tn_status start(tn_cuda_device *d, const tn_device_options *o, tn_error *
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking);
     if (e != cudaSuccess) return tn_cuda_fail(d, err, "opening", e);
     d->about.memory_ops = tn_cuda_has_memory_ops(d->copies);
+#ifndef TN_EMU
+    /* It takes memory for its code and its workspace: before anybody asks how much is free. */
+    tn_cuda_open_blas(d);
+    cudaGetLastError();
+#endif
     return TN_OK;
 }
 

@@ -155,7 +155,8 @@ static tn_status graph_begin(tn_device *dev, tn_stream *s, tn_error *err)
 {
     tn_cuda_device *d = tn_cuda(dev);
     cudaError_t e = cudaErrorInvalidDevice;
-    if (tn_cuda_enter(d)) e = cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal);
+    /* Relaxed, because a kernel's code may be loaded by its first launch, within the recording. */
+    if (tn_cuda_enter(d)) e = cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeRelaxed);
     if (e != cudaSuccess) return tn_cuda_fail(d, err, "beginning to record a graph", e);
     s->capturing = true;
     s->broken = TN_OK;
@@ -239,21 +240,36 @@ static const memory_ops driver_ops()
 }
 #endif
 
-/* Tries whether flags can be recorded, in a stream of the current device. */
+/* A graph that writes 1 to the flag and then waits for it. */
+static bool record_flag(cudaStream_t s, CUdeviceptr flag, cudaGraphExec_t *x)
+{
+    const memory_ops m = driver_ops();
+    cudaGraph_t g = NULL;
+    if (cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed) != cudaSuccess) return false;
+    bool works = m.write((CUstream)s, flag, 1, CU_STREAM_WRITE_VALUE_DEFAULT) == CUDA_SUCCESS &&
+                 m.wait((CUstream)s, flag, 1, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS;
+    if (cudaStreamEndCapture(s, &g) != cudaSuccess) works = false;
+    if (works) works = cudaGraphInstantiateWithFlags(x, g, 0) == cudaSuccess;
+    if (g) cudaGraphDestroy(g);
+    return works;
+}
+
+/* Tries whether flags work in a graph, in a stream of the current device: a driver may record what
+ * it cannot run. */
 bool tn_cuda_has_memory_ops(cudaStream_t s)
 {
     const memory_ops m = driver_ops();
     if (!m.wait || !m.write) return false;
     void *flag = NULL;
-    cudaGraph_t g = NULL;
+    cudaGraphExec_t x = NULL;
     bool works = cudaHostAlloc(&flag, 64, cudaHostAllocMapped) == cudaSuccess;
-    if (works && cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
-        CUdeviceptr p = (CUdeviceptr)(uintptr_t)flag;
-        works = m.write((CUstream)s, p, 1, CU_STREAM_WRITE_VALUE_DEFAULT) == CUDA_SUCCESS &&
-                m.wait((CUstream)s, p, 1, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS;
-        if (cudaStreamEndCapture(s, &g) != cudaSuccess) works = false;
-        if (g) cudaGraphDestroy(g);
+    if (works) {
+        *(volatile uint32_t *)flag = 0;
+        works = record_flag(s, (CUdeviceptr)(uintptr_t)flag, &x) &&
+                cudaGraphLaunch(x, s) == cudaSuccess && cudaStreamSynchronize(s) == cudaSuccess &&
+                *(volatile uint32_t *)flag == 1;
     }
+    if (x) cudaGraphExecDestroy(x);
     cudaFreeHost(flag);
     cudaGetLastError();
     return works;

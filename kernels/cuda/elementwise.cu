@@ -35,8 +35,8 @@ template <class Launch> static tn_status for_rows(int64_t n, int64_t cols, Launc
 {
     if (n < 1 || cols < 1 || cols > INT32_MAX / 2) return TN_EARG;
     const unsigned columns = (unsigned)((cols + 127) / 128);
-    for (int64_t i = 0; i < n; i += 65535) {
-        const int64_t rows = n - i < 65535 ? n - i : 65535;
+    for (int64_t i = 0; i < n; i += GRID_ROWS) {
+        const int64_t rows = n - i < GRID_ROWS ? n - i : (int64_t)GRID_ROWS;
         launch(i, dim3(columns, (unsigned)rows));
         const tn_status status = tn_cuda_launched();
         if (status) return status;

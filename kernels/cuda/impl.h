@@ -15,7 +15,7 @@ struct tn_cuda_device : tn_device {
     tn_device_info about;
     size_t limit_bytes;         /* SIZE_MAX: none */
     cudaStream_t copies;        /* of upload and download */
-    struct cublasContext *blas; /* made on first use: blas.h */
+    struct cublasContext *blas; /* NULL until it is needed, if it could not be made before: blas.h */
 
     std::mutex lock; /* for what follows */
     size_t used_bytes, pinned_bytes;
@@ -76,7 +76,9 @@ tn_status tn_cuda_result(tn_cuda_device *d, tn_stream *s, tn_error *err, const c
 
 /* Whether the driver's stream memory operations work, also in graphs; tried in s. */
 bool tn_cuda_has_memory_ops(cudaStream_t s);
-void tn_cuda_close_blas(tn_cuda_device *d); /* device_blas.cu */
+/* device_blas.cu. The handle, made now if there is none yet; of the current device. */
+bool tn_cuda_open_blas(tn_cuda_device *d);
+void tn_cuda_close_blas(tn_cuda_device *d);
 
 void tn_cuda_fill_memory(tn_device_api *api);  /* device_memory.cu */
 void tn_cuda_fill_streams(tn_device_api *api); /* device_stream.cu */

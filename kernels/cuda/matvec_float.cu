@@ -116,9 +116,35 @@ static bool valid(const tn_dmatvec *a, bool quantised)
         return false;
     if (quantised ? !a->x.q || !a->x.scale : !a->x.f || a->x.f_stride % 4) return false;
     if (a->expert)
-        return a->rows > 0 && a->w.rows % a->rows == 0 && a->n_items > 0 && a->n_items <= 65535 &&
-               a->per_token > 0 && a->y_stride >= a->rows;
+        return a->rows > 0 && a->w.rows % a->rows == 0 && a->n_items > 0 && a->per_token > 0 &&
+               a->per_token <= GRID_ROWS && a->y_stride >= a->rows;
     return a->x.n >= 1 && a->x.n <= TN_MATVEC_MAX && a->y_stride >= a->w.rows;
+}
+
+static tn_status matvec_any(cudaStream_t s, const tn_dmatvec *a, uint32_t block)
+{
+    return block == 1    ? tn_cuda_matvec_float(s, a)
+           : block == 32 ? tn_cuda_matvec_small(s, a)
+                         : tn_cuda_matvec_k(s, a);
+}
+
+/* As many tokens' items at a time as a grid holds. */
+static tn_status matvec_items(cudaStream_t s, const tn_dmatvec *a, uint32_t block)
+{
+    const int64_t step = GRID_ROWS / a->per_token * a->per_token;
+    tn_status status = TN_OK;
+    for (int64_t i = 0; i < a->n_items && !status; i += step) {
+        const int64_t token = i / a->per_token;
+        tn_dmatvec part = *a;
+        part.n_items = a->n_items - i < step ? a->n_items - i : step;
+        part.expert += i;
+        part.y += i * a->y_stride;
+        if (part.x.f) part.x.f += token * a->x.f_stride;
+        if (part.x.q) part.x.q += token * a->x.cols;
+        if (part.x.scale) part.x.scale += token * (a->x.cols / 32);
+        status = matvec_any(s, &part, block);
+    }
+    return status;
 }
 
 tn_status tn_cuda_matvec(tn_stream *stream, const tn_dmatvec *a)
@@ -127,7 +153,5 @@ tn_status tn_cuda_matvec(tn_stream *stream, const tn_dmatvec *a)
     const tn_type_info *t = tn_type_get(a->w.type);
     if (!t || !t->matmul) return TN_EUNSUPPORTED;
     if (!valid(a, t->block > 1)) return TN_EARG;
-    return t->block == 1    ? tn_cuda_matvec_float(s, a)
-           : t->block == 32 ? tn_cuda_matvec_small(s, a)
-                            : tn_cuda_matvec_k(s, a);
+    return a->expert ? matvec_items(s, a, t->block) : matvec_any(s, a, t->block);
 }

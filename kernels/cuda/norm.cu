@@ -34,7 +34,7 @@ __device__ __forceinline__ float sum_of_squares(const float v[4])
 }
 
 /* One block a row, four columns a thread at a time; a warp holds 128 consecutive columns. */
-__global__ void norm_rows(NormArgs a)
+__global__ void __launch_bounds__(1024) norm_rows(NormArgs a)
 {
     SHARED(float, part, [2][32]);
     const int64_t row = blockIdx.x;
@@ -118,10 +118,14 @@ tn_status tn_cuda_norm(tn_stream *stream, const tn_dnorm *a)
 tn_status tn_cuda_quantize(tn_stream *stream, const tn_dacts *x)
 {
     const cudaStream_t s = tn_cuda_stream(stream);
-    if (!valid_size(x->n, x->cols) || x->n > 65535 || !x->f || x->f_stride % 4 || !valid_q8(x))
-        return TN_EARG;
-    const dim3 grid((unsigned)((x->cols + 511) / 512), (unsigned)x->n);
-    LAUNCH(quantize_rows, grid, 128, 0, s, (const float *)x->f, x->f_stride, x->q, x->scale,
-           (int)x->cols);
-    return tn_cuda_launched();
+    if (!valid_size(x->n, x->cols) || !x->f || x->f_stride % 4 || !valid_q8(x)) return TN_EARG;
+    tn_status status = TN_OK;
+    for (int64_t i = 0; i < x->n && !status; i += GRID_ROWS) {
+        const int64_t rows = x->n - i < GRID_ROWS ? x->n - i : (int64_t)GRID_ROWS;
+        const dim3 grid((unsigned)((x->cols + 511) / 512), (unsigned)rows);
+        LAUNCH(quantize_rows, grid, 128, 0, s, (const float *)x->f + i * x->f_stride, x->f_stride,
+               x->q + i * x->cols, x->scale + i * (x->cols / 32), (int)x->cols);
+        status = tn_cuda_launched();
+    }
+    return status;
 }

@@ -67,6 +67,49 @@ template <int N> __device__ __forceinline__ float group_max(float v)
     return v;
 }
 
+/* d[8x8] += a[8x16] * b[16x8], signed 8-bit to 32-bit: a A[g][4q..4q+3], b B[4q..4q+3][g], d D[g][2q],
+ * D[g][2q+1]. */
+__device__ __forceinline__ void mma_m8n8k16_s8(int d[2], int a, int b)
+{
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                 : "+r"(d[0]), "+r"(d[1])
+                 : "r"(a), "r"(b));
+}
+/* d[16x8] += a[16x8] * b[8x8], float16 to float32: as m16n8k16 with the first half of its columns. */
+__device__ __forceinline__ void mma_m16n8k8_f16(float d[4], const uint32_t a[2], uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+#endif
+
+/* The products below from what hardware before 800 has; on newer one and in the emulated device only
+ * tests call these. */
+__device__ __forceinline__ void mma_m16n8k32_s8_parts(int d[4], const int a[4], const int b[2])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) /* rows 0-7 from a[0], a[2]; rows 8-15 from a[1], a[3] */
+        mma_m8n8k16_s8(d + i % 2 * 2, a[i], b[i / 2]);
+}
+__device__ __forceinline__ void mma_m16n8k16_s8_parts(int d[4], const int a[2], int b)
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        mma_m8n8k16_s8(d + 2 * i, a[i], b);
+}
+__device__ __forceinline__ void mma_m16n8k16_f16_parts(float d[4], const uint32_t a[4],
+                                                       const uint32_t b[2])
+{
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+        mma_m16n8k8_f16(d, a + 2 * k, b[k]);
+}
+
+#ifndef TN_EMU
+
 /* d[16x8] += a[16x32] * b[32x8], signed 8-bit to 32-bit. */
 __device__ __forceinline__ void mma_m16n8k32_s8(int d[4], const int a[4], const int b[2])
 {
@@ -76,11 +119,7 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int d[4], const int a[4], const 
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-#pragma unroll
-    for (int i = 0; i < 4; i++) /* rows 0-7 from a[0], a[2]; rows 8-15 from a[1], a[3] */
-        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                     : "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1])
-                     : "r"(a[i]), "r"(b[i / 2]));
+    mma_m16n8k32_s8_parts(d, a, b);
 #endif
 }
 
@@ -93,11 +132,7 @@ __device__ __forceinline__ void mma_m16n8k16_s8(int d[4], const int a[2], int b)
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(b));
 #else
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                     : "+r"(d[2 * i]), "+r"(d[2 * i + 1])
-                     : "r"(a[i]), "r"(b));
+    mma_m16n8k16_s8_parts(d, a, b);
 #endif
 }
 
@@ -111,12 +146,7 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float d[4], const uint32_t a[4]
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                     "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
+    mma_m16n8k16_f16_parts(d, a, b);
 #endif
 }
 

@@ -34,7 +34,6 @@ static std::mutex device_lock;
 
 /* In TSan mode two threads on one stack would look like a race. */
 static const bool KEEP_STACKS = TSAN(true ||) false;
-TSAN(static char sync_barrier[2], sync_start, sync_end; static void *tsan_main;)
 
 const char *running_kernel()
 {
@@ -44,6 +43,59 @@ int thread_index(const thread *t)
 {
     return (int)(t - threads.data());
 }
+
+/* ---- what the thread sanitizer sees ---------------------------------------------------------- */
+
+#ifdef TN_EMU_TSAN
+/* The threads of a block, to the sanitizer: fibers with a stack each, and what its barriers order.
+ * A fiber takes the sanitizer about as long to make as thousands of switches, so the blocks of a
+ * kernel take turns over a few sets of them. Those of one set seem ordered with each other: a race
+ * of two blocks is seen unless their numbers are equal modulo the number of sets. Each stream has
+ * sets of its own, or its kernels would seem ordered with those of others. */
+enum { SETS = 4, FIBERS = 512 }; /* FIBERS: so many in all sets, unless one block needs more */
+struct fiber_set {
+    std::vector<fiber *> fibers;
+    char barrier[2], warps[32][2];
+};
+struct stream_view {
+    fiber_set set[SETS];
+    char start, end; /* of kernels */
+};
+static std::vector<stream_view *> free_views; /* of streams that are gone */
+static struct stream_view *view;              /* of the stream whose block runs */
+static fiber_set *set;                        /* of the block */
+static void *tsan_main;
+
+/* This thread's, which is a stream's worker. */
+struct view_owner {
+    stream_view *v = nullptr;
+    ~view_owner()
+    {
+        std::lock_guard<std::mutex> hold(device_lock);
+        if (v) free_views.push_back(v);
+    }
+};
+static stream_view *own_view()
+{
+    static thread_local view_owner own;
+    if (!own.v && !free_views.empty()) {
+        own.v = free_views.back();
+        free_views.pop_back();
+    }
+    if (!own.v) own.v = new stream_view();
+    return own.v;
+}
+
+/* Before the block's threads are reset: memory is not to be allocated in a fiber. */
+static void take_set(unsigned long long block, int n_threads)
+{
+    const int n = FIBERS / n_threads;
+    view = own_view();
+    set = &view->set[block % (unsigned)(n < 1 ? 1 : n > SETS ? SETS : n)];
+    while ((int)set->fibers.size() < n_threads)
+        set->fibers.push_back(fiber_get());
+}
+#endif
 
 /* ---- shared memory --------------------------------------------------------------------------- */
 
@@ -59,13 +111,13 @@ static std::vector<variable> variables;
 
 static void shared_begin(size_t dynamic_bytes)
 {
-    TSAN(if (arena) munmap(arena, ARENA_BYTES);
-         arena = nullptr;) /* forgets what TSan knows of it */
-    if (!arena) {
-        arena = (unsigned char *)mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (arena == MAP_FAILED) fail("no memory for a block's shared memory");
-    }
+    const int how = MAP_PRIVATE | MAP_ANONYMOUS;
+    if (!arena)
+        arena = (unsigned char *)mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, how, -1, 0);
+    /* TSan takes mmap for memory that nobody has touched yet. */
+    TSAN(if (arena_used) arena = (unsigned char *)mmap(arena, arena_used, PROT_READ | PROT_WRITE,
+                                                       how | MAP_FIXED, -1, 0);)
+    if (arena == MAP_FAILED) fail("no memory for a block's shared memory");
     variables.clear();
     variables.reserve(64);
     dynamic_shared = arena;
@@ -165,7 +217,7 @@ INLINE static void go_on(bool from_done)
     current = t;
     if (!t->started) { /* fiber_main begins with the current thread */
         if (from_done && !KEEP_STACKS) return;
-        switch_to(fiber_get());
+        switch_to(KEEP_STACKS ? t->fiber : fiber_get());
         return;
     }
     if (t->fiber == running) return;
@@ -179,7 +231,7 @@ INLINE static void wait_here()
     go_on(false);
     current = me;
     current_warp = warp_index(me->warp);
-    TSAN(__tsan_switch_to_fiber(me->tsan, 1);)
+    TSAN(__tsan_switch_to_fiber(me->fiber->tsan, 1);)
 }
 
 /* ---- barriers and collectives ---------------------------------------------------------------- */
@@ -217,7 +269,7 @@ void block_barrier(site at)
     n_at_barrier++;
     clear_ready(me);
     /* Two sync objects in turn: a fast thread may be at the next barrier already. */
-    TSAN(char *sync = &sync_barrier[counters.barriers & 1]; __tsan_release(sync);)
+    TSAN(char *sync = &set->barrier[counters.barriers & 1]; __tsan_release(sync);)
     barrier_release();
     if (me->waiting) wait_here();
     TSAN(__tsan_acquire(sync);)
@@ -264,7 +316,8 @@ void collective(uint32_t mask, site at, void *arg, collective_fn fn, bool fence)
     me->waiting = AT_COLLECTIVE;
     w.arrived |= 1u << me->lane;
     clear_ready(me);
-    TSAN(char *sync = (char *)&w + (w.generation & 1); if (fence) __tsan_release(sync);)
+    TSAN(char *sync = &set->warps[warp_index(&w)][w.generation & 1];
+         if (fence) __tsan_release(sync);)
     collective_release(w, mask, fn);
     if (me->waiting) wait_here();
     TSAN(if (fence) __tsan_acquire(sync);)
@@ -299,15 +352,15 @@ void fiber_main()
         t->started = true;
         t->fiber = running;
         current_warp = warp_index(t->warp);
-        TSAN(__tsan_switch_to_fiber(t->tsan, 1); __tsan_acquire(&sync_start);)
+        TSAN(__tsan_switch_to_fiber(running->tsan, 1); __tsan_acquire(&view->start);)
         kernel_call->run();
-        TSAN(__tsan_release(&sync_end);)
+        TSAN(__tsan_release(&view->end);)
         thread_end(t);
         if (n_unfinished) {
             go_on(true);
             continue;
         }
-        fiber_put(running);
+        if (!KEEP_STACKS) fiber_put(running);
         TSAN(__tsan_switch_to_fiber(tsan_main, 1);)
         switch_to(&main_fiber);
     }
@@ -335,7 +388,7 @@ static void threads_reset()
     for (thread &t : threads) {
         t.started = t.done = false;
         t.waiting = NOT_WAITING;
-        TSAN(t.tsan = __tsan_create_fiber(0);)
+        TSAN(t.fiber = set->fibers[(size_t)thread_index(&t)];)
     }
     for (int i = 0; i < n_warps; i++) {
         int lanes = n - 32 * i < 32 ? n - 32 * i : 32;
@@ -348,20 +401,6 @@ static void threads_reset()
     counters.threads += (unsigned)n;
 }
 
-#ifdef TN_EMU_TSAN
-/* New stacks for each block, and all of them beforehand: TSan sees mmap as memory that nobody has
- * touched, and would count what happens in a fiber as the kernel's. */
-static void stacks_make(int n)
-{
-    fibers_drop();
-    std::vector<fiber *> made;
-    for (int i = 0; i < n; i++)
-        made.push_back(fiber_get());
-    for (fiber *f : made)
-        fiber_put(f);
-}
-#endif
-
 static void run_block()
 {
     threads_reset();
@@ -370,13 +409,11 @@ static void run_block()
     current = &threads[0];
     current_warp = settings.schedule == 1 ? (int)warps.size() - 1 : 0;
     if (settings.schedule) current = next_thread();
-    TSAN(stacks_make((int)threads.size()); tsan_main = __tsan_get_current_fiber();
-         __tsan_release(&sync_start);)
+    TSAN(tsan_main = __tsan_get_current_fiber(); __tsan_release(&view->start);)
     running = &main_fiber;
     fiber_begin();
-    switch_to(fiber_get());
+    switch_to(KEEP_STACKS ? current->fiber : fiber_get());
     current = nullptr;
-    TSAN(for (thread &t : threads) __tsan_destroy_fiber(t.tsan);)
 }
 
 void run_kernel(const char *name, dim3 grid, dim3 block, size_t shared_bytes, const call &c)
@@ -397,10 +434,12 @@ void run_kernel(const char *name, dim3 grid, dim3 block, size_t shared_bytes, co
                 random_state = (unsigned)settings.schedule * 2654435761u + x * 97u + y * 31u + 1;
                 threads_make(block);
                 shared_begin(shared_bytes);
+                TSAN(take_set(x + (unsigned long long)grid.x * (y + (unsigned long long)grid.y * z),
+                              (int)threads.size());)
                 run_block();
             }
     /* Blocks of a grid are not ordered with each other; what follows in the stream is. */
-    TSAN(__tsan_acquire(&sync_end);)
+    TSAN(__tsan_acquire(&own_view()->end);)
 }
 
 } // namespace emu

@@ -109,16 +109,37 @@ void mma_s8_half_done(warp &w, uint32_t mask)
     mma_8_done<16>(w);
 }
 
-template <class F> static void mma_16_done(warp &w, F to_float)
+void mma_s8_small_done(warp &w, uint32_t mask)
 {
-    static float a[16][16], b[16][8];
+    static int8_t a[8][16], b[16][8];
+    need_full(mask, "mma_m8n8k16_s8");
+    for (int l = 0; l < 32; l++) {
+        const mma_s8_arg *m = (mma_s8_arg *)w.lane(l).arg;
+        for (int e = 0; e < 4; e++) {
+            a[l / 4][l % 4 * 4 + e] = (int8_t)((unsigned)m->a[0] >> 8 * e);
+            b[l % 4 * 4 + e][l / 4] = (int8_t)((unsigned)m->b[0] >> 8 * e);
+        }
+    }
+    for (int l = 0; l < 32; l++)
+        for (int i = 0; i < 2; i++) {
+            int *d = &((mma_s8_arg *)w.lane(l).arg)->d[i], sum = *d;
+            for (int k = 0; k < 16; k++)
+                sum += a[l / 4][k] * b[k][l % 4 * 2 + i];
+            *d = sum;
+        }
+}
+
+/* K columns, 16 or 8 of them. */
+template <int K, class F> static void mma_16_done(warp &w, F to_float)
+{
+    static float a[16][K], b[K][8];
     for (int l = 0; l < 32; l++) {
         const mma_16_arg *m = (mma_16_arg *)w.lane(l).arg;
         int g = l / 4, q = l % 4;
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < K / 4; i++)
             for (int e = 0; e < 2; e++)
                 a[g + i % 2 * 8][2 * q + e + i / 2 * 8] = to_float((uint16_t)(m->a[i] >> 16 * e));
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < K / 8; i++)
             for (int e = 0; e < 2; e++)
                 b[2 * q + e + 8 * i][g] = to_float((uint16_t)(m->b[i] >> 16 * e));
     }
@@ -126,7 +147,7 @@ template <class F> static void mma_16_done(warp &w, F to_float)
         for (int i = 0; i < 4; i++) {
             int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
             float sum = ((mma_16_arg *)w.lane(l).arg)->d[i];
-            for (int k = 0; k < 16; k++)
+            for (int k = 0; k < K; k++)
                 sum += a[row][k] * b[k][col];
             ((mma_16_arg *)w.lane(l).arg)->d[i] = sum;
         }
@@ -134,12 +155,17 @@ template <class F> static void mma_16_done(warp &w, F to_float)
 void mma_f16_done(warp &w, uint32_t mask)
 {
     need_full(mask, "mma_m16n8k16_f16");
-    mma_16_done(w, [](uint16_t h) { return __half2float(half{h}); });
+    mma_16_done<16>(w, [](uint16_t h) { return __half2float(half{h}); });
+}
+void mma_f16_half_done(warp &w, uint32_t mask)
+{
+    need_full(mask, "mma_m16n8k8_f16");
+    mma_16_done<8>(w, [](uint16_t h) { return __half2float(half{h}); });
 }
 void mma_bf16_done(warp &w, uint32_t mask)
 {
     need_full(mask, "mma_m16n8k16_bf16");
-    mma_16_done(w, [](uint16_t h) { return tn_bf16_to_f32(h); });
+    mma_16_done<16>(w, [](uint16_t h) { return tn_bf16_to_f32(h); });
 }
 
 void ldmatrix_done(warp &w, uint32_t mask)

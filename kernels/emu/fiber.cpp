@@ -2,8 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <vector>
-
 namespace emu
 {
 
@@ -11,7 +9,7 @@ fiber main_fiber;
 fiber *running = &main_fiber;
 
 static fiber *free_fibers;
-static std::vector<fiber *> all_fibers;
+static size_t n_fibers;
 static const size_t GUARD_BYTES = 4096;
 /* Stack tops differ modulo a page, or all threads' hot frames would share a few cache sets. */
 static const size_t COLOURS = TSAN(true ||) false ? 1 : 64, COLOUR_BYTES = 320;
@@ -120,8 +118,8 @@ fiber *fiber_get()
     if (m == MAP_FAILED) fail("no memory for the stack of a thread");
     mprotect(m, GUARD_BYTES, PROT_NONE);
     f->stack = m + GUARD_BYTES;
-    all_fibers.push_back(f);
-    set_up(f, all_fibers.size() % COLOURS * COLOUR_BYTES);
+    set_up(f, ++n_fibers % COLOURS * COLOUR_BYTES);
+    TSAN(f->tsan = __tsan_create_fiber(0);)
     return f;
 }
 
@@ -129,17 +127,6 @@ void fiber_put(fiber *f)
 {
     f->next = free_fibers;
     free_fibers = f;
-}
-
-void fibers_drop()
-{
-    for (fiber *f : all_fibers) {
-        munmap(f->stack - GUARD_BYTES, STACK_BYTES + GUARD_BYTES);
-        delete f;
-    }
-    all_fibers.clear();
-    all_fibers.reserve(2048); /* a fiber is no place to allocate memory under TSan */
-    free_fibers = nullptr;
 }
 
 void switch_to(fiber *f)

@@ -14,13 +14,13 @@
 namespace emu
 {
 
-/* The thread sanitizer forgets each stack for each block, which takes time per byte. */
 const size_t STACK_BYTES = (TN_EMU_ASAN ? 512 : TSAN(true ||) false ? 32 : 128) << 10;
 
 struct fiber {
     void *sp; /* while it is not running */
     char *stack;
     fiber *next; /* of the free ones */
+    TSAN(void *tsan;) /* what the thread sanitizer takes for the thread that runs on it */
 #if TN_EMU_PORTABLE
     ucontext_t context;
 #endif
@@ -32,8 +32,6 @@ extern fiber *running;
 /* A fiber that will begin in fiber_main() (block.cpp): a free one, or a new one. */
 fiber *fiber_get();
 void fiber_put(fiber *f);
-/* Gives the memory of all fibers back. None may be running. */
-void fibers_drop();
 void switch_to(fiber *f);
 /* To be called before the first switch away from main in each block. */
 void fiber_begin();

@@ -5,6 +5,13 @@
 
 using namespace emu;
 
+static thread_local int recordings; /* that this thread has begun and not ended */
+
+void emu::not_while_recording(const char *what)
+{
+    if (recordings) host_error("%s while this thread records a graph", what);
+}
+
 static double now()
 {
     auto t = std::chrono::steady_clock::now().time_since_epoch();
@@ -142,6 +149,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
     s->capture = new emu_graph();
     s->capture->branches.emplace_back();
     s->capture->branches[0].source = s;
+    recordings++;
     return cudaSuccess;
 }
 
@@ -151,6 +159,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
         return set_error(cudaErrorInvalidValue);
     emu_graph *made = s->capture;
     bool joined = true;
+    recordings--;
     for (auto &b : made->branches) {
         b.source->capture = nullptr;
         b.source = nullptr;

@@ -24,7 +24,6 @@
 extern "C" {
 void *__tsan_get_current_fiber();
 void *__tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 void __tsan_acquire(void *sync);
 void __tsan_release(void *sync);
@@ -72,6 +71,9 @@ bool is_pinned(const void *p);
 int device_of(const void *p);
 int current_device();
 bool peer_enabled(int device, int peer);
+/* Ends the process while the calling thread records a graph: `what` may have to wait for streams, or
+ * is not recorded, which is not what its caller wants. */
+void not_while_recording(const char *what);
 cudaError_t set_error(cudaError_t e);
 
 } // namespace emu

@@ -295,6 +295,7 @@ static void fill(char *at, size_t bytes)
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
+    not_while_recording("cudaMalloc");
     std::lock_guard<std::mutex> hold(lock);
     arena &a = arenas[device_now];
     size_t need = round_up(bytes ? bytes : 1, ALIGN);
@@ -316,6 +317,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     if (!p) return cudaSuccess;
+    not_while_recording("cudaFree");
     cudaDeviceSynchronize();
     std::lock_guard<std::mutex> hold(lock);
     int d = device_of(p);
@@ -339,6 +341,7 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 {
+    not_while_recording("cudaHostAlloc");
     if (posix_memalign(p, PAGE, bytes ? bytes : 1)) return set_error(cudaErrorMemoryAllocation);
     if (settings.poison) memset(*p, 0xff, bytes);
     std::lock_guard<std::mutex> hold(lock);
@@ -348,6 +351,7 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 cudaError_t cudaFreeHost(void *p)
 {
     if (!p) return cudaSuccess;
+    not_while_recording("cudaFreeHost");
     cudaDeviceSynchronize();
     std::lock_guard<std::mutex> hold(lock);
     if (!pinned.erase((char *)p)) host_error("cudaFreeHost: %p was not allocated by it", p);
@@ -356,6 +360,7 @@ cudaError_t cudaFreeHost(void *p)
 }
 cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
 {
+    not_while_recording("cudaHostRegister");
     std::lock_guard<std::mutex> hold(lock);
     if (pinned_locked(p)) return set_error(cudaErrorHostMemoryAlreadyRegistered);
     pinned[(char *)p] = bytes;
@@ -363,6 +368,7 @@ cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
 }
 cudaError_t cudaHostUnregister(void *p)
 {
+    not_while_recording("cudaHostUnregister");
     cudaDeviceSynchronize();
     std::lock_guard<std::mutex> hold(lock);
     if (!pinned.erase((char *)p)) host_error("cudaHostUnregister: %p is not registered", p);

@@ -35,11 +35,13 @@ struct mma_s8_arg {
 };
 void mma_s8_done(struct warp &w, uint32_t mask);
 void mma_s8_half_done(struct warp &w, uint32_t mask);
+void mma_s8_small_done(struct warp &w, uint32_t mask);
 struct mma_16_arg {
     float *d;
     const uint32_t *a, *b;
 };
 void mma_f16_done(struct warp &w, uint32_t mask);
+void mma_f16_half_done(struct warp &w, uint32_t mask);
 void mma_bf16_done(struct warp &w, uint32_t mask);
 
 /* A copy that waits in its thread until it has to be there. */
@@ -103,6 +105,16 @@ template <int N> inline float group_max(float v, TN_EMU_SITE)
     return emu::reduce(v, N, emu::max_done, {file, line});
 }
 
+inline void mma_m8n8k16_s8(int d[2], int a, int b, TN_EMU_SITE)
+{
+    emu::mma_s8_arg m = {d, &a, &b};
+    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_small_done, false);
+}
+inline void mma_m16n8k8_f16(float d[4], const uint32_t a[2], uint32_t b, TN_EMU_SITE)
+{
+    emu::mma_16_arg m = {d, a, &b};
+    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_f16_half_done, false);
+}
 inline void mma_m16n8k32_s8(int d[4], const int a[4], const int b[2], TN_EMU_SITE)
 {
     emu::mma_s8_arg m = {d, a, b};

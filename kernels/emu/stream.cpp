@@ -135,6 +135,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     need(s, "cudaStreamSynchronize");
     if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
+    not_while_recording("cudaStreamSynchronize of another stream");
     s->drain();
     return cudaSuccess;
 }
@@ -191,6 +192,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
             check_range(src, bytes, from_device, "source of a recorded copy");
         }
         memcpy(dst, src, bytes);
+        if (from_device && !to_device)
+            __atomic_fetch_add(&counters.downloaded, bytes, __ATOMIC_RELAXED);
     });
     if (pageable) s->drain();
     return cudaSuccess;

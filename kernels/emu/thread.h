@@ -36,7 +36,6 @@ struct thread {
     int lane;
     struct warp *warp;
     struct fiber *fiber; /* once it has started */
-    void *tsan;          /* its context for the thread sanitizer */
     site at;             /* while waiting */
     void *arg;           /* of the collective */
     uint32_t mask;       /* of the collective */
