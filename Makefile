@@ -57,7 +57,7 @@ TESTS    := $(call program,tests/test_*.c) $(BUILD)/tests/test_emu_bugs
 MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
 THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward device \
-                device_ops device_attend device_weights exec_device exec_devices)) \
+                device_ops device_attend device_weights)) \
             $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a
@@ -292,7 +292,7 @@ run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon-bench
 	@$(GPU_PY) bench --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 # The build without device code (CUDA=off) differs in one file, so what is built already is taken over.
-OFF_TESTS := $(call program,$(patsubst %,tests/test_%.c,nodevice device device_ops engine))
+OFF_TESTS := $(call program,$(patsubst %,tests/test_%.c,nodevice device engine))
 off-check: lib tenon tests ## that the build without device code (CUDA=off) builds, starts, and says so
 	@rm -rf build/off && mkdir -p build/off
 	@cd $(BUILD) && find cli engine gguf kernels tests -name '*.o' -exec cp -p --parents -t ../off '{}' +
