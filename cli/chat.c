@@ -194,6 +194,10 @@ static void cmd_stats(chat *c, const char *arg)
             "messages",
             (double)st.model_bytes_held / 1048576, (double)st.kv_bytes_held / 1048576, st.load_s,
             (int)tn_context_length(c->t.s.ctx), (int)tn_context_capacity(c->t.s.ctx), c->t.n);
+    if (st.experts_chosen)
+        tn_note("experts: %.1f %% of %llu choices on the device",
+                100.0 * (double)st.experts_on_device / (double)st.experts_chosen,
+                (unsigned long long)st.experts_chosen);
     if (st.units)
         tn_note(
             "moving with the context: %llu of %llu slabs or experts on the device | %llu dropped, "

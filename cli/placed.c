@@ -1,6 +1,7 @@
 /* The plan that a session carries out. */
 #include "session.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* " (layers 0 to 18 by device 0, 19 to 29 by device 1)"; nothing where there is one device. */
@@ -60,10 +61,13 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     int code = tn_plan_options(&opt, set);
     if (code) return code;
     opt.hardware = hardware;
+    char *cache_dir = tn_cache_dir();
+    opt.cache_dir = cache_dir;
     /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */
     for (int i = 0; i < TN_PLACEMENT_DEVICES; i++)
         if (opt.vram[i] < UINT64_MAX) opt.vram[i] -= opt.vram[i] / 32;
     tn_status s = tn_placement_open(&r->plan, set->model, &opt, &err);
+    free(cache_dir);
     if (s) return tn_session_fail(s, &err);
     tn_placement_info f = {.struct_size = sizeof f};
     s = tn_placement_get_info(r->plan, &f, &err);

@@ -139,8 +139,9 @@ static int print_rows(FILE *out, const tn_placement *p, const tn_placement_info 
                     head        ? "rows/1024"
                     : r.experts ? "experts"
                                 : "slabs");
-        else
-            fprintf(out, "  %.0f %% by single tensors", 100 * r.ffn_share);
+        if (r.of && f->experts_counted && r.hit_share > 0 && r.hit_share < 1)
+            fprintf(out, " (%.0f %% of choices)", 100 * r.hit_share);
+        if (!r.of) fprintf(out, "  %.0f %% by single tensors", 100 * r.ffn_share);
         if (f->n_devices > 1) fprintf(out, " (%d)", r.device);
         if (head || !same_row(&r, &last))
             fprintf(out, "  %s%s%s", r.attn_reason, *r.attn_reason ? "; " : "", r.ffn_reason);
@@ -187,6 +188,10 @@ static void print_summary(FILE *out, const tn_settings *set, const tn_placement_
         fprintf(out, ", %.1f %% above the optimum (which is proven within %.2g %%)",
                 100 * fmax(0, f->predicted.request_s / f->optimum_s - 1), 100 * f->gap);
     fprintf(out, "%s\n", f->elastic ? "; weights move as the context grows and shrinks" : "");
+    if (f->hit_share > 0)
+        fprintf(out, "experts: %.0f %% of what tokens choose on the device, %s\n",
+                100 * f->hit_share,
+                f->experts_counted ? "as counted in earlier runs" : "if all are chosen alike");
 }
 
 static int print_text(FILE *out, const tn_settings *set, const tn_placement *p,

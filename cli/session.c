@@ -157,7 +157,7 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
     const bool none = vocab_only || (set->device && strcmp(set->device, "none") == 0);
     memset(s, 0, sizeof *s);
     char *cache_dir = set->load == TN_LOAD_IMAGE ? tn_cache_dir_make()
-                      : none                      ? NULL
+                      : vocab_only                ? NULL
                                                   : tn_cache_dir();
     tn_engine_options opt = {
         .struct_size = sizeof opt,
@@ -209,6 +209,7 @@ int tn_session_context(tn_session *s, const tn_settings *set, int32_t n_ctx, tn_
 void tn_session_close(tn_session *s)
 {
     tn_context_free(s->ctx);
+    if (s->info.n_expert) free(tn_cache_dir_make()); /* how often experts were chosen goes there */
     tn_model_close(s->model);
     tn_engine_free(s->engine);
     tn_placed_free(&s->placed);

@@ -363,7 +363,7 @@ static tn_status upload(tn_boundary *b, int32_t l, int32_t units, const ffn *f, 
         if (!hp->n_expert) s = tn_carrier_carry(carrier, to[i], from[i], err);
         const int64_t rows = i < 2 ? hp->n_ff : hp->n_embd;
         for (int32_t e = 0; hp->n_expert && e < units && !s; e++) {
-            const tn_weight expert = tn_expert(from[i], e, rows);
+            const tn_weight expert = tn_expert(from[i], tn_expert_at(y, e), rows);
             const tn_dweight part = tn_dweight_rows(to[i], e * rows, rows);
             s = tn_carrier_carry(carrier, &part, &expert, err);
         }

@@ -1,12 +1,11 @@
 #include "calibrate_internal.h"
+#include "file.h"
 #include "hardware.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
     cols = 4096, /* of the matrices */
@@ -288,6 +287,25 @@ void tn_bench_source(tn_profile *p, const char *figure, const char *text)
     snprintf(p->source[p->n_sources++].text, sizeof p->source->text, "%s", text);
 }
 
+static void set_cores(tn_profile_host *h)
+{
+    tn_cpu_set allowed;
+    tn_topology t;
+    tn_topology_allowed(&allowed);
+    tn_topology_read(&t, "", &allowed);
+    h->n_kinds = t.n_kinds;
+    h->n_nodes = t.n_nodes;
+    for (int i = 0; i < t.n_kinds; i++) {
+        h->kind[i].cores = t.kind[i].cores;
+        h->kind[i].processors = t.kind[i].processors;
+        h->kind[i].mhz = t.kind[i].mhz;
+    }
+    for (int i = 0; i < t.n_nodes; i++) {
+        h->node[i].cores = t.node[i].cores;
+        h->node[i].memory_bytes = t.node[i].memory_bytes;
+    }
+}
+
 /* Memory that is free now; the rest is somebody else's. */
 static void set_memory(tn_profile_host *h)
 {
@@ -309,6 +327,7 @@ static void describe(tn_profile *p, const tn_engine *e, size_t set_bytes)
     tn_calibration_key(tn_engine_isa(e), p->key);
     p->host.threads = e->n_threads;
     p->host.cores = tn_pool_default_threads();
+    set_cores(&p->host);
     p->contended = (tn_profile_contended){1, 1, 1, 1}; /* there is nobody to contend with */
     set_memory(&p->host);
     tn_bench_source(p, "host.memory_bytes",
@@ -316,6 +335,8 @@ static void describe(tn_profile *p, const tn_engine *e, size_t set_bytes)
     snprintf(text, sizeof text,
              "measured: median of passes over %zu MiB; types without a kernel: as the slowest",
              set_bytes >> 20);
+    tn_bench_source(p, "host.cores",
+                    "the kernel's word on kinds, clocks and nodes of those allowed");
     tn_bench_source(p, "host.matvec_gb_s", text);
     tn_bench_source(p, "host.kv_gb_s", "measured");
     tn_bench_source(p, "host.prefill_tflops", "measured with Q4_K");
@@ -375,14 +396,12 @@ char *tn_calibration_path(const char *dir, const tn_allocator *a)
 bool tn_calibration_read(tn_profile *out, const char *path, const char *key, const tn_allocator *a)
 {
     enum { most = 256 << 10 };
-    FILE *f = fopen(path, "rbe");
-    char *text = f ? tn_alloc_raw(a, most, 1) : NULL;
-    const size_t len = text ? fread(text, 1, most, f) : 0;
-    const bool ok = len > 0 && len < most && !ferror(f) &&
-                    tn_profile_parse(out, text, len, path, NULL) == TN_OK &&
+    char *text;
+    size_t len;
+    if (tn_file_read(path, most, "a profile", &text, &len, a, NULL)) return false;
+    const bool ok = tn_profile_parse(out, text, len, path, NULL) == TN_OK &&
                     strncmp(out->key, key, strlen(key)) == 0 &&
                     (!out->key[strlen(key)] || out->key[strlen(key)] == ',');
-    if (f) fclose(f);
     tn_free(a, text);
     if (ok) set_memory(&out->host);
     return ok;
@@ -391,21 +410,10 @@ bool tn_calibration_read(tn_profile *out, const char *path, const char *key, con
 tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_allocator *a,
                                tn_error *err)
 {
-    char *text = NULL, *temporary = tn_alloc(a, strlen(path) + 32, 1);
-    tn_status s = temporary ? tn_profile_json(p, &text, a, err)
-                            : tn_fail_nomem(err, strlen(path), "the profile's name");
-    if (!s) {
-        sprintf(temporary, "%s.%ld", path, (long)getpid());
-        FILE *f = fopen(temporary, "wbe");
-        const bool written = f && fwrite(text, 1, strlen(text), f) == strlen(text);
-        const bool closed = f && fclose(f) == 0;
-        if (!written || !closed || rename(temporary, path) != 0) {
-            s = tn_fail(err, TN_EIO, -1, "%s: %s", path, strerror(errno));
-            if (f) remove(temporary);
-        }
-    }
+    char *text = NULL;
+    tn_status s = tn_profile_json(p, &text, a, err);
+    if (!s) s = tn_file_replace(path, text, a, err);
     tn_free(a, text);
-    tn_free(a, temporary);
     return s;
 }
 

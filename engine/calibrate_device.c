@@ -352,6 +352,7 @@ static tn_status measure_device(tn_profile *p, int at, tn_engine *e, tn_bench_ho
     d->rate.op_s = b.status ? 0 : seconds(&b, queue_op, NULL, b.stream);
     d->pinned = (double)b.copy_bytes / seconds(&b, queue_copy, NULL, b.copies);
     d->pageable = (double)b.copy_bytes / seconds(&b, queue_pageable, NULL, b.copies);
+    tn_pci_link_read(&d->link, "", b.d->api->info(b.d)->pci); /* while it is awake */
     measure_crossing(&b, d);
     tn_profile_contended *c = &p->contended;
     tn_dmatvec m = {.rows = 0};
@@ -367,12 +368,17 @@ static tn_status measure_device(tn_profile *p, int at, tn_engine *e, tn_bench_ho
     return b.status;
 }
 
-/* A device like one before it, such as the second of two equal cards, is measured already. */
+/* A device like one before it, such as the second of two equal cards with as many lanes, is
+ * measured already. */
 static bool measured(tn_profile *p, int i, const tn_engine *e)
 {
     tn_device *d = e->devices.at[i];
     for (int j = 0; j < i; j++) {
-        if (strcmp(d->api->info(d)->name, p->device[j].name) != 0) continue;
+        tn_pci_link link;
+        tn_pci_link_read(&link, "", d->api->info(d)->pci);
+        if (strcmp(d->api->info(d)->name, p->device[j].name) != 0 ||
+            link.width != p->device[j].link.width)
+            continue;
         p->device[i] = p->device[j];
         describe(d, p, &p->device[i]);
         return true;
@@ -393,6 +399,7 @@ tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host
     }
     p->n_devices = e->devices.n;
     tn_bench_source(p, "devices.memory_bytes", "the driver; what is not free is reserved");
+    tn_bench_source(p, "devices.pcie", "the kernel's word, right after copies");
     tn_bench_source(p, "devices", how);
     tn_bench_source(p, "contended", how);
     return TN_OK;

@@ -167,7 +167,7 @@ static void host_group_experts(tn_exec *x, int32_t layer)
     if (x->way == TN_WAY_IN_PLACE) {
         tn_host_sort_experts(h);
         for (int32_t e = 0; e < x->m->hp.n_expert; e++)
-            h->there[e] = e < there;
+            h->there[e] = tn_expert_rank(&x->m->layers[layer], e) < there;
     }
     tn_host_group_experts(h, layer);
 }

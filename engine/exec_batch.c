@@ -84,15 +84,15 @@ static void dense(tn_exec *x, int32_t layer)
 /* ---- experts -----------------------------------------------------------------------------------
  */
 
-/* Leaves to the host the n experts of the fewest tokens, of those from `first` on that are met; the
- * later of equals. */
-static void leave(tn_host *h, int32_t first, int32_t n)
+/* Leaves to the host the n experts of the fewest tokens, of those that are met and not among the
+ * device's `there`; the later of equals. */
+static void leave(tn_host *h, const tn_layer *y, int32_t there, int32_t n)
 {
     for (; n > 0; n--) {
         int32_t least = -1;
-        for (int32_t e = first; e < h->m->hp.n_expert; e++) {
+        for (int32_t e = 0; e < h->m->hp.n_expert; e++) {
             const int32_t tokens = h->slots[e + 1] - h->slots[e];
-            if (h->there[e] && tokens &&
+            if (h->there[e] && tokens && tn_expert_rank(y, e) >= there &&
                 (least < 0 || tokens <= h->slots[least + 1] - h->slots[least]))
                 least = e;
         }
@@ -106,25 +106,26 @@ static void leave(tn_host *h, int32_t first, int32_t n)
 static void choose_experts(tn_exec *x, int32_t layer)
 {
     tn_host *h = &x->host;
-    const int32_t n = x->m->hp.n_expert, first = units_there(x, layer);
+    const tn_layer *y = &x->m->layers[layer];
+    const int32_t n = x->m->hp.n_expert, there = units_there(x, layer);
     int32_t met = 0;
     tn_host_sort_experts(h);
-    for (int32_t e = first; e < n; e++)
-        met += h->slots[e + 1] > h->slots[e];
+    for (int32_t e = 0; e < n; e++)
+        met += h->slots[e + 1] > h->slots[e] && tn_expert_rank(y, e) >= there;
     for (int32_t e = 0; e < n; e++)
         h->there[e] = true;
-    leave(h, first, (int32_t)(x->host_part * (double)met + 0.5));
+    leave(h, y, there, (int32_t)(x->host_part * (double)met + 0.5));
     x->n_rows = tn_host_take_rows(h);
 }
 
-/* Of expert e, which is on the device. */
-static tn_streamed resident(const tn_exec *x, int32_t layer, int32_t e)
+/* Of the expert at a rank of the device's order, which is there. */
+static tn_streamed resident(const tn_exec *x, int32_t layer, int32_t rank)
 {
     const tn_layer_device *y = &x->m->on_device.layers[layer];
     const int64_t n_ff = x->m->hp.n_ff, n_embd = x->m->hp.n_embd;
-    return (tn_streamed){.gate = tn_dweight_rows(&y->ffn_gate, e * n_ff, n_ff),
-                         .up = tn_dweight_rows(&y->ffn_up, e * n_ff, n_ff),
-                         .down = tn_dweight_rows(&y->ffn_down, e * n_embd, n_embd)};
+    return (tn_streamed){.gate = tn_dweight_rows(&y->ffn_gate, rank * n_ff, n_ff),
+                         .up = tn_dweight_rows(&y->ffn_up, rank * n_ff, n_ff),
+                         .down = tn_dweight_rows(&y->ffn_down, rank * n_embd, n_embd)};
 }
 
 static uint64_t expert_bytes(const tn_layer *y, const tn_hparams *hp)
@@ -148,15 +149,16 @@ static void experts(tn_exec *x, int32_t layer)
     tn_dev_take_rows(d, h->rows_there, x->n_rows);
     for (int32_t e = 0; e < x->m->hp.n_expert && !d->status; e++) {
         const int64_t n = h->there[e] ? h->slots[e + 1] - h->slots[e] : 0;
+        const int32_t rank = tn_expert_rank(&x->m->layers[layer], e);
         tn_streamed p;
         if (!n) continue;
-        if (e < there)
-            p = resident(x, layer, e);
+        if (rank < there)
+            p = resident(x, layer, rank);
         else
             d->status = tn_streamer_bring(t, d, layer, e, x->m->hp.n_ff, &p);
         tn_dev_expert(d, &p.gate, &p.up, &p.down, row, n);
-        if (e >= there && !d->status) d->status = tn_streamer_done(t, d);
-        if (e >= there) x->streamed_bytes += p.bytes;
+        if (rank >= there && !d->status) d->status = tn_streamer_done(t, d);
+        if (rank >= there) x->streamed_bytes += p.bytes;
         x->on_device.weight_bytes += expert_bytes(&x->m->layers[layer], &x->m->hp);
         row += n;
     }

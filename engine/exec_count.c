@@ -3,12 +3,15 @@
 
 static void count(tn_exec *x, int32_t layer, const int32_t *chosen, int64_t rows)
 {
-    uint64_t *n = x->experts + (int64_t)layer * x->m->hp.n_expert;
+    const int64_t first = (int64_t)layer * x->m->hp.n_expert;
+    uint64_t *n = x->experts + first, *kept = x->m->chosen.n ? x->m->chosen.n + first : NULL;
+    const tn_layer *y = &x->m->layers[layer];
     const tn_dweight *there = &x->m->on_device.layers[layer].ffn_down;
     const int64_t on_device = tn_on_device(there) ? there->rows / x->m->hp.n_embd : 0;
     for (int64_t i = 0; i < rows * x->host.used; i++) {
         n[chosen[i]]++;
-        x->experts_there += chosen[i] < on_device;
+        if (kept) kept[chosen[i]]++;
+        x->experts_there += tn_expert_rank(y, chosen[i]) < on_device;
     }
     x->experts_chosen += (uint64_t)(rows * x->host.used);
 }

@@ -144,9 +144,11 @@ tn_status tn_dev_find_experts(tn_dev *d, tn_error *err)
     int32_t *where = tn_alloc(d->m->a, n, sizeof *where);
     if (!where) return tn_fail_nomem(err, n * sizeof *where, "the table of experts");
     for (size_t i = 0; i < n; i++) {
-        const int32_t e = (int32_t)(i % (size_t)hp->n_expert);
-        const tn_dweight *w = &d->layers[i / (size_t)hp->n_expert].ffn_gate;
-        where[i] = tn_on_device(w) && e >= w->rows / hp->n_ff ? -1 : e;
+        const size_t layer = i / (size_t)hp->n_expert;
+        const int32_t rank =
+            tn_expert_rank(&d->m->layers[layer], (int32_t)(i % (size_t)hp->n_expert));
+        const tn_dweight *w = &d->layers[layer].ffn_gate;
+        where[i] = tn_on_device(w) && rank >= w->rows / hp->n_ff ? -1 : rank;
     }
     tn_status s = d->api->upload(d->device, d->where, where, n * sizeof *where, err);
     tn_free(d->m->a, where);

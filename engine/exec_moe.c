@@ -89,12 +89,14 @@ static void make_groups(tn_host *h, const tn_layer *y)
 }
 
 /* The choice as the device needs it: of a split layer it has only the first experts. */
-static void map_choice(tn_host *h, const tn_weight *gate, const tn_dweight *there)
+static void map_choice(tn_host *h, const tn_layer *y, const tn_dweight *there)
 {
-    const bool split = tn_is_split(gate, there);
+    const bool split = tn_is_split(&y->ffn_gate, there);
     const int64_t n = split ? there->rows / h->m->hp.n_ff : h->m->hp.n_expert;
-    for (int64_t i = 0; i < h->n * h->used; i++)
-        h->expert[i] = h->choice[i] < n ? h->choice[i] : -1;
+    for (int64_t i = 0; i < h->n * h->used; i++) {
+        const int32_t rank = tn_expert_rank(y, h->choice[i]);
+        h->expert[i] = rank < n ? rank : -1;
+    }
 }
 
 void tn_host_route(tn_host *h, int32_t layer)
@@ -110,7 +112,7 @@ void tn_host_route(tn_host *h, int32_t layer)
     for (int64_t t = 0; t < h->n; t++)
         choose(hp, h->router + t * hp->n_expert, h->choice + t * h->used,
                h->choice_weight + t * h->used);
-    map_choice(h, &y->ffn_gate, &h->m->on_device.layers[layer].ffn_gate);
+    map_choice(h, y, &h->m->on_device.layers[layer].ffn_gate);
 }
 
 void tn_host_group_experts(tn_host *h, int32_t layer)

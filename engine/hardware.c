@@ -101,3 +101,22 @@ void tn_host_info_get(tn_host_info *info)
     find_cpu_name(info->cpu, sizeof info->cpu);
     find_caches(info);
 }
+
+static double link_figure(const char *root, const char *address, const char *file)
+{
+    char path[512], line[64];
+    double v;
+    if (!*address || snprintf(path, sizeof path, "%s/sys/bus/pci/devices/%s/%s", root, address,
+                              file) >= (int)sizeof path)
+        return 0;
+    read_line(path, line, sizeof line);
+    return sscanf(line, "%lf", &v) == 1 && v > 0 && v < 1000 ? v : 0; /* "16.0 GT/s PCIe" */
+}
+
+void tn_pci_link_read(tn_pci_link *link, const char *root, const char *address)
+{
+    link->gt_s = link_figure(root, address, "current_link_speed");
+    link->most_gt_s = link_figure(root, address, "max_link_speed");
+    link->width = (int)link_figure(root, address, "current_link_width");
+    link->most_width = (int)link_figure(root, address, "max_link_width");
+}

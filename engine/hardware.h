@@ -4,6 +4,17 @@
 
 #include <stdint.h>
 
+/* A card's link to the host. */
+typedef struct tn_pci_link {
+    double gt_s, most_gt_s; /* transfers per second and lane, 10^9; now, and what both ends can */
+    int width, most_width;  /* lanes */
+} tn_pci_link;
+
+/* Reads /sys/bus/pci/devices/ADDRESS ("0000:65:00.0") below root ("" for the real /sys, another
+ * directory in tests); what cannot be told is 0. Cards that idle run slower: look right after work.
+ */
+void tn_pci_link_read(tn_pci_link *link, const char *root, const char *address);
+
 /* Host memory that can be allocated without swapping, in bytes; the kernel's estimate, capped by the
  * cgroup's limit. 0 if it cannot be told. */
 uint64_t tn_host_memory_available(void);

@@ -66,9 +66,13 @@ static json_t *unit(const tn_planned *p, const tn_shape *s, const tn_profile *pr
         snprintf(match, sizeof match, "^blk\\.%d\\.(?%cffn_(gate|up|down)(_exps)?\\.)", layer,
                  ffn ? ':' : '!');
     tn_plan_reason(p, s, profile, layer, ffn, reason, sizeof reason);
-    return json_pack("{s:s, s:s, s:f, s:s, s:i, s:s, s:i, s:i, s:i}", "match", match, "where",
-                     where(share), "share", share, "reason", reason, "layer", head ? -1 : layer,
-                     "part", part, "device", device, "units", units, "of", of);
+    json_t *j =
+        json_pack("{s:s, s:s, s:f, s:s, s:i, s:s, s:i, s:i, s:i}", "match", match, "where",
+                  where(share), "share", share, "reason", reason, "layer", head ? -1 : layer,
+                  "part", part, "device", device, "units", units, "of", of);
+    if (ffn && of && s->layer[layer].n_expert)
+        json_object_set_new(j, "hit_share", json_real(tn_shape_hit_share(&s->layer[layer], units)));
+    return j;
 }
 
 /* Tensors that are placed one by one, because of overrides; they come first, so that the first row
@@ -138,6 +142,22 @@ static json_t *overrides(const tn_plan *plan, const tn_shape *s, const tn_alloca
     }
     tn_free(a, fixed);
     return j;
+}
+
+/* For every layer how often each of its experts was chosen, as far as that is known. */
+static json_t *experts(const tn_shape *s)
+{
+    json_t *list = json_array();
+    bool any = false;
+    for (int32_t l = 0; l < s->n_layers; l++)
+        any |= s->layer[l].use != NULL;
+    for (int32_t l = 0; any && l < s->n_layers; l++) {
+        json_t *row = json_array();
+        for (int32_t e = 0; s->layer[l].use && e < s->layer[l].n_expert; e++)
+            json_array_append_new(row, json_integer((json_int_t)s->layer[l].use->count[e]));
+        json_array_append_new(list, row);
+    }
+    return list;
 }
 
 static json_t *candidates(const tn_planned *p)
@@ -210,13 +230,14 @@ tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profi
         (json_int_t)c->request.n_prompt, "generate", (json_int_t)c->request.n_gen);
     if (!doc) return tn_fail_nomem(err, 1, "the plan's JSON");
     set_totals(doc, p, profile->n_devices);
-    json_t *rest = json_pack(
-        "{s:b, s:I, s:s, s:b, s:b, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "feasible",
-        plan->feasible, "short_bytes", (json_int_t)plan->short_bytes, "chosen",
-        tn_strategy_name(plan->strategy), "elastic", plan->elastic, "dropping", plan->dropping,
-        "live", (json_int_t)plan->live, "predicted", prediction(&plan->predicted), "candidates",
-        candidates(p), "prices", notes(p, false), "remedies", notes(p, true), "warnings",
-        warnings(p), "units", units(p, s, profile), "overrides", overrides(plan, s, a));
+    json_t *rest =
+        json_pack("{s:b, s:I, s:s, s:b, s:b, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
+                  "feasible", plan->feasible, "short_bytes", (json_int_t)plan->short_bytes,
+                  "chosen", tn_strategy_name(plan->strategy), "elastic", plan->elastic, "dropping",
+                  plan->dropping, "live", (json_int_t)plan->live, "predicted",
+                  prediction(&plan->predicted), "candidates", candidates(p), "prices",
+                  notes(p, false), "remedies", notes(p, true), "warnings", warnings(p), "units",
+                  units(p, s, profile), "overrides", overrides(plan, s, a), "experts", experts(s));
     const bool ok = rest && json_object_update(doc, rest) == 0;
     json_decref(rest);
     if (ok && p->optimum.feasible) {
@@ -360,6 +381,48 @@ static void read_units(tn_json_reader *r, const json_t *doc, const tn_cost *k, t
     for (int32_t l = 1; l < k->s->n_layers; l++)
         if (plan->layer[l].device < plan->layer[l - 1].device)
             tn_json_fail(r, "units", "goes back to an earlier device");
+}
+
+/* Plans by hand may leave them out. */
+static void read_experts(tn_json_reader *r, const json_t *doc, tn_shape *s, tn_expert_counts *c)
+{
+    const json_t *list =
+        doc && json_object_get(doc, "experts") ? tn_json_array(r, doc, "experts") : NULL;
+    if (r->status || json_array_size(list) == 0) return;
+    if (json_array_size(list) != (size_t)s->n_layers)
+        tn_json_fail(r, "experts", "is of another number of layers");
+    for (int32_t l = 0; l < s->n_layers && !r->status; l++) {
+        const json_t *row = json_array_get(list, (size_t)l);
+        if (!json_is_array(row) ||
+            (json_array_size(row) && json_array_size(row) != (size_t)s->layer[l].n_expert))
+            tn_json_fail(r, "experts", "must hold a list for each layer, empty or of all experts");
+        for (size_t e = 0; e < json_array_size(row) && !r->status; e++) {
+            const json_t *v = json_array_get(row, e);
+            if (!json_is_integer(v) || json_integer_value(v) < 0 ||
+                json_integer_value(v) > TN_EXPERTS_MOST)
+                tn_json_fail(r, "experts", "must hold counts");
+            c->n[(int64_t)l * c->n_expert + (int64_t)e] = (uint64_t)json_integer_value(v);
+        }
+    }
+    if (!r->status) r->status = tn_shape_count(s, c, r->err);
+}
+
+tn_status tn_plan_parse_experts(tn_shape *s, const char *text, size_t len, const char *where_from,
+                                tn_error *err)
+{
+    tn_json_reader r = {.where = where_from, .err = err};
+    tn_expert_counts c;
+    int32_t most = 0;
+    for (int32_t l = 0; l < s->n_layers; l++)
+        if (s->layer[l].n_expert > most) most = s->layer[l].n_expert;
+    if (!most) return TN_OK;
+    const tn_status status = tn_expert_counts_make(&c, s->n_layers, most, s->a, err);
+    if (status) return status;
+    json_t *doc = tn_json_parse(&r, text, len);
+    read_experts(&r, doc, s, &c);
+    json_decref(doc);
+    tn_expert_counts_free(&c);
+    return r.status;
 }
 
 /* A budget that was asked for and the file contradict each other where the plan exceeds it. */

@@ -35,6 +35,21 @@ static json_t *rates(const tn_side_rates *r, const char *name, uint64_t memory, 
                      r->flops[1] / TFLOP, "op_us", r->op_s / us);
 }
 
+static void add_cores(json_t *j, const tn_profile_host *h)
+{
+    json_t *kinds = json_array(), *nodes = json_array();
+    for (int32_t i = 0; i < h->n_kinds; i++)
+        json_array_append_new(kinds,
+                              json_pack("{s:i, s:i, s:i}", "cores", h->kind[i].cores, "processors",
+                                        h->kind[i].processors, "mhz", h->kind[i].mhz));
+    for (int32_t i = 0; i < h->n_nodes; i++)
+        json_array_append_new(nodes,
+                              json_pack("{s:i, s:I}", "cores", h->node[i].cores, "memory_bytes",
+                                        (json_int_t)h->node[i].memory_bytes));
+    json_object_set_new(j, "kinds", kinds);
+    json_object_set_new(j, "nodes", nodes);
+}
+
 static json_t *host_json(const tn_profile_host *h)
 {
     json_t *j = rates(&h->rate, h->name, h->memory_bytes, h->reserved_bytes);
@@ -45,6 +60,7 @@ static json_t *host_json(const tn_profile_host *h)
         json_array_append_new(scaling, json_pack("{s:i, s:f}", "threads", h->scaling[i].threads,
                                                  "factor", h->scaling[i].factor));
     json_object_set_new(j, "scaling", scaling);
+    add_cores(j, h);
     return j;
 }
 
@@ -55,6 +71,10 @@ static json_t *device_json(const tn_profile_device *d)
     json_object_set_new(j, "pageable_gb_s", json_real(d->pageable / GB));
     json_object_set_new(j, "crossing_us", json_real(d->cross_s / us));
     json_object_set_new(j, "crossing_p95_us", json_real(d->cross_p95_s / us));
+    json_object_set_new(j, "pcie",
+                        json_pack("{s:f, s:i, s:f, s:i}", "gt_s", d->link.gt_s, "width",
+                                  d->link.width, "most_gt_s", d->link.most_gt_s, "most_width",
+                                  d->link.most_width));
     return j;
 }
 
@@ -147,11 +167,60 @@ static void read_scaling(tn_json_reader *r, const json_t *obj, tn_profile_host *
     }
 }
 
+/* Profiles by hand may leave these out. */
+static void read_kinds(tn_json_reader *r, const json_t *obj, tn_profile_host *h)
+{
+    static const char *const keys[] = {"cores", "processors", "mhz", NULL};
+    const json_t *list = json_object_get(obj, "kinds") ? tn_json_array(r, obj, "kinds") : NULL;
+    if (json_array_size(list) > TN_CPU_KINDS) tn_json_fail(r, "kinds", "has too many entries");
+    for (size_t i = 0; !r->status && i < json_array_size(list); i++) {
+        const size_t up = tn_json_enter(r, "kinds", (int)i);
+        const json_t *j = json_array_get(list, i);
+        tn_json_only(r, j, keys);
+        h->kind[i].cores = (int32_t)tn_json_int(r, j, "cores", 1, 8192);
+        h->kind[i].processors = (int32_t)tn_json_int(r, j, "processors", 0, 8192);
+        h->kind[i].mhz = (int32_t)tn_json_int(r, j, "mhz", 0, 100000);
+        h->n_kinds++;
+        tn_json_leave(r, up);
+    }
+}
+
+static void read_nodes(tn_json_reader *r, const json_t *obj, tn_profile_host *h)
+{
+    static const char *const keys[] = {"cores", "memory_bytes", NULL};
+    const json_t *list = json_object_get(obj, "nodes") ? tn_json_array(r, obj, "nodes") : NULL;
+    if (json_array_size(list) > TN_CPU_NODES) tn_json_fail(r, "nodes", "has too many entries");
+    for (size_t i = 0; !r->status && i < json_array_size(list); i++) {
+        const size_t up = tn_json_enter(r, "nodes", (int)i);
+        const json_t *j = json_array_get(list, i);
+        tn_json_only(r, j, keys);
+        h->node[i].cores = (int32_t)tn_json_int(r, j, "cores", 0, 8192);
+        h->node[i].memory_bytes = (uint64_t)tn_json_int(r, j, "memory_bytes", 0, 1000000000000000);
+        h->n_nodes++;
+        tn_json_leave(r, up);
+    }
+}
+
+static void read_link(tn_json_reader *r, const json_t *obj, tn_pci_link *link)
+{
+    static const char *const keys[] = {"gt_s", "width", "most_gt_s", "most_width", NULL};
+    if (!json_object_get(obj, "pcie")) return;
+    const json_t *j = tn_json_object(r, obj, "pcie");
+    const size_t up = tn_json_enter(r, "pcie", -1);
+    tn_json_only(r, j, keys);
+    link->gt_s = tn_json_number(r, j, "gt_s");
+    link->width = (int)tn_json_int(r, j, "width", 0, 64);
+    link->most_gt_s = tn_json_number(r, j, "most_gt_s");
+    link->most_width = (int)tn_json_int(r, j, "most_width", 0, 64);
+    tn_json_leave(r, up);
+}
+
 static void read_host(tn_json_reader *r, const json_t *obj, tn_profile_host *h)
 {
-    static const char *const keys[] = {
-        "name",           "memory_bytes", "reserved_bytes", "matvec_gb_s", "kv_gb_s", "op_us",
-        "prefill_tflops", "cores",        "threads",        "scaling",     NULL};
+    static const char *const keys[] = {"name",    "memory_bytes", "reserved_bytes", "matvec_gb_s",
+                                       "kv_gb_s", "op_us",        "prefill_tflops", "cores",
+                                       "threads", "scaling",      "kinds",          "nodes",
+                                       NULL};
     const size_t up = tn_json_enter(r, "host", -1);
     tn_json_only(r, obj, keys);
     read_text(r, obj, "name", h->name, sizeof h->name);
@@ -161,15 +230,26 @@ static void read_host(tn_json_reader *r, const json_t *obj, tn_profile_host *h)
     h->threads = (int32_t)tn_json_int(r, obj, "threads", 1, 4096);
     read_rates(r, obj, &h->rate);
     read_scaling(r, obj, h);
+    read_kinds(r, obj, h);
+    read_nodes(r, obj, h);
     tn_json_leave(r, up);
 }
 
 static void read_device(tn_json_reader *r, const json_t *obj, int i, tn_profile_device *d)
 {
-    static const char *const keys[] = {"name",           "memory_bytes",    "reserved_bytes",
-                                       "matvec_gb_s",    "kv_gb_s",         "op_us",
-                                       "prefill_tflops", "pinned_gb_s",     "pageable_gb_s",
-                                       "crossing_us",    "crossing_p95_us", NULL};
+    static const char *const keys[] = {"name",
+                                       "memory_bytes",
+                                       "reserved_bytes",
+                                       "matvec_gb_s",
+                                       "kv_gb_s",
+                                       "op_us",
+                                       "prefill_tflops",
+                                       "pinned_gb_s",
+                                       "pageable_gb_s",
+                                       "crossing_us",
+                                       "crossing_p95_us",
+                                       "pcie",
+                                       NULL};
     const size_t up = tn_json_enter(r, "devices", i);
     if (!json_is_object(obj)) tn_json_fail(r, "", "must be an object");
     tn_json_only(r, obj, keys);
@@ -181,6 +261,7 @@ static void read_device(tn_json_reader *r, const json_t *obj, int i, tn_profile_
     d->pageable = tn_json_number(r, obj, "pageable_gb_s") * GB;
     d->cross_s = tn_json_number(r, obj, "crossing_us") * us;
     d->cross_p95_s = tn_json_number(r, obj, "crossing_p95_us") * us;
+    read_link(r, obj, &d->link);
     tn_json_leave(r, up);
 }
 

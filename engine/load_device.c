@@ -22,7 +22,8 @@ struct tn_upload {
     float **vector;
     const float *from;
     int32_t segment;
-    size_t at, bytes; /* in its arena */
+    const int32_t *order; /* of experts: which of the file comes where; NULL: as in the file */
+    size_t at, bytes;     /* in its arena */
 };
 
 static tn_status queue(tn_load *l, struct tn_upload u)
@@ -45,6 +46,7 @@ tn_status tn_load_device_weight(tn_load *l, tn_dweight *d, const tn_gguf_tensor 
         .tensor = t, .file = file, .type = type, .rows = p->rows, .cols = p->cols};
     u.weight = d;
     u.segment = p->segment;
+    u.order = p->order;
     u.bytes = tn_dweight_bytes(type, p->rows, p->cols);
     if (!u.bytes)
         return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
@@ -106,7 +108,7 @@ static size_t row_bytes(const struct tn_upload *u)
     return u->type == u->file->type ? u->file->row_bytes : (size_t)u->file->cols * sizeof(float);
 }
 
-/* Reads rows [row0, row0 + n) on all threads. */
+/* Reads rows [row0, row0 + n) of the file on all threads. */
 static tn_status fill(uploader *p, const struct tn_upload *u, slot *to, int64_t row0, int64_t n)
 {
     struct tn_load_job jobs[max_pieces];
@@ -125,15 +127,17 @@ static tn_status fill(uploader *p, const struct tn_upload *u, slot *to, int64_t 
     return tn_load_jobs(p->l, jobs, n_jobs);
 }
 
-static tn_status upload_rows(uploader *p, const struct tn_upload *u, int64_t row0, int64_t n)
+/* Rows [from, from + n) of the file become rows [to, to + n) on the device. */
+static tn_status upload_rows(uploader *p, const struct tn_upload *u, int64_t from, int64_t to,
+                             int64_t n)
 {
     slot *s = &p->slot[p->turn ^= 1];
     const tn_device_api *api = p->d->api;
     tn_error *err = p->l->err;
     const size_t bytes = (size_t)n * row_bytes(u);
-    const tn_dweight part = tn_dweight_rows(u->weight, row0, n);
+    const tn_dweight part = tn_dweight_rows(u->weight, to, n);
     tn_status st = api->event_sync(p->d, s->free, err);
-    if (!st) st = fill(p, u, s, row0, n);
+    if (!st) st = fill(p, u, s, from, n);
     if (!st) st = api->upload_async(p->d, p->stream, s->device, s->pinned, bytes, err);
     if (st) return st;
     st = p->d->ops->repack(p->stream, &part, s->device, row_bytes(u));
@@ -147,9 +151,13 @@ static tn_status upload(uploader *p, const struct tn_upload *u)
 {
     if (!u->weight) return p->d->api->upload(p->d, *u->vector, u->from, u->bytes, p->l->err);
     const int64_t step = (int64_t)(p->capacity / row_bytes(u));
+    const int64_t each = u->order ? (int64_t)u->tensor->shape[1] : u->rows; /* rows in one piece */
     tn_status s = TN_OK;
-    for (int64_t r = 0; r < u->rows && !s; r += step)
-        s = upload_rows(p, u, r, u->rows - r < step ? u->rows - r : step);
+    for (int64_t at = 0; at < u->rows; at += each) {
+        const int64_t from = u->order ? u->order[at / each] * each : at;
+        for (int64_t r = 0; r < each && !s; r += step)
+            s = upload_rows(p, u, from + r, at + r, each - r < step ? each - r : step);
+    }
     return s;
 }
 

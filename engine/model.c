@@ -345,6 +345,9 @@ tn_status tn_model_bind(tn_load *l)
         tn_layer_device *d = &m->on_device.layers[i];
         y->local = m->hp.n_swa > 0 && i % m->hp.swa_period != m->hp.swa_period - 1;
         y->rope = &m->rope[y->local];
+        const tn_expert_use *use = l->opt->plan ? l->opt->plan->shape.layer[i].use : NULL;
+        y->expert_order = use ? use->order : NULL;
+        y->expert_rank = use ? use->rank : NULL;
         s = bind_attention(l, i, y, d);
         if (!s) s = bind_ffn(l, i, y, d);
         d->attends = tn_sides_attend(y);

@@ -4,6 +4,7 @@
 
 #include "tenon.h"
 #include "arch.h"
+#include "experts.h"
 #include "../gguf/gguf.h"
 #include "../gguf/mem.h"
 #include "../kernels/device.h"
@@ -52,7 +53,19 @@ typedef struct tn_layer {
     float *post_ffw_norm;              /* (n_embd) */
     bool local;                        /* sliding window */
     const tn_rope *rope;
+    /* The device has experts in an order of its own: the one at rank r is order[r] of the file, and
+     * of the host. NULL: as in the file. Of the plan, see tn_expert_use. */
+    const int32_t *expert_order, *expert_rank; /* (n_expert) */
 } tn_layer;
+
+static inline int32_t tn_expert_rank(const tn_layer *y, int32_t e)
+{
+    return y->expert_rank ? y->expert_rank[e] : e;
+}
+static inline int32_t tn_expert_at(const tn_layer *y, int32_t rank)
+{
+    return y->expert_order ? y->expert_order[rank] : rank;
+}
 
 /* What of a layer lies on the device, under the same names. A weight with plane[0] NULL is on the
  * host alone. What is on both sides is split, the device having the first part: neurons of a dense
@@ -125,6 +138,8 @@ struct tn_model {
     tn_model_device on_device;
     struct tn_boundary *boundary; /* NULL: nothing moves between the sides */
     struct tn_pins *pins;         /* NULL: none of the weights is pinned */
+    tn_expert_counts
+        chosen; /* since it was opened; n NULL: no experts. Written in the engine's turn */
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
     struct tn_image *image; /* NULL: weights are in memory of our own or the model's own pages */
@@ -143,6 +158,7 @@ typedef struct tn_tensor_place {
     int64_t rows, cols;
     int32_t segment; /* whose device */
     bool host;
+    const int32_t *order; /* experts of the file in the order of the device; NULL: the same */
 } tn_tensor_place;
 
 /* How tensors become weights; made by tn_model_open from the options and the memory at hand. */

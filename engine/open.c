@@ -1,6 +1,8 @@
 /* Opening and closing models, and telling about them. */
 #include "boundary.h"
+#include "experts.h"
 #include "pin.h"
+#include "plan.h"
 #include "stream.h"
 #include "engine.h"
 #include "hardware.h"
@@ -34,10 +36,34 @@ static tn_status new_model(tn_model **out, tn_engine *e, const char *name, tn_er
     return TN_OK;
 }
 
+/* What was counted of experts is for the next plan; that it cannot be kept is no failure. */
+static void keep_counts(const tn_model *m)
+{
+    const tn_engine *e = m->engine;
+    const tn_expert_counts *c = &m->chosen;
+    char hash[17], *path;
+    bool broken = false, any = false;
+    tn_error err = {0};
+    for (int64_t i = 0; c->n && i < (int64_t)c->n_layers * c->n_expert && !any; i++)
+        any = c->n[i] > 0;
+    if (!any || !e->cache_dir) return;
+    tn_shape_hash(m->gguf, hash);
+    path = tn_experts_path(e->cache_dir, hash, m->a);
+    const tn_status s = path ? tn_experts_keep(c, path, hash, &broken, m->a, &err)
+                             : tn_fail_nomem(&err, strlen(e->cache_dir), "a file's name");
+    if (broken)
+        tn_engine_log(e, TN_LOG_WARN, "%s is no file of counters of this model's experts%s", path,
+                      s ? "" : ": it is replaced");
+    if (s) tn_engine_log(e, TN_LOG_WARN, "what was counted of experts is not kept: %s", err.msg);
+    tn_free(m->a, path);
+}
+
 void tn_model_close(tn_model *m)
 {
     if (!m) return;
     const tn_allocator *a = m->a;
+    keep_counts(m);
+    tn_expert_counts_free(&m->chosen);
     pthread_mutex_lock(&m->engine->turn);
     tn_boundary_free(m->boundary);
     tn_boundary_look_again(m->engine);
@@ -166,6 +192,8 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     if (s) return s;
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
+    if (!s && m->hp.n_expert && !random)
+        s = tn_expert_counts_make(&m->chosen, m->hp.n_layers, m->hp.n_expert, m->a, err);
     if (m->on_device.n_segments) make_room(m->engine);
     if (!s) s = tn_load_run(&l);
     if (!s && opt->plan && !l.map) s = tn_pins_new(&m->pins, m, opt->plan, err);

@@ -1,6 +1,7 @@
 /* The planner behind the public header: files in, a placement to look at out. */
 #include "calibrate.h"
 #include "engine.h"
+#include "file.h"
 #include "hardware.h"
 #include "placement.h"
 #include "synthetic.h"
@@ -14,24 +15,6 @@ enum { max_file = 16 << 20 };
 
 /* ---- inputs ------------------------------------------------------------------------------------
  */
-
-static tn_status read_file(const char *path, char **text, size_t *len, const tn_allocator *a,
-                           tn_error *err)
-{
-    FILE *f = fopen(path, "rbe");
-    if (!f)
-        return tn_fail(err, errno == ENOENT ? TN_ENOENT : TN_EIO, -1, "%s: %s", path,
-                       strerror(errno));
-    *text = tn_alloc_raw(a, max_file, 1);
-    *len = *text ? fread(*text, 1, max_file, f) : 0;
-    const bool failed = ferror(f) != 0, longer = *len == max_file;
-    fclose(f);
-    if (!*text) return tn_fail_nomem(err, max_file, "a file");
-    if (!failed && !longer) return TN_OK;
-    tn_free(a, *text);
-    return longer ? tn_fail(err, TN_EFORMAT, -1, "%s: too large for a plan or a profile", path)
-                  : tn_fail(err, TN_EIO, -1, "%s: reading failed", path);
-}
 
 /* This machine: as it was measured, or without that the generic rates with its own memory. */
 static void profile_here(tn_profile *p, const char *cache_dir, const tn_allocator *a)
@@ -71,7 +54,7 @@ static tn_status find_profile(tn_profile *p, const char *name, const char *cache
     }
     if (*name == '{') return tn_profile_parse(p, name, strlen(name), "hardware", err);
     if (tn_profile_shipped(p, name)) return TN_OK;
-    tn_status s = read_file(name, &text, &len, a, err);
+    tn_status s = tn_file_read(name, max_file, "a profile", &text, &len, a, err);
     if (s == TN_ENOENT) {
         list_profiles(names, sizeof names);
         return tn_fail(err, s, -1, "--hardware: '%.100s' is no file and no shipped profile (%s)",
@@ -127,6 +110,27 @@ static tn_status read_shape(tn_placement *p, const char *path, int32_t granule, 
     tn_gguf_close(g);
     tn_free(&p->a, header);
     return s;
+}
+
+/* What was counted of the experts in earlier runs; a file that is none does no harm, but *why says
+ * so. */
+static tn_status read_experts(tn_placement *p, const char *cache_dir, tn_error *why, tn_error *err)
+{
+    tn_expert_counts c;
+    bool any = false;
+    for (int32_t l = 0; l < p->shape.n_layers; l++)
+        any |= p->shape.layer[l].n_expert > 0;
+    if (!any || !cache_dir) return TN_OK;
+    char *path = tn_experts_path(cache_dir, p->shape.hash, &p->a);
+    if (!path) return tn_fail_nomem(err, strlen(cache_dir), "a file's name");
+    tn_status s = tn_experts_read(&c, path, p->shape.hash, &p->a, why);
+    tn_free(&p->a, path);
+    if (!s) {
+        s = tn_shape_count(&p->shape, &c, why);
+        tn_expert_counts_free(&c);
+    }
+    if (s == TN_ENOENT) *why = (tn_error){0};
+    return s == TN_ENOMEM ? tn_fail_nomem(err, 1, "the use of experts") : TN_OK;
 }
 
 /* ---- options -----------------------------------------------------------------------------------
@@ -195,9 +199,10 @@ static tn_status replay(tn_placement *p, const char *path, const tn_constraints 
 {
     char *text;
     size_t len;
-    tn_status s = read_file(path, &text, &len, &p->a, err);
+    tn_status s = tn_file_read(path, max_file, "a plan", &text, &len, &p->a, err);
     if (s) return s;
-    s = tn_plan_parse(&p->planned, text, len, path, &p->shape, &p->profile, c, &p->a, err);
+    s = tn_plan_parse_experts(&p->shape, text, len, path, err);
+    if (!s) s = tn_plan_parse(&p->planned, text, len, path, &p->shape, &p->profile, c, &p->a, err);
     tn_free(&p->a, text);
     return s;
 }
@@ -261,13 +266,18 @@ tn_status tn_placement_open(tn_placement **out, const char *path,
     tn_status s = tn_options_copy(&opt, sizeof opt, options, "tn_placement_options", err);
     if (s) return s;
     const tn_allocator a = opt.allocator.alloc ? opt.allocator : tn_default_allocator;
+    tn_error why = {0};
     tn_placement *p = tn_alloc(&a, 1, sizeof *p);
     if (!p) return tn_fail_nomem(err, sizeof *p, "the placement");
     p->a = a;
     s = find_profile(&p->profile, opt.hardware, opt.cache_dir, &p->a, err);
     if (!s) s = set_devices(&p->profile, opt.n_devices, err);
     if (!s) s = read_shape(p, path, opt.granule, err);
+    if (!s && !opt.plan_file) s = read_experts(p, opt.cache_dir, &why, err);
     if (!s) s = plan(p, &opt, err);
+    if (!s && *why.msg && p->planned.n_warnings < TN_MAX_NOTES)
+        snprintf(p->planned.warning[p->planned.n_warnings++], sizeof p->planned.warning[0],
+                 "what was counted of experts is ignored: %.150s", why.msg);
     if (s) {
         tn_placement_close(p);
         return s;
@@ -322,6 +332,24 @@ static tn_placement_prediction prediction(const tn_prediction *p)
     return out;
 }
 
+/* Of all choices of experts, expected share on a device; *counted: as far as known, not all alike.
+ */
+static double hit_share(const tn_placement *p, bool *counted)
+{
+    double sum = 0;
+    int32_t n = 0;
+    *counted = false;
+    for (int32_t l = 0; l < p->shape.n_layers; l++) {
+        const tn_shape_layer *z = &p->shape.layer[l];
+        const tn_plan_layer *y = &p->planned.plan.layer[l];
+        if (!z->n_expert || y->mixed) continue;
+        sum += y->device == TN_HOST ? 0 : tn_shape_hit_share(z, y->units);
+        *counted |= z->use != NULL;
+        n++;
+    }
+    return n ? sum / n : 0;
+}
+
 tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err)
 {
     if (info->struct_size < sizeof info->struct_size || info->struct_size > 4096)
@@ -348,6 +376,7 @@ tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, 
         .optimum_s = p->planned.optimum.feasible ? p->planned.optimum.predicted.request_s : 0,
         .gap = p->planned.gap,
     };
+    full.hit_share = hit_share(p, &full.experts_counted);
     memcpy(info, &full, info->struct_size < sizeof full ? info->struct_size : sizeof full);
     return TN_OK;
 }
@@ -381,6 +410,8 @@ static void layer_row(const tn_placement *p, int32_t l, tn_placement_row *row)
                               .experts = z->n_expert > 0,
                               .window = z->window,
                               .ffn_bytes = z->ffn_bytes};
+    if (z->n_expert && !y->layer[l].mixed)
+        row->hit_share = tn_shape_hit_share(z, y->layer[l].units);
     row->kv_bytes =
         tn_shape_kv_bytes(z, p->planned.c.kv, p->planned.c.n_ctx, p->planned.c.page_size);
     double device = 0;

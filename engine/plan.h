@@ -11,6 +11,7 @@
 #define TN_PLAN_H
 
 #include "arch.h"
+#include "experts.h"
 #include "profile.h"
 #include "../gguf/gguf.h"
 
@@ -46,6 +47,20 @@ typedef struct tn_shape_tensor {
     int32_t n_expert;    /* matrices; 1 for plain tensors */
 } tn_shape_tensor;
 
+/* How often tokens meet the experts of a layer. The planner numbers experts by that, so that units
+ * [0, n) are those met most often; what the device holds is in this order. */
+typedef struct tn_expert_use {
+    uint64_t *count; /* [n_expert] as the file numbers them: what all else was made from */
+    int32_t *order;  /* [n_expert] the file's number of each, falling by chance */
+    int32_t *rank;   /* [n_expert] the place in that order of each expert of the file */
+    double *chance;  /* [n_expert] in order: that a token meets it; their sum is n_used */
+    double *sum;     /* [n_expert + 1] of the first chances */
+    double
+        *odds; /* [n_expert] in order: a token's set of experts is met as the product of its odds */
+    double *rest; /* [n_expert + 1][n_used + 1] sum over the sets of h experts from e on */
+    double *hits; /* [n_expert + 1][n_used + 1] chance that h of a token's are among the first e */
+} tn_expert_use;
+
 typedef struct tn_shape_layer {
     int32_t first, n;         /* its tensors: shape->tensor[shape->of_layer[first .. first + n)] */
     int32_t cls; /* equal for layers that are alike in every size and type; the last is on its own */
@@ -58,6 +73,7 @@ typedef struct tn_shape_layer {
     int32_t granule;     /* neurons per slab; the last slab also has the remainder */
     uint64_t ffn_bytes;  /* of gate, up and down, their biases included */
     uint64_t unit_bytes; /* of every unit but the last */
+    tn_expert_use *use;  /* NULL: every expert is met alike, and they are in the file's order */
 } tn_shape_layer;
 
 /* Made from a header; immutable afterwards. */
@@ -84,6 +100,16 @@ typedef struct tn_shape {
 tn_status tn_shape_read(tn_shape *out, const tn_gguf *g, const char *name, int32_t granule,
                         const tn_allocator *a, tn_error *err);
 void tn_shape_free(tn_shape *s);
+/* The same hash as in tn_shape, from the header alone; out: 17 characters. */
+void tn_shape_hash(const tn_gguf *g, char out[17]);
+/* Gives layers that are alike the same class. */
+void tn_shape_classify(tn_shape *s);
+/* plan_experts.c. Once after tn_shape_read: what is known of how often experts are met. Layers for
+ * which too little was counted stay as they are. TN_EARG: the counts are of another model;
+ * TN_ENOMEM. */
+tn_status tn_shape_count(tn_shape *s, const tn_expert_counts *c, tn_error *err);
+/* Of a token's experts those among the first `units`, expected share; of a dense FFN its bytes. */
+double tn_shape_hit_share(const tn_shape_layer *l, int32_t units);
 /* Bytes of units [0, n) of a layer's FFN, and of rows of the head. */
 uint64_t tn_shape_ffn_bytes(const tn_shape_layer *l, int32_t units);
 uint64_t tn_shape_head_bytes(const tn_shape *s, int32_t units);
@@ -273,7 +299,11 @@ tn_status tn_plan_again(tn_plan *out, const tn_plan *plan, const tn_shape *s, co
 void tn_plan_reason(const tn_planned *p, const tn_shape *s, const tn_profile *profile,
                     int32_t layer, bool ffn, char *out, size_t cap);
 
-/* json_plan.c. The plan and all that is said about it. */
+/* json_plan.c. What the plan in a text knows of experts, for a shape just read: before
+ * tn_plan_parse. TN_EFORMAT, TN_EARG (another model), TN_ENOMEM. */
+tn_status tn_plan_parse_experts(tn_shape *s, const char *text, size_t len, const char *where,
+                                tn_error *err);
+/* The plan and all that is said about it. */
 tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profile *profile,
                           char **out, const tn_allocator *a, tn_error *err);
 /* Reads a plan back and predicts it anew. TN_EFORMAT names the key; TN_EARG: the plan is for

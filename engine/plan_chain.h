@@ -40,6 +40,41 @@ tn_status tn_planner_plan(tn_planner *p, tn_strategy strategy, const int16_t *ru
 /* Fills p->choice with a candidate; false if it does not fit or overrides bar it. */
 bool tn_planner_candidate(tn_planner *p, tn_strategy strategy);
 
+/* plan.c. The choice that needs the least host memory, if that were no matter; *p is to be freed.
+ */
+tn_status tn_plan_frugal(const tn_cost *k, tn_planner *p, double *cost, const tn_allocator *a,
+                         tn_error *err);
+/* The best of elastic, static and no device; feasible is false where none fits. quick: without a
+ * certificate. */
+tn_status tn_plan_solve(const tn_cost *k, bool quick, const int16_t *rule, tn_plan *best,
+                        double *gap, const tn_allocator *a, tn_error *err);
+/* What a quick search predicts; request_s is +infinity if nothing fits. */
+tn_status tn_plan_predict_best(const tn_cost *k, tn_prediction *best, const tn_allocator *a,
+                               tn_error *err);
+
+/* plan_input.c. What rules decide. */
+typedef struct tn_overrides {
+    float *fixed;  /* [n_tensors], NaN = free; NULL without rules */
+    int16_t *rule; /* [n_tensors], -1 = free */
+} tn_overrides;
+/* Rules that match nothing become warnings of out. To be freed either way. TN_EARG, TN_ENOMEM. */
+tn_status tn_overrides_make(tn_planned *out, tn_overrides *o, const tn_shape *s,
+                            const tn_profile *p, const tn_rules *rules, const tn_allocator *a,
+                            tn_error *err);
+void tn_overrides_free(tn_overrides *o, const tn_allocator *a);
+void tn_plan_warn(tn_planned *out, const char *fmt, ...) TN_PRINTF(2, 3);
+
+/* plan_advice.c. A plan that breaks limits as little as possible, for the message and the memory
+ * table: the least host memory, or where overrides exceed a device, as if it were larger. */
+tn_status tn_plan_hopeless(const tn_cost *k, const int16_t *rule, tn_plan *plan,
+                           const tn_allocator *a, tn_error *err);
+/* What would make out->plan fit, and what more memory, another KV type or a longer context are
+ * worth. */
+tn_status tn_plan_find_remedies(tn_planned *out, const tn_cost *k, const tn_allocator *a,
+                                tn_error *err);
+tn_status tn_plan_find_prices(tn_planned *out, const tn_cost *k, const tn_allocator *a,
+                              tn_error *err);
+
 /* Device the head is on, and whether the residual stream ends there. */
 int tn_plan_head_device(const tn_plan *plan);
 /* Fills memory tables and prediction from the decisions. */

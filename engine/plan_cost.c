@@ -30,11 +30,14 @@ static double op_floor(const tn_cost *k, int d)
     return rates(k, d)->op_s;
 }
 
-/* The share of an FFN's experts that n tokens meet, expected; 1 for dense tensors. */
-static double met(const tn_shape_layer *l, int64_t n)
+double tn_cost_met(const tn_shape_layer *l, int32_t from, int32_t to, int64_t n)
 {
-    if (!l->n_expert) return 1.0;
-    return 1.0 - pow(1.0 - (double)l->n_used / l->n_expert, (double)n);
+    if (!l->use) return (to - from) * (1.0 - pow(1.0 - (double)l->n_used / l->n_expert, (double)n));
+    if (n == 1) return l->use->sum[to] - l->use->sum[from];
+    double met = 0;
+    for (int32_t e = from; e < to; e++)
+        met -= expm1((double)n * log1p(-l->use->chance[e]));
+    return met;
 }
 
 /* Vectors that a matrix of the tensor is multiplied with at once when n tokens are evaluated. */
@@ -44,17 +47,31 @@ static int64_t vectors(const tn_shape_layer *l, int64_t n)
     return each > 1 ? each : 1;
 }
 
-/* Products of n vectors with a tensor on one side: bound by its bytes or by arithmetic. */
+/* A token's choices among those experts, expected number. */
+static double chosen(const tn_shape_layer *l, int32_t from, int32_t to)
+{
+    return (tn_shape_hit_share(l, to) - tn_shape_hit_share(l, from)) * l->n_used;
+}
+
+/* Products of n vectors on one side, bound by bytes or by arithmetic: a share of the tensor is
+ * read, and a share of its weights is multiplied with each vector. experts: the layer of a tensor of
+ * experts, else NULL. */
+static double product_time(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n,
+                           const tn_shape_layer *experts, double read, double used)
+{
+    const double by_bytes = read * (double)t->bytes / (rates(k, d)->matvec[t->type] * scale(k, d));
+    if (n == 1 || t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM) return by_bytes;
+    const double flops = tn_profile_flops(rates(k, d), vectors(experts, n));
+    return fmax(by_bytes, 2.0 * used * (double)t->params * (double)n / (flops * scale(k, d)));
+}
+
+/* All of a tensor; of experts what n tokens meet. */
 static double tensor_time(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n)
 {
     const tn_shape_layer *l = t->layer >= 0 ? &k->s->layer[t->layer] : NULL;
-    const bool experts = t->n_expert > 1 && l && l->n_expert;
-    const double read = (double)t->bytes * (experts ? met(l, n) : 1.0) /
-                        (rates(k, d)->matvec[t->type] * scale(k, d));
-    if (n == 1 || t->part == TN_PART_NORM || t->part == TN_PART_FFN_NORM) return read;
-    const double params = (double)t->params * (experts ? (double)l->n_used / l->n_expert : 1.0);
-    const double flops = tn_profile_flops(rates(k, d), vectors(experts ? l : NULL, n));
-    return fmax(read, 2.0 * params * (double)n / (flops * scale(k, d)));
+    if (t->n_expert <= 1 || !l || !l->n_expert) return product_time(k, t, d, n, NULL, 1, 1);
+    return product_time(k, t, d, n, l, tn_cost_met(l, 0, l->n_expert, n) / l->n_expert,
+                        (double)l->n_used / l->n_expert);
 }
 
 void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_constraints *c,
@@ -411,9 +428,32 @@ double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n)
     return sum;
 }
 
+double tn_cost_ffn_part(const tn_cost *k, int32_t l, int d, int32_t from, int32_t to, int64_t n)
+{
+    const tn_shape_layer *y = &k->s->layer[l];
+    const double share =
+        (double)(tn_shape_ffn_bytes(y, to) - tn_shape_ffn_bytes(y, from)) / (double)y->ffn_bytes;
+    if (!y->n_expert || from >= to) return share * tn_cost_ffn_side(k, l, d, n);
+    const double read = tn_cost_met(y, from, to, n) / y->n_expert,
+                 used = chosen(y, from, to) / y->n_expert;
+    double sum = 0;
+    int32_t i;
+    for (int32_t j = 0; j < y->n; j++) {
+        const tn_shape_tensor *t = tensor_of(k, l, j, &i);
+        if (!is_ffn(t)) continue;
+        sum += t->n_expert > 1 ? product_time(k, t, d, n, y, read, used)
+                               : share * product_time(k, t, d, n, NULL, 1, 1);
+    }
+    return sum;
+}
+
 void tn_cost_hits(const tn_shape_layer *l, int32_t units, double *pmf)
 {
     const int e = l->n_expert, u = l->n_used;
+    if (l->use) {
+        memcpy(pmf, l->use->hits + (int64_t)units * (u + 1), (size_t)(u + 1) * sizeof *pmf);
+        return;
+    }
     memset(pmf, 0, (size_t)(u + 1) * sizeof *pmf);
     /* Hypergeometric, in logarithms: u different experts are drawn, `units` of e are ours. */
     const double all = lgamma(e + 1.0) - lgamma(u + 1.0) - lgamma(e - u + 1.0);
@@ -477,12 +517,13 @@ static parts prefill_parts(const tn_cost *k, int32_t l, int d, int32_t units, in
 {
     const tn_shape_layer *y = &k->s->layer[l];
     const double f = (double)tn_shape_ffn_bytes(y, units) / (double)y->ffn_bytes;
-    const double device = tn_cost_ffn_side(k, l, d, n);
+    const double carried =
+        y->n_expert ? tn_cost_met(y, units, y->n_units, n) / y->n_expert : 1 - f;
     return (parts){
-        .device_s = f * device,
-        .host_s = (1 - f) * tn_cost_ffn_side(k, l, TN_HOST, n),
-        .rest_s = (1 - f) * device,
-        .copy_s = (1 - f) * met(y, n) * (double)y->ffn_bytes / k->link[d],
+        .device_s = tn_cost_ffn_part(k, l, d, 0, units, n),
+        .host_s = tn_cost_ffn_part(k, l, TN_HOST, units, y->n_units, n),
+        .rest_s = tn_cost_ffn_part(k, l, d, units, y->n_units, n),
+        .copy_s = carried * (double)y->ffn_bytes / k->link[d],
         .hops_s = 2 * tn_cost_hop(k, d, n),
         .choice_s = tn_cost_choice(k, l, d),
     };

@@ -123,6 +123,11 @@ tn_prefill tn_cost_prefill(const tn_cost *k, int32_t l, int d, bool home, int32_
 /* Bytes of a layer's FFN and its time on one side (d or TN_HOST) for n tokens, experts as they are
  * met. */
 double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n);
+/* Experts that n tokens meet among those of the plan's order from one to another, expected number.
+ */
+double tn_cost_met(const tn_shape_layer *l, int32_t from, int32_t to, int64_t n);
+/* Time of n tokens with units [from, to) of an FFN on one side. */
+double tn_cost_ffn_part(const tn_cost *k, int32_t l, int d, int32_t from, int32_t to, int64_t n);
 /* pmf[h]: h of the n_used experts of a token are among the `units` on the device. */
 void tn_cost_hits(const tn_shape_layer *l, int32_t units, double *pmf);
 

@@ -229,19 +229,20 @@ static tn_status read_sizes(reader *r)
  */
 
 /* FNV-1a over names, types and sizes. */
-static void hash_tensors(tn_shape *s)
+void tn_shape_hash(const tn_gguf *g, char out[17])
 {
     uint64_t h = 0xcbf29ce484222325u;
-    for (int32_t i = 0; i < s->n_tensors; i++) {
-        const tn_shape_tensor *t = &s->tensor[i];
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(g, i);
         char line[192];
-        const int n =
-            snprintf(line, sizeof line, "%s %u %llu %llu %d\n", t->name, t->type,
-                     (unsigned long long)t->rows, (unsigned long long)t->cols, t->n_expert);
+        const int n = snprintf(line, sizeof line, "%.*s %u %llu %llu %d\n",
+                               (int)(t->name.len < 64 ? t->name.len : 64), t->name.data, t->type,
+                               (unsigned long long)t->shape[1], (unsigned long long)t->shape[0],
+                               (int)t->shape[2]);
         for (int j = 0; j < n; j++)
             h = (h ^ (uint8_t)line[j]) * 0x100000001b3u;
     }
-    snprintf(s->hash, sizeof s->hash, "%016llx", (unsigned long long)h);
+    snprintf(out, 17, "%016llx", (unsigned long long)h);
 }
 
 /* Fills tensor, of_layer and the layers' ranges. */
@@ -312,6 +313,7 @@ static tn_status fill_layer(const reader *r, int32_t i, int32_t granule)
 
 static bool alike(const tn_shape *s, const tn_shape_layer *x, const tn_shape_layer *y)
 {
+    if (x->use || y->use) return false; /* no two are met alike */
     if (x->n != y->n || x->window != y->window || x->kv_elements != y->kv_elements ||
         x->n_head != y->n_head || x->n_units != y->n_units || x->n_used != y->n_used)
         return false;
@@ -324,8 +326,9 @@ static bool alike(const tn_shape *s, const tn_shape_layer *x, const tn_shape_lay
     return true;
 }
 
-static void classify(tn_shape *s)
+void tn_shape_classify(tn_shape *s)
 {
+    s->n_classes = 0;
     for (int32_t i = 0; i < s->n_layers; i++) {
         s->layer[i].cls = -1;
         /* The last one does less for a prompt. */
@@ -354,8 +357,8 @@ static tn_status fill(reader *r, int32_t granule)
         status = fill_layer(r, i, granule);
     if (status) return status;
     cut_head(s);
-    classify(s);
-    hash_tensors(s);
+    tn_shape_classify(s);
+    tn_shape_hash(r->g, s->hash);
     return TN_OK;
 }
 
@@ -372,6 +375,8 @@ tn_status tn_shape_read(tn_shape *out, const tn_gguf *g, const char *name, int32
 void tn_shape_free(tn_shape *s)
 {
     if (!s->a) return;
+    for (int32_t l = 0; s->layer && l < s->n_layers; l++)
+        tn_free(s->a, s->layer[l].use);
     tn_free(s->a, s->layer);
     tn_free(s->a, s->tensor);
     tn_free(s->a, s->of_layer);

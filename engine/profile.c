@@ -20,6 +20,8 @@ typedef struct machine {
     const char *name, *gpu, *cpu, *link;
     int n_gpus;
     double vram_gib, gpu_gb_s, gpu_tflops; /* dense FP16 with FP32 accumulation */
+    int sockets, lanes;
+    double gt_s;
     double pinned_gb_s, pageable_gb_s;     /* commonly measured on that link */
     double ram_gib, ram_gb_s;              /* peak of all channels */
     int cores;
@@ -29,23 +31,23 @@ typedef struct machine {
 
 static const machine machines[] = {
     {"rtx3060-ddr4", "GeForce RTX 3060 12 GB", "6 cores, 2 x DDR4-3200", "PCIe 4.0 x16", 1, 12, 360,
-     25.6, 22, 9, 32, 51.2, 6, 1.0, 40, 700},
+     25.6, 1, 16, 16, 22, 9, 32, 51.2, 6, 1.0, 40, 700},
     {"rtx3090-ddr5", "GeForce RTX 3090 24 GB", "8 cores, 2 x DDR5-5600", "PCIe 4.0 x16", 1, 24, 936,
-     71, 24, 11, 64, 89.6, 8, 1.2, 40, 700},
+     71, 1, 16, 16, 24, 11, 64, 89.6, 8, 1.2, 40, 700},
     {"rtx4060-laptop", "GeForce RTX 4060 Laptop 8 GB", "8 cores, 2 x DDR5-5200", "PCIe 4.0 x8", 1,
-     8, 256, 30, 12, 8, 32, 83.2, 8, 1.0, 50, 700},
+     8, 256, 30, 1, 8, 16, 12, 8, 32, 83.2, 8, 1.0, 50, 700},
     {"rtx4090-ddr5", "GeForce RTX 4090 24 GB", "16 cores, 2 x DDR5-6000", "PCIe 4.0 x16", 1, 24,
-     1008, 165, 24, 12, 96, 96, 16, 1.3, 35, 700},
+     1008, 165, 1, 16, 16, 24, 12, 96, 96, 16, 1.3, 35, 700},
     {"rtx5070ti-ddr5", "GeForce RTX 5070 Ti 16 GB", "8 cores, 2 x DDR5-6000", "PCIe 5.0 x16", 1, 16,
-     896, 88, 48, 14, 64, 96, 8, 1.4, 35, 700},
+     896, 88, 1, 16, 32, 48, 14, 64, 96, 8, 1.4, 35, 700},
     {"rtx5090-ddr5", "GeForce RTX 5090 32 GB", "16 cores, 2 x DDR5-6400", "PCIe 5.0 x16", 1, 32,
-     1792, 209, 50, 15, 128, 102.4, 16, 1.4, 35, 700},
+     1792, 209, 1, 16, 32, 50, 15, 128, 102.4, 16, 1.4, 35, 700},
     {"2x-rtx3090-ddr4", "GeForce RTX 3090 24 GB", "16 cores, 4 x DDR4-3200", "PCIe 4.0 x16", 2, 24,
-     936, 71, 24, 9, 128, 102.4, 16, 1.0, 40, 700},
+     936, 71, 1, 16, 16, 24, 9, 128, 102.4, 16, 1.0, 40, 700},
     {"h200-server", "H200 141 GB", "48 cores, 8 x DDR5-4800", "PCIe 5.0 x16", 1, 131.3, 4800, 989,
-     52, 15, 1024, 307.2, 48, 2.0, 35, 1500},
+     1, 16, 32, 52, 15, 1024, 307.2, 48, 2.0, 35, 1500},
     {"8x-h200-server", "H200 141 GB", "96 cores, 16 x DDR5-4800", "PCIe 5.0 x16", 8, 131.3, 4800,
-     989, 52, 15, 2048, 614.4, 96, 2.0, 40, 1500},
+     989, 2, 16, 32, 52, 15, 2048, 614.4, 96, 2.0, 40, 1500},
 };
 enum { n_machines = sizeof machines / sizeof *machines };
 
@@ -81,15 +83,28 @@ static void add_source(tn_profile *p, const char *figure, const char *fmt, ...)
     p->n_sources++;
 }
 
-static void set_host(tn_profile *p, const char *cpu, int cores, double core_factor, double ram_gib,
-                     double ram_gb_s)
+/* One kind of cores, evenly over the sockets. */
+static void set_cores(tn_profile_host *h, int cores, int sockets)
+{
+    h->cores = h->threads = cores;
+    h->n_kinds = 1;
+    h->kind[0].cores = cores;
+    h->n_nodes = sockets;
+    for (int i = 0; i < sockets; i++) {
+        h->node[i].cores = cores / sockets;
+        h->node[i].memory_bytes = h->memory_bytes / (uint64_t)sockets;
+    }
+}
+
+static void set_host(tn_profile *p, const char *cpu, int cores, int sockets, double core_factor,
+                     double ram_gib, double ram_gb_s)
 {
     tn_profile_host *h = &p->host;
     const double peak = ram_gb_s * GB, attend = kv_per_core * cores * core_factor;
     snprintf(h->name, sizeof h->name, "%s", cpu);
     h->memory_bytes = (uint64_t)(ram_gib * GiB);
     h->reserved_bytes = (uint64_t)(4 * GiB);
-    h->cores = h->threads = cores;
+    set_cores(h, cores, sockets);
     set_rates(&h->rate, peak * host_share, true);
     h->rate.kv[TN_KV_KIND_F16] = fmin(attend, 0.6 * peak);
     h->rate.kv[TN_KV_KIND_F32] = fmin(1.5 * attend, 0.7 * peak);
@@ -99,7 +114,9 @@ static void set_host(tn_profile *p, const char *cpu, int cores, double core_fact
     h->rate.op_s = 4 * us;
     add_source(p, "host.memory_bytes",
                "a common size with this card; 4 GiB for the system, assumed");
-    add_source(p, "host.cores", "maker's data sheets of processors of this class: %d cores", cores);
+    add_source(p, "host.cores",
+               "maker's data sheets of processors of this class: %d cores; %d NUMA node%s assumed",
+               cores, sockets, sockets == 1 ? "" : "s");
     add_source(p, "host.matvec_gb_s",
                "memory's published peak %.1f GB/s x %.2f, assumed; less for "
                "types that take more unpacking",
@@ -116,6 +133,7 @@ static void set_devices(tn_profile *p, const machine *m)
     snprintf(d.name, sizeof d.name, "%s", m->gpu);
     d.memory_bytes = (uint64_t)(m->vram_gib * GiB);
     d.reserved_bytes = (uint64_t)(m->gpu_reserved_mib * 1024 * 1024);
+    d.link = (tn_pci_link){m->gt_s, m->gt_s, m->lanes, m->lanes};
     d.pinned = m->pinned_gb_s * GB;
     d.pageable = m->pageable_gb_s * GB;
     set_rates(&d.rate, m->gpu_gb_s * GB * device_share, false);
@@ -136,6 +154,7 @@ static void set_devices(tn_profile *p, const machine *m)
         p, "devices.prefill_tflops",
         "data sheet: %.1f TFLOP/s dense FP16 with FP32 sums x %.2f at 512, x %.2f of that at 32",
         m->gpu_tflops, tensor_share, small_batch_share);
+    add_source(p, "devices.pcie", "maker's data sheet: %s", m->link);
     add_source(p, "devices.pinned_gb_s", "commonly reported for %s", m->link);
     add_source(p, "devices.pageable_gb_s", "commonly reported for copies from unpinned memory");
     add_source(p, "devices.crossing_us", "assumed: mapped flags and a spinning team");
@@ -168,7 +187,7 @@ bool tn_profile_shipped(tn_profile *out, const char *name)
         memset(out, 0, sizeof *out);
         snprintf(out->name, sizeof out->name, "%s", name);
         snprintf(out->label, sizeof out->label, "assumed from published figures");
-        set_host(out, m->cpu, m->cores, m->core_factor, m->ram_gib, m->ram_gb_s);
+        set_host(out, m->cpu, m->cores, m->sockets, m->core_factor, m->ram_gib, m->ram_gb_s);
         set_devices(out, m);
         set_contended(out, m->ram_gb_s, m->pinned_gb_s);
         return true;
@@ -181,7 +200,7 @@ void tn_profile_generic(tn_profile *out)
     memset(out, 0, sizeof *out);
     snprintf(out->name, sizeof out->name, "generic-host");
     snprintf(out->label, sizeof out->label, "assumed: an ordinary desktop, not this machine");
-    set_host(out, "4 cores, 2 x DDR4-2666", 4, 1.0, 16, 42.7);
+    set_host(out, "4 cores, 2 x DDR4-2666", 4, 1, 1.0, 16, 42.7);
     set_contended(out, 42.7, 0);
 }
 
@@ -230,10 +249,30 @@ static void check_device(checker *c, int32_t i, const tn_profile_device *d)
     in_range(c, prefix, "pageable_gb_s", d->pageable / GB, 1e-6, 1e6);
     in_range(c, prefix, "crossing_us", d->cross_s / us, 0, 1e6);
     in_range(c, prefix, "crossing_p95_us", d->cross_p95_s / us, 0, 1e6);
+    in_range(c, prefix, "pcie.gt_s", d->link.gt_s, 0, 1000);
+    in_range(c, prefix, "pcie.most_gt_s", d->link.most_gt_s, 0, 1000);
+    in_range(c, prefix, "pcie.width", d->link.width, 0, 64);
+    in_range(c, prefix, "pcie.most_width", d->link.most_width, 0, 64);
+}
+
+static void check_cores(checker *c, const tn_profile_host *h)
+{
+    in_range(c, "host.", "kinds (their number)", h->n_kinds, 0, TN_CPU_KINDS);
+    in_range(c, "host.", "nodes (their number)", h->n_nodes, 0, TN_CPU_NODES);
+    for (int32_t i = 0; !c->status && i < h->n_kinds; i++) {
+        in_range(c, "host.", "kinds.cores", h->kind[i].cores, 1, 8192);
+        in_range(c, "host.", "kinds.processors", h->kind[i].processors, 0, 8192);
+        in_range(c, "host.", "kinds.mhz", h->kind[i].mhz, 0, 1e5);
+    }
+    for (int32_t i = 0; !c->status && i < h->n_nodes; i++) {
+        in_range(c, "host.", "nodes.cores", h->node[i].cores, 0, 8192);
+        in_range(c, "host.", "nodes.memory_bytes", (double)h->node[i].memory_bytes, 0, 1e15);
+    }
 }
 
 static void check_host(checker *c, const tn_profile_host *h)
 {
+    check_cores(c, h);
     in_range(c, "host.", "memory_bytes", (double)h->memory_bytes, 1, 1e15);
     in_range(c, "host.", "reserved_bytes", (double)h->reserved_bytes, 0, (double)h->memory_bytes);
     in_range(c, "host.", "cores", h->cores, 1, 4096);

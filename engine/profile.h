@@ -4,8 +4,10 @@
 #ifndef TN_PROFILE_H
 #define TN_PROFILE_H
 
+#include "hardware.h"
 #include "../gguf/mem.h"
 #include "../gguf/types.h"
+#include "../kernels/topology.h"
 
 enum {
     TN_MAX_DEVICES = 8,
@@ -35,6 +37,7 @@ typedef struct tn_profile_device {
     tn_side_rates rate;
     double pinned, pageable;     /* host to device copies, bytes/s */
     double cross_s, cross_p95_s; /* there and back of a small vector, host woken: X */
+    tn_pci_link link;            /* 0 where it is not known */
 } tn_profile_device;
 
 typedef struct tn_profile_host {
@@ -50,6 +53,15 @@ typedef struct tn_profile_host {
         double factor;
     } scaling[TN_PROFILE_SCALING];
     int32_t n_scaling;
+    /* Kinds of cores, the fastest first, and NUMA nodes; none where that is not known. */
+    struct {
+        int32_t cores, processors, mhz; /* processors and mhz 0: not known */
+    } kind[TN_CPU_KINDS];
+    struct {
+        int32_t cores;
+        uint64_t memory_bytes; /* 0: not known */
+    } node[TN_CPU_NODES];
+    int32_t n_kinds, n_nodes;
 } tn_profile_host;
 
 /* What is left of a rate while the other party works. Each pair must sum to at least 1: beside each

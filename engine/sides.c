@@ -104,6 +104,9 @@ static void place_ffn(maker *k, int32_t layer)
     int64_t t[3];
     for (int i = 0; i < 3; i++)
         if ((t[i] = index_of(k->l, layer, names[hp->n_expert > 0][i])) < 0) return;
+    const tn_expert_use *use = k->plan ? k->plan->shape.layer[layer].use : NULL;
+    for (int i = 0; i < 3 && use; i++)
+        k->l->place[t[i]].order = use->order;
     const bool moves = k->plan && tn_placement_moves(k->plan, layer);
     const int64_t part = moves ? 0 : k->plan ? planned_part(k, layer) : ruled_part(k, t);
     if (part < 0 || (!k->plan && !part)) return;

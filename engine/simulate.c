@@ -27,7 +27,8 @@ typedef struct sim {
     int32_t last;                             /* the job that made it */
     int32_t slot[TN_MAX_DEVICES][ring_slots]; /* the job that frees each slot, -1 = free */
     int n_copied[TN_MAX_DEVICES];
-    int64_t *met; /* [largest n_expert] the last token that met it */
+    bool *met;       /* [largest n_expert] some token has */
+    int32_t *chosen; /* [largest n_expert] of the running token */
     tn_simulated out;
 } sim;
 
@@ -312,6 +313,33 @@ static uint64_t draw(sim *s)
     return s->rng;
 }
 
+/* A number from 0 to 1. */
+static double draw_share(sim *s)
+{
+    return (double)(draw(s) >> 11) / 9007199254740992.0;
+}
+
+/* The experts of one token, different ones, in the plan's order: by their odds where these are
+ * known, one after the other, each with its chance given those before. */
+static void draw_experts(sim *s, const tn_shape_layer *y, int32_t *chosen)
+{
+    const tn_expert_use *use = y->use;
+    const int32_t row = y->n_used + 1;
+    int32_t left = y->n_used;
+    for (int32_t e = 0; use && left > 0; e++) {
+        const double in = use->odds[e] * use->rest[(int64_t)(e + 1) * row + left - 1];
+        if (draw_share(s) * use->rest[(int64_t)e * row + left] < in || y->n_expert - e == left)
+            chosen[--left] = e;
+    }
+    while (left > 0) {
+        const int32_t e = (int32_t)((draw(s) >> 33) % (uint64_t)y->n_expert);
+        bool again = false;
+        for (int32_t u = left; u < y->n_used; u++)
+            again |= chosen[u] == e;
+        if (!again) chosen[--left] = e;
+    }
+}
+
 /* What n tokens ask of the experts: of each side the share met, and the share of all choices. */
 typedef struct demand {
     double read_device, read_host, used_device, used_host;
@@ -322,16 +350,16 @@ static demand meet(sim *s, int32_t l, int32_t units, int64_t n)
     const tn_shape_layer *y = &s->k->s->layer[l];
     int64_t ours = 0, met_ours = 0, met_all = 0;
     memset(s->met, 0, (size_t)y->n_expert * sizeof *s->met);
-    for (int64_t t = 1; t <= n; t++)
-        for (int32_t u = 0; u < y->n_used;) {
-            const int32_t e = (int32_t)((draw(s) >> 33) % (uint64_t)y->n_expert);
-            if (s->met[e] == t) continue; /* a token meets different experts */
-            met_all += s->met[e] == 0;
-            met_ours += e < units && s->met[e] == 0;
-            s->met[e] = t;
+    for (int64_t t = 0; t < n; t++) {
+        draw_experts(s, y, s->chosen);
+        for (int32_t u = 0; u < y->n_used; u++) {
+            const int32_t e = s->chosen[u];
+            met_all += !s->met[e];
+            met_ours += e < units && !s->met[e];
+            s->met[e] = true;
             ours += e < units;
-            u++;
         }
+    }
     const double choices = (double)n * y->n_expert; /* share of all parameters, per vector */
     return (demand){(double)met_ours / y->n_expert, (double)(met_all - met_ours) / y->n_expert,
                     (double)ours / choices, (double)(n * y->n_used - ours) / choices};
@@ -494,7 +522,11 @@ static tn_status begin(sim *s, const tn_plan *plan, const tn_cost *k, const int3
     *s = (sim){.plan = plan, .k = k, .units = units, .rng = seed * 2 + 1, .a = a};
     memset(s->slot, 0xff, sizeof s->slot);
     s->met = tn_alloc(a, (size_t)most, sizeof *s->met);
-    return s->met ? TN_OK : tn_fail_nomem(err, (size_t)most * sizeof *s->met, "the simulation");
+    s->chosen = tn_alloc(a, (size_t)most, sizeof *s->chosen);
+    if (s->met && s->chosen) return TN_OK;
+    tn_free(a, s->met);
+    tn_free(a, s->chosen);
+    return tn_fail_nomem(err, (size_t)most * sizeof *s->chosen, "the simulation");
 }
 
 static tn_status end(sim *s, tn_simulated *out, tn_error *err)
@@ -503,6 +535,7 @@ static tn_status end(sim *s, tn_simulated *out, tn_error *err)
         tn_free(s->a, s->queue[v]);
     tn_free(s->a, s->jobs);
     tn_free(s->a, s->met);
+    tn_free(s->a, s->chosen);
     *out = s->out;
     return s->no_memory ? tn_fail_nomem(err, sizeof(job), "the simulation") : TN_OK;
 }

@@ -63,7 +63,9 @@ typedef struct tn_engine_options {
     tn_allocator allocator;  /* all zero = malloc */
     tn_log_fn log;           /* NULL = silent */
     void *log_user;
-    const char *cache_dir;   /* where measurements may be cached; NULL = nowhere */
+    const char
+        *cache_dir; /* where measurements may be cached, and how often the experts of a model were
+                       chosen (experts-HASH.json, added to as models close); NULL = nowhere */
     const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu" (emulated,
                                 for tests), "emu:2" (two of them); NULL = none. Several devices serve
                                 a model together, each a run of its layers. */
@@ -453,8 +455,9 @@ typedef struct tn_placement_options {
     uint64_t ram;          /* bytes of host memory, 0 = what is free */
     bool fixed;            /* what is on a device stays there */
     tn_allocator allocator; /* all zero = malloc */
-    const char *cache_dir; /* where tn_engine_calibrate kept this machine's profile; NULL = nowhere. What
-                              was never measured is assumed, and the label says so. */
+    const char *cache_dir;  /* where tn_engine_calibrate kept this machine's profile, and models how
+                               often  their experts were chosen; NULL = nowhere. What was never
+                               measured is  assumed, and the label says so. */
     int32_t granule;       /* neurons of the slabs an FFN is cut into; 0 = 256 */
     int32_t page_size;     /* positions per KV page; 0 = 256 */
     const char *candidate; /* take this way to place (a name that tn_placement_info.chosen may have)
@@ -497,6 +500,8 @@ typedef struct tn_placement_info {
     tn_placement_prediction predicted;
     double optimum_s; /* request time of the best plan; 0 for a replayed one */
     double gap;       /* proven relative distance of that from the lower bound */
+    double hit_share; /* of all choices of experts, expected share on devices; 0 without experts */
+    bool experts_counted; /* which experts are chosen most often is known, see cache_dir */
 } tn_placement_info;
 TN_API tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err);
 
@@ -521,6 +526,7 @@ typedef struct tn_placement_row {
     int64_t window;    /* of attention, 0 = all */
     uint64_t attn_bytes, kv_bytes, ffn_bytes; /* kv: of a full context */
     char attn_reason[200], ffn_reason[200];
+    double hit_share; /* of a token's choices of experts, expected share on the device; else 0 */
 } tn_placement_row;
 TN_API tn_status tn_placement_get_row(const tn_placement *p, int32_t layer, tn_placement_row *row,
                                       tn_error *err);

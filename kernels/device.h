@@ -45,6 +45,7 @@ typedef struct tn_device_info {
     tn_device_kind kind;
     int index;
     char name[128];     /* "NVIDIA H100 80GB HBM3", "emulated CUDA device" */
+    char pci[16];       /* its place on the bus, "0000:65:00.0"; "" where it has none */
     int capability;     /* compute capability * 10: 75, 90, 120 */
     int processors;     /* streaming multiprocessors */
     size_t total_bytes; /* memory of the device */

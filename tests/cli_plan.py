@@ -5,7 +5,7 @@ import os
 import re
 import xml.etree.ElementTree
 
-from cli_lib import case, check, equal
+from cli_lib import ENDLESS, TALK, case, check, equal, on_device
 
 ON = ("--hardware", "rtx3090-ddr5", "--ctx", "32k")
 BIG = "llama-70b:q4_k_m"
@@ -129,6 +129,14 @@ def plan_says_what_is_missing(t):
     mib = -(-j["short_bytes"] // (1 << 20))
     check(f"{mib} MiB are missing" in err.decode(), f"{mib} MiB: {err!r}")
     equal(err.decode().count("it would with"), 2, "remedies in the message")
+    # A long context of a model that fits otherwise: a cache in fewer bytes is the way.
+    long = ("--hardware", "rtx3060-ddr4", "--ctx", "128k")
+    code, out, err = t.run("plan", "llama-8b:q4_k_m", *long, "--ram", "8G", "--json")
+    equal(code, 71, f"exit code of a long context: {err!r}")
+    remedy = [r for r in json.loads(out)["remedies"] if "--kv q8_0" in r["text"]]
+    equal(len(remedy), 1, f"--kv q8_0 among {json.loads(out)['remedies']}")
+    fits = plan(t, "llama-8b:q4_k_m", *long, "--ram", "8G", "--kv", "q8_0")
+    check(abs(fits["optimum"]["request_s"] / remedy[0]["request_s"] - 1) < 0.01, "its time")
 
 
 @case
@@ -149,6 +157,39 @@ def plan_reads_only_the_header(t):
     cut = t.file("header.gguf", whole[: len(whole) // 2])
     j = plan(t, cut)
     equal(j["model"]["layers"], 3, "layers")
+
+
+@case
+def plan_knows_which_experts_are_chosen(t):
+    cache = os.path.join(t.dir, "experts")
+    env = t.env(XDG_CACHE_HOME=cache)
+    moe = os.path.join(t.data, "arch/qwen3moe/model-f16.gguf")
+    args = ("plan", moe, "--hardware", "rtx3060-ddr4", "--ctx", "256")
+    before = json.loads(t.ok(*args, "--json", env=env))
+    equal(before["experts"], [], "experts before any run")
+    check("if all are chosen alike" in t.ok(*args, env=env).decode(), "the text before any run")
+    t.ok("run", moe, "--raw", "-p", "Hello", "-n", "100", *ENDLESS, "--device", "none", env=env)
+    name = f"experts-{before['model']['hash']}.json"
+    equal(os.listdir(os.path.join(cache, "tenon")), [name], "files in the cache")
+    path = os.path.join(cache, "tenon", name)
+    with open(path, "rb") as f:
+        counts = json.load(f)["layers"]
+    equal([len(row) for row in counts], [8, 8, 8], "counters")
+    equal(sum(counts[0]) % 3, 0, "choices of three experts a token")
+    check(sum(counts[0]) >= 300, f"{counts[0]}")
+    first = t.ok(*args, "--json", env=env)
+    equal(json.loads(first)["experts"], counts, "experts of the plan")
+    check("as counted in earlier runs" in t.ok(*args, env=env).decode(), "the text after a run")
+    again = t.ok(*args, "--plan", t.file("experts.json", first), "--json")  # another cache
+    equal(json.loads(again)["units"], json.loads(first)["units"], "replayed units")
+    with open(path, "wb") as f:
+        f.write(b"rubbish")
+    code, out, err = t.run(*args, "--json", env=env)
+    equal((code, json.loads(out)["experts"]), (0, []), "a broken file")
+    check(b"warning" in err and name.encode() in err, f"{err!r}")
+    chat = ("chat", moe, *TALK, "-n", "6", *ENDLESS, "--hardware", "rtx3060-ddr4")
+    _, err = on_device(t, *chat, stdin=b"Hello\n/stats\n", env=env)
+    check(re.search(rb"experts: [0-9.]+ % of \d+ choices on the device", err), f"{err!r}")
 
 
 @case

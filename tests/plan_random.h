@@ -48,6 +48,20 @@ static inline test_model random_model(uint64_t *seed, int layers, bool experts)
     return m;
 }
 
+/* Counters under which each layer has favourites of its own, as of 100,000 tokens; chances differ
+ * by up to favour squared. */
+static inline bool test_count(tn_shape *s, uint64_t *seed, double favour)
+{
+    tn_expert_counts c;
+    const int32_t n = s->layer[0].n_expert;
+    if (tn_expert_counts_make(&c, s->n_layers, n, &tn_default_allocator, NULL)) return false;
+    for (int64_t i = 0; i < (int64_t)s->n_layers * n; i++)
+        c.n[i] = (uint64_t)(1e5 * s->layer[0].n_used / n * test_scale(seed, 1 / favour, favour));
+    const bool ok = tn_shape_count(s, &c, NULL) == TN_OK;
+    tn_expert_counts_free(&c);
+    return ok;
+}
+
 static inline tn_side_rates random_rates(uint64_t *seed, double lo, double hi)
 {
     tn_side_rates r = {.op_s = test_scale(seed, 1e-8, 2e-5)};

@@ -3,6 +3,8 @@
 #include "harness.h"
 
 #include "../engine/calibrate.h"
+#include "../engine/file.h"
+#include "../engine/hardware.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -54,6 +56,8 @@ TEST(every_figure_is_measured_and_kept)
     CHECK_INT(p.n_devices, 0);
     CHECK(strstr(p.key, tn_engine_isa(e)) && strstr(p.key, tn_version()));
     CHECK(p.host.memory_bytes > p.host.reserved_bytes && p.n_sources >= 5);
+    CHECK(p.host.n_kinds >= 1 && p.host.kind[0].cores >= 1 && p.host.n_nodes >= 1 &&
+          p.host.kind[0].processors >= p.host.kind[0].cores);
     CHECK(p.host.n_scaling == 2 && p.host.scaling[0].threads == 1 &&
           p.host.scaling[1].threads == 2 && p.host.scaling[1].factor == 1);
     int different = 0; /* types are measured one by one */
@@ -68,6 +72,42 @@ TEST(every_figure_is_measured_and_kept)
     tn_string_free(e, text);
     tn_engine_free(e);
     remove_dir();
+}
+
+/* A made-up /sys: a card of 16 lanes in a slot of 4 that idles. */
+TEST(links_of_cards_are_read)
+{
+    static const char *const files[][2] = {{"current_link_speed", "2.5 GT/s PCIe\n"},
+                                           {"max_link_speed", "16.0 GT/s PCIe\n"},
+                                           {"current_link_width", "4\n"},
+                                           {"max_link_width", "16\n"}};
+    static const char address[] = "0000:65:00.0";
+    char full[300];
+    tn_pci_link k;
+    REQUIRE(fresh_dir());
+    tn_pci_link_read(&k, dir, address);
+    CHECK(k.gt_s == 0 && k.most_gt_s == 0 && k.width == 0 && k.most_width == 0);
+    static const char *const parts[] = {"sys", "bus", "pci", "devices", address};
+    snprintf(full, sizeof full, "%s", dir);
+    for (int i = 0; i < 5; i++) {
+        snprintf(full + strlen(full), sizeof full - strlen(full), "/%s", parts[i]);
+        REQUIRE(mkdir(full, 0700) == 0);
+    }
+    const size_t end = strlen(full);
+    for (int i = 0; i < 4; i++) {
+        snprintf(full + end, sizeof full - end, "/%s", files[i][0]);
+        REQUIRE(tn_file_replace(full, files[i][1], heap, NULL) == TN_OK);
+    }
+    tn_pci_link_read(&k, dir, address);
+    CHECK(k.gt_s == 2.5 && k.most_gt_s == 16 && k.width == 4 && k.most_width == 16);
+    snprintf(full + end, sizeof full - end, "/%s", files[0][0]);
+    REQUIRE(tn_file_replace(full, "Unknown\n", heap, NULL) == TN_OK);
+    tn_pci_link_read(&k, dir, address);
+    CHECK(k.gt_s == 0 && k.width == 4);
+    tn_pci_link_read(&k, dir, "");
+    CHECK(k.gt_s == 0 && k.width == 0);
+    snprintf(full, sizeof full, "rm -r '%s'", dir);
+    CHECK_INT(system(full), 0);
 }
 
 /* Writes a profile with a figure no machine has, under a key. */

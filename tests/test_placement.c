@@ -601,12 +601,14 @@ TEST(candidates_by_name)
 
 TEST(shipped_profiles_are_readable_and_say_their_sources)
 {
-    static const char *const figures[] = {
-        "host.memory_bytes",      "host.cores",          "host.matvec_gb_s",
-        "host.kv_gb_s",           "host.prefill_tflops", "host.op_us",
-        "devices.memory_bytes",   "devices.matvec_gb_s", "devices.kv_gb_s",
-        "devices.prefill_tflops", "devices.pinned_gb_s", "devices.pageable_gb_s",
-        "devices.crossing_us",    "devices.op_us",       "contended"};
+    static const char *const figures[] = {"host.memory_bytes",    "host.cores",
+                                          "host.matvec_gb_s",     "host.kv_gb_s",
+                                          "host.prefill_tflops",  "host.op_us",
+                                          "devices.memory_bytes", "devices.matvec_gb_s",
+                                          "devices.kv_gb_s",      "devices.prefill_tflops",
+                                          "devices.pinned_gb_s",  "devices.pageable_gb_s",
+                                          "devices.crossing_us",  "devices.op_us",
+                                          "devices.pcie",         "contended"};
     int n = 0;
     for (; tn_hardware_name((size_t)n); n++) {
         tn_profile p, q;
@@ -626,9 +628,66 @@ TEST(shipped_profiles_are_readable_and_say_their_sources)
             CHECK_MSG(found == 1, "%s: %d sources of %s", p.name, found, figures[j]);
         }
         CHECK(strstr(p.label, "assumed"));
+        int cores = 0, of_nodes = 0;
+        for (int i = 0; i < p.host.n_kinds; i++)
+            cores += p.host.kind[i].cores;
+        for (int i = 0; i < p.host.n_nodes; i++)
+            of_nodes += p.host.node[i].cores;
+        CHECK(cores == p.host.cores && of_nodes == p.host.cores && p.host.n_nodes >= 1);
+        /* No copy is faster than its link: transfers, lanes, and 128 of 130 bits of payload. */
+        for (int i = 0; i < p.n_devices; i++) {
+            const tn_pci_link *k = &p.device[i].link;
+            const double most = k->gt_s * 1e9 / 8 * k->width * 128 / 130;
+            CHECK_MSG(p.device[i].pinned > 0.5 * most && p.device[i].pinned < most,
+                      "%s: %.3g of %.3g bytes per second", p.name, p.device[i].pinned, most);
+        }
         tn_hardware_string_free(text);
     }
     CHECK(n >= 5);
+}
+
+/* A machine with cores of two kinds, two nodes and a slow slot, through JSON and back; and what no
+ * machine has. */
+TEST(profiles_know_cores_nodes_and_links)
+{
+    static const struct {
+        const char *from, *to, *word;
+    } bad[] = {{"\"kinds\": [", "\"kinds\": [7, ", "kinds[0]"},
+               {"\"processors\": 12", "\"processors\": -1", "kinds[0].processors"},
+               {"\"mhz\": 5000", "\"mhz\": \"fast\"", "kinds[0].mhz"},
+               {"\"mhz\": 5000", "\"ghz\": 5", "ghz"},
+               {"\"nodes\": [", "\"nodes\": [[], ", "nodes[0]"},
+               {"\"memory_bytes\": 1073741824", "\"memory_bytes\": -1", "nodes[1].memory_bytes"},
+               {"\"gt_s\": 2.5", "\"gt_s\": -2.5", "pcie.gt_s"},
+               {"\"width\": 4", "\"width\": 400", "pcie.width"},
+               {"\"width\": 4", "\"lanes\": 4", "lanes"}};
+    tn_profile p, q;
+    char *text;
+    tn_error err = {0};
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    p.host.n_kinds = p.host.n_nodes = 2;
+    p.host.kind[0].cores = 6, p.host.kind[0].processors = 12, p.host.kind[0].mhz = 5000;
+    p.host.kind[1].cores = 8, p.host.kind[1].processors = 8, p.host.kind[1].mhz = 3900;
+    p.host.node[0].cores = 14, p.host.node[0].memory_bytes = 1ull << 35;
+    p.host.node[1].cores = 0, p.host.node[1].memory_bytes = 1ull << 30;
+    p.device[0].link = (tn_pci_link){2.5, 16, 4, 16};
+    REQUIRE(tn_profile_json(&p, &text, heap, NULL) == TN_OK);
+    CHECK_MSG(tn_profile_parse(&q, text, strlen(text), "x", &err) == TN_OK, "%s", err.msg);
+    CHECK(memcmp(&p.host.kind, &q.host.kind, sizeof p.host.kind) == 0);
+    CHECK(memcmp(&p.host.node, &q.host.node, sizeof p.host.node) == 0);
+    CHECK(q.host.n_kinds == 2 && q.host.n_nodes == 2);
+    CHECK(memcmp(&p.device[0].link, &q.device[0].link, sizeof p.device[0].link) == 0);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char broken[16384];
+        const char *at = strstr(text, bad[i].from);
+        REQUIRE(at && strlen(text) + 64 < sizeof broken);
+        snprintf(broken, sizeof broken, "%.*s%s%s", (int)(at - text), text, bad[i].to,
+                 at + strlen(bad[i].from));
+        CHECK_MSG(tn_profile_parse(&q, broken, strlen(broken), "x", &err) == TN_EFORMAT &&
+                      strstr(err.msg, bad[i].word),
+                  "%s: '%s'", bad[i].to, err.msg);
+    }
+    tn_free(heap, text);
 }
 
 TEST_MAIN

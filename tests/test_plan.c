@@ -129,7 +129,7 @@ static void random_constraints(uint64_t *seed, const tn_shape *s, const tn_profi
 }
 
 static void compare_with_exhaustive(uint64_t seed, int n_layers, int n_devices, bool experts,
-                                    int *partial, int *feasible)
+                                    int *partial, int *feasible, int *counted)
 {
     tn_shape s;
     tn_planned out;
@@ -139,6 +139,9 @@ static void compare_with_exhaustive(uint64_t seed, int n_layers, int n_devices, 
     const test_model m = random_model(&seed, n_layers, experts);
     const tn_profile p = random_profile(&seed, n_devices);
     REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    if (experts && seed % 2) REQUIRE(test_count(&s, &seed, 2)); /* met unequally often */
+    for (int l = 0; l < n_layers; l++)
+        *counted += s.layer[l].use != NULL;
     random_constraints(&seed, &s, &p, &c);
     const tn_status status = tn_plan_make(&out, &s, &p, &c, heap, &err);
     CHECK_MSG(status == TN_OK, "seed %llu: %s", (unsigned long long)first, err.msg);
@@ -165,18 +168,20 @@ static void compare_with_exhaustive(uint64_t seed, int n_layers, int n_devices, 
 
 TEST(optimum_equals_exhaustive_search)
 {
-    int partial = 0, feasible = 0;
+    int partial = 0, feasible = 0, counted = 0;
     for (uint64_t i = 0; i < 240 && tn_failures == 0; i++)
-        compare_with_exhaustive(1000 + i, 2 + (int)(i % 2), 1, i % 4 == 3, &partial, &feasible);
+        compare_with_exhaustive(1000 + i, 2 + (int)(i % 2), 1, i % 4 == 3, &partial, &feasible,
+                                &counted);
     CHECK_MSG(feasible >= 200, "only %d cases fit", feasible);
+    CHECK_MSG(counted >= 30, "only %d layers have counters", counted);
     CHECK_MSG(partial >= 60, "only %d layers are split", partial);
 }
 
 TEST(optimum_equals_exhaustive_search_on_two_devices)
 {
-    int partial = 0, feasible = 0;
+    int partial = 0, feasible = 0, counted = 0;
     for (uint64_t i = 0; i < 60 && tn_failures == 0; i++)
-        compare_with_exhaustive(5000 + i, 2, 2, i % 4 == 3, &partial, &feasible);
+        compare_with_exhaustive(5000 + i, 2, 2, i % 4 == 3, &partial, &feasible, &counted);
     CHECK_MSG(feasible >= 40 && partial >= 10, "%d cases fit, %d layers are split", feasible,
               partial);
 }

@@ -66,6 +66,7 @@ TEST(predictions_agree_with_the_simulator)
         const test_model m = streaming_model(&seed, 2 + (int)(i % 3), experts);
         const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
         REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        if (i % 12 == 11) REQUIRE(test_count(&s, &seed, 3));
         const double share = test_uniform(&seed, 0.1, 1.2) / p.n_devices;
         tn_constraints c = {.n_batch = test_int(&seed, 1, 4) * 32, .page_size = 16};
         c.request =

@@ -116,6 +116,10 @@ static cudaError_t describe(tn_device_info *about, int index)
     about->kind = DEVICE_KIND;
     about->index = index;
     snprintf(about->name, sizeof about->name, "%.127s", p.name);
+    about->pci[0] = 0;
+    if (DEVICE_KIND == TN_DEVICE_CUDA)
+        snprintf(about->pci, sizeof about->pci, "%04x:%02x:%02x.0", p.pciDomainID & 0xffff,
+                 p.pciBusID & 0xff, p.pciDeviceID & 0xff);
     about->capability = p.major * 10 + p.minor;
     about->processors = p.multiProcessorCount;
     about->total_bytes = p.totalGlobalMem;
