@@ -39,14 +39,15 @@ static void place_make(place *p, const char *model)
     copy_file(model, p->model);
 }
 
-/* The only file of the cache directory; false where there is none, or more than one. */
+/* The only file of the cache directory beside counters of experts; false where there is none, or more
+ * than one. */
 static bool find_image(place *p)
 {
     int n = 0;
     DIR *d = opendir(p->cache);
     if (!d) abort();
     for (struct dirent *e; (e = readdir(d));)
-        if (e->d_name[0] != '.' && ++n)
+        if (e->d_name[0] != '.' && strncmp(e->d_name, "experts-", 8) != 0 && ++n)
             snprintf(p->image, sizeof p->image, "%s/%.255s", p->cache, e->d_name);
     closedir(d);
     return n == 1;
@@ -54,8 +55,14 @@ static bool find_image(place *p)
 
 static void place_remove(place *p)
 {
-    for (p->image[0] = 0; find_image(p) || p->image[0]; p->image[0] = 0)
-        if (unlink(p->image)) abort();
+    char name[sizeof p->cache + 256];
+    DIR *d = opendir(p->cache);
+    if (!d) abort();
+    for (struct dirent *e; (e = readdir(d));) {
+        snprintf(name, sizeof name, "%s/%.255s", p->cache, e->d_name);
+        if (e->d_name[0] != '.' && unlink(name)) abort();
+    }
+    closedir(d);
     unlink(p->model);
     rmdir(p->cache);
     if (rmdir(p->dir)) FAIL("%s: something is left", p->dir);
