@@ -2,6 +2,7 @@
  * four loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
  * them is too short to share and runs in the calling thread. */
 #include "exec_host.h"
+#include "exec_packed.h"
 #include "sides.h"
 
 #include <math.h>
@@ -11,6 +12,7 @@ enum {
     attend_chunks = 32,    /* pieces of the context in decode, at most */
     attend_min_chunk = 64, /* positions */
     least_tile = 1 << 18,  /* floats */
+    packed_grain = 32,     /* rows of a piece where there is nothing to prepare for each */
     blas_tokens = 16,      /* batches from this size on are worth a call of OpenBLAS */
 };
 
@@ -138,6 +140,8 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->h = take(a, n * hp->n_embd, sizeof *h->h);
     h->in = take(a, n * in_cols, sizeof *h->in);
     h->in_q = take(a, n * (in_cols / 32 + 1), sizeof *h->in_q);
+    const bool many = n >= tn_packed_tokens;
+    if (many) h->in_packed.data = take(a, n * (in_cols / 32), TN_PACKED_BYTES);
     h->q = take(a, n * max64(n_q, hp->n_embd), sizeof *h->q);
     h->out = h->q;
     h->k = take(a, n * hp->n_head_kv * hp->head_dim_k, sizeof *h->k);
@@ -145,6 +149,8 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->used = hp->n_expert ? hp->n_expert_used : 1;
     if (r.down_f32) h->hidden = take(a, n * h->used * hp->n_ff, sizeof *h->hidden);
     if (r.down_q8) h->hidden_q = take(a, n * h->used * (hp->n_ff / 32), sizeof *h->hidden_q);
+    if (r.down_q8 && many && !hp->n_expert)
+        h->hidden_packed.data = take(a, n * (hp->n_ff / 32), TN_PACKED_BYTES);
     for (int i = 0; i < 2; i++)
         h->angles[i] = take(a, n * hp->n_rot, sizeof *h->angles[i]);
     h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
@@ -283,7 +289,9 @@ static void products_task(void *arg, int64_t begin, int64_t end, int worker)
 static void run_products(products *p)
 {
     int64_t n = 0;
-    p->grain = tn_host_grain(p->x->n);
+    p->grain = p->x->packed ? packed_grain : tn_host_grain(p->x->n);
+    for (int i = 0; i < p->n; i++)
+        if (!tn_host_reads_q8(p->w[i])) p->grain = tn_host_grain(p->x->n);
     for (int i = 0; i < p->n; i++)
         n += pieces(p->w[i], p->grain);
     tn_pool_run(p->h->e->pool, products_task, p, n, 1);
@@ -297,17 +305,19 @@ void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y)
 
 static tn_acts input(const tn_host *h, int64_t cols)
 {
-    return (tn_acts){.n = h->n, .cols = cols, .f = h->in, .f_stride = cols, .q = h->in_q};
+    const tn_acts x = {.n = h->n, .cols = cols, .f = h->in, .f_stride = cols, .q = h->in_q};
+    return tn_packed_with(x, &h->in_packed);
 }
 
 tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
 {
     const int64_t n_ff = h->n_hidden;
-    return (tn_acts){.n = n,
-                     .cols = n_ff,
-                     .f_stride = n_ff,
-                     .f = h->hidden ? h->hidden + first * n_ff : NULL,
-                     .q = h->hidden_q ? h->hidden_q + first * (n_ff / 32) : NULL};
+    const tn_acts x = {.n = n,
+                       .cols = n_ff,
+                       .f_stride = n_ff,
+                       .f = h->hidden ? h->hidden + first * n_ff : NULL,
+                       .q = h->hidden_q ? h->hidden_q + first * (n_ff / 32) : NULL};
+    return tn_packed_with(x, &h->hidden_packed);
 }
 
 /* ---- what is done token by token ---------------------------------------------------------------
@@ -316,6 +326,7 @@ tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
 typedef struct norm_run {
     tn_host *h;
     const float *x, *weight;
+    int64_t n_tokens;
     bool to_q8;
 } norm_run;
 
@@ -327,14 +338,23 @@ static void norm_task(void *arg, int64_t begin, int64_t end, int worker)
     const int64_t n = h->m->hp.n_embd;
     for (int64_t t = begin; t < end; t++) {
         h->kern->rms_norm(h->in + t * n, r->x + t * n, r->weight, n, h->m->hp.eps);
-        if (r->to_q8) h->kern->quantize(h->in_q + t * (n / 32), h->in + t * n, n);
+        if (!r->to_q8) continue;
+        tn_q8 *q = h->in_q + t * (n / 32);
+        h->kern->quantize(q, h->in + t * n, n);
+        tn_packed_put(&h->in_packed, q, r->n_tokens, n / 32, t, 0, n / 32);
     }
 }
 
-void tn_host_norm(tn_host *h, const float *weight, bool to_q8)
+static void run_norm(norm_run *r, const tn_weight *reader)
 {
-    norm_run r = {h, h->h, weight, to_q8};
-    tn_pool_run(h->e->pool, norm_task, &r, h->n, 1);
+    tn_packed_begin(r->h, &r->h->in_packed, r->to_q8 ? reader : NULL, r->n_tokens);
+    tn_pool_run(r->h->e->pool, norm_task, r, r->n_tokens, 1);
+}
+
+void tn_host_norm(tn_host *h, const float *weight, bool to_q8, const tn_weight *reader)
+{
+    norm_run r = {h, h->h, weight, h->n, to_q8};
+    run_norm(&r, reader);
 }
 
 typedef struct quantize_run {
@@ -346,8 +366,13 @@ static void quantize_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const quantize_run *r = arg;
-    r->h->kern->quantize(r->h->in_q + begin * (r->cols / 32), r->h->in + begin * r->cols,
-                         (end - begin) * r->cols);
+    const tn_host *h = r->h;
+    const int64_t blocks = r->cols / 32;
+    for (int64_t t = begin; t < end; t++) {
+        tn_q8 *q = h->in_q + t * blocks;
+        h->kern->quantize(q, h->in + t * r->cols, r->cols);
+        tn_packed_put(&h->in_packed, q, h->n, blocks, t, 0, blocks);
+    }
 }
 
 typedef struct residual_run {
@@ -467,7 +492,7 @@ void tn_host_attn_norm(tn_host *h, int32_t layer)
     const tn_layer *y = &h->m->layers[layer];
     const bool q8 = tn_host_reads_q8(&y->attn_q) || tn_host_reads_q8(&y->attn_k) ||
                     tn_host_reads_q8(&y->attn_v);
-    tn_host_norm(h, y->attn_norm, q8);
+    tn_host_norm(h, y->attn_norm, q8, &y->attn_q);
 }
 
 void tn_host_finish_qkv(tn_host *h, int32_t layer)
@@ -554,9 +579,10 @@ void tn_host_attend(tn_host *h, int32_t layer)
 void tn_host_attn_out(tn_host *h, int32_t layer)
 {
     const tn_layer *y = &h->m->layers[layer];
-    const tn_acts x = input(h, y->attn_output.cols);
-    quantize_run r = {h, x.cols};
+    quantize_run r = {h, y->attn_output.cols};
+    tn_packed_begin(h, &h->in_packed, &y->attn_output, h->n);
     if (tn_host_reads_q8(&y->attn_output)) tn_pool_run(h->e->pool, quantize_task, &r, h->n, 1);
+    const tn_acts x = input(h, y->attn_output.cols);
     tn_host_product(h, &y->attn_output, &x, h->out);
     tn_host_residual(h, NULL, y->attn_output_bias, y->post_attention_norm);
 }
@@ -588,10 +614,13 @@ static void gated_rows(const gated_run *r, const tn_host_group *g, int64_t row0,
     const bool q8 = tn_host_reads_q8(&g->down);
     for (int64_t t = 0; t < n; t++) {
         const int64_t at = (g->first + t) * h->n_hidden + row0;
-        if (q8)
-            h->kern->quantize(h->hidden_q + at / 32, gate + t * rows, rows);
-        else
+        if (!q8) {
             memcpy(h->hidden + at, gate + t * rows, (size_t)rows * sizeof *gate);
+            continue;
+        }
+        tn_q8 *q = h->hidden_q + at / 32;
+        h->kern->quantize(q, gate + t * rows, rows);
+        tn_packed_put(&h->hidden_packed, q, n, h->n_hidden / 32, t, row0 / 32, row1 / 32);
     }
 }
 
@@ -615,15 +644,18 @@ static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
 
 void tn_host_gated(tn_host *h, const tn_layer *y)
 {
-    const int64_t grain = tn_host_grain(h->n);
+    const bool q8 = tn_host_reads_q8(&y->ffn_gate) && tn_host_reads_q8(&y->ffn_up);
+    const int64_t grain = q8 && h->in_packed.fn ? packed_grain : tn_host_grain(h->n);
     gated_run r = {h, y, grain, (h->n_hidden + grain - 1) / grain};
+    tn_packed_begin(h, &h->hidden_packed, h->m->hp.n_expert ? NULL : &h->groups[0].down, h->n);
     tn_pool_run(h->e->pool, gated_task, &r, r.per_group * h->n_groups, 1);
 }
 
 void tn_host_ffn_norm(tn_host *h, int32_t layer)
 {
     const tn_layer *y = &h->m->layers[layer];
-    tn_host_norm(h, y->ffn_norm, tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up));
+    const bool q8 = tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up);
+    tn_host_norm(h, y->ffn_norm, q8, &y->ffn_gate);
 }
 
 /* The dense FFN as one expert. */
@@ -711,6 +743,7 @@ void tn_host_take_gate(tn_host *h, int32_t layer)
 {
     glu_run r = {h, tn_host_reads_q8(&h->m->layers[layer].ffn_down)};
     h->n_hidden = h->m->hp.n_ff;
+    tn_packed_begin(h, &h->hidden_packed, NULL, h->n);
     tn_pool_run(h->e->pool, take_task, &r, h->n * h->used, 1);
 }
 
@@ -738,8 +771,9 @@ void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, int64_t skip, float
 {
     const tn_model *m = h->m;
     const int64_t n_vocab = m->hp.n_vocab;
-    norm_run r = {h, h->h + first * m->hp.n_embd, m->output_norm, tn_host_reads_q8(&m->output)};
-    tn_pool_run(h->e->pool, norm_task, &r, n_rows, 1);
+    norm_run r = {h, h->h + first * m->hp.n_embd, m->output_norm, n_rows,
+                  tn_host_reads_q8(&m->output)};
+    run_norm(&r, &m->output);
     tn_acts x = input(h, m->hp.n_embd);
     x.n = n_rows;
     const tn_weight w = rows_of(&m->output, skip, m->output.rows);

@@ -15,6 +15,15 @@ typedef struct tn_host_group {
     int64_t first;
 } tn_host_group;
 
+/* The 8-bit input of the coming products as they read it (tn_pack_fn). fn: NULL where it is not there,
+ * because few tokens or other kernels have no use for it. */
+typedef struct tn_host_packed {
+    void *data;
+    tn_pack_fn fn;
+    tn_layout layout;
+    uint32_t type;
+} tn_host_packed;
+
 typedef struct tn_host {
     const tn_model *m;
     tn_engine *e;
@@ -30,6 +39,7 @@ typedef struct tn_host {
     float *h;     /* [n][n_embd] residual stream */
     float *in;    /* [n][cols] input of the coming product: a normed h, or what attention gives */
     tn_q8 *in_q;  /* [n][cols / 32] the same for quantised weights */
+    tn_host_packed in_packed;
     float *q;     /* [n][n_head * head_dim_k] */
     float *k, *v; /* [n][n_head_kv * head_dim] */
     float *out;   /* [n][n_embd] what is added to h; shares its memory with q */
@@ -40,6 +50,7 @@ typedef struct tn_host {
     int64_t skip;     /* and how many are before them on the device */
     float *hidden;    /* [n * used][n_ff] input of ffn_down; NULL where no ffn_down reads float32 */
     tn_q8 *hidden_q;  /* [n * used][n_ff / 32]; NULL where no ffn_down is quantised */
+    tn_host_packed hidden_packed;
     float *angles[2]; /* [n][n_rot / 2][2] cos and sin of both ropes */
     float *partial;   /* attention of one token over split context */
     float **tile;     /* [threads] tile_floats each: results of a thread before they are combined */
@@ -120,8 +131,8 @@ void tn_host_join(tn_host *h, int32_t layer);
 
 /* Whether products with w read 8-bit activations. */
 bool tn_host_reads_q8(const tn_weight *w);
-/* Runs a norm of h over the tokens into `in` (and in_q). */
-void tn_host_norm(tn_host *h, const float *weight, bool to_q8);
+/* Runs a norm of h over the tokens into `in` (and in_q, and in_packed for `reader` unless NULL). */
+void tn_host_norm(tn_host *h, const float *weight, bool to_q8, const tn_weight *reader);
 /* y[t][r] = W x over all rows, on all threads. */
 void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y);
 /* One range of rows of a product, in one thread: y[t * y_stride + (r - row0)]. row0 is a multiple

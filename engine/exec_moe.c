@@ -105,7 +105,7 @@ void tn_host_route(tn_host *h, int32_t layer)
     const tn_hparams *hp = &h->m->hp;
     const bool q8 = tn_host_reads_q8(&y->ffn_gate) || tn_host_reads_q8(&y->ffn_up) ||
                     tn_host_reads_q8(&y->ffn_gate_inp);
-    tn_host_norm(h, y->ffn_norm, q8);
+    tn_host_norm(h, y->ffn_norm, q8, NULL);
     const tn_acts x = {
         .n = h->n, .cols = hp->n_embd, .f = h->in, .f_stride = hp->n_embd, .q = h->in_q};
     tn_host_product(h, &y->ffn_gate_inp, &x, h->router);

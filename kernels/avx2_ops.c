@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #include "../gguf/blocks.h"
-#include "avx_math.h"
+#include "avx_glu.h"
 #include "f16.h"
 
 #include <float.h>
@@ -83,26 +83,9 @@ static void rms_norm_avx2(float *y, const float *x, const float *w, int64_t n, f
     for (; i < n; i++) y[i] = w ? x[i] * factor * w[i] : x[i] * factor;
 }
 
-/* 0.5 (1 + tanh(u)) is sigmoid(2 u): both activations are x times a sigmoid. */
-static inline __m256 activate8(__m256 x, tn_activation act)
-{
-    if (act == TN_ACT_SILU) return _mm256_mul_ps(x, v_sigmoid(x));
-    __m256 x2 = _mm256_mul_ps(x, x);
-    __m256 u = _mm256_fmadd_ps(x2, _mm256_set1_ps(0.0713548163f), _mm256_set1_ps(1.59576912f));
-    return _mm256_mul_ps(x, v_sigmoid(_mm256_mul_ps(u, x)));
-}
-
 static void glu_avx2(float *gate, const float *up, int64_t n, tn_activation act)
 {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 g = activate8(_mm256_loadu_ps(gate + i), act);
-        _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
-    }
-    if (i == n) return;
-    __m256i m = first8(n - i);
-    __m256 g = activate8(_mm256_maskload_ps(gate + i, m), act);
-    _mm256_maskstore_ps(gate + i, m, _mm256_mul_ps(g, _mm256_maskload_ps(up + i, m)));
+    glu(gate, up, n, act);
 }
 
 /* ---- quantisation ---------------------------------------------------------------------------- */
@@ -160,7 +143,7 @@ static inline void quantize_block(tn_q8 *y, const float *x)
     _mm_storel_pi((__m64 *)(void *)y->s, _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_mullo_epi32(mi, sum))));
 }
 
-static void quantize_avx2(tn_q8 *q, const float *x, int64_t n)
+void tn_quantize_avx2(tn_q8 *q, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n / 32; i++) quantize_block(&q[i], x + 32 * i);
 }
@@ -276,7 +259,7 @@ void tn_kernels_avx2_ops(tn_kernels *k)
     k->rope = rope_avx2;
     k->rms_norm = rms_norm_avx2;
     k->glu = glu_avx2;
-    k->quantize = quantize_avx2;
+    k->quantize = tn_quantize_avx2;
     k->add = add_avx2;
     k->axpy = axpy_avx2;
     k->softmax = softmax_avx2;

@@ -4,13 +4,14 @@
  *
  * One token is bound by memory. Measured on Zen 4: one stream reaches 95 % of what plain reading
  * does, several groups in step only half of that, and software prefetch costs 5 to 15 %. On Xeons
- * it brings a third more; so a CPU gets what suits it. */
+ * software prefetch in four groups in step is best; so a CPU gets what suits it. */
 #include "avx2_r8.h"
 
 enum {
     TILE = 64,               /* most tokens of a tile */
-    PANEL_BYTES = 192 << 10, /* of a tile's activations: they stay in L2 */
-    AHEAD = 4096,            /* bytes between what is read and what is asked for */
+    PIECE = 64,              /* blocks of columns at a time: a tile's activations stay in L2 */
+    STREAMS = 4,             /* groups in step, with software prefetch; */
+    AHEAD = 1152,            /* bytes between what is read and what is asked for, in each */
 };
 
 /* The sums of both halves of q as int16 neighbours. */
@@ -39,25 +40,38 @@ INLINE void pack_act(uint32_t type, r8_act *o, const tn_q8 *a)
         o->c = quant_offset(type) * ((int16_t)o->c * a->m[0] + (o->c >> 16) * a->m[1]);
 }
 
-/* Activations of n tokens as [block][token]. */
-INLINE void pack_acts(uint32_t type, r8_act *out, const tn_q8 *x, int64_t n, int64_t blocks)
+/* Tokens of a tile, as even as possible. */
+static int64_t tile_tokens(int64_t n)
 {
-    for (int64_t b = 0; b < blocks; b++)
-        for (int64_t t = 0; t < n; t++)
-            pack_act(type, out + b * n + t, x + t * blocks + b);
+    const int64_t tiles = (n + TILE - 1) / TILE;
+    return (n + tiles - 1) / tiles;
 }
 
-/* Stores the rows of group g that lie before row1. */
-INLINE void store_rows(float *y, int64_t g, int64_t row1, __m256 v)
+/* A part of [tile][block][token of the tile], with tiles of `tile` tokens. */
+INLINE void pack_acts(uint32_t type, const tn_packing *p, int64_t tile)
 {
-    int64_t left = row1 - 8 * g;
-    float tmp[8];
-    if (left >= 8) {
-        _mm256_storeu_ps(y + 8 * g, v);
-        return;
+    for (int64_t t = p->t0; t < p->t1; t++) {
+        const int64_t first = t / tile * tile, n = p->n - first < tile ? p->n - first : tile;
+        r8_act *out = (r8_act *)p->out + first * p->blocks + (t - first);
+        const tn_q8 *q = p->q + (t - p->t0) * p->q_stride;
+        for (int64_t b = p->b0; b < p->b1; b++)
+            pack_act(type, out + b * n, q + (b - p->b0));
     }
-    _mm256_storeu_ps(tmp, v);
-    memcpy(y + 8 * g, tmp, (size_t)left * sizeof *tmp);
+}
+
+/* The packed activations that x brings along, if they serve this type too. */
+static const r8_act *brought(uint32_t type, const tn_acts *x)
+{
+    if (!x->packed || x->packed_layout != TN_LAYOUT_R8) return NULL;
+    const bool by_16 = scaled_by_16(type), same = quant_offset(type) == quant_offset(x->packed_type);
+    return scaled_by_16(x->packed_type) == by_16 && (by_16 || same) ? x->packed : NULL;
+}
+
+/* The rows of group g that lie before row1. */
+INLINE __m256i group_rows(int64_t g, int64_t row1)
+{
+    const int left = row1 - 8 * g < 8 ? (int)(row1 - 8 * g) : 8;
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 /* Asks for the cache lines of [w, w + bytes). */
@@ -67,65 +81,118 @@ INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
         _mm_prefetch((const char *)w + i, _MM_HINT_T0);
 }
 
-/* One group times n tokens of the packed activations a. */
-INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, const r8_act *a, int64_t n,
-                       int64_t units, __m256 *acc)
+/* acc += units of one group times n tokens of the packed activations a. */
+INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t n, int64_t units,
+                       __m256 *acc)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
-    for (int64_t t = 0; t < n; t++)
-        acc[t] = _mm256_setzero_ps();
     for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
         r8_head h;
         read_head(type, w, &h);
-        if (ahead) fetch_lines(w + AHEAD, s.head);
 #pragma GCC unroll 1
         for (int j = 0; j < steps; j++, a += n) {
-            const uint8_t *step = w + s.head + step_bytes * j;
             vec v[8];
-            if (ahead) fetch_lines(step + AHEAD, step_bytes);
-            read_quants(s.bits, step, v);
+            read_quants(s.bits, w + s.head + step_bytes * j, v);
             for (int64_t t = 0; t < n; t++)
                 acc[t] = step_product(type, &h, j, v, a + t, acc[t]);
         }
     }
 }
 
-/* Tokens of a tile, as even as possible. */
-static int64_t tile_tokens(int64_t n, int64_t blocks)
+/* acc[i] += units of group i, each `next` bytes after the one before, times one token; n (a constant)
+ * groups in step. */
+INLINE void groups_in_step(uint32_t type, int n, const uint8_t *w, int64_t next, const r8_act *a,
+                           int64_t units, __m256 *acc)
 {
-    int64_t most = PANEL_BYTES / (blocks * (int64_t)sizeof(r8_act));
-    most = most > TILE ? TILE : most < 4 ? 4 : most;
-    if (most > TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(r8_act)))
-        most = TN_SCRATCH_BYTES / (blocks * (int64_t)sizeof(r8_act));
-    int64_t tiles = (n + most - 1) / most;
-    return (n + tiles - 1) / tiles;
+    const tn_group_shape s = tn_group_shape_of(type, 8);
+    const int steps = s.cols / 32, step_bytes = 32 * s.bits;
+    __m256 sum[STREAMS];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        sum[i] = acc[i];
+    for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
+        r8_head h[STREAMS];
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            fetch_lines(w + i * next + AHEAD, s.head);
+            read_head(type, w + i * next, &h[i]);
+        }
+#pragma GCC unroll 1
+        for (int j = 0; j < steps; j++, a++)
+#pragma GCC unroll 4
+            for (int i = 0; i < n; i++) {
+                const uint8_t *step = w + i * next + s.head + step_bytes * j;
+                vec v[8];
+                fetch_lines(step + AHEAD, step_bytes);
+                read_quants(s.bits, step, v);
+                sum[i] = step_product(type, &h[i], j, v, a, sum[i]);
+            }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        acc[i] = sum[i];
+}
+
+/* As many groups from g on as run in step times one token; returns how many. */
+INLINE int64_t some_groups(uint32_t type, const uint8_t *w, int64_t next, const r8_act *a,
+                           int64_t units, float *y, int64_t g, int64_t row1, bool add)
+{
+    const int n = 8 * (g + STREAMS) <= row1 ? STREAMS : 1;
+    __m256 acc[STREAMS];
+    for (int i = 0; i < STREAMS; i++)
+        acc[i] = add && i < n ? _mm256_maskload_ps(y + 8 * (g + i), group_rows(g + i, row1))
+                              : _mm256_setzero_ps();
+    if (n == STREAMS)
+        groups_in_step(type, STREAMS, w, next, a, units, acc);
+    else
+        groups_in_step(type, 1, w, next, a, units, acc);
+    for (int i = 0; i < n; i++)
+        _mm256_maskstore_ps(y + 8 * (g + i), group_rows(g + i, row1), acc[i]);
+    return n;
+}
+
+/* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens; sums continue in y. */
+INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_act *a, int64_t n,
+                       int64_t b0, int64_t blocks, float *y, int64_t y_stride, int64_t row0,
+                       int64_t row1)
+{
+    const tn_group_shape s = tn_group_shape_of(type, 8);
+    const int64_t units = blocks / (s.cols / 32), next = 8 * (int64_t)w->row_bytes;
+    const uint8_t *p = (const uint8_t *)w->data + b0 / (s.cols / 32) * tn_unit_bytes(s);
+    for (int64_t g = row0 / 8, done = 1; 8 * g < row1; g += done) {
+        const __m256i rows = group_rows(g, row1);
+        __m256 acc[TILE];
+        if (n == 1 && ahead) {
+            done = some_groups(type, p + g * next, next, a, units, y, g, row1, b0 > 0);
+            continue;
+        }
+        for (int64_t t = 0; t < n; t++)
+            acc[t] = b0 ? _mm256_maskload_ps(y + t * y_stride + 8 * g, rows) : _mm256_setzero_ps();
+        if (n == 1)
+            group_tile(type, p + g * next, a, 1, units, acc);
+        else
+            group_tile(type, p + g * next, a, n, units, acc);
+        for (int64_t t = 0; t < n; t++)
+            _mm256_maskstore_ps(y + t * y_stride + 8 * g, rows, acc[t]);
+    }
 }
 
 INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    int64_t blocks = w->cols / 32, units = w->cols / tn_group_shape_of(type, 8).cols;
-    if (blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(r8_act)) {
-        tn_group_matmul(w, x, y, y_stride, row0, row1, scratch);
-        return;
-    }
-    r8_act *panel = scratch;
-    int64_t tile = tile_tokens(x->n, blocks);
-    for (int64_t t0 = 0; t0 < x->n; t0 += tile) {
-        int64_t n = x->n - t0 < tile ? x->n - t0 : tile;
-        pack_acts(type, panel, x->q + t0 * blocks, n, blocks);
-        for (int64_t g = row0 / 8; 8 * g < row1; g++) {
-            const uint8_t *group = (const uint8_t *)w->data + (size_t)g * 8 * w->row_bytes;
-            __m256 acc[TILE];
-            if (n == 1)
-                group_tile(type, ahead, group, panel, 1, units, acc);
-            else
-                group_tile(type, false, group, panel, n, units, acc);
-            for (int64_t t = 0; t < n; t++)
-                store_rows(y + (t0 + t) * y_stride, g, row1, acc[t]);
+    const int64_t blocks = w->cols / 32, tile = tile_tokens(x->n);
+    const int64_t most = tile > 1 ? PIECE : TN_SCRATCH_BYTES / (int64_t)sizeof(r8_act) / 8 * 8;
+    const r8_act *ready = tile > 1 ? brought(type, x) : NULL;
+    for (int64_t t0 = 0; t0 < x->n; t0 += tile)
+        for (int64_t b0 = 0; b0 < blocks; b0 += most) {
+            const int64_t n = x->n - t0 < tile ? x->n - t0 : tile;
+            const int64_t b = blocks - b0 < most ? blocks - b0 : most;
+            const tn_packing part = {scratch, n, b, 0, n, 0, b, x->q + t0 * blocks + b0, blocks};
+            if (!ready) pack_acts(type, &part, n);
+            piece_rows(type, ahead, w, ready ? ready + t0 * blocks + b0 * n : scratch, n, b0, b,
+                       y + t0 * y_stride, y_stride, row0, row1);
         }
-    }
 }
 
 #define MATMUL(name, type)                                                                         \
@@ -138,6 +205,10 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
                                       int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
     {                                                                                              \
         matmul(type, true, w, x, y, y_stride, row0, row1, scratch);                                \
+    }                                                                                              \
+    static void pack_##name(const tn_packing *p)                                                   \
+    {                                                                                              \
+        pack_acts(type, p, tile_tokens(p->n));                                          \
     }
 TN_INTERLEAVED_TYPES(MATMUL)
 
@@ -150,8 +221,11 @@ tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
     }
 }
 
+#define SET_PACK(name, type) k->pack[TN_LAYOUT_R8][type] = pack_##name;
 void tn_kernels_avx2_r8(tn_kernels *k)
 {
+    _Static_assert(sizeof(r8_act) <= TN_PACKED_BYTES, "r8_act");
+    TN_INTERLEAVED_TYPES(SET_PACK)
     tn_repack_avx2(k->repack[TN_LAYOUT_R8], k->repack[TN_LAYOUT_R16]);
     for (uint32_t type = 0; type < TN_TYPE_COUNT; type++) {
         tn_matmul_fn f = tn_r8_matmul_avx2(type, k->prefetch);

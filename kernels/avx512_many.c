@@ -1,20 +1,23 @@
 /* Products of many tokens with interleaved weights, AVX-512 VNNI.
  *
- * Two groups of 8 rows or one of 16 (one lane a row) are unpacked into a panel, once for many
- * tokens: per 32 columns eight vectors of unsigned bytes, dword r of vector j being columns 4j ..
- * 4j + 3 of row r, then the scales as floats. A tile of up to 8 tokens runs over the panel with one
- * dot product instruction per vector and token, whose activations are broadcast from memory;
- * offsets of the quants are the start values of the integer sums. The two halves of 32 columns are
- * summed apart, because each has its own activation scale.
+ * Up to GROUPS times 16 rows (one lane a row: two groups of 8 rows or one of 16) are unpacked into a
+ * panel, once for many tokens: per 32 columns and 16 rows eight vectors of unsigned bytes, dword r of
+ * vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 4 tokens
+ * runs over the panel with one dot product instruction per vector and token. Activations are
+ * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be as
+ * busy as the arithmetic. Offsets of the quants are the start values of the integer sums. The two
+ * halves of 32 columns are summed apart, because each has its own activation scale.
  *
- * A long row is cut into slabs of columns, so that panel and activations stay in the caches; sums
- * continue in y. The order of additions of a row depends on nothing but its length. */
+ * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
+ * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
 enum {
-    TOKENS = 8,             /* of a tile */
-    SLAB = 24,              /* blocks of 32 columns; of a whole number of 256 columns */
-    CHUNK_BYTES = 640 << 10 /* of packed activations, 512 tokens of 640 columns: they stay in L2 */
+    TOKENS = 4,             /* of a tile */
+    GROUPS = 2,             /* of 16 rows in a panel */
+    SLAB = 24,              /* blocks of 32 columns of a panel, a whole number of 256 columns */
+    PIECE = 3 * SLAB,       /* blocks of activations, */
+    CHUNK_BYTES = 640 << 10 /* and bytes, that stay in L2 for all rows */
 };
 
 /* What distinguishes types once their quants are bytes. */
@@ -34,22 +37,42 @@ INLINE int64_t panel_block(form f)
 /* ---- activations -------------------------------------------------------------------------------
  */
 
-/* Tokens of tile i of n_tiles over n tokens are [tile_start(i), tile_start(i + 1)). */
-INLINE int64_t tile_start(int64_t n, int64_t n_tiles, int64_t i)
+/* What of a type the packed activations depend on. */
+typedef struct act_form {
+    int offset, high;
+    bool by_16;
+} act_form;
+
+INLINE act_form act_form_of(tn_layout layout, uint32_t type)
 {
-    return n / n_tiles * i + (i < n % n_tiles ? i : n % n_tiles);
+    return (act_form){tn_quant_offset(type), layout == TN_LAYOUT_R8 ? 1 : r16_high(type),
+                      scaled_by_16(type)};
 }
 
-/* [tile][block][token of the tile] */
-INLINE void pack_all(uint32_t type, int high, act *out, const tn_q8 *x, int64_t n, int64_t n_tiles,
-                     int64_t blocks)
+/* Where block b of token t lies among those of n tokens: [tile][block][token of the tile]. */
+INLINE act *packed_at(act *a, int64_t n, int64_t blocks, int64_t t, int64_t b)
 {
-    for (int64_t i = 0; i < n_tiles; i++) {
-        const int64_t t0 = tile_start(n, n_tiles, i), t1 = tile_start(n, n_tiles, i + 1);
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t t = t0; t < t1; t++)
-                pack(type, high, out++, x + t * blocks + b);
+    const int64_t t0 = t / TOKENS * TOKENS, m = n - t0 < TOKENS ? n - t0 : TOKENS;
+    return a + t0 * blocks + b * m + (t - t0);
+}
+
+INLINE void pack_all(tn_layout layout, uint32_t type, const tn_packing *p)
+{
+    const int high = act_form_of(layout, type).high;
+    for (int64_t t = p->t0; t < p->t1; t++) {
+        const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
+        for (int64_t b = p->b0; b < p->b1; b++)
+            pack(type, high, packed_at(p->out, p->n, p->blocks, t, b), x + (b - p->b0));
     }
+}
+
+/* The packed activations that x brings along, if they serve this layout and type too. */
+static const act *brought(tn_layout layout, uint32_t type, const tn_acts *x)
+{
+    if (!x->packed) return NULL;
+    const act_form a = act_form_of(layout, type),
+                   b = act_form_of(x->packed_layout, x->packed_type);
+    return a.offset == b.offset && a.high == b.high && a.by_16 == b.by_16 ? x->packed : NULL;
 }
 
 /* ---- panels ------------------------------------------------------------------------------------
@@ -107,9 +130,10 @@ INLINE void panel_scales(uint32_t type, const r8_head *low, const r8_head *high,
         put_pairs(out + 32, low->min[j], high->min[j], join_ps(low->m[0], high->m[0]));
 }
 
-/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again. */
+/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again. stride:
+ * bytes from a block of the panel to the next. */
 INLINE void make_panel_8(uint32_t type, const uint8_t *low, const uint8_t *high, int64_t u0,
-                         int64_t u1, uint8_t *out)
+                         int64_t u1, uint8_t *out, int64_t stride)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int64_t unit = tn_unit_bytes(s);
@@ -118,7 +142,7 @@ INLINE void make_panel_8(uint32_t type, const uint8_t *low, const uint8_t *high,
         r8_head ha, hb;
         read_head(type, a, &ha);
         read_head(type, b, &hb);
-        for (int j = 0; j < s.cols / 32; j++, out += panel_block(form_of(type))) {
+        for (int j = 0; j < s.cols / 32; j++, out += stride) {
             const int64_t at = s.head + tn_step_bytes(s) * j;
             panel_quants(type, a + at, b + at, out);
             panel_scales(type, &ha, &hb, j, (float *)(void *)(out + 512));
@@ -134,14 +158,15 @@ INLINE void put_scales(uint32_t type, const wide *bytes, __m512 d, int j, float 
 }
 
 /* Units [u0, u1) of a group of 16 rows. */
-INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64_t u1, uint8_t *out)
+INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64_t u1, uint8_t *out,
+                          int64_t stride)
 {
     const tn_group_shape s = tn_group_shape_of(type, 16);
     for (int64_t u = u0; u < u1; u++) {
         const uint8_t *unit = group + tn_unit_bytes(s) * u;
         r16_head h;
         r16_read_head(type, unit, &h);
-        for (int j = 0; j < s.cols / 32; j++, out += panel_block(form_of(type))) {
+        for (int j = 0; j < s.cols / 32; j++, out += stride) {
             float *scale = (float *)(void *)(out + 512),
                   *min = scale + (scaled_by_16(type) ? 32 : 16);
             wide v[8];
@@ -163,88 +188,103 @@ INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64
 /* ---- tiles -------------------------------------------------------------------------------------
  */
 
-/* p[t] (+)= half h of a block, as far as activations know its scale. */
-INLINE void half_block(const uint8_t *w, const act *a, int n, int h, bool add, __m512 *p)
+/* g groups of a panel times n tokens, both constants; of its arrays element i * n + t is of group i
+ * and token t. */
+typedef struct shape {
+    form f;
+    int g, n;
+} shape;
+
+/* p (+)= half h of a block, as far as activations know its scale. */
+INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, bool add, __m512 *p)
 {
-    wide sum[TOKENS];
+    wide sum[GROUPS * TOKENS];
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++)
-        sum[t] = _mm512_set1_epi32(a[t].c[h]);
+    for (int i = 0; i < s.g * s.n; i++)
+        sum[i] = _mm512_set1_epi32(a[i % s.n].c[h]);
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
-        const wide v = _mm512_load_si512(w + 64 * j);
-#pragma GCC unroll 8
-        for (int t = 0; t < n; t++)
-            sum[t] = dot4(sum[t], v, a[t].q + 4 * j);
+        wide v[GROUPS];
+#pragma GCC unroll 2
+        for (int i = 0; i < s.g; i++)
+            v[i] = _mm512_load_si512(w + i * panel_block(s.f) + 64 * j);
+#pragma GCC unroll 4
+        for (int t = 0; t < s.n; t++) {
+            const wide x = broadcast4(a[t].q + 4 * j);
+#pragma GCC unroll 2
+            for (int i = 0; i < s.g; i++)
+                sum[i * s.n + t] = _mm512_dpbusd_epi32(sum[i * s.n + t], v[i], x);
+        }
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++) {
-        const __m512 f = _mm512_cvtepi32_ps(sum[t]), d = _mm512_set1_ps(a[t].d[h]);
-        p[t] = add ? _mm512_fmadd_ps(f, d, p[t]) : _mm512_mul_ps(f, d);
+    for (int i = 0; i < s.g * s.n; i++) {
+        const __m512 f = _mm512_cvtepi32_ps(sum[i]), d = _mm512_set1_ps(a[i % s.n].d[h]);
+        p[i] = add ? _mm512_fmadd_ps(f, d, p[i]) : _mm512_mul_ps(f, d);
     }
 }
 
-/* acc[t] += p[t] * scale */
-INLINE void scaled(int n, __m512 *acc, const __m512 *p, const float *scale)
+/* acc += p * scale */
+INLINE void scaled(shape s, __m512 *acc, const __m512 *p, const uint8_t *scale)
 {
-    const __m512 d = _mm512_load_ps(scale);
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++)
-        acc[t] = _mm512_fmadd_ps(p[t], d, acc[t]);
+    for (int i = 0; i < s.g * s.n; i++)
+        acc[i] = _mm512_fmadd_ps(p[i], _mm512_load_ps(scale + i / s.n * panel_block(s.f)), acc[i]);
 }
 
-/* acc[t] += minimum * sum of the activations in half h, or in both */
-INLINE void minima(int n, __m512 *acc, const act *a, int h, const float *min)
+/* acc += minimum * sum of the activations in half h, or in both */
+INLINE void minima(shape s, __m512 *acc, const act *a, int h, const uint8_t *min)
 {
-    const __m512 m = _mm512_load_ps(min);
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++)
-        acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(a[t].s[h]), acc[t]);
+    for (int i = 0; i < s.g * s.n; i++)
+        acc[i] = _mm512_fmadd_ps(_mm512_load_ps(min + i / s.n * panel_block(s.f)),
+                                 _mm512_set1_ps(a[i % s.n].s[h]), acc[i]);
 }
 
-/* y[t][16 rows] (+)= panel times n (a constant) tokens. */
-INLINE void tile(form f, int n, const uint8_t *w, const act *a, int64_t blocks, float *y,
-                 int64_t y_stride, __mmask16 rows, bool add)
+/* y[t][16 g rows] (+)= panel times tokens. rows: one bit a row. */
+INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y, int64_t y_stride,
+                 uint32_t rows, bool add)
 {
-    __m512 acc[TOKENS];
+    __m512 acc[GROUPS * TOKENS];
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++)
-        acc[t] = _mm512_maskz_loadu_ps(add ? rows : 0, y + t * y_stride);
-    for (int64_t b = 0; b < blocks; b++, w += panel_block(f), a += n) {
-        const float *scale = (const float *)(const void *)(w + 512);
-        __m512 p[TOKENS];
-        half_block(w, a, n, 0, false, p);
-        if (f.by_16) scaled(n, acc, p, scale);
-        half_block(w, a, n, 1, !f.by_16, p);
-        scaled(n, acc, p, scale + (f.by_16 ? 16 : 0));
-        if (f.min) minima(n, acc, a, 0, scale + (f.by_16 ? 32 : 16));
-        if (f.min && f.by_16) minima(n, acc, a, 1, scale + 48);
+    for (int i = 0; i < s.g * s.n; i++) {
+        const __mmask16 k = (__mmask16)(rows >> 16 * (i / s.n));
+        acc[i] = _mm512_maskz_loadu_ps(add ? k : 0, y + i % s.n * y_stride + 16 * (i / s.n));
+    }
+    for (int64_t b = 0; b < blocks; b++, w += s.g * panel_block(s.f), a += s.n) {
+        const uint8_t *scale = w + 512;
+        __m512 p[GROUPS * TOKENS];
+        half_block(s, w, a, 0, false, p);
+        if (s.f.by_16) scaled(s, acc, p, scale);
+        half_block(s, w, a, 1, !s.f.by_16, p);
+        scaled(s, acc, p, scale + (s.f.by_16 ? 64 : 0));
+        if (s.f.min) minima(s, acc, a, 0, scale + (s.f.by_16 ? 128 : 64));
+        if (s.f.min && s.f.by_16) minima(s, acc, a, 1, scale + 192);
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < n; t++)
-        _mm512_mask_storeu_ps(y + t * y_stride, rows, acc[t]);
+    for (int i = 0; i < s.g * s.n; i++)
+        _mm512_mask_storeu_ps(y + i % s.n * y_stride + 16 * (i / s.n),
+                              (__mmask16)(rows >> 16 * (i / s.n)), acc[i]);
 }
 
-INLINE void any_tile(form f, int64_t n, const uint8_t *w, const act *a, int64_t blocks, float *y,
-                     int64_t y_stride, __mmask16 rows, bool add)
+INLINE void any_tile(form f, int g, int64_t n, const uint8_t *w, const act *a, int64_t blocks,
+                     float *y, int64_t y_stride, uint32_t rows, bool add)
 {
     switch (n) {
-    case 1: tile(f, 1, w, a, blocks, y, y_stride, rows, add); return;
-    case 2: tile(f, 2, w, a, blocks, y, y_stride, rows, add); return;
-    case 3: tile(f, 3, w, a, blocks, y, y_stride, rows, add); return;
-    case 4: tile(f, 4, w, a, blocks, y, y_stride, rows, add); return;
-    case 5: tile(f, 5, w, a, blocks, y, y_stride, rows, add); return;
-    case 6: tile(f, 6, w, a, blocks, y, y_stride, rows, add); return;
-    case 7: tile(f, 7, w, a, blocks, y, y_stride, rows, add); return;
-    default: tile(f, 8, w, a, blocks, y, y_stride, rows, add); return;
+    case 1: tile((shape){f, g, 1}, w, a, blocks, y, y_stride, rows, add); return;
+    case 2: tile((shape){f, g, 2}, w, a, blocks, y, y_stride, rows, add); return;
+    case 3: tile((shape){f, g, 3}, w, a, blocks, y, y_stride, rows, add); return;
+    default: tile((shape){f, g, 4}, w, a, blocks, y, y_stride, rows, add); return;
     }
 }
 
 #define TILE(name, min, by_16)                                                                     \
-    static void name(int64_t n, const uint8_t *w, const act *a, int64_t blocks, float *y,          \
-                     int64_t y_stride, __mmask16 rows, bool add)                                   \
+    static void name(int g, int64_t n, const uint8_t *w, const act *a, int64_t blocks, float *y,   \
+                     int64_t y_stride, uint32_t rows, bool add)                                    \
     {                                                                                              \
-        any_tile((form){min, by_16}, n, w, a, blocks, y, y_stride, rows, add);                     \
+        if (g == 1)                                                                                \
+            any_tile((form){min, by_16}, 1, n, w, a, blocks, y, y_stride, rows, add);              \
+        else                                                                                       \
+            any_tile((form){min, by_16}, 2, n, w, a, blocks, y, y_stride, rows, add);              \
     }
 TILE(tile_plain, false, false)
 TILE(tile_min, true, false)
@@ -254,66 +294,130 @@ TILE(tile_min_by_16, true, true)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-/* Packed activations of n tokens times the 16 rows from row0 on. */
-INLINE void rows_16(tn_layout layout, uint32_t type, const tn_weight *w, const act *a, int64_t n,
-                    int64_t n_tiles, uint8_t *panel, float *y, int64_t y_stride, int64_t row0,
-                    int64_t row1)
+/* Blocks [b0, b1) of the rows from row0 on: g panels side by side. */
+INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int g, int64_t row0,
+                        int64_t row1, int64_t b0, int64_t b1, uint8_t *panel)
+{
+    const int64_t block = panel_block(form_of(type)), per = tn_group_shape_of(type, 8).cols / 32;
+    for (int i = 0; i < g; i++, row0 += 16, panel += block) {
+        const uint8_t *low = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
+        const uint8_t *high = row1 - row0 > 8 ? low + 8 * w->row_bytes : low;
+        if (layout == TN_LAYOUT_R8)
+            make_panel_8(type, low, high, b0 / per, b1 / per, panel, g * block);
+        else
+            make_panel_16(type, low, b0 / per, b1 / per, panel, g * block);
+    }
+}
+
+/* Weights that are read next: `streams` groups of rows, `stride` bytes apart, `bytes` of each. */
+typedef struct coming {
+    const uint8_t *at;
+    int64_t streams, stride, bytes;
+} coming;
+
+/* What follows blocks up to b1 of the rows from row0 on: the rest of these rows, or other rows. */
+INLINE coming next_weights(tn_layout layout, uint32_t type, const tn_weight *w, int64_t row0,
+                          int64_t row1, int64_t b1, int64_t b_end, int64_t b_first)
+{
+    const tn_group_shape s = tn_group_shape_of(type, tn_layout_rows(layout));
+    const bool more = b1 < b_end;
+    const int64_t row = more ? row0 : row0 + 16 * GROUPS, b0 = more ? b1 : b_first;
+    const int64_t rows = row1 - row < 16 * GROUPS ? row1 - row : 16 * GROUPS;
+    const int64_t b = b_end - b0 < SLAB ? b_end - b0 : SLAB;
+    if (rows <= 0) return (coming){NULL, 0, 0, 0};
+    const int64_t unit = tn_unit_bytes(s), per = s.cols / 32;
+    return (coming){(const uint8_t *)w->data + (size_t)row * w->row_bytes + b0 / per * unit,
+                   (rows + s.rows - 1) / s.rows, s.rows * (int64_t)w->row_bytes, b / per * unit};
+}
+
+/* Asks for part i of n of them. */
+static inline void fetch_ahead(const coming *a, int64_t i, int64_t n)
+{
+    const int64_t from = a->bytes * i / n / 64 * 64, to = a->bytes * (i + 1) / n;
+    for (int64_t s = 0; s < a->streams; s++)
+        for (int64_t at = from; at < to; at += 64)
+            _mm_prefetch((const char *)a->at + s * a->stride + at, _MM_HINT_T1);
+}
+
+/* A piece of the product: blocks [b0, b1) of n tokens of packed activations, whose tiles have
+ * `blocks` blocks of which the first is a_b0. */
+typedef struct piece {
+    const act *a;
+    int64_t n, blocks, a_b0, b0, b1;
+} piece;
+
+/* A piece times the rows from row0 on, at most 16 * GROUPS. */
+INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const piece *p,
+                      uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
 {
     const form f = form_of(type);
-    const int64_t blocks = w->cols / 32, per_unit = tn_group_shape_of(type, 8).cols / 32;
     const int64_t left = row1 - row0;
-    const uint8_t *low = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
-    const uint8_t *high = left > 8 ? low + 8 * w->row_bytes : low;
-    const __mmask16 rows = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
-    for (int64_t b0 = 0; b0 < blocks; b0 += SLAB) {
-        const int64_t b1 = b0 + SLAB < blocks ? b0 + SLAB : blocks;
-        if (layout == TN_LAYOUT_R8)
-            make_panel_8(type, low, high, b0 / per_unit, b1 / per_unit, panel);
-        else
-            make_panel_16(type, low, b0 / per_unit, b1 / per_unit, panel);
-        for (int64_t i = 0; i < n_tiles; i++) {
-            const int64_t t0 = tile_start(n, n_tiles, i), m = tile_start(n, n_tiles, i + 1) - t0;
-            const act *x = a + t0 * blocks + b0 * m;
-            float *to = y + t0 * y_stride + row0;
+    const int g = left > 16 ? 2 : 1;
+    const uint32_t rows = left >= 32 ? 0xffffffff : (1u << left) - 1;
+    for (int64_t b0 = p->b0; b0 < p->b1; b0 += SLAB) {
+        const int64_t n = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
+        const coming next = next_weights(layout, type, w, row0, row1, b0 + n, p->b1, p->b0);
+        make_panels(layout, type, w, g, row0, row1, b0, b0 + n, panel);
+        for (int64_t t = 0; t < p->n; t += TOKENS) {
+            const int64_t m = p->n - t < TOKENS ? p->n - t : TOKENS;
+            const act *x = p->a + t * p->blocks + (b0 - p->a_b0) * m;
+            float *to = y + t * y_stride + row0;
+            fetch_ahead(&next, t / TOKENS, (p->n + TOKENS - 1) / TOKENS);
             if (f.min && f.by_16)
-                tile_min_by_16(m, panel, x, b1 - b0, to, y_stride, rows, b0 > 0);
+                tile_min_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
             else if (f.by_16)
-                tile_by_16(m, panel, x, b1 - b0, to, y_stride, rows, b0 > 0);
+                tile_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
             else if (f.min)
-                tile_min(m, panel, x, b1 - b0, to, y_stride, rows, b0 > 0);
+                tile_min(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
             else
-                tile_plain(m, panel, x, b1 - b0, to, y_stride, rows, b0 > 0);
+                tile_plain(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
         }
     }
 }
 
-enum { PANEL_BYTES = SLAB * (512 + 4 * 64) };
+enum { PANEL_BYTES = GROUPS * SLAB * (512 + 4 * 64) };
+_Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES,
+               "scratch");
+
+/* Tokens at a time, as even as tiles allow. */
+static int64_t chunk_tokens(int64_t n, int64_t blocks)
+{
+    const int64_t most = CHUNK_BYTES / ((blocks < PIECE ? blocks : PIECE) * (int64_t)sizeof(act));
+    const int64_t chunks = (n + most - 1) / most;
+    return ((n + chunks - 1) / chunks + TOKENS - 1) / TOKENS * TOKENS;
+}
 
 INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    const int64_t blocks = w->cols / 32, token_bytes = blocks * (int64_t)sizeof(act);
-    const int64_t room = (TN_SCRATCH_BYTES - PANEL_BYTES) / token_bytes;
-    int64_t most = CHUNK_BYTES / token_bytes / TOKENS * TOKENS;
-    if (most < 4 * TOKENS) most = 4 * TOKENS < room ? 4 * TOKENS : room;
-    if (most < 1) {
-        tn_group_matmul(w, x, y, y_stride, row0, row1, scratch);
-        return;
-    }
+    const act *ready = brought(layout, type, x);
+    const int64_t blocks = w->cols / 32, most = chunk_tokens(x->n, blocks);
     uint8_t *panel = scratch;
-    act *a = (act *)(void *)(panel + PANEL_BYTES);
-    const int64_t chunks = (x->n + most - 1) / most;
-    for (int64_t c = 0; c < chunks; c++) {
-        const int64_t t0 = tile_start(x->n, chunks, c), n = tile_start(x->n, chunks, c + 1) - t0;
-        const int64_t n_tiles = (n + TOKENS - 1) / TOKENS;
-        pack_all(type, layout == TN_LAYOUT_R8 ? 1 : r16_high(type), a, x->q + t0 * blocks, n,
-                 n_tiles, blocks);
-        for (int64_t r = row0; r < row1; r += 16)
-            rows_16(layout, type, w, a, n, n_tiles, panel, y + t0 * y_stride, y_stride, r, row1);
-    }
+    act *own = (act *)(void *)(panel + PANEL_BYTES);
+    for (int64_t t = 0; t < x->n; t += most)
+        for (int64_t b = 0; b < blocks; b += PIECE) {
+            const int64_t n = x->n - t < most ? x->n - t : most;
+            const int64_t size = blocks - b < PIECE ? blocks - b : PIECE;
+            piece p = {ready ? ready + t * blocks : own, n, blocks, 0, b, b + size};
+            if (!ready) {
+                pack_all(layout, type,
+                         &(tn_packing){own, n, size, 0, n, 0, size, x->q + t * blocks + b, blocks});
+                p = (piece){own, n, size, b, b, b + size};
+            }
+            for (int64_t r = row0; r < row1; r += 16 * GROUPS)
+                some_rows(layout, type, w, &p, panel, y + t * y_stride, y_stride, r, row1);
+        }
 }
 
-/* R8: the AVX2 kernel of the type serves a few tokens. */
+/* R8: the AVX2 kernel of the type serves a few tokens; it packs in its own way. */
+INLINE void few(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
+                int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
+{
+    tn_acts plain = *x;
+    plain.packed = NULL;
+    tn_r8_matmul_avx2(type, ahead)(w, &plain, y, y_stride, row0, row1, scratch);
+}
+
 #define MATMUL(name, type)                                                                         \
     static void r16_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,       \
                            int64_t row0, int64_t row1, void *scratch)                              \
@@ -325,17 +429,29 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
     {                                                                                              \
         many(TN_LAYOUT_R8, type, w, x, y, y_stride, row0, row1, scratch);                          \
     }                                                                                              \
+    static void pack_r16_##name(const tn_packing *p)                                               \
+    {                                                                                              \
+        pack_all(TN_LAYOUT_R16, type, p);                                                          \
+    }                                                                                              \
+    static void pack_r8_##name(const tn_packing *p)                                                \
+    {                                                                                              \
+        pack_all(TN_LAYOUT_R8, type, p);                                                           \
+    }                                                                                              \
     static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
     {                                                                                              \
-        tn_matmul_fn f = x->n > TN_FEW_TOKENS ? r8_##name : tn_r8_matmul_avx2(type, false);        \
-        f(w, x, y, y_stride, row0, row1, scratch);                                                 \
+        if (x->n > TN_FEW_TOKENS)                                                                  \
+            r8_##name(w, x, y, y_stride, row0, row1, scratch);                                     \
+        else                                                                                       \
+            few(type, false, w, x, y, y_stride, row0, row1, scratch);                              \
     }                                                                                              \
     static void matmul_##name##_ahead(const tn_weight *w, const tn_acts *x, float *y,              \
                                       int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
     {                                                                                              \
-        tn_matmul_fn f = x->n > TN_FEW_TOKENS ? r8_##name : tn_r8_matmul_avx2(type, true);         \
-        f(w, x, y, y_stride, row0, row1, scratch);                                                 \
+        if (x->n > TN_FEW_TOKENS)                                                                  \
+            r8_##name(w, x, y, y_stride, row0, row1, scratch);                                     \
+        else                                                                                       \
+            few(type, true, w, x, y, y_stride, row0, row1, scratch);                               \
     }
 TN_INTERLEAVED_TYPES(MATMUL)
 
@@ -350,9 +466,13 @@ tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
     }
 }
 
-#define SET(name, type) f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;
+#define SET(name, type)                                                                            \
+    f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;                                 \
+    k->pack[TN_LAYOUT_R8][type] = pack_r8_##name;                                                  \
+    k->pack[TN_LAYOUT_R16][type] = pack_r16_##name;
 void tn_kernels_avx512_many(tn_kernels *k)
 {
+    _Static_assert(sizeof(act) == TN_PACKED_BYTES, "act");
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
     TN_INTERLEAVED_TYPES(SET)
 }

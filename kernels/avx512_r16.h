@@ -53,6 +53,14 @@ INLINE wide dot4(wide acc, wide w, const int8_t *p)
     return acc;
 }
 
+/* Four activations in every lane, for several such products. */
+INLINE wide broadcast4(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm512_set1_epi32(v);
+}
+
 /* ---- heads -------------------------------------------------------------------------------------
  */
 

@@ -134,6 +134,15 @@ INLINE vmask v_between(int64_t from, int64_t to)
     const unsigned low = from < 16 ? (1u << (from > 0 ? from : 0)) - 1 : 0xffff;
     return (vmask)(high & ~low);
 }
+/* The lanes of m, others zero; and only them. */
+INLINE vf v_load_some(const float *p, vmask m)
+{
+    return _mm512_maskz_loadu_ps(m, p);
+}
+INLINE void v_store_some(float *p, vmask m, vf x)
+{
+    _mm512_mask_storeu_ps(p, m, x);
+}
 
 INLINE float v_max_lanes(vf v)
 {
@@ -294,6 +303,14 @@ INLINE __m256i first8(int64_t n)
 INLINE vmask v_between(int64_t from, int64_t to)
 {
     return _mm256_andnot_si256(first8(from), first8(to));
+}
+INLINE vf v_load_some(const float *p, vmask m)
+{
+    return _mm256_maskload_ps(p, m);
+}
+INLINE void v_store_some(float *p, vmask m, vf x)
+{
+    _mm256_maskstore_ps(p, m, x);
 }
 
 INLINE float v_max_lanes(vf v)

@@ -55,6 +55,7 @@ static void add_avx2(tn_kernels *k)
 
 static void add_avx512(tn_kernels *k)
 {
+    tn_kernels_avx512_ops(k);
     tn_kernels_avx512_attend(k);
     if (!(k->isa & TN_ISA_VNNI512)) return;
     tn_kernels_avx512_many(k);

@@ -69,13 +69,27 @@ typedef struct tn_q8 {
 } tn_q8;
 
 /* n activation vectors of `cols` elements. f is always valid; q is NULL where only unquantised
- * weights read it. Owns nothing. */
+ * weights read it. packed: NULL, or q as the layout's pack of packed_type has arranged it; a product
+ * for which that serves uses it instead of arranging q itself, with the same result. Owns nothing. */
 typedef struct tn_acts {
     int64_t n, cols;
     const float *f;    /* [n][f_stride] */
     int64_t f_stride;
     const tn_q8 *q;    /* [n][cols / 32] */
+    const void *packed;
+    tn_layout packed_layout;
+    uint32_t packed_type;
 } tn_acts;
+
+/* A part of the activations to arrange: blocks [b0, b1) (32 columns each) of tokens [t0, t1). */
+typedef struct tn_packing {
+    void *out;         /* the whole: TN_PACKED_BYTES * n * blocks, 64-byte aligned */
+    int64_t n, blocks; /* of the whole */
+    int64_t t0, t1, b0, b1;
+    const tn_q8 *q;    /* [t1 - t0][q_stride], the first is block b0 of token t0 */
+    int64_t q_stride;
+} tn_packing;
+enum { TN_PACKED_BYTES = 64 }; /* of a block, at most */
 
 /* ---- operations -------------------------------------------------------------------------------- */
 
@@ -86,6 +100,10 @@ typedef struct tn_acts {
 typedef void (*tn_matmul_fn)(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                              int64_t row0, int64_t row1, void *scratch);
 enum { TN_SCRATCH_BYTES = 1 << 20 };
+
+/* Arranges activations as products of many tokens with weights of one layout and type read them, once
+ * for all of them and all their ranges of rows. Writes only what the part says; any parts, any order. */
+typedef void (*tn_pack_fn)(const tn_packing *p);
 
 /* Converts row `row` of w to float32: out[cols]. Works for every layout. */
 typedef void (*tn_dequantize_fn)(const tn_weight *w, int64_t row, float *out);
@@ -175,6 +193,7 @@ typedef struct tn_kernels {
     bool prefetch; /* products with one token ask for weights ahead of use */
     tn_layout packed; /* what weights are best repacked to, where repack has their type */
     tn_matmul_fn matmul[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: no such layout for this type */
+    tn_pack_fn pack[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: products have no use for it */
     tn_dequantize_fn dequantize[TN_LAYOUT_COUNT][TN_TYPE_COUNT];
     tn_repack_fn repack[TN_LAYOUT_COUNT][TN_TYPE_COUNT]; /* NULL: no such layout for this type */
     tn_attend_fn attend;
@@ -203,6 +222,7 @@ void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights *
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
 void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax, ... */
 void tn_kernels_avx2_attend(tn_kernels *k); /* avx2_attend.c */
+void tn_kernels_avx512_ops(tn_kernels *k);  /* avx512_ops.c: quantize, glu */
 void tn_kernels_avx512_attend(tn_kernels *k); /* avx512_attend.c */
 void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights (VNNI) */
 void tn_kernels_avx512_r16(tn_kernels *k);  /* avx512_r16.c: matmul of R16 weights (VNNI) */

@@ -8,7 +8,7 @@
 /* Largest error accepted, relative to the sum of magnitudes of a row's terms. */
 static const double TOLERANCE = 1e-6;
 static const float CANARY = 4711.25f;
-enum { PAD = 5, MAX_N = 17 };
+enum { PAD = 5, MAX_N = 17, MANY = 150 };
 
 /* ---- levels ------------------------------------------------------------------------------------ */
 
@@ -112,15 +112,55 @@ static void check_output(const test_case *c, const char *how, const float *y, in
     }
 }
 
-/* All n, the whole matrix; then in two ranges, which must give the same bits. */
-static void run_case(const test_case *c, const char *how, tn_matmul_fn f, const tn_weight *w)
+/* In four parts, the last first. */
+static void pack_in_parts(tn_pack_fn pack, void *out, const tn_acts *x)
 {
-    static const int64_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 17};
+    const int64_t blocks = x->cols / 32;
+    memset(out, 0xff, (size_t)(x->n * blocks * TN_PACKED_BYTES));
+    tn_packing p = {.out = out, .n = x->n, .blocks = blocks, .q_stride = blocks};
+    for (int i = 3; i >= 0; i--) {
+        p.t0 = i / 2 ? x->n / 2 : 0;
+        p.t1 = i / 2 ? x->n : x->n / 2;
+        p.b0 = i % 2 ? blocks / 3 : 0;
+        p.b1 = i % 2 ? blocks : blocks / 3;
+        p.q = x->q + p.t0 * blocks + p.b0;
+        pack(&p);
+    }
+}
+
+/* Activations packed for any type must give the bits `want` of those that are not packed. */
+static void run_packed(const test_case *c, const char *how, const tn_kernels *k, const tn_weight *w,
+                       tn_acts x, const float *want)
+{
+    const int64_t stride = w->rows + PAD;
+    guarded mem = guarded_new((size_t)(x.n * (x.cols / 32) * TN_PACKED_BYTES), 64);
+    x.packed = mem.data;
+    x.packed_layout = w->layout;
+    for (x.packed_type = 0; x.packed_type < TN_TYPE_COUNT; x.packed_type++) {
+        if (!k->pack[w->layout][x.packed_type]) continue;
+        if (x.packed_type != w->type && w->rows != 33 && x.n != MANY) continue; /* enough of them */
+        pack_in_parts(k->pack[w->layout][x.packed_type], mem.data, &x);
+        float *y = new_output(x.n, stride);
+        k->matmul[w->layout][w->type](w, &x, y + PAD, stride, 0, w->rows, scratch());
+        CHECK_MSG(memcmp(want, y, (size_t)(x.n * stride + PAD) * sizeof *y) == 0,
+                  "%s, %s, n %d: packed for %s changes bits", c->text, how, (int)x.n,
+                  tn_type_get(x.packed_type)->name);
+        free(y);
+    }
+    guarded_free(&mem);
+}
+
+/* All n, the whole matrix; then in two ranges, which must give the same bits. */
+static void run_case(const test_case *c, const char *how, const tn_kernels *k, const tn_weight *w)
+{
+    static const int64_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 17, MANY};
+    const tn_matmul_fn f = k->matmul[w->layout][w->type];
     const int64_t stride = w->rows + PAD;
     const int64_t part = tn_layout_rows(w->layout), cut = w->rows / 2 / (part < 8 ? 8 : part) * (part < 8 ? 8 : part);
     for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= c->x.n; i++) {
         tn_acts x = c->x;
         x.n = counts[i];
+        if (c->x.n == MANY && x.n != MANY) continue;
         float *whole = new_output(x.n, stride), *split = new_output(x.n, stride);
         f(w, &x, whole + PAD, stride, 0, w->rows, scratch());
         check_output(c, how, whole, stride, x.n, 0, w->rows);
@@ -131,6 +171,7 @@ static void run_case(const test_case *c, const char *how, tn_matmul_fn f, const 
             CHECK_MSG(memcmp(whole, split, (size_t)(x.n * stride + PAD) * sizeof *whole) == 0,
                       "%s, %s, n %d: a split at row %d changes bits", c->text, how, (int)x.n, (int)cut);
         }
+        if (x.n > 4 && k->pack[w->layout][w->type]) run_packed(c, how, k, w, x, whole);
         free(whole);
         free(split);
     }
@@ -147,10 +188,10 @@ static void run_all(const test_case *c)
             tn_matmul_fn f = k.matmul[layout][c->w.type];
             char how[40];
             guarded mem = {0};
-            if (!f || (l == 0 && layout == TN_LAYOUT_ROWS)) continue;
+            if (!f || (l == 0 && (layout == TN_LAYOUT_ROWS || c->x.n == MANY))) continue;
             snprintf(how, sizeof how, "%s %s", levels[l].name, layout_names[layout]);
             tn_weight w = layout ? make_packed(&mem, &k, (tn_layout)layout, &c->w) : c->w;
-            run_case(c, how, f, &w);
+            run_case(c, how, &k, &w);
             if (mem.map) guarded_free(&mem);
         }
     }
@@ -228,6 +269,15 @@ TEST(many_rows_and_tokens)
     FOR_MATMUL_TYPES(type) test_shape(type, 200, 256, MAX_N, FILL_RANDOM, ACT_RANDOM, &seed);
 }
 
+/* More tokens than one tile or one chunk has, more columns than a piece. */
+TEST(many_tokens)
+{
+    uint64_t seed = 8;
+    static const uint32_t types[] = {TN_TYPE_Q4_0, TN_TYPE_Q4_K, TN_TYPE_Q6_K};
+    for (int i = 0; i < 3; i++)
+        test_shape(types[i], 3, 2560, MANY, FILL_RANDOM, ACT_RANDOM, &seed);
+}
+
 /* A vector with NaN (a block with d = NaN) gives NaN in every row, and only for that token. */
 TEST(nan_stays_nan)
 {
@@ -277,6 +327,9 @@ TEST(tables_are_complete)
     }
     CHECK(k.attend && k.attend_join && k.rope && k.rms_norm && k.glu && k.quantize && k.add && k.axpy &&
           k.softmax && k.to_f16);
+    if (tn_isa_detect() & TN_ISA_AVX2)
+        FOR_MATMUL_TYPES(type)
+        CHECK(!k.pack[k.packed][type] == !k.repack[k.packed][type]);
     if (tn_isa_detect() & TN_ISA_AVX2)
         FOR_MATMUL_TYPES(type)
         CHECK_MSG(base.matmul[0][type] != k.matmul[0][type], "no AVX2 kernel: %s", tn_type_get(type)->name);

@@ -1,6 +1,6 @@
-/* The small operations: scalar against double precision, AVX2 against scalar (quantisation and
- * float16 bit for bit), odd sizes, extreme values, canaries. `test_ops --bench` times them instead.
- */
+/* The small operations: scalar against double precision, the vector levels against scalar
+ * (quantisation and float16 bit for bit), odd sizes, extreme values, canaries. `test_ops --bench`
+ * times them instead. */
 #include "harness.h"
 
 #include "../gguf/blocks.h"
@@ -10,20 +10,22 @@
 #include <float.h>
 #include <time.h>
 
-enum { MAX_N = 1100, PAD = 16 };
+enum { MAX_N = 1100, PAD = 16, LEVELS = 3 };
 
 static const float CANARY = 4711.25f;
 
 static int n_levels(void)
 {
-    return __builtin_cpu_supports("avx2") ? 2 : 1;
+    const unsigned isa = tn_isa_detect();
+    return isa & TN_ISA_AVX512 ? 3 : isa & TN_ISA_AVX2 ? 2 : 1;
 }
 
 static tn_kernels table(int level)
 {
     tn_kernels k = {0};
     tn_kernels_scalar_ops(&k);
-    if (level) tn_kernels_avx2_ops(&k);
+    if (level > 0) tn_kernels_avx2_ops(&k);
+    if (level > 1) tn_kernels_avx512_ops(&k);
     return k;
 }
 
@@ -98,7 +100,7 @@ TEST(to_f16_levels_agree)
 {
     enum { N = 1003 };
     static float x[N];
-    static uint16_t y[2][N + 1];
+    static uint16_t y[LEVELS][N + 1];
     uint64_t seed = 5;
     for (int r = 0; r < 300; r++) {
         for (int i = 0; i < N; i++) x[i] = tn_f32_from_bits((uint32_t)test_rand(&seed));
@@ -110,7 +112,7 @@ TEST(to_f16_levels_agree)
         }
         for (int i = 0; i < N; i++) {
             CHECK_INT(y[0][i], tn_f32_to_f16(x[i]));
-            if (n_levels() > 1) CHECK_INT(y[1][i], y[0][i]);
+            for (int l = 1; l < n_levels(); l++) CHECK_INT(y[l][i], y[0][i]);
         }
     }
 }
@@ -139,7 +141,7 @@ static void check_q8_0(const tn_block_q8_0 *y, const float *x)
     }
 }
 
-static void q8_0_both(tn_block_q8_0 out[2][8], const float *x)
+static void q8_0_both(tn_block_q8_0 out[LEVELS][8], const float *x)
 {
     for (int l = 0; l < n_levels(); l++) {
         const tn_kernels k = table(l);
@@ -149,14 +151,14 @@ static void q8_0_both(tn_block_q8_0 out[2][8], const float *x)
         for (int b = 0; b < 7; b++) {
             check_q8_0(&out[l][b], x + 32 * b);
             CHECK_MSG(memcmp(&out[l][b], &out[0][b], sizeof out[l][b]) == 0,
-                      "AVX2 differs from scalar in block %d", b);
+                      "level %d differs from scalar in block %d", l, b);
         }
     }
 }
 
 TEST(to_q8_0)
 {
-    tn_block_q8_0 q[2][8];
+    tn_block_q8_0 q[LEVELS][8];
     float x[7 * 32];
     uint64_t seed = 11;
     for (int r = 0; r < 2000; r++) {
@@ -170,7 +172,7 @@ TEST(to_q8_0)
 TEST(to_q8_0_ties_and_limits)
 {
     static const float bad[] = {INFINITY, -INFINITY, NAN, -NAN, 127 * 65520.0f, -FLT_MAX};
-    tn_block_q8_0 q[2][8];
+    tn_block_q8_0 q[LEVELS][8];
     float x[7 * 32] = {0};
     for (int i = 32; i < 64; i++) x[i] = i % 2 ? 127 : 2.5f; /* ties go to even: 2 */
     for (int i = 64; i < 96; i++) x[i] = i % 2 ? -127 : -3.5f;
@@ -234,37 +236,57 @@ static bool same_block(const tn_q8 *a, const tn_q8 *b)
            same_bits(&a->d, &b->d, 1) && same_bits(a->s, b->s, 2);
 }
 
-static void quantize_both(tn_q8 out[2][8], const float *x)
+/* Of eight blocks at once there are two, and one block is left; the special ones come first. */
+enum { BLOCKS = 17 };
+
+static void quantize_both(tn_q8 out[LEVELS][BLOCKS + 1], const float *x)
 {
     for (int l = 0; l < n_levels(); l++) {
         const tn_kernels k = table(l);
-        memset(out[l], 0x5a, 8 * sizeof out[l][0]);
-        k.quantize(out[l], x, 7 * 32);
-        CHECK_INT(out[l][7].q[0], 0x5a);
-        for (int b = 0; b < 7; b++)
-            CHECK_MSG(same_block(&out[l][b], &out[0][b]), "AVX2 differs from scalar in block %d",
+        memset(out[l], 0x5a, (BLOCKS + 1) * sizeof out[l][0]);
+        k.quantize(out[l], x, BLOCKS * 32);
+        CHECK_INT(out[l][BLOCKS].q[0], 0x5a);
+        for (int b = 0; b < BLOCKS; b++)
+            CHECK_MSG(same_block(&out[l][b], &out[0][b]), "level %d differs from scalar in block %d", l,
                       b);
     }
 }
 
 TEST(quantize_random_and_extreme)
 {
-    tn_q8 q[2][8];
-    float x[7 * 32];
+    tn_q8 q[LEVELS][BLOCKS + 1];
+    float x[BLOCKS * 32];
     uint64_t seed = 9;
     for (int r = 0; r < 2000; r++) {
-        fill(x, 7 * 32, r % 4, &seed);
+        fill(x, BLOCKS * 32, r % 4, &seed);
         if (r % 5 == 0) /* halves of different size */
-            for (int i = 0; i < 7 * 32; i++) x[i] *= i / 16 % 2 ? 1e-3f : 1;
+            for (int i = 0; i < BLOCKS * 32; i++) x[i] *= i / 16 % 2 ? 1e-3f : 1;
         quantize_both(q, x);
-        for (int b = 0; b < 7; b++) check_block(&q[0][b], x + 32 * b);
+        for (int b = 0; b < BLOCKS; b++) check_block(&q[0][b], x + 32 * b);
+    }
+}
+
+/* Where a product with the reciprocal of the step may round to the other side. */
+TEST(quantize_near_ties)
+{
+    tn_q8 q[LEVELS][BLOCKS + 1];
+    float x[BLOCKS * 32];
+    uint64_t seed = 10;
+    for (int r = 0; r < 300; r++) {
+        const float unit = (float)exp2((double)(r % 40) - 20) * (1 + (float)(r % 7) / 8);
+        for (int i = 0; i < BLOCKS * 32; i++) {
+            const float half = (float)((int)(test_rand(&seed) % 254) - 127) + 0.5f;
+            const float off = (float)((int)(test_rand(&seed) % 9) - 4) * 0x1p-24f;
+            x[i] = i % 16 ? half * unit * (1 + (i / 32 % 8 == r % 8 ? off : 0.01f)) : 127 * unit;
+        }
+        quantize_both(q, x);
     }
 }
 
 TEST(quantize_zeros_ties_and_limits)
 {
-    tn_q8 q[2][8];
-    float x[7 * 32] = {0};
+    tn_q8 q[LEVELS][BLOCKS + 1];
+    float x[BLOCKS * 32] = {0};
     for (int i = 32; i < 64; i++) x[i] = i % 2 ? 127 : 0.5f; /* ties go to even: 0 */
     for (int i = 64; i < 96; i++) x[i] = i % 2 ? -127 : 1.5f;
     for (int i = 96; i < 128; i++) x[i] = FLT_MAX;
@@ -290,12 +312,12 @@ TEST(quantize_zeros_ties_and_limits)
 
 TEST(quantize_not_finite)
 {
-    tn_q8 q[2][8];
+    tn_q8 q[LEVELS][BLOCKS + 1];
     static const float bad[] = {INFINITY, -INFINITY, NAN, -NAN};
     for (int v = 0; v < 4; v++)
         for (int at = 0; at < 32; at++) {
-            float x[7 * 32];
-            for (int i = 0; i < 7 * 32; i++) x[i] = (float)i;
+            float x[BLOCKS * 32];
+            for (int i = 0; i < BLOCKS * 32; i++) x[i] = (float)i;
             x[64 + at] = bad[v];
             quantize_both(q, x);
             CHECK(isnan(q[0][2].d) && isnan(q[0][2].s[0]) && isnan(q[0][2].s[1]));
