@@ -467,7 +467,7 @@ TEST(graph_forks_and_joins)
 }
 
 /* Flags count upwards past the end of 32 bits. */
-TEST(flags_wrap_around)
+static void wrap_around(void)
 {
     rig r;
     REQUIRE(rig_up(&r, 64));
@@ -482,6 +482,17 @@ TEST(flags_wrap_around)
     CHECK_INT(*flag, 0);
     api->free_pinned(r.d, flag);
     rig_down(&r);
+}
+TEST(flags_wrap_around)
+{
+    wrap_around();
+}
+TEST(flags_wrap_around_in_host_functions)
+{
+    NEEDS_EMULATION;
+    set_memory_ops(false);
+    wrap_around();
+    set_memory_ops(true);
 }
 
 /* ---- faults ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ int thread_index(const thread *t)
  * kernel take turns over a few sets of them. Those of one set seem ordered with each other: a race
  * of two blocks is seen unless their numbers are equal modulo the number of sets. Each stream has
  * sets of its own, or its kernels would seem ordered with those of others. */
-enum { SETS = 4, FIBERS = 512 }; /* FIBERS: so many in all sets, unless one block needs more */
+enum { SETS = 4, FIBERS = 256 }; /* FIBERS: so many in all sets, unless one block needs more */
 struct fiber_set {
     std::vector<fiber *> fibers;
     char barrier[2], warps[32][2];
