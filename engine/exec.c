@@ -784,30 +784,3 @@ tn_status tn_exec_best(tn_exec *x, float *logits, int32_t *best)
     return tn_fail(x->batch.err, TN_EINTERNAL, -1,
                    "no token is the likeliest: no logit is a number above -infinity");
 }
-
-void tn_exec_stats(const tn_exec *x, tn_stats *s)
-{
-    s->host = x->on_host;
-    s->device = x->on_device;
-    s->hops = x->hops;
-    s->join_wait_s = x->join_wait_s;
-    s->streamed_bytes = x->streamed_bytes;
-    s->experts_chosen = x->experts_chosen;
-    s->experts_on_device = x->experts_there;
-}
-
-const uint64_t *tn_exec_experts(const tn_exec *x, int32_t layer)
-{
-    return x->experts ? x->experts + (int64_t)layer * x->m->hp.n_expert : NULL;
-}
-
-void tn_exec_stats_reset(tn_exec *x)
-{
-    x->on_host = x->on_device = (tn_side_stats){0};
-    x->hops = 0;
-    x->streamed_bytes = 0;
-    x->join_wait_s = 0;
-    x->experts_chosen = x->experts_there = 0;
-    const size_t n_experts = (size_t)x->m->hp.n_layers * (size_t)x->m->hp.n_expert;
-    if (x->experts) memset(x->experts, 0, n_experts * sizeof *x->experts);
-}

@@ -1,5 +1,8 @@
-/* Counts how often each expert of each layer is chosen, wherever that happens. */
+/* Counts how often each expert of each layer is chosen, wherever that happens; and tells what has been
+ * counted. */
 #include "exec_internal.h"
+
+#include <string.h>
 
 static void count(tn_exec *x, int32_t layer, const int32_t *chosen, int64_t rows)
 {
@@ -50,4 +53,31 @@ void tn_exec_count_there(tn_exec *x)
         if (from & 1u << segment && x->sides[l].router == TN_ON_DEVICE)
             count(x, l, d->pinned_choices + l * d->batch_n * d->used, l < last ? d->batch_n : d->n);
     }
+}
+
+void tn_exec_stats(const tn_exec *x, tn_stats *s)
+{
+    s->host = x->on_host;
+    s->device = x->on_device;
+    s->hops = x->hops;
+    s->join_wait_s = x->join_wait_s;
+    s->streamed_bytes = x->streamed_bytes;
+    s->experts_chosen = x->experts_chosen;
+    s->experts_on_device = x->experts_there;
+}
+
+const uint64_t *tn_exec_experts(const tn_exec *x, int32_t layer)
+{
+    return x->experts ? x->experts + (int64_t)layer * x->m->hp.n_expert : NULL;
+}
+
+void tn_exec_stats_reset(tn_exec *x)
+{
+    x->on_host = x->on_device = (tn_side_stats){0};
+    x->hops = 0;
+    x->streamed_bytes = 0;
+    x->join_wait_s = 0;
+    x->experts_chosen = x->experts_there = 0;
+    const size_t n_experts = (size_t)x->m->hp.n_layers * (size_t)x->m->hp.n_expert;
+    if (x->experts) memset(x->experts, 0, n_experts * sizeof *x->experts);
 }
