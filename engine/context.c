@@ -295,14 +295,10 @@ static tn_status reserve(const evaluation *e)
     return reserve_kv(c, (int64_t)need, e->err);
 }
 
-static tn_status evaluate(const evaluation *e)
+static tn_status eval_batches(const evaluation *e)
 {
     tn_context *c = e->c;
-    tn_status s = check_tokens(c, e->tokens, e->n, e->err);
-    if (!s && (e->first_row < 0 || e->first_row >= e->n))
-        s = tn_fail(e->err, TN_EARG, -1, "first_row is %d of %d tokens", e->first_row, e->n);
-    if (!s) s = reserve(e);
-    if (s) return s;
+    tn_status s = TN_OK;
     const double start = tn_now();
     for (int32_t at = 0; at < e->n && !s; at += c->opt.n_batch) {
         const int32_t n = e->n - at < c->opt.n_batch ? e->n - at : c->opt.n_batch;
@@ -311,8 +307,21 @@ static tn_status evaluate(const evaluation *e)
     }
     const double seconds = tn_now() - start;
     *(e->n > 1 ? &c->prefill_s : &c->decode_s) += seconds;
-    if (s) c->kv.live = (int64_t)c->n_tokens;
-    if (s) return s;
+    return s;
+}
+
+static tn_status evaluate(const evaluation *e)
+{
+    tn_context *c = e->c;
+    tn_status s = check_tokens(c, e->tokens, e->n, e->err);
+    if (!s && (e->first_row < 0 || e->first_row >= e->n))
+        s = tn_fail(e->err, TN_EARG, -1, "first_row is %d of %d tokens", e->first_row, e->n);
+    if (!s) s = reserve(e);
+    if (!s) s = eval_batches(e);
+    if (s) {
+        c->kv.live = (int64_t)c->n_tokens; /* room for what did not come is others' again */
+        return s;
+    }
     *(e->n > 1 ? &c->prefill_tokens : &c->decode_tokens) += (uint64_t)e->n;
     memcpy(c->tokens + c->n_tokens, e->tokens, (size_t)e->n * sizeof *c->tokens);
     c->n_tokens += (size_t)e->n;

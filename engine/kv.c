@@ -98,8 +98,8 @@ static tn_status grow_tables(tn_kv *kv, size_t n, tn_error *err)
 static tn_status add_page(tn_kv *kv, tn_error *err)
 {
     const size_t layer_bytes = kv->k_bytes + kv->v_bytes, p = kv->n_pages;
-    /* Zeroed, so that kernels may read whole vectors past the last position without meeting NaN. */
-    char *page = tn_alloc(kv->a, n_here(kv), layer_bytes);
+    /* Not zeroed: after a rewind, too, there is something past the last position. */
+    char *page = tn_alloc_raw(kv->a, n_here(kv), layer_bytes);
     if (!page) return tn_fail_nomem(err, layer_bytes * n_here(kv), "a KV page");
     kv->pages[kv->n_pages++] = page;
     for (size_t l = 0; l < (size_t)kv->n_layers; l++) {

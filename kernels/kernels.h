@@ -114,7 +114,8 @@ typedef void (*tn_repack_fn)(void *dst, const void *src, int64_t n_rows, int64_t
 /* One head-major KV cache read through its page table. Page p holds positions
  * [p * page_size, (p + 1) * page_size) of one layer:
  * K and V pages are [n_head_kv][page_size][head_dim] elements of `type`: F16, F32, or Q8_0, whose
- * rows are blocks as in blocks.h, and whose head dims are multiples of 32. */
+ * rows are blocks as in blocks.h, and whose head dims are multiples of 32. What lies at positions that
+ * no token has been put to may be anything, and has no effect. */
 typedef struct tn_kv_view {
     uint32_t type;
     int32_t page_size; /* a power of two, at least 16 */

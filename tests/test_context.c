@@ -434,6 +434,37 @@ TEST(logits_of_all_rows_come_in_order)
     run_close(&r);
 }
 
+/* Counts the largest request. */
+static void *largest_alloc(void *user, size_t bytes, size_t align)
+{
+    size_t *largest = user;
+    if (bytes > *largest) *largest = bytes;
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+TEST(a_slice_of_logits_is_at_most_a_batch)
+{
+    run r = {0};
+    tn_error err;
+    size_t largest = 0;
+    const tn_engine_options eo = {
+        .struct_size = sizeof eo, .threads = 1, .allocator = {largest_alloc, dirty_free, &largest}};
+    REQUIRE(tn_engine_new(&r.engine, &eo, &err) == TN_OK);
+    REQUIRE(tn_model_open(&r.model, r.engine, llama, NULL, &err) == TN_OK);
+    const tn_context_options o = {.n_batch = 7, .page_size = 16};
+    REQUIRE(try_context(r.model, o, &r.ctx, &err) == TN_OK);
+    rows_seen s = {calloc((size_t)n_long * n_vocab, sizeof(float)), 0, 0, -1};
+    CHECK_INT(tn_context_eval(r.ctx, some_tokens(), 30, &err), TN_OK); /* the pages */
+    CHECK_INT(tn_context_rewind(r.ctx, 0, &err), TN_OK);
+    largest = 0;
+    CHECK_INT(tn_context_eval_all(r.ctx, some_tokens(), 30, 0, see_rows, &s, &err), TN_OK);
+    CHECK_INT(s.next, 30);
+    CHECK_MSG(largest >= 7 * n_vocab * sizeof(float) && largest < 8 * n_vocab * sizeof(float),
+              "%zu bytes at once for rows of %zu", largest, n_vocab * sizeof(float));
+    free(s.rows);
+    run_close(&r);
+}
+
 TEST(a_logits_callback_that_stops_undoes_the_evaluation)
 {
     run r;
