@@ -1,5 +1,6 @@
 /* tenon chat: the conversation's commands and its loop. */
 #include "line.h"
+#include "prompt.h"
 #include "talk.h"
 
 #include <signal.h>
@@ -115,7 +116,7 @@ static void cmd_file(chat *c, const char *arg)
     size_t len;
     if (!n || !name) {
         tn_say("name a file, as in /file notes.txt Summarise this");
-    } else if (tn_read_file(name, &text, &len) == TN_EXIT_OK) {
+    } else if (tn_text_read(name, &text, &len) == TN_EXIT_OK) {
         char *message = NULL;
         if (memchr(text, 0, len))
             tn_say("'%s' is not a text: it holds a zero byte", name);

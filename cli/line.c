@@ -60,14 +60,23 @@ static void append(buffer *b, const char *s, size_t n)
     b->data[b->len] = 0;
 }
 
-/* One line without its newline, by read(2): unlike stdio it can wait for a signal as well. */
+/* Programs of another system end lines with CR LF. */
+static void drop_return(buffer *b)
+{
+    if (b->len && b->data[b->len - 1] == '\r') b->data[--b->len] = 0;
+}
+
+/* One line without its end, by read(2): unlike stdio it can wait for a signal as well. */
 static tn_line_result read_plain(tn_line *l, buffer *b)
 {
     for (;;) {
         char *start = l->input + l->from, *end = memchr(start, '\n', l->to - l->from);
         append(b, start, end ? (size_t)(end - start) : l->to - l->from);
         l->from = end ? (size_t)(end - l->input) + 1 : l->to;
-        if (end) return TN_LINE_TEXT;
+        if (end) {
+            drop_return(b);
+            return TN_LINE_TEXT;
+        }
         tn_input_wait(STDIN_FILENO);
         tn_signal_continued(); /* nothing to restore in plain mode */
         const ssize_t n = tn_signal_pending() ? -1 : read(STDIN_FILENO, l->input, sizeof l->input);

@@ -59,7 +59,7 @@ const tn_option tn_options[] = {
     {0, "system", "TEXT", TN_OPT_TEXT, F(system), 0, 0, TALK, "system message"},
     {'n', "predict", "N", TN_OPT_INT, F(predict), -1, BIG, TALK,
      "generate at most N tokens, -1 = until the model ends (default)"},
-    {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, BIG, EVAL | C(PLAN),
+    {'c', "ctx", "N", TN_OPT_INT, F(ctx), 0, 1 << 30, EVAL | C(PLAN),
      "context in tokens (32k = 32,768), 0 = what the model was trained for (perplexity: chunk, "
      "default 512)"},
     {'t', "threads", "N", TN_OPT_INT, F(threads), 0, 1024, EVAL | C(PLAN) | C(CALIBRATE),

@@ -6,11 +6,30 @@
 #include <string.h>
 #include <unistd.h>
 
+static void drop_line_end(char *text, size_t *len)
+{
+    if (!*len || text[*len - 1] != '\n') return;
+    --*len;
+    if (*len && text[*len - 1] == '\r') --*len;
+    text[*len] = 0;
+}
+
+int tn_text_read(const char *path, char **text, size_t *len)
+{
+    static const char mark[] = "\xef\xbb\xbf";
+    const size_t n = sizeof mark - 1;
+    const int code = tn_read_file(path, text, len);
+    if (code) return code;
+    drop_line_end(*text, len);
+    if (*len < n || memcmp(*text, mark, n) != 0) return TN_EXIT_OK;
+    *len -= n;
+    memmove(*text, *text + n, *len + 1);
+    return TN_EXIT_OK;
+}
+
 static int from_file(const char *path, bool trim, char **text, size_t *len)
 {
-    const int code = tn_read_file(path, text, len);
-    if (!code && trim && *len && (*text)[*len - 1] == '\n') (*text)[--*len] = 0;
-    return code;
+    return trim ? tn_text_read(path, text, len) : tn_read_file(path, text, len);
 }
 
 static char *copy(const char *s, size_t *len)

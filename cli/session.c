@@ -151,6 +151,18 @@ static int open_model(tn_session *s, const tn_settings *set, tn_engine_options *
     return code ? code : tn_session_model(s, set, &s->model, vocab_only, set->exact);
 }
 
+/* Before a long prompt is read for nothing. */
+static int check_bias(const tn_session *s, const tn_settings *set)
+{
+    for (size_t i = 0; i < set->n_bias; i++) {
+        if (set->bias[i].token < s->info.n_vocab) continue;
+        tn_say("option --logit-bias: there is no token %d, the vocabulary has %d",
+               (int)set->bias[i].token, (int)s->info.n_vocab);
+        return TN_EXIT_USAGE;
+    }
+    return TN_EXIT_OK;
+}
+
 int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
 {
     tn_error err = {0};
@@ -181,7 +193,7 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
     if (code) return code;
     s->info.struct_size = sizeof s->info;
     const tn_status status = tn_model_get_info(s->model, &s->info, &err);
-    return status ? tn_session_fail(status, &err) : TN_EXIT_OK;
+    return status ? tn_session_fail(status, &err) : check_bias(s, set);
 }
 
 tn_kv_type tn_settings_kv(const tn_settings *set, tn_kv_type otherwise)

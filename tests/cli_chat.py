@@ -31,6 +31,13 @@ def chat_in_a_pipe(t):
         joined,
         "the answer to the same message in a file",
     )
+    path = t.file("message.txt", b"\xef\xbb\xbfone\ntwo\r\n")
+    equal(
+        t.ok(*args, stdin=f"/file {path}\r\n/exit\r\nnever\r\n".encode()),
+        joined,
+        "the answer to the file of another system, in lines of that system",
+    )
+    equal(t.ok(*args, stdin=b"one\\\r\ntwo\r\n"), joined, "the answer to two such lines")
     two = t.ok(*args, stdin=b"Hello\nAgain\n/undo\nAgain\n")
     equal(two[: len(first)], first, "first answer")
     again = two[len(first) :]

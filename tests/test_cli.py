@@ -61,6 +61,7 @@ def wrong_usage_is_64(t):
 def messages_name_the_option(t):
     t.fails(64, "run", "a", "--temp", "warm", words=("--temp", "warm"))
     t.fails(64, "run", "a", "--nope", words=("--nope",))
+    t.fails(64, "run", "a", "-c", "1073741825", words=("--ctx", "1073741824"))
     t.fails(64, "tokenize", "a", "--temp", "1", words=("--temp", "tokenize"))
 
 
@@ -269,6 +270,8 @@ def stdout_is_only_the_text(t):
     )
     path = t.file("prompt.txt", b"Once upon a time\n")
     equal(t.ok("run", t.model, "--file", path, *args[4:]), out, "the run with --file")
+    path = t.file("prompt.txt", b"\xef\xbb\xbfOnce upon a time\r\n")
+    equal(t.ok("run", t.model, "--file", path, *args[4:]), out, "the run with a file of Windows")
 
 
 @case
@@ -363,6 +366,11 @@ def logit_bias_forces_a_token(t):
     equal(ids[1:4], [300, 300, 300], "forced ids")
     code, _, err = t.run("run", t.model, "-p", "x", "--temp", "0", "--logit-bias", "2=1000")
     check(code == 0 and b"stop: eos" in err, f"{err!r}")
+    beyond = ("--logit-bias", "383=1", "--logit-bias", "384=1")
+    for command in (("run", "--json"), ("chat", "--template", "chatml")):
+        args = (command[0], t.model, "-p", "x", *command[1:], *beyond)
+        out = t.fails(64, *args, words=("--logit-bias", "384"))
+        equal(out, b"", f"stdout of {command[0]}: begun before the option was looked at")
 
 
 @case
