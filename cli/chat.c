@@ -176,7 +176,8 @@ static void note_prediction(const chat *c, const tn_stats *st)
            f.predicted.depth[at + 1] <= tn_context_length(c->t.s.ctx))
         at++;
     tn_note("decoding: %s %.1f tok/s, predicted %.1f tok/s (%s, %lld tokens live)",
-            tn_is_emulated(c->t.s.engine) ? "emulated" : "measured", (double)st->decode_tokens / st->decode_s, f.predicted.decode_tok_s[at], f.hardware,
+            tn_is_emulated(c->t.s.engine) ? "emulated" : "measured",
+            (double)st->decode_tokens / st->decode_s, f.predicted.decode_tok_s[at], f.hardware,
             (long long)f.predicted.depth[at]);
 }
 
@@ -186,7 +187,8 @@ static void cmd_stats(chat *c, const char *arg)
     tn_stats st = {.struct_size = sizeof st};
     tn_context_stats(c->t.s.ctx, &st, NULL);
     tn_note("last answer%s: prompt %llu tokens in %.2f s, generated %llu tokens in %.2f s",
-            tn_is_emulated(c->t.s.engine) ? " (emulated)" : "", (unsigned long long)st.prefill_tokens, st.prefill_s,
+            tn_is_emulated(c->t.s.engine) ? " (emulated)" : "",
+            (unsigned long long)st.prefill_tokens, st.prefill_s,
             (unsigned long long)st.decode_tokens, st.decode_s);
     tn_note("weights read: host %.1f MiB, device %.1f MiB | hops %llu, waited %.2f s",
             (double)st.host.weight_bytes / 1048576, (double)st.device.weight_bytes / 1048576,
