@@ -329,7 +329,7 @@ TEST(topology_kinds_of_a_hybrid_processor)
     REQUIRE(root[0]);
     siblings(0, "0-1\n"), siblings(1, "0-1\n"), siblings(2, "2-3\n"), siblings(3, "2-3\n");
     for (int i = 4; i < 10; i++) {
-        char list[8];
+        char list[16];
         snprintf(list, sizeof list, "%d\n", i);
         siblings(i, list);
     }
