@@ -180,6 +180,8 @@ $(BUILD)/kernels/avx2_%.o:    TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2
 $(BUILD)/kernels/avxvnni_%.o: TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavxvnni
 $(BUILD)/kernels/avx512_%.o:  TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw \
                                            -mavx512vl -mavx512dq -mavx512vnni
+# clang takes minutes to add the checks of fuzzing to these; make asan has them checked with gcc.
+build/fuzz/kernels/avx%.o: TN_CFLAGS += -fno-sanitize=undefined,fuzzer-no-link
 $(BUILD)/cli/%.o:             TN_CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
 $(BUILD)/bench/text.o:        bench/alice.txt
 $(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
