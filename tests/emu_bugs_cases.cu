@@ -298,11 +298,11 @@ template <bool BUG> __global__ void products(int *out)
     uint32_t fa[4], fb[2];
     float f[8] = {};
     for (int i = 0; i < 4; i++) {
-        a[i] = l * 0x01030507 + i * 0x11213141;
+        a[i] = (int)((uint32_t)l * 0x01030507u + (uint32_t)i * 0x11213141u);
         fa[i] = 0x3c003800u + (uint32_t)(l * 64 + i * 4096);
     }
     for (int i = 0; i < 2; i++) {
-        b[i] = l * 0x07050301 - i * 0x21436587;
+        b[i] = (int)((uint32_t)l * 0x07050301u - (uint32_t)i * 0x21436587u);
         fb[i] = 0x38003c00u + (uint32_t)(l * 32 + i * 8192);
     }
     const int other[4] = {a[0], a[x], a[3 - x], a[3]};
