@@ -243,6 +243,12 @@ typedef struct tn_candidate {
 
 enum { TN_MAX_NOTES = 8 };
 
+/* What a change would do. */
+typedef struct tn_plan_note {
+    char text[200];
+    double request_s; /* predicted with it; 0 = the text says it all */
+} tn_plan_note;
+
 /* Everything a planning run says. */
 typedef struct tn_planned {
     const tn_allocator *a;
@@ -252,10 +258,7 @@ typedef struct tn_planned {
     int32_t n_candidates;
     double gap;       /* proven distance of the optimum from a lower bound, relative */
     tn_constraints c; /* with all defaults filled in; rules = NULL */
-    struct {
-        char text[200];
-        double request_s; /* predicted with it; 0 = the text says it all */
-    } price[TN_MAX_NOTES], remedy[TN_MAX_NOTES];
+    tn_plan_note price[TN_MAX_NOTES], remedy[TN_MAX_NOTES];
     int32_t n_prices, n_remedies;
     char warning[TN_MAX_NOTES][200];
     int32_t n_warnings;

@@ -54,25 +54,34 @@ tn_status tn_plan_hopeless(const tn_cost *k, const int16_t *rule, tn_plan *plan,
     return tn_plan_account(plan, k, a, err);
 }
 
-static void note_remedy(tn_planned *out, double request_s, const char *fmt, ...) TN_PRINTF(3, 4);
-static void note_remedy(tn_planned *out, double request_s, const char *fmt, ...)
+/* Appends to the *n of TN_MAX_NOTES notes; what there is no room for is left out. */
+static void note(tn_plan_note *notes, int32_t *n, double request_s, const char *fmt, ...)
+    TN_PRINTF(4, 5);
+static void note(tn_plan_note *notes, int32_t *n, double request_s, const char *fmt, ...)
 {
-    if (out->n_remedies == TN_MAX_NOTES) return;
+    if (*n == TN_MAX_NOTES) return;
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(out->remedy[out->n_remedies].text, sizeof out->remedy[0].text, fmt, ap);
+    vsnprintf(notes[*n].text, sizeof notes->text, fmt, ap);
     va_end(ap);
-    out->remedy[out->n_remedies++].request_s = request_s;
+    notes[(*n)++].request_s = request_s;
+}
+
+/* What the best plan would be under other constraints. */
+static tn_status best_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
+                           tn_prediction *out, const tn_allocator *a, tn_error *err)
+{
+    tn_cost other;
+    tn_cost_init(&other, k->s, p, c, k->fixed);
+    return tn_plan_predict_best(&other, out, a, err);
 }
 
 /* Request time with changed constraints, +infinity if that does not fit either. */
 static tn_status try_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
                           double *request_s, const tn_allocator *a, tn_error *err)
 {
-    tn_cost other;
     tn_prediction best;
-    tn_cost_init(&other, k->s, p, c, k->fixed);
-    const tn_status s = tn_plan_predict_best(&other, &best, a, err);
+    const tn_status s = best_with(k, p, c, &best, a, err);
     *request_s = best.request_s;
     return s;
 }
@@ -116,7 +125,8 @@ static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_all
     tn_constraints c = k->c;
     c.n_ctx = lo * 256;
     const tn_status s = try_with(k, k->p, &c, &t, a, err);
-    if (!s && isfinite(t)) note_remedy(out, t, "--ctx %lld", (long long)lo * 256);
+    if (!s && isfinite(t))
+        note(out->remedy, &out->n_remedies, t, "--ctx %lld", (long long)lo * 256);
     return s;
 }
 
@@ -134,9 +144,9 @@ static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, con
     p.device[0].memory_bytes += device ? more : 0;
     const tn_status s = try_with(k, &p, &c, &t, a, err);
     if (!s && isfinite(t))
-        note_remedy(out, t, "%.0f MiB more %s memory (--%s %.0fM)", (double)more / MiB,
-                    device ? "device" : "host", device ? "vram" : "ram",
-                    ceil((double)*budget / MiB));
+        note(out->remedy, &out->n_remedies, t, "%.0f MiB more %s memory (--%s %.0fM)",
+             (double)more / MiB, device ? "device" : "host", device ? "vram" : "ram",
+             ceil((double)*budget / MiB));
     return s;
 }
 
@@ -152,7 +162,8 @@ static tn_status other_kv(tn_planned *out, const tn_cost *k, const tn_allocator 
         const tn_status s = try_with(k, k->p, &c, &t, a, err);
         if (s) return s;
         if (isfinite(t))
-            note_remedy(out, t, "a KV cache of %s (--kv %s)", kv_names[kv[i]], kv_names[kv[i]]);
+            note(out->remedy, &out->n_remedies, t, "a KV cache of %s (--kv %s)", kv_names[kv[i]],
+                 kv_names[kv[i]]);
     }
     return TN_OK;
 }
@@ -164,7 +175,7 @@ static tn_status no_rules(tn_planned *out, const tn_cost *k, const tn_allocator 
     if (!k->fixed) return TN_OK;
     free_choice.fixed = NULL;
     const tn_status s = try_with(&free_choice, k->p, &k->c, &t, a, err);
-    if (!s && isfinite(t)) note_remedy(out, t, "without --place");
+    if (!s && isfinite(t)) note(out->remedy, &out->n_remedies, t, "without --place");
     return s;
 }
 
@@ -178,7 +189,7 @@ tn_status tn_plan_find_remedies(tn_planned *out, const tn_cost *k, const tn_allo
     if (!s) s = no_rules(out, k, a, err);
     for (int32_t i = 1; i < out->n_remedies; i++) /* cheapest first */
         for (int32_t j = i; j > 0 && out->remedy[j].request_s < out->remedy[j - 1].request_s; j--) {
-            const __typeof__(out->remedy[0]) swap = out->remedy[j];
+            const tn_plan_note swap = out->remedy[j];
             out->remedy[j] = out->remedy[j - 1];
             out->remedy[j - 1] = swap;
         }
@@ -188,26 +199,6 @@ tn_status tn_plan_find_remedies(tn_planned *out, const tn_cost *k, const tn_allo
 
 /* ---- prices ------------------------------------------------------------------------------------
  */
-
-static void note_price(tn_planned *out, double request_s, const char *fmt, ...) TN_PRINTF(3, 4);
-static void note_price(tn_planned *out, double request_s, const char *fmt, ...)
-{
-    if (out->n_prices == TN_MAX_NOTES) return;
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(out->price[out->n_prices].text, sizeof out->price[0].text, fmt, ap);
-    va_end(ap);
-    out->price[out->n_prices++].request_s = request_s;
-}
-
-/* What the best plan would be under other constraints. */
-static tn_status price_with(const tn_cost *k, const tn_profile *p, const tn_constraints *c,
-                            tn_prediction *out, const tn_allocator *a, tn_error *err)
-{
-    tn_cost other;
-    tn_cost_init(&other, k->s, p, c, k->fixed);
-    return tn_plan_predict_best(&other, out, a, err);
-}
 
 static tn_status price_memory(tn_planned *out, const tn_cost *k, const tn_allocator *a,
                               tn_error *err)
@@ -221,12 +212,12 @@ static tn_status price_memory(tn_planned *out, const tn_cost *k, const tn_alloca
         more.device[d].memory_bytes += 1ull << 30;
         if (c.vram[d]) c.vram[d] += 1ull << 30;
     }
-    const tn_status s = price_with(k, &more, &c, &p, a, err);
+    const tn_status s = best_with(k, &more, &c, &p, a, err);
     if (s) return s;
     if (!(p.request_s < now->request_s))
         p = *now; /* it fits as before; a quick search may not find it */
-    note_price(out, p.request_s, "1 GiB more device memory = %+.3g ms/token",
-               1e3 * (p.step_s - now->step_s));
+    note(out->price, &out->n_prices, p.request_s, "1 GiB more device memory = %+.3g ms/token",
+         1e3 * (p.step_s - now->step_s));
     return TN_OK;
 }
 
@@ -237,10 +228,11 @@ static tn_status price_kv(tn_planned *out, const tn_cost *k, const tn_allocator 
     tn_prediction p;
     if (smaller_kv(k, kv) == 0) return TN_OK;
     c.kv = kv[0];
-    const tn_status s = price_with(k, k->p, &c, &p, a, err);
+    const tn_status s = best_with(k, k->p, &c, &p, a, err);
     if (!s && isfinite(p.step_s))
-        note_price(out, p.request_s, "KV %s instead of %s = %+.1f %% tok/s", kv_names[c.kv],
-                   kv_names[k->c.kv], 100 * (out->optimum.predicted.step_s / p.step_s - 1));
+        note(out->price, &out->n_prices, p.request_s, "KV %s instead of %s = %+.1f %% tok/s",
+             kv_names[c.kv], kv_names[k->c.kv],
+             100 * (out->optimum.predicted.step_s / p.step_s - 1));
     return s;
 }
 
@@ -251,10 +243,11 @@ static tn_status price_depth(tn_planned *out, const tn_cost *k, const tn_allocat
     tn_prediction p;
     c.request.depth += 1024;
     if (c.request.depth + c.request.n_prompt + c.request.n_gen > c.n_ctx) return TN_OK;
-    const tn_status s = price_with(k, k->p, &c, &p, a, err);
+    const tn_status s = best_with(k, k->p, &c, &p, a, err);
     if (!s && isfinite(p.step_s))
-        note_price(out, p.request_s, "1,024 more tokens in the context = %+.3g ms/token",
-                   1e3 * (p.step_s - out->optimum.predicted.step_s));
+        note(out->price, &out->n_prices, p.request_s,
+             "1,024 more tokens in the context = %+.3g ms/token",
+             1e3 * (p.step_s - out->optimum.predicted.step_s));
     return s;
 }
 
