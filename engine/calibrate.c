@@ -269,7 +269,7 @@ static tn_status measure_scaling(const bench *b, tn_profile_host *h, tn_error *e
     for (int n = 1; n < b->threads && h->n_scaling < TN_PROFILE_SCALING - 1; n *= 2) {
         bench fewer = *b;
         fewer.threads = n;
-        const tn_status s = tn_pool_new(&fewer.pool, n, &b->e->a, err);
+        const tn_status s = tn_pool_new(&fewer.pool, n, NULL, &b->e->a, err);
         if (s) return s;
         h->scaling[h->n_scaling].threads = n;
         h->scaling[h->n_scaling++].factor =

@@ -72,6 +72,20 @@ static tn_status open_devices(tn_engine *e, const char *name, const size_t *limi
     return s;
 }
 
+/* The threads of each NUMA node own the rows that lie in its memory (tn_load_order). */
+static tn_status new_pool(tn_engine *e, tn_error *err)
+{
+    tn_topology t;
+    tn_cpu_set allowed;
+    tn_pool_nodes nodes;
+    tn_topology_allowed(&allowed);
+    tn_topology_read(&t, "", &allowed);
+    tn_pool_nodes_of(&nodes, &t, e->n_threads);
+    if (nodes.n > 1)
+        tn_engine_log(e, TN_LOG_INFO, "%d threads on %d NUMA nodes", e->n_threads, nodes.n);
+    return tn_pool_new(&e->pool, e->n_threads, &nodes, &e->a, err);
+}
+
 static tn_status alloc_scratch(tn_engine *e, tn_error *err)
 {
     e->scratch = tn_alloc(&e->a, (size_t)e->n_threads, sizeof *e->scratch);
@@ -129,7 +143,7 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     s = alloc_scratch(e, err);
     if (!s && opt.cache_dir && !(e->cache_dir = tn_strndup(&a, opt.cache_dir, strlen(opt.cache_dir))))
         s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
-    if (!s) s = tn_pool_new(&e->pool, e->n_threads, &e->a, err);
+    if (!s) s = new_pool(e, err);
     if (!s) s = open_devices(e, opt.device, opt.vram_limits, err);
     if (s) {
         tn_engine_free(e);

@@ -269,21 +269,33 @@ static int64_t pieces(const tn_weight *w, int64_t grain)
     return (w->rows + grain - 1) / grain;
 }
 
+/* Pieces [begin, end) of those of matrix i that belong to a NUMA node; returns how many those are. */
+static int64_t node_rows(const products *p, int i, int node, int64_t begin, int64_t end, int worker)
+{
+    const tn_weight *w = p->w[i];
+    const tn_pool *pool = p->h->e->pool;
+    const int64_t all = pieces(w, p->grain), first = tn_pool_node_first(pool, node, all);
+    const int64_t n = tn_pool_node_first(pool, node + 1, all) - first;
+    if (begin >= n || end <= 0) return n;
+    const int64_t row0 = (first + (begin > 0 ? begin : 0)) * p->grain;
+    int64_t row1 = (first + (end < n ? end : n)) * p->grain;
+    if (row1 > w->rows) row1 = w->rows;
+    tn_host_rows(p->h, w, p->x, p->y[i] + row0, p->y_stride ? p->y_stride : w->rows, row0, row1,
+                 worker);
+    return n;
+}
+
+/* All matrices' pieces of one node, then those of the next: a node's threads own what its memory
+ * holds. */
 static void products_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     const products *p = arg;
-    for (int i = 0; i < p->n; i++) {
-        const tn_weight *w = p->w[i];
-        const int64_t n = pieces(w, p->grain);
-        if (begin < n && end > 0) {
-            const int64_t row0 = (begin > 0 ? begin : 0) * p->grain;
-            const int64_t row1 = end < n ? end * p->grain : w->rows;
-            tn_host_rows(p->h, w, p->x, p->y[i] + row0, p->y_stride ? p->y_stride : w->rows, row0,
-                         row1, worker);
+    for (int node = 0; node < tn_pool_nodes_count(p->h->e->pool); node++)
+        for (int i = 0; i < p->n; i++) {
+            const int64_t n = node_rows(p, i, node, begin, end, worker);
+            begin -= n;
+            end -= n;
         }
-        begin -= n;
-        end -= n;
-    }
 }
 
 static void run_products(products *p)

@@ -131,6 +131,8 @@ static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *f
         struct tn_load_job j = {.tensor = t, .file = file, .layout = w->layout, .to_f32 = l->exact};
         j.file_offset = offset + (size_t)r * file->row_bytes;
         j.n_rows = rows - r < step ? rows - r : step;
+        j.row0 = r;
+        j.rows = rows;
         j.dst = dst + (size_t)r * w->row_bytes;
         if (!queue(l, j)) return false;
     }
@@ -212,6 +214,7 @@ tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor 
 typedef struct load_run {
     tn_load *l;
     const struct tn_load_job *jobs;
+    size_t *order; /* [jobs], by the NUMA node that should touch their memory first */
     char **bounce; /* [threads] */
     atomic_int failed;
     _Atomic uint64_t done;
@@ -227,13 +230,14 @@ static void load_task(void *arg, int64_t begin, int64_t end, int worker)
         tn_status s = TN_OK;
         if (l->opt->cancel && l->opt->cancel(l->opt->user))
             s = tn_fail(&r->errs[worker], TN_ECANCELED, -1, "%s: loading was canceled", l->m->name);
-        if (!s) s = run_job(l, &r->jobs[i], r->bounce[worker], &r->errs[worker]);
+        const struct tn_load_job *j = &r->jobs[r->order[i]];
+        if (!s) s = run_job(l, j, r->bounce[worker], &r->errs[worker]);
         if (s) {
             r->status[worker] = s;
             atomic_store(&r->failed, 1);
             return;
         }
-        uint64_t bytes = (uint64_t)r->jobs[i].n_rows * r->jobs[i].file->row_bytes;
+        uint64_t bytes = (uint64_t)j->n_rows * j->file->row_bytes;
         uint64_t done = atomic_fetch_add(&r->done, bytes) + bytes;
         if (l->opt->progress && worker == 0) l->opt->progress(l->opt->user, done, l->total_bytes);
     }
@@ -249,6 +253,23 @@ static size_t bounce_bytes(const struct tn_load_job *jobs, size_t n_jobs)
     return bytes;
 }
 
+/* The node whose threads own the middle row of a job in a product. */
+static int node_of(const tn_pool *p, const struct tn_load_job *j)
+{
+    const int64_t row = j->row0 + j->n_rows / 2;
+    int k = 0;
+    while (k + 1 < tn_pool_nodes_count(p) && row >= tn_pool_node_first(p, k + 1, j->rows)) k++;
+    return k;
+}
+
+void tn_load_order(const tn_pool *p, const struct tn_load_job *jobs, size_t n_jobs, size_t *order)
+{
+    size_t n = 0;
+    for (int k = 0; k < tn_pool_nodes_count(p); k++)
+        for (size_t i = 0; i < n_jobs; i++)
+            if (node_of(p, &jobs[i]) == k) order[n++] = i;
+}
+
 static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
 {
     tn_engine *e = l->m->engine;
@@ -256,6 +277,7 @@ static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
     for (int i = 0; i < e->n_threads; i++)
         if (!(r->bounce[i] = tn_alloc_raw(&e->a, bytes, 1)))
             return tn_fail_nomem(l->err, bytes, "a read buffer");
+    tn_load_order(e->pool, r->jobs, n_jobs, r->order);
     pthread_mutex_lock(&e->turn);
     tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs, 1);
     pthread_mutex_unlock(&e->turn);
@@ -276,9 +298,12 @@ tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs
     r.bounce = tn_alloc(&e->a, n, sizeof *r.bounce);
     r.errs = tn_alloc(&e->a, n, sizeof *r.errs);
     r.status = tn_alloc(&e->a, n, sizeof *r.status);
-    tn_status s = r.bounce && r.errs && r.status ? run_all(l, &r, n_jobs)
-                                                 : tn_fail_nomem(l->err, n * sizeof *r.errs, "loading");
+    r.order = tn_alloc(&e->a, n_jobs, sizeof *r.order);
+    tn_status s = r.bounce && r.errs && r.status && r.order
+                      ? run_all(l, &r, n_jobs)
+                      : tn_fail_nomem(l->err, n * sizeof *r.errs, "loading");
     for (size_t i = 0; r.bounce && i < n; i++) tn_free(&e->a, r.bounce[i]);
+    tn_free(&e->a, r.order);
     tn_free(&e->a, r.bounce);
     tn_free(&e->a, r.errs);
     tn_free(&e->a, r.status);

@@ -10,11 +10,15 @@ struct tn_load_job {
     const tn_weight *file; /* how the rows lie in the file: type, cols, row_bytes */
     size_t file_offset;    /* bytes from the start of the tensor to the first row */
     int64_t n_rows;
-    char *dst; /* where it goes */
+    int64_t row0, rows;    /* the first of them in its matrix, and how many that has; or 0, 0 */
+    char *dst;             /* where it goes */
     tn_layout layout;
     bool to_f32; /* dequantise on the way */
 };
 
+/* Where the threads of several NUMA nodes read: job order[i] is the i-th, so that most rows are
+ * first touched, and so kept, by the node that computes them (pool.h). */
+void tn_load_order(const tn_pool *p, const struct tn_load_job *jobs, size_t n_jobs, size_t *order);
 /* Reads on all threads; the jobs are part of l->total_bytes. */
 tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs);
 

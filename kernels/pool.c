@@ -2,6 +2,9 @@
  * thread takes half of what is left of its own share at a time, and helps the others grain by grain
  * when its own is empty: a slow or pre-empted thread costs its current piece, not a phase.
  *
+ * On a machine with several NUMA nodes neighbouring threads belong to one node, so that a node owns
+ * a contiguous share too; a thread helps its own node before the others.
+ *
  * `state` holds generation | CLOSED | number of workers inside. A worker may enter only while the
  * loop is open, and run() returns only when the loop is closed and empty, so that a worker that
  * wakes too late finds nothing, and costs nothing. A worker that made the others wait because
@@ -13,6 +16,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -33,6 +37,7 @@ static const uint64_t INSIDE = 0xffff, CLOSED = 0x10000, GENERATION = 0x20000;
 typedef struct share {
     _Alignas(128) _Atomic int64_t next;
     int64_t end;
+    int first, last; /* threads of its owner's node */
 } share;
 
 typedef struct worker {
@@ -56,6 +61,7 @@ struct tn_pool {
     tn_task_fn fn;
     void *arg;
     int64_t n_items, grain;
+    tn_pool_nodes nodes;
     share *shares;   /* [n_threads] */
     worker *workers; /* [n_threads], 0 unused */
     pthread_mutex_t mutex;
@@ -156,15 +162,24 @@ static bool run_piece(tn_pool *p, share *s, int64_t want, int self)
     return true;
 }
 
-static void run_shares(tn_pool *p, int self)
+/* Helps threads [first, last), the next one first. */
+static void help(tn_pool *p, int self, int first, int last)
 {
-    while (run_piece(p, &p->shares[self], 0, self)) {
-    }
-    for (int i = 1; i < p->n_threads; i++) {
-        int other = self + i < p->n_threads ? self + i : self + i - p->n_threads;
+    const int n = last - first;
+    for (int i = 1; i < n; i++) {
+        const int other = first + (self - first + i) % n;
         while (run_piece(p, &p->shares[other], 1, self)) {
         }
     }
+}
+
+static void run_shares(tn_pool *p, int self)
+{
+    share *own = &p->shares[self];
+    while (run_piece(p, own, 0, self)) {
+    }
+    help(p, self, own->first, own->last);
+    help(p, self, 0, p->n_threads);
 }
 
 static bool enter(tn_pool *p, uint64_t generation)
@@ -223,6 +238,12 @@ static void next_generation(tn_pool *p, uint64_t closed)
     pthread_mutex_unlock(&p->mutex);
 }
 
+/* Where the i-th of n equal shares of `units` begins. */
+static int64_t share_begin(int64_t units, int64_t i, int64_t n)
+{
+    return units / n * i + units % n * i / n;
+}
+
 void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t grain)
 {
     if (n_items <= 0) return;
@@ -230,11 +251,11 @@ void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t 
         fn(arg, 0, n_items, 0);
         return;
     }
-    const int64_t units = n_items / grain + (n_items % grain != 0), n = p->n_threads;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t begin = units / n * i + units % n * i / n;
-        p->shares[i].end = units / n * (i + 1) + units % n * (i + 1) / n;
-        atomic_store_explicit(&p->shares[i].next, begin, memory_order_relaxed);
+    const int64_t units = n_items / grain + (n_items % grain != 0);
+    for (int i = 0; i < p->n_threads; i++) {
+        p->shares[i].end = share_begin(units, i + 1, p->n_threads);
+        atomic_store_explicit(&p->shares[i].next, share_begin(units, i, p->n_threads),
+                              memory_order_relaxed);
     }
     p->fn = fn;
     p->arg = arg;
@@ -249,10 +270,25 @@ void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t 
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+/* A worker that cannot be bound runs anywhere: that is slower, no error. */
+static void bind_to_node(const tn_pool *p, int index)
+{
+    union {
+        cpu_set_t set;
+        tn_cpu_set cpus;
+    } m;
+    int k = 0;
+    while (index >= p->nodes.first[k + 1]) k++;
+    memset(&m, 0, sizeof m);
+    m.cpus = p->nodes.set[k];
+    if (p->nodes.n > 1) pthread_setaffinity_np(pthread_self(), sizeof m, &m.set);
+}
+
 static void *worker_main(void *arg)
 {
     worker *w = arg;
     tn_pool *p = w->pool;
+    bind_to_node(p, w->index);
     for (uint64_t seen = 0;;) {
         wait_opened(p, seen, &w->spin_ns);
         seen = atomic_load(&p->state) / GENERATION;
@@ -283,7 +319,38 @@ static tn_status start_threads(tn_pool *p, tn_error *err)
     return TN_OK;
 }
 
-tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_allocator *a, tn_error *err)
+void tn_pool_nodes_of(tn_pool_nodes *out, const tn_topology *t, int n_threads)
+{
+    int cores = 0, seen = 0;
+    *out = (tn_pool_nodes){.n = 1, .first = {0, n_threads}};
+    for (int k = 0; k < t->n_nodes; k++)
+        cores += t->node[k].cores;
+    if (!cores) return;
+    out->n = 0;
+    for (int k = 0; k < t->n_nodes; k++) {
+        seen += t->node[k].cores;
+        const int end = (int)(((int64_t)n_threads * seen + cores - 1) / cores);
+        if (end == out->first[out->n]) continue;
+        out->set[out->n++] = t->node[k].set;
+        out->first[out->n] = end;
+    }
+}
+
+/* Which threads are each share's neighbours. */
+static void set_nodes(tn_pool *p, const tn_pool_nodes *nodes)
+{
+    p->nodes.n = 1;
+    p->nodes.first[1] = p->n_threads;
+    if (nodes) p->nodes = *nodes;
+    for (int k = 0; k < p->nodes.n; k++)
+        for (int i = p->nodes.first[k]; i < p->nodes.first[k + 1]; i++) {
+            p->shares[i].first = p->nodes.first[k];
+            p->shares[i].last = p->nodes.first[k + 1];
+        }
+}
+
+tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_pool_nodes *nodes,
+                      const tn_allocator *a, tn_error *err)
 {
     *out = NULL;
     if (n_threads < 1 || n_threads > MAX_THREADS)
@@ -300,6 +367,7 @@ tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_allocator *a, tn_er
     p->caller_spin_ns = SPIN_MAX_NS;
     p->shares = (share *)(p + 1);
     p->workers = (worker *)(p->shares + n);
+    set_nodes(p, nodes);
     atomic_init(&p->state, CLOSED);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->opened, NULL);
@@ -334,4 +402,14 @@ void tn_pool_free(tn_pool *p)
 int tn_pool_threads(const tn_pool *p)
 {
     return p->n_threads;
+}
+
+int tn_pool_nodes_count(const tn_pool *p)
+{
+    return p->nodes.n;
+}
+
+int64_t tn_pool_node_first(const tn_pool *p, int k, int64_t n)
+{
+    return share_begin(n, p->nodes.first[k], p->n_threads);
 }

@@ -56,14 +56,24 @@ static void run_and_check(tn_pool *p, job *j)
     CHECK_INT(j->bad_workers, 0);
 }
 
-static void sweep(int n_threads, int repeats)
+/* Threads 0 and 1 on one node, 2 on the next, ...; none of whose processors exist. */
+static tn_pool_nodes some_nodes(int n_threads)
 {
+    tn_pool_nodes nodes = {1, {0, n_threads < 2 ? n_threads : 2}, {{{0}}}};
+    for (int i = 2; i < n_threads; i++)
+        nodes.first[++nodes.n] = i + 1;
+    return nodes;
+}
+
+static void sweep(int n_threads, bool apart, int repeats)
+{
+    const tn_pool_nodes nodes = some_nodes(n_threads);
     static const int64_t sizes[] = {0, 1, 2, 3, 7, 8, 9, 31, 64, 100, 1000, 1023, 4096};
     static const int64_t grains[] = {1, 2, 8, 32, 5000};
     tn_pool *p = NULL;
     job *j = calloc(1, sizeof *j);
     REQUIRE(j);
-    REQUIRE(tn_pool_new(&p, n_threads, &tn_default_allocator, NULL) == TN_OK);
+    REQUIRE(tn_pool_new(&p, n_threads, apart ? &nodes : NULL, &tn_default_allocator, NULL) == TN_OK);
     CHECK_INT(tn_pool_threads(p), n_threads);
     j->n_threads = n_threads;
     for (int r = 0; r < repeats; r++)
@@ -80,7 +90,10 @@ static void sweep(int n_threads, int repeats)
 
 TEST(every_item_exactly_once)
 {
-    for (int n = 1; n <= 8; n++) sweep(n, 3);
+    for (int n = 1; n <= 8; n++) {
+        sweep(n, false, 2);
+        sweep(n, true, 1);
+    }
 }
 
 static void sum_range(void *arg, int64_t begin, int64_t end, int worker)
@@ -97,7 +110,7 @@ TEST(many_short_loops)
     for (int threads = 2; threads <= 4; threads += 2) {
         int64_t v[N] = {0};
         tn_pool *p = NULL;
-        REQUIRE(tn_pool_new(&p, threads, &tn_default_allocator, NULL) == TN_OK);
+        REQUIRE(tn_pool_new(&p, threads, NULL, &tn_default_allocator, NULL) == TN_OK);
         for (int r = 0; r < LOOPS; r++) tn_pool_run(p, sum_range, v, N, 1 + r % 3);
         for (int i = 0; i < N; i++) CHECK_INT(v[i], (int64_t)LOOPS * i);
         tn_pool_free(p);
@@ -118,7 +131,7 @@ TEST(sleeping_and_waking)
 {
     tn_pool *p = NULL;
     atomic_int n = 0;
-    REQUIRE(tn_pool_new(&p, 3, &tn_default_allocator, NULL) == TN_OK);
+    REQUIRE(tn_pool_new(&p, 3, NULL, &tn_default_allocator, NULL) == TN_OK);
     for (int r = 0; r < 50; r++) {
         tn_pool_run(p, nap, &n, 16, 1);
         if (r % 5 == 0) usleep(2000);
@@ -138,7 +151,7 @@ static void meet(void *arg, int64_t begin, int64_t end, int worker)
 TEST(all_threads_work)
 {
     tn_pool *p = NULL;
-    REQUIRE(tn_pool_new(&p, 4, &tn_default_allocator, NULL) == TN_OK);
+    REQUIRE(tn_pool_new(&p, 4, NULL, &tn_default_allocator, NULL) == TN_OK);
     for (int r = 0; r < 20; r++) {
         atomic_int n = 0;
         tn_pool_run(p, meet, &n, 4, 1);
@@ -148,11 +161,72 @@ TEST(all_threads_work)
     tn_pool_free(p);
 }
 
+/* Four threads on two nodes, a unit each but for the third and the last: those of threads 0 and 2
+ * are slow. Whoever is free helps its neighbour, and not the other node's slow thread. */
+typedef struct helping {
+    atomic_int by[64]; /* who did unit i, + 1 */
+} helping;
+
+static void help_or_sleep(void *arg, int64_t begin, int64_t end, int worker)
+{
+    helping *h = arg;
+    for (int64_t i = begin; i < end; i++) {
+        atomic_store(&h->by[i], worker + 1);
+        if (i / 16 % 2 == 0) usleep(500);
+    }
+}
+
+TEST(a_thread_helps_its_own_node_first)
+{
+    const tn_pool_nodes nodes = {2, {0, 2, 4}, {{{0}}}};
+    tn_pool *p = NULL;
+    helping h;
+    int own = 0, other = 0;
+    REQUIRE(tn_pool_new(&p, 4, &nodes, &tn_default_allocator, NULL) == TN_OK);
+    for (int r = 0; r < 20; r++) {
+        memset(&h, 0, sizeof h);
+        tn_pool_run(p, help_or_sleep, &h, 64, 1);
+        for (int i = 0; i < 64; i++) {
+            const int by = atomic_load(&h.by[i]) - 1, owner = i / 16;
+            own += by != owner && by / 2 == owner / 2;
+            other += by / 2 != owner / 2;
+        }
+    }
+    tn_pool_free(p);
+    if (own <= other) FAIL("%d units were done by neighbours, %d by the other node", own, other);
+}
+
+static void where(void *arg, int64_t begin, int64_t end, int worker)
+{
+    for (int64_t i = begin; i < end; i++) {
+        pthread_getaffinity_np(pthread_self(), sizeof(cpu_set_t), (cpu_set_t *)arg + worker);
+        usleep(2000);
+    }
+}
+
+TEST(workers_are_bound_to_their_node)
+{
+    cpu_set_t all, seen[2];
+    tn_pool_nodes nodes = {2, {0, 1, 2}, {{{0}}}};
+    tn_pool *p = NULL;
+    int cpu = CPU_SETSIZE - 1;
+    REQUIRE(pthread_getaffinity_np(pthread_self(), sizeof all, &all) == 0);
+    while (!CPU_ISSET(cpu, &all)) cpu--;
+    nodes.set[1].word[cpu / 64] = 1ULL << cpu % 64;
+    REQUIRE(tn_pool_new(&p, 2, &nodes, &tn_default_allocator, NULL) == TN_OK);
+    CPU_ZERO(&seen[1]);
+    for (int r = 0; r < 100 && !CPU_COUNT(&seen[1]); r++) tn_pool_run(p, where, seen, 2, 1);
+    tn_pool_free(p);
+    CHECK(CPU_EQUAL(&seen[0], &all)); /* the caller stays where it was */
+    CHECK_INT(CPU_COUNT(&seen[1]), 1);
+    CHECK(CPU_ISSET(cpu, &seen[1]));
+}
+
 static void *own_pool(void *arg)
 {
     int64_t v[64] = {0};
     tn_pool *p = NULL;
-    if (tn_pool_new(&p, 2, &tn_default_allocator, NULL)) return arg;
+    if (tn_pool_new(&p, 2, NULL, &tn_default_allocator, NULL)) return arg;
     for (int r = 0; r < 500; r++) tn_pool_run(p, sum_range, v, 64, 4);
     tn_pool_free(p);
     for (int i = 0; i < 64; i++)
@@ -178,7 +252,7 @@ TEST(stopping_at_any_moment)
     int64_t v[16] = {0};
     for (int r = 0; r < 12000; r++) {
         tn_pool *p = NULL;
-        REQUIRE(tn_pool_new(&p, 2 + r % 2, &tn_default_allocator, NULL) == TN_OK);
+        REQUIRE(tn_pool_new(&p, 2 + r % 2, NULL, &tn_default_allocator, NULL) == TN_OK);
         for (volatile int i = 0; i < r % 4 * 20000; i++) {
         }
         for (int i = 0; i < 1 + r % 3; i++) tn_pool_run(p, sum_range, v, 2, 1);
@@ -200,10 +274,10 @@ TEST(bad_arguments_and_no_memory)
     tn_pool *p = (tn_pool *)&none;
     tn_error err = {0};
     none.alloc = no_memory;
-    CHECK_INT(tn_pool_new(&p, 0, &tn_default_allocator, &err), TN_EARG);
+    CHECK_INT(tn_pool_new(&p, 0, NULL, &tn_default_allocator, &err), TN_EARG);
     CHECK(p == NULL && strstr(err.msg, "0 threads"));
-    CHECK_INT(tn_pool_new(&p, 1 << 20, &tn_default_allocator, &err), TN_EARG);
-    CHECK_INT(tn_pool_new(&p, 2, &none, &err), TN_ENOMEM);
+    CHECK_INT(tn_pool_new(&p, 1 << 20, NULL, &tn_default_allocator, &err), TN_EARG);
+    CHECK_INT(tn_pool_new(&p, 2, NULL, &none, &err), TN_ENOMEM);
     CHECK(p == NULL);
     tn_pool_free(NULL);
 }
@@ -428,6 +502,28 @@ TEST(topology_nodes)
     CHECK_INT(t.node[0].processors, 8);
     CHECK_INT(t.node[0].memory_bytes, 0);
     remove_root();
+}
+
+/* Threads by the cores of the nodes; a node of memory alone has none. */
+TEST(threads_by_nodes)
+{
+    tn_pool_nodes n;
+    tn_topology t = {.n_nodes = 3};
+    t.node[0].cores = 4, t.node[0].set.word[0] = 0x0f;
+    t.node[2].cores = 2, t.node[2].set.word[0] = 0x30;
+    tn_pool_nodes_of(&n, &t, 6);
+    CHECK_INT(n.n, 2);
+    CHECK(n.first[0] == 0 && n.first[1] == 4 && n.first[2] == 6);
+    CHECK(n.set[0].word[0] == 0x0f && n.set[1].word[0] == 0x30);
+    tn_pool_nodes_of(&n, &t, 12); /* both hardware threads of each core */
+    CHECK(n.n == 2 && n.first[1] == 8 && n.first[2] == 12);
+    tn_pool_nodes_of(&n, &t, 2);
+    CHECK(n.n == 1 && n.first[1] == 2);
+    tn_pool_nodes_of(&n, &t, 1);
+    CHECK(n.n == 1 && n.first[1] == 1 && n.set[0].word[0] == 0x0f);
+    t.node[0].cores = t.node[2].cores = 0;
+    tn_pool_nodes_of(&n, &t, 3);
+    CHECK(n.n == 1 && n.first[1] == 3);
 }
 
 TEST(default_threads_of_this_machine)
