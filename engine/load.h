@@ -4,6 +4,8 @@
 
 #include "model.h"
 
+#include "../kernels/pool.h"
+
 /* One piece of reading: n_rows rows of one matrix of a tensor. */
 struct tn_load_job {
     const tn_gguf_tensor *tensor;
