@@ -363,6 +363,7 @@ tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err)
     bench b;
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&e->turn);
+    tn_pool_use(e->pool, e->n_threads);
     tn_status s = acquire(&b, e, err);
     if (!s) {
         describe(out, e, b.set_bytes);

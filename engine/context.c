@@ -4,6 +4,7 @@
 #include "exec.h"
 #include "hardware.h"
 #include "kv.h"
+#include "tune.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -30,6 +31,7 @@ struct tn_context {
     bool has_logits;
     float *slice; /* [slice_rows][n_vocab], from the first tn_context_eval_all on */
     int32_t slice_rows;
+    tn_tune tune;
     double prefill_s, decode_s;
     uint64_t prefill_tokens, decode_tokens;
     atomic_flag busy;
@@ -235,6 +237,25 @@ static tn_status note_time(tn_context *c, tn_token_time t, tn_error *err)
     return tn_boundary_note(c->m->boundary, (int64_t)c->n_tokens, t, err);
 }
 
+/* Prompts are bound by arithmetic and use every thread. */
+static void choose_threads(tn_context *c, int32_t n)
+{
+    tn_engine *e = c->m->engine;
+    if (!e->tunes) return;
+    if (!c->tune.threads) tn_tune_begin(&c->tune, e->n_threads);
+    tn_pool_use(e->pool, n == 1 ? c->tune.threads : e->n_threads);
+}
+
+static void note_threads(tn_context *c, double seconds)
+{
+    tn_engine *e = c->m->engine;
+    if (!e->tunes || c->tune.settled) return;
+    tn_tune_note(&c->tune, seconds);
+    if (c->tune.settled)
+        tn_engine_log(e, TN_LOG_INFO, "a token is decoded on %d of %d threads", c->tune.threads,
+                      e->n_threads);
+}
+
 static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
 {
     tn_context *c = e->c;
@@ -250,14 +271,18 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
         b.n_out = at + n == e->n;
     b.best = e->best && b.n_out;
     pthread_mutex_lock(&c->m->engine->turn);
+    choose_threads(c, n);
     const double start = tn_now(), host_s = host_seconds(c);
     tn_status s = tn_forward(c->exec, c->m, &b);
     if (!s && b.best)
         s = tn_exec_best(c->exec, c->logits, e->best);
     else if (!s && !e->fn && b.n_out)
         s = tn_exec_head(c->exec, 0, 1, c->logits);
-    if (!s && e->n == 1)
-        s = note_time(c, (tn_token_time){host_seconds(c) - host_s, tn_now() - start}, e->err);
+    if (!s && e->n == 1) {
+        const double seconds = tn_now() - start;
+        note_threads(c, seconds);
+        s = note_time(c, (tn_token_time){host_seconds(c) - host_s, seconds}, e->err);
+    }
     pthread_mutex_unlock(&c->m->engine->turn);
     return s || !e->fn ? s : hand_out(e, at + n, (int32_t)b.n_out);
 }

@@ -145,6 +145,8 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
         s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
     if (!s) s = new_pool(e, err);
     if (!s) s = open_devices(e, opt.device, opt.vram_limits, err);
+    /* Beside a device, times tell of other things as well; a node's threads go with its memory. */
+    if (!s) e->tunes = !opt.threads && !e->device && tn_pool_nodes_count(e->pool) == 1;
     if (s) {
         tn_engine_free(e);
         return s;

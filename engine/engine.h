@@ -20,6 +20,7 @@ struct tn_engine {
     tn_device *device;     /* the first of them; NULL: none */
     void **scratch;        /* [threads] TN_SCRATCH_BYTES each */
     int n_threads;
+    bool tunes;            /* nobody chose n_threads, so decode may use fewer (tune.h) */
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
     struct tn_boundary *boundaries; /* of its models: a list, for who holds the turn */
     char *cache_dir; /* NULL = measurements are not kept */

@@ -279,6 +279,7 @@ static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
             return tn_fail_nomem(l->err, bytes, "a read buffer");
     tn_load_order(e->pool, r->jobs, n_jobs, r->order);
     pthread_mutex_lock(&e->turn);
+    tn_pool_use(e->pool, e->n_threads);
     tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs, 1);
     pthread_mutex_unlock(&e->turn);
     l->done_bytes = atomic_load(&r->done);

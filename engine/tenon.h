@@ -58,7 +58,8 @@ enum { TN_ENGINE_DEVICES = 8 };
 
 typedef struct tn_engine_options {
     size_t struct_size;
-    int threads;             /* compute threads, the calling one included; 0 = physical cores */
+    int threads;             /* compute threads, the calling one included; 0 = physical cores, of
+                                which contexts decode on fewer where they find that faster */
     const char *isa;         /* highest level to use: "scalar", "avx2", ...; NULL = best of this CPU */
     tn_allocator allocator;  /* all zero = malloc */
     tn_log_fn log;           /* NULL = silent */

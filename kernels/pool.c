@@ -54,6 +54,7 @@ struct tn_pool {
     _Alignas(128) atomic_int sleepers; /* workers that need a signal */
     atomic_bool caller_sleeps;
     atomic_bool stop;
+    atomic_int in_use;  /* threads that work; workers from there on rest */
     _Atomic int64_t closed_at; /* when the caller began to wait for those inside */
     int n_threads, n_started;
     int64_t caller_spin_ns;
@@ -65,7 +66,7 @@ struct tn_pool {
     share *shares;   /* [n_threads] */
     worker *workers; /* [n_threads], 0 unused */
     pthread_mutex_t mutex;
-    pthread_cond_t opened, emptied, stopped;
+    pthread_cond_t opened, emptied, stopped, resumed;
     const tn_allocator *a;
     void *mem; /* what to free: the pool lies at the next 128 bytes */
 };
@@ -218,6 +219,16 @@ static void take_leave(worker *w)
     pthread_mutex_unlock(&p->mutex);
 }
 
+/* Sleeps until the worker is used again or the pool ends. */
+static void rest(worker *w)
+{
+    tn_pool *p = w->pool;
+    pthread_mutex_lock(&p->mutex);
+    while (!atomic_load(&p->stop) && w->index >= atomic_load(&p->in_use))
+        pthread_cond_wait(&p->resumed, &p->mutex);
+    pthread_mutex_unlock(&p->mutex);
+}
+
 static void leave(tn_pool *p)
 {
     uint64_t s = atomic_fetch_sub(&p->state, 1) - 1;
@@ -247,14 +258,15 @@ static int64_t share_begin(int64_t units, int64_t i, int64_t n)
 void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t grain)
 {
     if (n_items <= 0) return;
-    if (p->n_threads == 1 || n_items <= grain) {
+    if (tn_pool_in_use(p) == 1 || n_items <= grain) {
         fn(arg, 0, n_items, 0);
         return;
     }
     const int64_t units = n_items / grain + (n_items % grain != 0);
+    const int n = tn_pool_in_use(p);
     for (int i = 0; i < p->n_threads; i++) {
-        p->shares[i].end = share_begin(units, i + 1, p->n_threads);
-        atomic_store_explicit(&p->shares[i].next, share_begin(units, i, p->n_threads),
+        p->shares[i].end = i < n ? share_begin(units, i + 1, n) : 0;
+        atomic_store_explicit(&p->shares[i].next, i < n ? share_begin(units, i, n) : 0,
                               memory_order_relaxed);
     }
     p->fn = fn;
@@ -294,6 +306,10 @@ static void *worker_main(void *arg)
         seen = atomic_load(&p->state) / GENERATION;
         /* In this order: whoever has seen the last generation sees stop. */
         if (atomic_load(&p->stop)) return NULL;
+        if (w->index >= atomic_load(&p->in_use)) {
+            rest(w);
+            continue;
+        }
         if (!enter(p, seen)) continue;
         run_shares(p, w->index);
         bool late = was_late(w);
@@ -369,9 +385,11 @@ tn_status tn_pool_new(tn_pool **out, int n_threads, const tn_pool_nodes *nodes,
     p->workers = (worker *)(p->shares + n);
     set_nodes(p, nodes);
     atomic_init(&p->state, CLOSED);
+    atomic_init(&p->in_use, n_threads);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->opened, NULL);
     pthread_cond_init(&p->emptied, NULL);
+    pthread_cond_init(&p->resumed, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -389,9 +407,11 @@ void tn_pool_free(tn_pool *p)
     pthread_mutex_lock(&p->mutex);
     atomic_store(&p->stop, true);
     pthread_cond_broadcast(&p->stopped);
+    pthread_cond_broadcast(&p->resumed);
     pthread_mutex_unlock(&p->mutex);
     next_generation(p, CLOSED);
     for (int i = 1; i <= p->n_started; i++) pthread_join(p->workers[i].thread, NULL);
+    pthread_cond_destroy(&p->resumed);
     pthread_cond_destroy(&p->stopped);
     pthread_cond_destroy(&p->emptied);
     pthread_cond_destroy(&p->opened);
@@ -402,6 +422,20 @@ void tn_pool_free(tn_pool *p)
 int tn_pool_threads(const tn_pool *p)
 {
     return p->n_threads;
+}
+
+void tn_pool_use(tn_pool *p, int n)
+{
+    if (n == tn_pool_in_use(p)) return;
+    pthread_mutex_lock(&p->mutex);
+    atomic_store(&p->in_use, n);
+    pthread_cond_broadcast(&p->resumed);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+int tn_pool_in_use(const tn_pool *p)
+{
+    return atomic_load_explicit(&p->in_use, memory_order_relaxed);
 }
 
 int tn_pool_nodes_count(const tn_pool *p)

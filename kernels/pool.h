@@ -40,6 +40,11 @@ int64_t tn_pool_node_first(const tn_pool *p, int k, int64_t n);
  * One caller at a time. */
 void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t grain);
 
+/* From the next loop on threads 0 .. n - 1 work and the others rest, without a cost to the loops;
+ * 1 <= n <= threads. The caller of loops calls it, too. */
+void tn_pool_use(tn_pool *p, int n);
+int tn_pool_in_use(const tn_pool *p);
+
 /* Threads worth starting by default: physical performance cores allowed by affinity and cgroup quota. */
 int tn_pool_default_threads(void);
 

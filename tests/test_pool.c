@@ -196,6 +196,53 @@ TEST(a_thread_helps_its_own_node_first)
     if (own <= other) FAIL("%d units were done by neighbours, %d by the other node", own, other);
 }
 
+/* Between loops the number in use changes; nobody beyond it works, nothing is left out. */
+static void only_these(void *arg, int64_t begin, int64_t end, int worker)
+{
+    job *j = arg;
+    if (worker >= j->n_threads) j->bad_workers++;
+    for (int64_t i = begin; i < end; i++) j->seen[i]++;
+    usleep(20);
+}
+
+TEST(some_threads_rest)
+{
+    tn_pool *p = NULL;
+    job *j = calloc(1, sizeof *j);
+    REQUIRE(j && tn_pool_new(&p, 5, NULL, &tn_default_allocator, NULL) == TN_OK);
+    CHECK_INT(tn_pool_in_use(p), 5);
+    int loops = 0;
+    for (int r = 0; r < 60; r++) {
+        j->n_threads = 1 + r * 7 % 5;
+        tn_pool_use(p, j->n_threads);
+        CHECK_INT(tn_pool_in_use(p), j->n_threads);
+        for (int k = 0; k < r % 4; k++, loops++) tn_pool_run(p, only_these, j, 64, 1);
+        if (r % 16 == 0) usleep(1000);
+    }
+    for (int i = 0; i < 64; i++) CHECK_INT(atomic_load(&j->seen[i]), loops);
+    CHECK_INT(j->bad_workers, 0);
+    tn_pool_use(p, 2);
+    tn_pool_free(p); /* while three rest */
+    free(j);
+}
+
+/* Whoever rested works again. */
+TEST(all_threads_work_after_a_rest)
+{
+    tn_pool *p = NULL;
+    REQUIRE(tn_pool_new(&p, 4, NULL, &tn_default_allocator, NULL) == TN_OK);
+    for (int r = 0; r < 10; r++) {
+        atomic_int n = 0;
+        int64_t v[64] = {0};
+        tn_pool_use(p, 1 + r % 3);
+        for (int i = 0; i < 50; i++) tn_pool_run(p, sum_range, v, 64, 1);
+        tn_pool_use(p, 4);
+        tn_pool_run(p, meet, &n, 4, 1);
+        CHECK_INT(atomic_load(&n), 4);
+    }
+    tn_pool_free(p);
+}
+
 static void where(void *arg, int64_t begin, int64_t end, int worker)
 {
     for (int64_t i = begin; i < end; i++) {
