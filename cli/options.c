@@ -104,7 +104,7 @@ const tn_option tn_options[] = {
      "dequantised weights, float32 activations: slow reference"},
     {0, "kl", NULL, TN_OPT_FLAG, F(kl), 0, 0, C(PERPLEXITY),
      "mean KL divergence to the exact weights"},
-    {0, "load", "auto|read|map|image", TN_OPT_CHOICE, F(load), 0, 0, EVAL,
+    {0, "load", "auto|read|map|image", TN_OPT_CHOICE, F(load), 0, 0, EVAL | C(PLAN),
      "read into memory, map the file (do not change it meanwhile), or map an image of the rearranged "
      "weights, made the first time in the cache directory"},
     {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65535, EVAL | C(PLAN),

@@ -37,6 +37,7 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
                                 .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                 .kv = tn_settings_kv(set, TN_KV_F16),
                                 .fixed = set->fixed,
+                                .load = (tn_load_mode)set->load,
                                 .n_devices = count_devices(set->device)};
     int code = TN_EXIT_OK;
     if (set->vram) code = tn_options_sizes("vram", set->vram, o->vram, TN_PLACEMENT_DEVICES);

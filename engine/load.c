@@ -1,7 +1,9 @@
 /* Carries weights from the file to their final place and layout, on all threads. */
 #include "engine.h"
+#include "hardware.h"
 #include "image.h"
 #include "load.h"
+#include "placement.h"
 #include "sides.h"
 #include "synthetic.h"
 
@@ -12,6 +14,59 @@
 
 /* Bytes of file a job covers at most: small enough to balance, large enough to read well. */
 enum { job_bytes = TN_SCRATCH_BYTES };
+
+/* ---- read or mapped ---------------------------------------------------------------------------- */
+
+/* Memory that weights want, for each byte of them, before READ is chosen over MAP. A plan has counted
+ * what else there is to hold. */
+static const double headroom = 1.2, planned_headroom = 1.0;
+
+bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available)
+{
+    if (mode != TN_LOAD_AUTO) return mode == TN_LOAD_MAP;
+    const double wanted = (double)host_bytes * (planned ? planned_headroom : headroom);
+    return available && wanted > (double)available;
+}
+
+/* Bytes of the tensors that the host is to hold, as they are in the file or as float32. */
+static uint64_t host_bytes(const tn_load *l)
+{
+    uint64_t bytes = 0;
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(l->m->gguf); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(l->m->gguf, i);
+        if (l->place && !l->place[i].host) continue;
+        bytes += l->exact ? t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3] * 4 : t->bytes;
+    }
+    return bytes;
+}
+
+/* Aloud where a plan counted on weights being read. */
+static void say_mapped(const tn_load *l, uint64_t bytes, uint64_t available)
+{
+    const double mib = 1 << 20;
+    if (l->opt->load != TN_LOAD_AUTO || !l->opt->plan) return;
+    tn_engine_log(l->m->engine, TN_LOG_WARN,
+                  "%s: the host's weights need %.0f MiB and %.0f are free: the file is mapped, which is "
+                  "slower than planned",
+                  l->m->name, (double)bytes / mib, (double)available / mib);
+}
+
+tn_status tn_load_choose(tn_load *l)
+{
+    const uint64_t bytes = host_bytes(l), available = tn_host_memory_available();
+    const double gib = 1 << 30;
+    tn_host_info h;
+    l->map = !l->random && !l->exact && tn_load_maps(l->opt->load, l->opt->plan, bytes, available);
+    if (l->map) say_mapped(l, bytes, available);
+    tn_host_info_get(&h);
+    /* The kernel would hand out the addresses, and kill the process later. */
+    if (l->map || !h.memory_bytes || bytes <= h.memory_bytes) return TN_OK;
+    return tn_fail(l->err, TN_ENOMEM, -1,
+                   "%s: the weights need %.1f GiB of memory, this machine has %.1f", l->m->name,
+                   (double)bytes / gib, (double)h.memory_bytes / gib);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------ */
 
 void *tn_load_alloc(tn_load *l, size_t bytes)
 {

@@ -176,7 +176,12 @@ typedef struct tn_load {
     uint64_t total_bytes, done_bytes; /* of all reading, for progress */
 } tn_load;
 
-/* load.c. Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues
+/* load.c. Whether the weights of the host are pages of the file: as asked for; else where their bytes
+ * and what else there is to hold, which a plan has counted, are more than is available (0: unknown). */
+bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available);
+/* Chooses that, once it is known which tensors the host holds. TN_ENOMEM: more than the machine has. */
+tn_status tn_load_choose(tn_load *l);
+/* Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues
  * its reading, to the sides where it belongs; row_major keeps the file's layout on the host
  * (embeddings that are only looked up). */
 tn_status tn_load_weight(tn_load *l, tn_weight *w, tn_dweight *d, const tn_gguf_tensor *t,

@@ -15,9 +15,6 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* Memory a model wants beside its weights before READ is chosen over MAP. */
-static const double read_headroom = 1.2;
-
 enum { max_granule = 1 << 16 };
 
 static tn_status new_model(tn_model **out, tn_engine *e, const char *name, tn_error *err)
@@ -127,36 +124,6 @@ static void count_weights(tn_model *m)
         if (per_type[i] > per_type[m->main_type]) m->main_type = i;
 }
 
-/* Bytes of all tensors, as they are in the file or as float32. */
-static uint64_t tensor_bytes(const tn_model *m, bool exact)
-{
-    uint64_t bytes = 0;
-    for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++) {
-        const tn_gguf_tensor *t = tn_gguf_tensor_at(m->gguf, i);
-        bytes += exact ? t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3] * 4 : t->bytes;
-    }
-    return bytes;
-}
-
-static bool choose_map(const tn_model *m, const tn_model_options *opt)
-{
-    if (opt->exact || opt->load == TN_LOAD_READ || opt->load == TN_LOAD_IMAGE) return false;
-    if (opt->load == TN_LOAD_MAP) return true;
-    const uint64_t have = tn_host_memory_available();
-    return have && (double)tensor_bytes(m, false) * read_headroom > (double)have;
-}
-
-/* Refuses what can never fit: the kernel would hand out the addresses, and kill the process later. */
-static tn_status check_memory(const tn_model *m, bool exact, tn_error *err)
-{
-    tn_host_info h;
-    tn_host_info_get(&h);
-    const double gib = 1 << 30, bytes = (double)tensor_bytes(m, exact);
-    if (!h.memory_bytes || bytes <= (double)h.memory_bytes) return TN_OK;
-    return tn_fail(err, TN_ENOMEM, -1, "%s: the weights need %.1f GiB of memory, this machine has %.1f",
-                   m->name, bytes / gib, (double)h.memory_bytes / gib);
-}
-
 /* With a device, what the host holds differs from plan to plan. */
 static tn_status find_image(tn_model *m, tn_error *err)
 {
@@ -186,9 +153,8 @@ static tn_status make_boundary(tn_model *m, const tn_placement *p, tn_error *err
 static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
 {
     tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
-    l.map = !random && choose_map(m, opt);
-    tn_status s = l.map ? TN_OK : check_memory(m, opt->exact, err);
-    if (!s && opt->load == TN_LOAD_IMAGE && !opt->exact && !random) s = find_image(m, err);
+    tn_status s = TN_OK;
+    if (opt->load == TN_LOAD_IMAGE && !opt->exact && !random) s = find_image(m, err);
     if (s) return s;
     l.used = tn_alloc(m->a, (size_t)tn_gguf_n_tensors(m->gguf), sizeof *l.used);
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");

@@ -241,11 +241,15 @@ static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error
                         .kv = (tn_kv_kind)opt->kv,
                         .ram = opt->ram,
                         .fixed = opt->fixed,
+                        .mapped = opt->load == TN_LOAD_MAP,
                         .rules = &rules};
     for (int d = 0; d < TN_MAX_DEVICES; d++)
         c.vram[d] = opt->vram[d];
     if (opt->kv != TN_KV_F16 && opt->kv != TN_KV_F32 && opt->kv != TN_KV_Q8_0)
         return tn_fail(err, TN_EARG, -1, "tn_placement_options: kv %d is unknown", (int)opt->kv);
+    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_IMAGE)
+        return tn_fail(err, TN_EARG, -1, "tn_placement_options: load mode %d is unknown",
+                       (int)opt->load);
     tn_status s =
         read_request(&c.request, opt->request, opt->n_ctx ? opt->n_ctx : p->shape.n_ctx_train, err);
     if (!s) s = read_rules(&rules, opt, err);

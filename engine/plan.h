@@ -172,6 +172,7 @@ typedef struct tn_constraints {
     tn_request request;    /* all 0 = 2,048 prompt and 512 generated tokens from an empty context */
     const tn_rules *rules; /* NULL = none */
     bool fixed; /* no elastic boundary: what is on the device stays, room for n_ctx is kept free */
+    bool mapped; /* the host's weights are pages of the file, which are never page-locked */
 } tn_constraints;
 
 /* ---- the plan ----------------------------------------------------------------------------------

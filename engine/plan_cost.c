@@ -80,7 +80,7 @@ void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_c
     *k = (tn_cost){.s = s, .p = p, .c = *c, .fixed = fixed};
     k->host_scale = tn_profile_scale(&p->host, c->threads);
     const double limit = (double)tn_cost_pin_limit(p->host.memory_bytes);
-    tn_cost_pin(k, s->weight_bytes ? limit / (double)s->weight_bytes : 1.0);
+    tn_cost_pin(k, c->mapped ? 0 : s->weight_bytes ? limit / (double)s->weight_bytes : 1.0);
 }
 
 uint64_t tn_cost_pin_limit(uint64_t memory_bytes)

@@ -109,7 +109,8 @@ TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_seco
 typedef struct tn_model tn_model;
 
 typedef enum tn_load_mode {
-    TN_LOAD_AUTO = 0, /* READ when memory is at least 1.2 x the model, else MAP */
+    TN_LOAD_AUTO = 0, /* MAP where less memory is free than 1.2 x what the host is to hold of the model (1.0 x
+                         under a plan, which has counted what else there is to hold), else READ */
     TN_LOAD_READ,     /* read into our own memory, rearranged for speed */
     TN_LOAD_MAP,      /* use the file's pages; changing the file then kills the process (SIGBUS) */
     TN_LOAD_IMAGE     /* READ the first time and keep the rearranged weights, as large as the model, in a
@@ -465,6 +466,8 @@ typedef struct tn_placement_options {
                               instead of the best: "layers", "ffn-host", ...; NULL = the best */
     int32_t n_devices;     /* 0 = as many as the profile has; more: its last one several times; fewer:
                               without the last ones */
+    tn_load_mode load;     /* how the model will be opened: weights of a mapped file are never page-locked, so
+                              that they travel to devices more slowly, and not while the host computes */
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such

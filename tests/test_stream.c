@@ -55,7 +55,8 @@ static char *machine(double host_flops, double kept)
     return text;
 }
 
-static tn_placement *plan_for(const char *path, const char *place, char *hardware, int32_t granule)
+static tn_placement *plan_to_load(const char *path, const char *place, char *hardware,
+                                  int32_t granule, tn_load_mode load)
 {
     tn_placement *p = NULL;
     tn_error err = {0};
@@ -68,10 +69,16 @@ static tn_placement *plan_for(const char *path, const char *place, char *hardwar
                                     .kv = TN_KV_F32,
                                     .vram = {8 << 20},
                                     .granule = granule,
-                                    .page_size = page};
+                                    .page_size = page,
+                                    .load = load};
     if (!hardware || tn_placement_open(&p, path, &o, &err)) FAIL("%s: %s", path, err.msg);
     free(hardware);
     return p;
+}
+
+static tn_placement *plan_for(const char *path, const char *place, char *hardware, int32_t granule)
+{
+    return plan_to_load(path, place, hardware, granule, TN_LOAD_AUTO);
 }
 
 static tn_placement *plan(const char *path, const char *place, double host_flops, int32_t granule)
@@ -87,7 +94,8 @@ static tn_status open_planned(run *r, const char *path, const tn_placement *p, i
 {
     const tn_engine_options eo = {
         .struct_size = sizeof eo, .threads = threads, .device = device};
-    const tn_model_options mo = {.struct_size = sizeof mo, .plan = p};
+    const tn_load_mode load = p->planned.c.mapped ? TN_LOAD_MAP : TN_LOAD_AUTO;
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = p, .load = load};
     const tn_context_options co = {.struct_size = sizeof co,
                                    .n_ctx = 96,
                                    .n_batch = n_batch,
@@ -256,6 +264,75 @@ TEST(host_and_device_share_what_the_host_has)
                        : "ffn_(gate|up|down)_exps=host,.*=device",
                      i ? 4e7 : 6e7);
     }
+}
+
+/* ---- mapped files ------------------------------------------------------------------------------
+ */
+
+/* What the planner thinks n tokens do in a layer whose FFN is the host's. */
+static tn_prefill_way planned_way(const tn_placement *p, int32_t l, int32_t n)
+{
+    tn_cost k;
+    const tn_plan_layer *y = &p->planned.plan.layer[l];
+    tn_cost_init(&k, &p->shape, &p->profile, &p->planned.c, NULL);
+    return tn_cost_prefill(&k, l, y->device, y->attn, 0, n).way;
+}
+
+/* A machine on which pinned weights travel twice as fast as others. */
+static char *slow_pages(void)
+{
+    char *text = machine(1e8, 0.95);
+    json_t *j = text ? json_loads(text, 0, NULL) : NULL;
+    free(text);
+    json_real_set(json_object_get(json_array_get(json_object_get(j, "devices"), 0), "pageable_gb_s"),
+                  0.005);
+    text = json_dumps(j, 0);
+    json_decref(j);
+    return text;
+}
+
+/* Pages of a file are never pinned: planner and execution know it and agree about every batch. */
+TEST(mapped_weights_travel_as_planned)
+{
+    static const char *const place = "ffn_(gate|up|down)=host,.*=device";
+    golden g;
+    int shared = 0, differ = 0, streams = 0;
+    if (!have_device(device) || !golden_load(&g, "llama")) return;
+    tn_placement *read = plan_to_load(g.path, place, slow_pages(), 16, TN_LOAD_READ);
+    tn_placement *map = plan_to_load(g.path, place, slow_pages(), 16, TN_LOAD_MAP);
+    REQUIRE(read && map);
+    for (int32_t n = 10; n <= 40; n += 2) {
+        uint64_t bytes = 1, all = 0;
+        const tn_prefill_way way = planned_way(map, 0, n);
+        shared += planned_way(read, 0, n) == TN_PREFILL_SHARE;
+        differ += planned_way(read, 0, n) != way;
+        streams += way == TN_PREFILL_STREAM;
+        float *got = batch(&g, map, n, 2, &bytes, &all);
+        const distance d = got ? compare(got, g.logits, (size_t)n * (size_t)g.n_vocab)
+                               : (distance){NAN, NAN};
+        CHECK_MSG(d.max_abs <= g.tolerance, "%d tokens: off by %g", n, d.max_abs);
+        CHECK_MSG(way != TN_PREFILL_SHARE && bytes == (way == TN_PREFILL_STREAM ? all : 0),
+                  "%d tokens, way %d: %llu of %llu bytes", n, (int)way, (unsigned long long)bytes,
+                  (unsigned long long)all);
+        free(got);
+    }
+    CHECK_MSG(shared > 3 && differ > 3 && streams > 3 && streams < 14, "%d shared, %d differ, %d",
+              shared, differ, streams);
+    tn_placement_close(read);
+    tn_placement_close(map);
+    golden_free(&g);
+}
+
+/* What the host is to hold decides, and a plan has counted all else. */
+TEST(a_file_is_mapped_where_memory_is_short)
+{
+    const uint64_t gib = 1 << 30;
+    CHECK(!tn_load_maps(TN_LOAD_AUTO, false, 10 * gib, 12 * gib));
+    CHECK(tn_load_maps(TN_LOAD_AUTO, false, 10 * gib, 12 * gib - 1));
+    CHECK(!tn_load_maps(TN_LOAD_AUTO, true, 10 * gib, 10 * gib));
+    CHECK(tn_load_maps(TN_LOAD_AUTO, true, 10 * gib, 10 * gib - 1));
+    CHECK(!tn_load_maps(TN_LOAD_AUTO, false, 10 * gib, 0));
+    CHECK(tn_load_maps(TN_LOAD_MAP, false, 1, gib) && !tn_load_maps(TN_LOAD_READ, true, gib, 1));
 }
 
 /* ---- projections -------------------------------------------------------------------------------
