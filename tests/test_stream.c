@@ -106,6 +106,7 @@ static tn_status open_planned(run *r, const char *path, const tn_placement *p, i
     memset(r, 0, sizeof *r);
     tn_status s = tn_engine_new(&r->engine, &eo, err);
     if (!s) s = tn_model_open(&r->model, r->engine, path, &mo, err);
+    CHECK(s || load != TN_LOAD_MAP || !r->model->pins);
     return s ? s : tn_context_new(&r->ctx, r->model, &co, err);
 }
 

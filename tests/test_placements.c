@@ -1,0 +1,373 @@
+/* Random plans: rules name some tensors, the planner and the elastic boundary decide about the rest
+ * while the context grows and shrinks. Of every architecture, on one device and on two that have
+ * unequal memory: the logits are those of the reference, every rule is obeyed at every moment, and
+ * no device has a byte too many. On emulated devices unless --cuda is given. Any tensor anywhere,
+ * by rules alone: see test_exec_device.c. */
+#include "golden.h"
+#include "slow_machine.h"
+
+#include "../engine/engine.h"
+#include "../engine/model.h"
+#include "../engine/placement.h"
+#include "../engine/sides.h"
+#include "../kernels/device_ops.h"
+
+static const char *one_device = "emu", *two_devices = "emu:2";
+
+static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
+                                    "llama3",     "mistral",   "mixtral",    "qwen2",
+                                    "qwen2-yarn", "qwen3",     "qwen3moe",   "gemma3"};
+enum { n_archs = sizeof archs / sizeof *archs };
+
+/* The sanitizers are slow: a sample will do for them. */
+#if defined(__SANITIZE_THREAD__)
+enum { n_plans = 1, sample = 5 };
+#elif defined(__SANITIZE_ADDRESS__)
+enum { n_plans = 1, sample = 1 };
+#else
+enum { n_plans = 4, sample = 1 };
+#endif
+
+enum { page = 16, n_ctx = 96, n_prompt = 12, n_grown = 53, max_layers = 8, n_kinds = 7 };
+
+/* ---- rules -------------------------------------------------------------------------------------
+ */
+
+static const char *const kinds[n_kinds] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
+                                           "ffn_gate", "ffn_up", "ffn_down"};
+
+/* What a rule says of each tensor: TN_MIXED where there is none. */
+typedef struct rules {
+    tn_side side[max_layers][n_kinds];
+    char text[3000];
+} rules;
+
+static int32_t below(uint64_t *seed, int32_t n)
+{
+    return (int32_t)(test_rand(seed) % (uint64_t)n);
+}
+
+/* Attention of some layers tensor by tensor, and the FFN of one at most. */
+static void random_rules(rules *r, int32_t n_layers, uint64_t *seed)
+{
+    const int32_t fixed_ffn = below(seed, 2 * n_layers);
+    size_t n = 0;
+    r->text[0] = 0;
+    for (int32_t l = 0; l < n_layers; l++) {
+        const bool attn = below(seed, 2);
+        for (int i = 0; i < n_kinds; i++) {
+            r->side[l][i] = TN_MIXED;
+            if (i < 4 ? !attn : l != fixed_ffn) continue;
+            r->side[l][i] = below(seed, 3) ? TN_ON_DEVICE : TN_ON_HOST;
+            n += (size_t)snprintf(r->text + n, sizeof r->text - n, "%sblk.%d.%s[._]=%s",
+                                  n ? "," : "", (int)l, kinds[i],
+                                  r->side[l][i] == TN_ON_HOST ? "host" : "device");
+        }
+    }
+    if (!n) snprintf(r->text, sizeof r->text, "token_embd=host");
+}
+
+/* ---- plans -------------------------------------------------------------------------------------
+ */
+
+typedef struct setup {
+    const golden *g;
+    const char *devices;
+    int32_t n_devices, granule;
+    rules rules;
+    tn_placement *p;
+    size_t limit[2];
+} setup;
+
+static bool moves(const tn_plan *p)
+{
+    int32_t units = 0;
+    for (int32_t l = 0; l < p->n_layers; l++)
+        units += p->layer[l].mixed ? 0 : p->layer[l].units;
+    return p->feasible && p->elastic && p->dropping && units > 0;
+}
+
+static bool serves(const tn_plan *p, int32_t n_devices)
+{
+    int32_t n[2] = {0, 0};
+    for (int32_t l = 0; l < p->n_layers; l++)
+        if (p->layer[l].device >= 0) n[p->layer[l].device]++;
+    return n[0] && (n_devices < 2 || n[1]);
+}
+
+/* The first budget with which slabs are on the device that do not fit beside a full context. */
+static bool make_plan(setup *t)
+{
+    const char *place = t->rules.text;
+    char *machine = slow_machine();
+    tn_error err = {0};
+    for (uint64_t vram = 100 << 10; machine && !t->p && vram < 6 << 20; vram += 12 << 10) {
+        const tn_placement_options o = {
+            .struct_size = sizeof o,
+            .hardware = machine,
+            .place = &place,
+            .n_place = 1,
+            .n_devices = t->n_devices,
+            .request = "8+8",
+            .n_ctx = n_ctx,
+            .n_batch = page,
+            .kv = TN_KV_F32,
+            .vram = {t->n_devices == 2 ? vram + vram / 2 : vram, t->n_devices == 2 ? vram : 0},
+            .granule = t->granule,
+            .page_size = page};
+        /* What the rules alone need may be more than a small budget. */
+        if (tn_placement_open(&t->p, t->g->path, &o, &err)) continue;
+        if (moves(&t->p->planned.plan) && serves(&t->p->planned.plan, t->n_devices)) break;
+        tn_placement_close(t->p);
+        t->p = NULL;
+    }
+    if (!t->p)
+        FAIL("%s on %s, placed %s: no plan moves (%s)", t->g->path, t->devices, place, err.msg);
+    free(machine);
+    return t->p != NULL;
+}
+
+static bool open_planned(run *r, const setup *t)
+{
+    tn_error err = {0};
+    const tn_engine_options eo = {.struct_size = sizeof eo,
+                                  .threads = 2,
+                                  .device = t->devices,
+                                  .vram_limits = {t->limit[0], t->limit[1]}};
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = t->p};
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = n_ctx,
+                                   .n_batch = page,
+                                   .kv = TN_KV_F32,
+                                   .page_size = page};
+    memset(r, 0, sizeof *r);
+    tn_status s = tn_engine_new(&r->engine, &eo, &err);
+    if (!s) s = tn_model_open(&r->model, r->engine, t->g->path, &mo, &err);
+    if (!s) s = tn_context_new(&r->ctx, r->model, &co, &err);
+    if (!s) return true;
+    FAIL("%s: %s", t->g->path, err.msg);
+    run_close(r);
+    return false;
+}
+
+/* ---- bytes -------------------------------------------------------------------------------------
+ */
+
+static uint64_t used(const run *r, int d)
+{
+    tn_device_memory m = {0};
+    CHECK_INT(r->engine->devices.at[d]->api->memory(r->engine->devices.at[d], &m, NULL), TN_OK);
+    return m.used_bytes;
+}
+
+/* Of KV on a segment's device when a number of tokens is live. */
+static uint64_t kv_bytes(const run *r, int d, int32_t n)
+{
+    const tn_hparams *hp = &r->model->hp;
+    const tn_segment *s = &r->model->on_device.segment[d];
+    const uint64_t layer = tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_k) +
+                           tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_v);
+    uint64_t layers = 0;
+    for (int32_t l = s->first; l < s->end; l++)
+        layers += r->model->on_device.layers[l].attends;
+    return (uint64_t)((n + page - 1) / page) * layers * layer;
+}
+
+static uint64_t there(const tn_dweight *w)
+{
+    return w->plane[0] ? tn_dweight_bytes(w->type, w->rows, w->cols) : 0;
+}
+
+/* Of what moves on a segment's device; *all: of what might. */
+static uint64_t moving_bytes(const run *r, int d, uint64_t *all)
+{
+    uint64_t bytes = 0;
+    const tn_segment *s = &r->model->on_device.segment[d];
+    *all = 0;
+    for (int32_t l = s->first; l < s->end; l++) {
+        const tn_layer_device *y = &r->model->on_device.layers[l];
+        const tn_layer *h = &r->model->layers[l];
+        const tn_weight *const w[3] = {&h->ffn_gate, &h->ffn_up, &h->ffn_down};
+        if (!y->moves) continue;
+        bytes += there(&y->ffn_gate) + there(&y->ffn_up) + there(&y->ffn_down);
+        for (int i = 0; i < 3; i++)
+            *all += tn_dweight_bytes(w[i]->type, w[i]->rows, w[i]->cols);
+    }
+    return bytes;
+}
+
+/* Limits with room for a full context and a third of what moves. */
+static bool tight_limits(setup *t)
+{
+    run r;
+    if (!open_planned(&r, t)) return false;
+    CHECK_INT(tn_context_eval(r.ctx, t->g->tokens, 1, NULL), TN_OK);
+    for (int d = 0; d < r.model->on_device.n_segments; d++) {
+        uint64_t all;
+        const uint64_t moving = moving_bytes(&r, d, &all);
+        t->limit[d] =
+            (size_t)(used(&r, d) - kv_bytes(&r, d, 1) - moving + kv_bytes(&r, d, n_ctx) + all / 3);
+    }
+    run_close(&r);
+    return true;
+}
+
+/* ---- a walk ------------------------------------------------------------------------------------
+ */
+
+typedef struct seen {
+    int splits, uneven, pages, dropped, promoted, ruled, two;
+    uint64_t page_bytes; /* of the first tokens, which are on one page */
+} seen;
+
+static void look_at_layer(const setup *t, const run *r, int32_t l, seen *what)
+{
+    const tn_layer *y = &r->model->layers[l];
+    const tn_layer_device *d = &r->model->on_device.layers[l];
+    const tn_sides s = tn_sides_of(y, d);
+    const tn_side side[n_kinds] = {s.q, s.k, s.v, s.out, s.gate, s.up, s.down};
+    for (int i = 0; i < n_kinds; i++) {
+        if (t->rules.side[l][i] == TN_MIXED) continue;
+        CHECK_MSG(side[i] == t->rules.side[l][i], "placed %s: layer %d, %s is on side %d",
+                  t->rules.text, l, kinds[i], (int)side[i]);
+        what->ruled++;
+    }
+    if (s.ffn != TN_ON_BOTH || !d->moves) return;
+    CHECK(d->ffn_gate.rows > 0 && d->ffn_gate.rows < y->ffn_gate.rows);
+    what->splits++;
+    what->uneven += !r->model->hp.n_expert && r->model->hp.n_ff % t->granule != 0;
+}
+
+static void look(const setup *t, const run *r, uint64_t base[2], seen *what)
+{
+    tn_stats s = {.struct_size = sizeof s};
+    for (int d = 0; d < r->model->on_device.n_segments; d++) {
+        uint64_t all;
+        const uint64_t now = used(r, d), moving = moving_bytes(r, d, &all);
+        const uint64_t kv = kv_bytes(r, d, tn_context_length(r->ctx));
+        if (!base[d]) base[d] = now - kv - moving;
+        CHECK_MSG(now == base[d] + kv + moving && now <= t->limit[d],
+                  "device %d has %llu bytes: %llu + %llu + %llu, of %zu", d,
+                  (unsigned long long)now, (unsigned long long)base[d], (unsigned long long)kv,
+                  (unsigned long long)moving, t->limit[d]);
+    }
+    for (int32_t l = 0; l < r->model->hp.n_layers; l++)
+        look_at_layer(t, r, l, what);
+    CHECK_INT(tn_context_stats(r->ctx, &s, NULL), TN_OK);
+    if (tn_context_length(r->ctx) == n_prompt) what->page_bytes = s.kv_bytes_held;
+    const int pages = (int)(s.kv_bytes_held / what->page_bytes);
+    if (pages > what->pages) what->pages = pages;
+}
+
+static bool step(const setup *t, const run *r, int32_t n, uint64_t base[2], seen *what)
+{
+    const golden *g = t->g;
+    tn_error err = {0};
+    const int32_t at = tn_context_length(r->ctx) + n;
+    const tn_status s = tn_context_eval(r->ctx, g->tokens + at - n, n, &err);
+    CHECK_MSG(s == TN_OK, "placed %s: %s", t->rules.text, err.msg);
+    if (s) return false;
+    const distance d =
+        compare(tn_context_logits(r->ctx), g->logits + (size_t)(at - 1) * (size_t)g->n_vocab,
+                (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance,
+              "%s on %s, placed %s, after %d tokens: off by %g (at most %g)", g->path, t->devices,
+              t->rules.text, at, d.max_abs, g->tolerance);
+    look(t, r, base, what);
+    return tn_failures == 0;
+}
+
+static void count_moves(const run *r, tn_stats *s)
+{
+    s->struct_size = sizeof *s;
+    CHECK_INT(tn_context_stats(r->ctx, s, NULL), TN_OK);
+}
+
+/* A prompt, tokens, back to the start, and tokens again. */
+static void walk(const setup *t, seen *what)
+{
+    run r;
+    uint64_t base[2] = {0, 0};
+    tn_stats grown, shrunk;
+    if (!open_planned(&r, t)) return;
+    bool ok = step(t, &r, n_prompt, base, what);
+    for (int n = 1; ok && tn_context_length(r.ctx) < n_grown; n = n == 5 ? 1 : n + 2)
+        ok = step(t, &r, n, base, what);
+    count_moves(&r, &grown);
+    CHECK_INT(tn_context_rewind(r.ctx, 3, NULL), TN_OK);
+    for (int i = 0; i < 3 && ok; i++)
+        ok = step(t, &r, 1, base, what);
+    count_moves(&r, &shrunk);
+    what->two += r.model->on_device.n_segments == 2;
+    what->dropped += (int)grown.units_dropped;
+    what->promoted += (int)(shrunk.units_promoted - grown.units_promoted);
+    run_close(&r);
+}
+
+static int32_t layers_of(const golden *g)
+{
+    run r;
+    tn_model_info info = {.struct_size = sizeof info};
+    const run_options o = {.threads = 1};
+    if (!run_open(&r, g->path, &o)) return 0;
+    CHECK_INT(tn_model_get_info(r.model, &info, NULL), TN_OK);
+    run_close(&r);
+    CHECK(info.n_layers <= max_layers);
+    return info.n_layers <= max_layers ? info.n_layers : 0;
+}
+
+/* Whether there are two devices. */
+static bool two_there(void)
+{
+    int n = 0;
+    tn_device_count(strcmp(one_device, "emu") == 0 ? TN_DEVICE_EMULATED : TN_DEVICE_CUDA, &n, NULL);
+    return n > 1;
+}
+
+static void check_plan(const golden *g, int i, int32_t n_layers, bool two, uint64_t *seed,
+                       seen *what)
+{
+    setup t = {.g = g, .granule = i % 2 ? 16 : 48};
+    t.n_devices = two ? 2 : 1;
+    t.devices = two ? two_devices : one_device;
+    random_rules(&t.rules, n_layers, seed);
+    if (make_plan(&t) && tight_limits(&t)) walk(&t, what);
+    tn_placement_close(t.p);
+}
+
+TEST(random_plans_move)
+{
+    if (!have_device(one_device)) return;
+    seen all = {0};
+    const bool several = two_there();
+    for (size_t a = 0; a < n_archs; a += sample) {
+        golden g;
+        seen what = {0};
+        uint64_t seed = 77 + a;
+        if (!golden_load(&g, archs[a])) return;
+        const int32_t n_layers = layers_of(&g);
+        for (int i = 0; i < n_plans && n_layers; i++)
+            check_plan(&g, i, n_layers, several && i % 5 == 3, &seed, &what);
+        CHECK_MSG(what.splits > 3 * n_plans && what.pages >= 3 &&
+                      (n_plans < 4 || what.dropped >= 2) && (n_plans < 4 || what.promoted > 0),
+                  "%s: %d splits, %d pages, %d dropped, %d promoted", archs[a], what.splits,
+                  what.pages, what.dropped, what.promoted);
+        all.uneven += what.uneven;
+        all.ruled += what.ruled;
+        all.two += what.two;
+        golden_free(&g);
+    }
+    CHECK_MSG(n_plans < 4 ||
+                  (all.uneven > 50 && all.ruled > 1000 && (!several || all.two == n_archs)),
+              "%d uneven splits, %d tensors under rules, %d times two devices", all.uneven,
+              all.ruled, all.two);
+}
+
+int main(int argc, char **argv)
+{
+    if (take_cuda(&argc, &argv)) {
+        one_device = "cuda";
+        two_devices = "cuda:0,1";
+    }
+    return tn_test_main(argc, argv);
+}
