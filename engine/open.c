@@ -44,7 +44,7 @@ static void keep_counts(const tn_model *m)
     for (int64_t i = 0; c->n && i < (int64_t)c->n_layers * c->n_expert && !any; i++)
         any = c->n[i] > 0;
     if (!any || !e->cache_dir) return;
-    tn_shape_hash(m->gguf, hash);
+    tn_header_hash(m->gguf, hash);
     path = tn_experts_path(e->cache_dir, hash, m->a);
     const tn_status s = path ? tn_experts_keep(c, path, hash, &broken, m->a, &err)
                              : tn_fail_nomem(&err, strlen(e->cache_dir), "a file's name");

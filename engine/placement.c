@@ -121,9 +121,9 @@ static tn_status read_experts(tn_placement *p, const char *cache_dir, tn_error *
     for (int32_t l = 0; l < p->shape.n_layers; l++)
         any |= p->shape.layer[l].n_expert > 0;
     if (!any || !cache_dir) return TN_OK;
-    char *path = tn_experts_path(cache_dir, p->shape.hash, &p->a);
+    char *path = tn_experts_path(cache_dir, p->shape.header, &p->a);
     if (!path) return tn_fail_nomem(err, strlen(cache_dir), "a file's name");
-    tn_status s = tn_experts_read(&c, path, p->shape.hash, &p->a, why);
+    tn_status s = tn_experts_read(&c, path, p->shape.header, &p->a, why);
     tn_free(&p->a, path);
     if (!s) {
         s = tn_shape_count(&p->shape, &c, why);

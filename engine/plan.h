@@ -81,6 +81,7 @@ typedef struct tn_shape {
     const tn_allocator *a;
     char arch[32];
     char hash[17]; /* of names, types and shapes: identifies the model for plan files */
+    char header[17]; /* of these and all keys: tells fine-tunes apart; "" without experts */
     int32_t n_layers, n_classes, n_tensors;
     int32_t n_embd, n_vocab, n_ctx_train, n_ff_max;
     int32_t odd_head_dim;     /* a head dim that is no whole number of Q8_0 blocks; 0 = none */
@@ -100,8 +101,9 @@ typedef struct tn_shape {
 tn_status tn_shape_read(tn_shape *out, const tn_gguf *g, const char *name, int32_t granule,
                         const tn_allocator *a, tn_error *err);
 void tn_shape_free(tn_shape *s);
-/* The same hash as in tn_shape, from the header alone; out: 17 characters. */
+/* The same hashes as in tn_shape, from the header alone; out: 17 characters. */
 void tn_shape_hash(const tn_gguf *g, char out[17]);
+void tn_header_hash(const tn_gguf *g, char out[17]);
 /* Gives layers that are alike the same class. */
 void tn_shape_classify(tn_shape *s);
 /* plan_experts.c. Once after tn_shape_read: what is known of how often experts are met. Layers for

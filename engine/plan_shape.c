@@ -229,7 +229,15 @@ static tn_status read_sizes(reader *r)
  */
 
 /* FNV-1a over names, types and sizes. */
-void tn_shape_hash(const tn_gguf *g, char out[17])
+/* FNV-1a. */
+static uint64_t mix(uint64_t h, const void *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ ((const uint8_t *)bytes)[i]) * 0x100000001b3u;
+    return h;
+}
+
+static uint64_t hash_tensors(const tn_gguf *g)
 {
     uint64_t h = 0xcbf29ce484222325u;
     for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
@@ -239,8 +247,22 @@ void tn_shape_hash(const tn_gguf *g, char out[17])
                                (int)(t->name.len < 64 ? t->name.len : 64), t->name.data, t->type,
                                (unsigned long long)t->shape[1], (unsigned long long)t->shape[0],
                                (int)t->shape[2]);
-        for (int j = 0; j < n; j++)
-            h = (h ^ (uint8_t)line[j]) * 0x100000001b3u;
+        h = mix(h, line, (size_t)n);
+    }
+    return h;
+}
+
+void tn_shape_hash(const tn_gguf *g, char out[17])
+{
+    snprintf(out, 17, "%016llx", (unsigned long long)hash_tensors(g));
+}
+
+void tn_header_hash(const tn_gguf *g, char out[17])
+{
+    uint64_t h = hash_tensors(g);
+    for (uint64_t i = 0; i < tn_gguf_n_keys(g); i++) {
+        const tn_gguf_key *k = tn_gguf_key_at(g, i);
+        h = mix(mix(h, k->name.data, k->name.len), k->data, k->data_bytes);
     }
     snprintf(out, 17, "%016llx", (unsigned long long)h);
 }
@@ -353,12 +375,14 @@ static tn_status fill(reader *r, int32_t granule)
     if (!s->layer || !s->tensor || !s->of_layer)
         return tn_fail_nomem(r->err, (size_t)s->n_tensors * sizeof *s->tensor, "the tensor list");
     status = sort_tensors(r);
+    bool experts = false;
     for (int32_t i = 0; i < s->n_layers && !status; i++)
-        status = fill_layer(r, i, granule);
+        if (!(status = fill_layer(r, i, granule))) experts |= s->layer[i].n_expert > 0;
     if (status) return status;
     cut_head(s);
     tn_shape_classify(s);
     tn_shape_hash(r->g, s->hash);
+    if (experts) tn_header_hash(r->g, s->header);
     return TN_OK;
 }
 

@@ -66,7 +66,9 @@ typedef struct tn_engine_options {
     void *log_user;
     const char
         *cache_dir; /* where measurements may be cached, and how often the experts of a model were
-                       chosen (experts-HASH.json, added to as models close); NULL = nowhere */
+                       chosen (experts-HASH.json, added to as models close; HASH is that of the file's
+                       header: a fine-tune has counters of its own where any key, such as its name, is
+                       another one); NULL = nowhere */
     const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu" (emulated,
                                 for tests), "emu:2" (two of them); NULL = none. Several devices serve
                                 a model together, each a run of its layers. */

@@ -169,8 +169,9 @@ def plan_knows_which_experts_are_chosen(t):
     equal(before["experts"], [], "experts before any run")
     check("if all are chosen alike" in t.ok(*args, env=env).decode(), "the text before any run")
     t.ok("run", moe, "--raw", "-p", "Hello", "-n", "100", *ENDLESS, "--device", "none", env=env)
-    name = f"experts-{before['model']['hash']}.json"
-    equal(os.listdir(os.path.join(cache, "tenon")), [name], "files in the cache")
+    names = os.listdir(os.path.join(cache, "tenon"))
+    check(len(names) == 1 and re.fullmatch(r"experts-[0-9a-f]{16}\.json", names[0]), f"{names}")
+    name = names[0]
     path = os.path.join(cache, "tenon", name)
     with open(path, "rb") as f:
         counts = json.load(f)["layers"]

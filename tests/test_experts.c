@@ -234,6 +234,28 @@ TEST(memory_may_be_short)
     remove_dir(hash);
 }
 
+/* Fine-tunes have the tensors of the model that they are made from, and their own keys. */
+TEST(another_key_is_another_model)
+{
+    static const char *const path = "tests/data/arch/qwen3moe/model-f16.gguf";
+    char *bytes, shape[2][17], header[2][17];
+    size_t n;
+    tn_gguf *g = NULL;
+    REQUIRE(tn_file_read(path, 64 << 20, "a model", &bytes, &n, heap, NULL) == TN_OK);
+    for (int i = 0; i < 2; i++) {
+        REQUIRE(tn_gguf_parse(&g, bytes, n, path, NULL, NULL) == TN_OK);
+        tn_shape_hash(g, shape[i]);
+        tn_header_hash(g, header[i]);
+        const tn_gguf_key *k = tn_gguf_find(g, "qwen3moe.context_length");
+        REQUIRE(k);
+        bytes[k->data - (const uint8_t *)bytes] ^= 1;
+        tn_gguf_close(g);
+    }
+    CHECK_STR(shape[0], shape[1]);
+    CHECK(strcmp(header[0], header[1]) != 0 && strcmp(header[0], shape[0]) != 0);
+    tn_free(heap, bytes);
+}
+
 /* ---- plans -------------------------------------------------------------------------------------
  */
 
@@ -436,11 +458,11 @@ TEST(counters_of_a_run_feed_the_next_plan)
     tn_placement *p = split_place(true, dir);
     REQUIRE(p);
     CHECK(!p->shape.layer[0].use);
-    char *path = tn_experts_path(dir, p->shape.hash, heap);
+    char *path = tn_experts_path(dir, p->shape.header, heap);
     /* The host alone counts, then a split model; what they counted adds up. */
     for (int i = 0; i < 2 && !tn_failures; i++) {
         check_run(&g, i ? p : NULL, 0, dir, warning, counts, &st);
-        REQUIRE(tn_experts_read(&kept, path, p->shape.hash, heap, NULL) == TN_OK);
+        REQUIRE(tn_experts_read(&kept, path, p->shape.header, heap, NULL) == TN_OK);
         for (int e = 0; e < 3 * n_experts; e++)
             CHECK_INT(kept.n[e], before[e] + counts[e]);
         memcpy(before, kept.n, sizeof before);
@@ -453,7 +475,7 @@ TEST(counters_of_a_run_feed_the_next_plan)
         n[e] = 1000u + 10u * (uint64_t)(e % n_experts) + (e % 2 ? 2000 : 0);
     tn_expert_counts c = {heap, 3, n_experts, n};
     char *text;
-    REQUIRE(tn_experts_json(&c, p->shape.hash, &text, heap, NULL) == TN_OK);
+    REQUIRE(tn_experts_json(&c, p->shape.header, &text, heap, NULL) == TN_OK);
     REQUIRE(tn_file_replace(path, text, heap, NULL) == TN_OK);
     tn_free(heap, text);
     tn_placement_close(p);
@@ -487,11 +509,11 @@ TEST(counters_of_a_run_feed_the_next_plan)
           strstr(p->planned.warning[0], "experts"));
     check_run(&g, p, 0, dir, warning, counts, &st);
     CHECK_MSG(strstr(warning, path), "warned: '%s'", warning);
-    REQUIRE(tn_experts_read(&kept, path, p->shape.hash, heap, NULL) == TN_OK);
+    REQUIRE(tn_experts_read(&kept, path, p->shape.header, heap, NULL) == TN_OK);
     CHECK(memcmp(kept.n, counts, sizeof counts) == 0);
     tn_expert_counts_free(&kept);
     tn_free(heap, path);
-    remove_dir(p->shape.hash);
+    remove_dir(p->shape.header);
     /* A directory that cannot be written is said, and nothing else. */
     warning[0] = 0;
     check_run(&g, p, 0, dir, warning, counts, &st);
