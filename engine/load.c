@@ -28,8 +28,7 @@ bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t
     return available && wanted > (double)available;
 }
 
-/* Bytes of the tensors that the host is to hold, as they are in the file or as float32. */
-static uint64_t host_bytes(const tn_load *l)
+uint64_t tn_load_host_bytes(const tn_load *l)
 {
     uint64_t bytes = 0;
     for (uint64_t i = 0; i < tn_gguf_n_tensors(l->m->gguf); i++) {
@@ -53,7 +52,7 @@ static void say_mapped(const tn_load *l, uint64_t bytes, uint64_t available)
 
 tn_status tn_load_choose(tn_load *l)
 {
-    const uint64_t bytes = host_bytes(l), available = tn_host_memory_available();
+    const uint64_t bytes = tn_load_host_bytes(l), available = tn_host_memory_available();
     const double gib = 1 << 30;
     tn_host_info h;
     l->map = !l->random && !l->exact && tn_load_maps(l->opt->load, l->opt->plan, bytes, available);

@@ -179,6 +179,8 @@ typedef struct tn_load {
 /* load.c. Whether the weights of the host are pages of the file: as asked for; else where their bytes
  * and what else there is to hold, which a plan has counted, are more than is available (0: unknown). */
 bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available);
+/* Bytes of the tensors that the host is to hold, as they are in the file or as float32. */
+uint64_t tn_load_host_bytes(const tn_load *l);
 /* Chooses that, once it is known which tensors the host holds. TN_ENOMEM: more than the machine has. */
 tn_status tn_load_choose(tn_load *l);
 /* Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues

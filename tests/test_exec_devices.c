@@ -605,6 +605,68 @@ TEST(hand_overs_work_without_wait_nodes)
     golden_free(&g);
 }
 
+/* ---- devices that break in the middle of a token -----------------------------------------------
+ */
+
+/* Breaks a device at its k-th step of a token; mends it afterwards, and the token is evaluated again.
+ * Returns whether the token has so many steps. */
+static bool check_break(two *x, const golden *g, int device, int k)
+{
+    tn_error err = {0};
+    const int32_t at = tn_context_length(x->ctx);
+    const tn_emu_control *emu = x->engine->device->api->emu;
+    emu->break_at(device, (uint64_t)k);
+    const tn_status s = tn_context_eval(x->ctx, g->tokens + at, 1, &err);
+    CHECK_MSG(!s || (s == TN_EDEVICE && tn_context_length(x->ctx) == at), "device %d, step %d: %d (%s)",
+              device, k, (int)s, err.msg);
+    /* It stays broken. */
+    if (s) CHECK_INT(tn_context_eval(x->ctx, g->tokens + at, 1, &err), TN_EDEVICE);
+    emu->break_at(device, 0);
+    if (s) CHECK_MSG(!tn_context_eval(x->ctx, g->tokens + at, 1, &err), "%s", err.msg);
+    const distance d = compare(tn_context_logits(x->ctx), g->logits + (size_t)at * (size_t)g->n_vocab,
+                               (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance, "device %d, after step %d: off by %g", device, k, d.max_abs);
+    CHECK_INT(tn_context_rewind(x->ctx, at, NULL), TN_OK);
+    return s != TN_OK;
+}
+
+/* At every so manieth step of a token that has been recorded: with flags before and behind it. */
+static void check_breaks(const golden *g, const char *on, int n, int step, bool memory_ops)
+{
+    const char *before = devices;
+    const size_t limit[2] = {unequal[0], n > 1 ? unequal[1] : 0};
+    two x;
+    devices = on;
+    tn_error err = {0};
+    tn_status s = open_engine(&x, limit, &err);
+    if (!s) s = open_model(&x, g->path, places[1], NULL, NULL, NULL, &err);
+    if (!s) s = tn_context_eval(x.ctx, g->tokens, n_prompt, &err);
+    if (!s) s = tn_context_eval(x.ctx, g->tokens + n_prompt, 1, &err);
+    CHECK_MSG(!s && x.engine->device->api->info(x.engine->device)->memory_ops == memory_ops, "%s",
+              err.msg);
+    for (int device = 0; device < n && !s && !tn_failures; device++) {
+        int k = 1;
+        while (k < 1000 && check_break(&x, g, device, k) && !tn_failures)
+            k += step * sample;
+        CHECK_MSG(k > 25 && k < 1000, "device %d: %d steps", device, k);
+    }
+    close_two(&x);
+    devices = before;
+}
+
+/* No hand-over hangs: the host asks now and then whether the device still lives. */
+TEST(a_device_may_break_at_every_step)
+{
+    golden g;
+    if (strcmp(devices, "emu:2") != 0 || !two_there() || !golden_load(&g, "qwen3")) return;
+    check_breaks(&g, "emu", 1, 1, true);
+    check_breaks(&g, "emu:2", 2, 5, true);
+    set_memory_ops(false);
+    check_breaks(&g, "emu", 1, 7, false);
+    set_memory_ops(true);
+    golden_free(&g);
+}
+
 int main(int argc, char **argv)
 {
     if (take_cuda(&argc, &argv)) devices = "cuda:0,1";

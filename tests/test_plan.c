@@ -296,6 +296,61 @@ TEST(real_shapes_on_shipped_machines)
     CHECK_MSG(partial > 100 && elastic > 5, "%d split layers, %d elastic plans", partial, elastic);
 }
 
+/* Seconds a token loses for each byte, when a layer's last of so many units goes. */
+static double price(const tn_cost *k, const tn_plan *plan, int32_t l, int32_t units)
+{
+    const tn_plan_layer *y = &plan->layer[l];
+    const double more = tn_cost_ffn(k, l, y->device, y->attn, units - 1, 1) -
+                        tn_cost_ffn(k, l, y->device, y->attn, units, 1);
+    return more / (double)(tn_shape_ffn_bytes(&k->s->layer[l], units) -
+                           tn_shape_ffn_bytes(&k->s->layer[l], units - 1));
+}
+
+/* No layer that keeps all its units would have lost less than one that has lost some; *told: pairs
+ * of which that says something. */
+static void check_order(const tn_planned *out, const tn_shape *s, const tn_profile *p, int *told)
+{
+    const tn_plan *plan = &out->plan;
+    tn_cost k;
+    int32_t units[200];
+    tn_cost_init(&k, s, p, &out->c, NULL);
+    REQUIRE(tn_plan_boundary(plan, s, p, &out->c, out->c.n_ctx, units, heap, NULL) == TN_OK);
+    for (int32_t a = 0; a < s->n_layers; a++)
+        for (int32_t b = 0; b < s->n_layers && units[a] < plan->layer[a].units; b++) {
+            if (units[b] != plan->layer[b].units || units[b] == 0) continue;
+            if (plan->layer[a].device != plan->layer[b].device) continue;
+            const double lost = price(&k, plan, a, units[a] + 1), kept = price(&k, plan, b, units[b]);
+            CHECK_MSG(kept >= lost - 1e-5 * fabs(lost), "layer %d lost %g, layer %d would lose %g", a,
+                      lost, b, kept);
+            *told += kept > 1.01 * lost;
+        }
+}
+
+TEST(the_least_valuable_units_are_dropped_first)
+{
+    int told = 0, dropping = 0;
+    for (uint64_t i = 0; i < 120; i++) {
+        uint64_t seed = 4000 + i;
+        tn_shape s;
+        tn_planned out;
+        tn_constraints c;
+        const test_model m = random_model(&seed, 5, i % 3 == 2);
+        const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        random_constraints(&seed, &s, &p, &c);
+        c.fixed = false;
+        if (tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK) {
+            if (out.plan.feasible && out.plan.dropping) {
+                check_order(&out, &s, &p, &told);
+                dropping++;
+            }
+            tn_planned_free(&out);
+        }
+        tn_shape_free(&s);
+    }
+    CHECK_MSG(told > 20 && dropping > 10, "%d pairs, %d plans", told, dropping);
+}
+
 TEST(more_memory_is_never_slower)
 {
     for (uint64_t i = 0; i < 60; i++) {

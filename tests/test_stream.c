@@ -336,6 +336,27 @@ TEST(a_file_is_mapped_where_memory_is_short)
     CHECK(tn_load_maps(TN_LOAD_MAP, false, 1, gib) && !tn_load_maps(TN_LOAD_READ, true, gib, 1));
 }
 
+TEST(what_is_on_devices_alone_needs_no_memory_of_the_host)
+{
+    golden g;
+    tn_model m = {.name = NULL};
+    if (!golden_load(&g, "llama") || tn_gguf_open(&m.gguf, g.path, NULL, NULL)) return;
+    const uint64_t n = tn_gguf_n_tensors(m.gguf);
+    tn_tensor_place *place = calloc(n, sizeof *place);
+    tn_load l = {.m = &m};
+    uint64_t all = 0, odd = 0;
+    for (uint64_t i = 0; place && i < n; i++) {
+        all += tn_gguf_tensor_at(m.gguf, i)->bytes;
+        if ((place[i].host = i % 2)) odd += tn_gguf_tensor_at(m.gguf, i)->bytes;
+    }
+    CHECK_INT(tn_load_host_bytes(&l), all);
+    l.place = place;
+    CHECK_INT(tn_load_host_bytes(&l), odd);
+    free(place);
+    tn_gguf_close(m.gguf);
+    golden_free(&g);
+}
+
 /* ---- projections -------------------------------------------------------------------------------
  */
 

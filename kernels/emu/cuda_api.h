@@ -13,6 +13,7 @@ typedef enum cudaError {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorPeerAccessAlreadyEnabled = 704,
+    cudaErrorLaunchFailure = 719,
     cudaErrorHostMemoryAlreadyRegistered = 712,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,

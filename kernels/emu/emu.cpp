@@ -56,4 +56,4 @@ static void count(tn_emu_counters *c)
 
 } // namespace emu
 
-extern "C" const tn_emu_control tn_emu = {emu::get, emu::set, emu::count};
+extern "C" const tn_emu_control tn_emu = {emu::get, emu::set, emu::count, emu::break_at};

@@ -124,7 +124,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
     std::unique_lock<std::mutex> hold(e->lock);
     long n = e->recorded;
     e->changed.wait(hold, [&] { return e->happened >= n; });
-    return cudaSuccess;
+    return is_broken(e->device) ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t e)
 {

@@ -14,6 +14,43 @@ static std::vector<emu_stream *> streams;
 static std::mutex streams_lock;
 static thread_local emu_stream *working; /* whose worker this is */
 
+/* ---- broken devices -------------------------------------------------------------------------- */
+
+static std::atomic<uint64_t> until_broken[TN_EMU_DEVICES]; /* things still to do; 0: no end is set */
+static std::atomic<bool> broken[TN_EMU_DEVICES];
+
+void emu::break_at(int device, uint64_t k)
+{
+    broken[device] = false;
+    until_broken[device] = k;
+}
+bool emu::is_broken(int device)
+{
+    return broken[device];
+}
+
+/* One thing more is to be done. False: the device is broken. */
+static bool goes_on(int device)
+{
+    uint64_t left = until_broken[device];
+    while (left && !until_broken[device].compare_exchange_weak(left, left - 1)) {}
+    if (left == 1) broken[device] = true;
+    return !broken[device];
+}
+
+/* What a broken device does not do. */
+static operation work(operation op)
+{
+    return [op](replay *r) {
+        if (goes_on(working->device)) op(r);
+    };
+}
+
+static cudaError_t end_of_work(int device)
+{
+    return is_broken(device) ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
+}
+
 /* ---- the worker ------------------------------------------------------------------------------ */
 
 emu_stream::emu_stream() : worker([this] { run(); }) {}
@@ -137,13 +174,13 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
     if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
     not_while_recording("cudaStreamSynchronize of another stream");
     s->drain();
-    return cudaSuccess;
+    return end_of_work(s->device);
 }
 cudaError_t cudaStreamQuery(cudaStream_t s)
 {
     need(s, "cudaStreamQuery");
     if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
-    return s->idle() ? cudaSuccess : cudaErrorNotReady;
+    return is_broken(s->device) || s->idle() ? end_of_work(s->device) : cudaErrorNotReady;
 }
 cudaError_t cudaDeviceSynchronize()
 {
@@ -180,13 +217,13 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
             delete[] last;
         });
         memcpy(copy.get(), src, bytes);
-        s->push([=](replay *) {
+        s->push(work([=](replay *) {
             memcpy(dst, copy.get(), bytes);
             TSAN(__tsan_release(copy.get());)
-        });
+        }));
         return cudaSuccess;
     }
-    s->push([=](replay *r) {
+    s->push(work([=](replay *r) {
         if (r) {
             check_range(dst, bytes, to_device, "destination of a recorded copy");
             check_range(src, bytes, from_device, "source of a recorded copy");
@@ -194,7 +231,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
         memcpy(dst, src, bytes);
         if (from_device && !to_device)
             __atomic_fetch_add(&counters.downloaded, bytes, __ATOMIC_RELAXED);
-    });
+    }));
     if (pageable) s->drain();
     return cudaSuccess;
 }
@@ -208,10 +245,10 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
         check_range(dst, (height - 1) * dst_pitch + width, true, "destination of cudaMemcpy2DAsync");
         check_range(src, (height - 1) * src_pitch + width, false, "source of cudaMemcpy2DAsync");
         __atomic_fetch_add(&counters.strided, 1, __ATOMIC_RELAXED);
-        s->push([=](replay *) {
+        s->push(work([=](replay *) {
             for (size_t i = 0; i < height; i++)
                 memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
-        });
+        }));
         return cudaSuccess;
     }
     for (size_t i = 0; i < height; i++) {
@@ -231,7 +268,7 @@ cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int 
                    dst_device, src_device);
     check_range(dst, bytes, true, "destination of cudaMemcpyPeerAsync");
     check_range(src, bytes, true, "source of cudaMemcpyPeerAsync");
-    s->push([=](replay *) { memcpy(dst, src, bytes); });
+    s->push(work([=](replay *) { memcpy(dst, src, bytes); }));
     return cudaSuccess;
 }
 
@@ -240,7 +277,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
     need(s, "cudaMemsetAsync");
     if (!bytes) return cudaSuccess;
     check_range(p, bytes, true, "cudaMemsetAsync");
-    s->push([=](replay *) { memset(p, value, bytes); });
+    s->push(work([=](replay *) { memset(p, value, bytes); }));
     return cudaSuccess;
 }
 
@@ -286,14 +323,14 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
         return;
     }
     const int device = s->device;
-    s->push([=](replay *r) {
+    s->push(work([=](replay *r) {
         if (r) keep->check(name);
         if (current_device() != device)
             host_error("kernel %s was launched on device %d and runs on %d", name, device,
                        current_device());
         run_kernel(name, grid, block, shared_bytes, *keep);
         TSAN(__tsan_release(keep.get());)
-    });
+    }));
 }
 
 /* ---- flags and host functions ---------------------------------------------------------------- */
@@ -324,7 +361,7 @@ CUresult cuStreamWaitValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsign
     const uint32_t *flag = (const uint32_t *)(uintptr_t)p;
     if (!is_pinned(flag)) host_error("cuStreamWaitValue32: %p is not pinned memory", flag);
     bool equal = flags == CU_STREAM_WAIT_VALUE_EQ;
-    s->push([=](replay *) { wait_for(flag, value, equal); });
+    s->push(work([=](replay *) { wait_for(flag, value, equal); }));
     return CUDA_SUCCESS;
 }
 CUresult cuStreamWriteValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned)
@@ -333,20 +370,20 @@ CUresult cuStreamWriteValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsig
     if (!settings.memory_ops) return CUDA_ERROR_NOT_SUPPORTED;
     uint32_t *flag = (uint32_t *)(uintptr_t)p;
     if (!is_pinned(flag)) host_error("cuStreamWriteValue32: %p is not pinned memory", flag);
-    s->push([=](replay *) {
+    s->push(work([=](replay *) {
         TSAN(__tsan_release(flag);)
         __atomic_store_n(flag, value, __ATOMIC_RELEASE);
-    });
+    }));
     return CUDA_SUCCESS;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *user)
 {
     need(s, "cudaLaunchHostFunc");
-    s->push([=](replay *) {
+    s->push(work([=](replay *) {
         working->close(); /* host code */
         fn(user);
         working->open();
-    });
+    }));
     return cudaSuccess;
 }
