@@ -5,78 +5,18 @@
  *    Lagrangian dual), and choices that fit, which greedy filling improves.
  * 2. Certificate. A forward sweep keeps, for every stage and place, the states that no other state
  *    beats in cost and in every resource, and of those only the ones whose cost so far plus the
- *    priced cost to go is below the best choice known. With good prices few are left. */
-#include "plan_solve.h"
+ *    priced cost to go is below the best choice known. With good prices few are left. For one
+ *    device plan_exact.c counts members of classes instead, which needs far fewer. */
+#include "plan_solve_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { max_segments = 8, max_states = 60000, max_work = 4000000, n_prices = 2 * max_segments + 1 };
-
-typedef struct state {
-    double cost, priced;   /* priced: with the prices of everything used so far */
-    uint64_t use[TN_USES]; /* of the current segment; host: of the whole chain */
-    uint64_t mask;         /* classes that have an interior mode in this place */
-    int32_t parent;        /* index among all states, -1 at the start */
-    int16_t place, mode;
-} state;
-
-typedef struct solver {
-    const tn_chain *c;
-    const tn_allocator *a;
-    double price[TN_USES][max_segments], best_price[TN_USES][max_segments];
-    double *best;     /* [n_stages][n_places] priced cost from this stage on, at this place */
-    int32_t *arg;     /* [n_stages][n_places] the place after */
-    double *low;      /* [n_classes][n_places] cheapest priced mode */
-    int32_t *low_at;  /* its index */
-    int32_t *members; /* [n_classes] */
-    tn_choice *path, *incumbent;     /* [n_stages] */
-    tn_choice *over, *under, *blend; /* [n_stages] the paths just above and below a limit */
-    double incumbent_cost, bound;
-    bool impossible;      /* a limit that no price can hold */
-    bool active[TN_USES]; /* resources of which everything together might exceed a limit */
-    state *states;
-    int32_t n_states, *first; /* first state of each stage */
-    state *fresh;
-    int32_t n_fresh;
-} solver;
-
-static const tn_menu *menu_at(const tn_chain *c, int32_t stage, int32_t place)
-{
-    return &c->menu[c->cls[stage] * c->n_places + place];
-}
-
-static int32_t row(int32_t place, int use)
-{
-    return use == TN_USE_HOST ? 0 : place / 2;
-}
-
-/* Limits on a resource: one a segment, one for the host. */
-static int32_t n_rows(const tn_chain *c, int use)
-{
-    return use == TN_USE_HOST ? 1 : c->n_places / 2;
-}
-
-/* May q follow p before this stage, and at what cost? The last stage stays where the residual is.
- */
-static double hop_cost(const tn_chain *c, int32_t stage, int32_t p, int32_t q)
-{
-    if (stage == c->n_stages - 1 && stage > 0 && p != q) return INFINITY;
-    if (stage > 0 && q / 2 < p / 2) return INFINITY;
-    return c->hop[(stage == 0 ? c->n_places : p) * c->n_places + q];
-}
+enum { max_work = 4000000, max_pairs = 70000, max_knobs = 12, max_tries = 120 };
 
 /* ---- prices ------------------------------------------------------------------------------------
  */
-
-static double priced(const solver *s, const tn_mode *m, int32_t place)
-{
-    double v = m->cost;
-    for (int u = 0; u < TN_USES; u++)
-        v += s->price[u][row(place, u)] * (double)m->use[u];
-    return v;
-}
 
 static void price_menus(solver *s)
 {
@@ -227,45 +167,6 @@ static void fill(const tn_chain *c, tn_choice *choice, double use[TN_USES][max_s
     }
 }
 
-/* The best pair of changes of two stages that together fit; false if none gains. */
-static bool exchange(const tn_chain *c, tn_choice *choice, double use[TN_USES][max_segments])
-{
-    double best = 1e-12;
-    int32_t at[2] = {-1, -1}, to[2] = {0, 0};
-    for (int32_t i = 0; i < c->n_stages; i++) {
-        if (repeated(c, choice, i)) continue;
-        for (int32_t k = 0; k < c->n_stages; k++) {
-            if (k == i || choice[k].place / 2 != choice[i].place / 2) continue;
-            const bool twin = c->cls[k] == c->cls[i] && choice[k].place == choice[i].place &&
-                              choice[k].mode == choice[i].mode;
-            if (!twin && repeated(c, choice, k)) continue;
-            const tn_menu *x = menu_at(c, i, choice[i].place), *y = menu_at(c, k, choice[k].place);
-            const tn_mode *from = &x->mode[choice[i].mode], *give = &y->mode[choice[k].mode];
-            for (int32_t j = 0; j < y->n; j++) {
-                double less[TN_USES][max_segments];
-                const double loss = y->mode[j].cost - give->cost;
-                memcpy(less, use, sizeof less);
-                for (int u = 0; u < TN_USES; u++)
-                    less[u][row(choice[k].place, u)] +=
-                        (double)y->mode[j].use[u] - (double)give->use[u];
-                for (int32_t m = 0; m < x->n; m++) {
-                    const double gain = from->cost - x->mode[m].cost - loss;
-                    if (!(gain > best) || !fits(c, less, from, &x->mode[m], choice[i].place) ||
-                        !fits(c, less, give, &y->mode[j], choice[k].place))
-                        continue;
-                    best = gain;
-                    at[0] = i, to[0] = m;
-                    at[1] = k, to[1] = j;
-                }
-            }
-        }
-    }
-    if (at[0] < 0) return false;
-    change(c, use, &choice[at[0]], at[0], to[0]);
-    change(c, use, &choice[at[1]], at[1], to[1]);
-    return true;
-}
-
 /* Makes a choice that fits better without moving anything to another place. */
 static void improve(const tn_chain *c, tn_choice *choice)
 {
@@ -275,7 +176,7 @@ static void improve(const tn_chain *c, tn_choice *choice)
     fill(c, choice, use, false);
 }
 
-static void offer(solver *s, const tn_choice *choice)
+void tn_solver_offer(solver *s, const tn_choice *choice)
 {
     const double cost = tn_chain_cost(s->c, choice);
     if (!(cost < s->incumbent_cost)) return;
@@ -298,7 +199,7 @@ static bool probe(solver *s, int u, int32_t d, bool use_path)
     const bool ok = use[u][d] <= (double)s->c->cap[u][d];
     if (use_path && isfinite(tn_chain_cost(s->c, s->path))) {
         improve(s->c, s->path);
-        offer(s, s->path);
+        tn_solver_offer(s, s->path);
     }
     return ok;
 }
@@ -332,11 +233,11 @@ static void blend_paths(solver *s)
             before = now;
             if (!now || n % step) continue;
             improve(s->c, s->blend);
-            offer(s, s->blend);
+            tn_solver_offer(s, s->blend);
         }
         if (edge < 0 || !blend_at(s, first, rest, edge)) continue;
         improve(s->c, s->blend);
-        offer(s, s->blend);
+        tn_solver_offer(s, s->blend);
     }
 }
 
@@ -375,11 +276,45 @@ static void raise_price(solver *s, int u, int32_t d, double scale)
     blend_paths(s);
 }
 
+/* Whether all rows of a resource together hold their limits at one price. */
+static bool holds_at(solver *s, int u, double price)
+{
+    double use[TN_USES][max_segments], over = 0;
+    for (int32_t d = 0; d < n_rows(s->c, u); d++)
+        s->price[u][d] = price;
+    probe(s, u, 0, true);
+    usage(s->c, s->path, use);
+    for (int32_t d = 0; d < n_rows(s->c, u); d++)
+        over += use[u][d] - (double)s->c->cap[u][d];
+    return over <= 0;
+}
+
+/* The lowest price of a resource on all segments alike: raised one by one from nothing, each would
+ * only send its stages to the next. */
+static void raise_together(solver *s, int u, double scale)
+{
+    double lo = 0, hi = scale;
+    bool holds = holds_at(s, u, 0);
+    if (holds) return;
+    for (int i = 0; i < 40 && !holds; i++, hi *= holds ? 1 : 4)
+        holds = holds_at(s, u, hi);
+    for (int i = 0; i < 30 && holds && hi - lo > 1e-6 * hi; i++) {
+        const double mid = 0.5 * (lo + hi);
+        if (holds_at(s, u, mid))
+            hi = mid;
+        else
+            lo = mid;
+    }
+    holds_at(s, u, holds ? hi : 0);
+}
+
 static void find_prices(solver *s)
 {
     const double first = sweep(s);
     s->bound = first;
     const double scale = isfinite(first) ? fabs(first) / 1e11 + 1e-30 : 1e-12;
+    for (int u = 0; u < TN_USE_HOST; u++)
+        if (s->active[u] && n_rows(s->c, u) > 1) raise_together(s, u, scale);
     for (int round = 0; round < 6 && !s->impossible; round++) {
         const double before = s->bound;
         for (int u = 0; u < TN_USES; u++)
@@ -495,7 +430,7 @@ static bool certify(solver *s, double limit)
         s->path[i] = (tn_choice){s->states[at].place, s->states[at].mode};
         at = s->states[at].parent;
     }
-    offer(s, s->path);
+    tn_solver_offer(s, s->path);
     return true;
 }
 
@@ -538,14 +473,17 @@ static bool make(solver *s)
     s->incumbent = tn_alloc(s->a, n, sizeof *s->incumbent);
     s->states = tn_alloc_raw(s->a, max_states, sizeof *s->states);
     s->fresh = tn_alloc_raw(s->a, max_states, sizeof *s->fresh);
+    for (int i = 0; i < 2; i++)
+        s->pair[i] = tn_alloc_raw(s->a, max_pairs, sizeof *s->pair[i]);
     return s->best && s->arg && s->low && s->low_at && s->members && s->path && s->over &&
-           s->under && s->blend && s->incumbent && s->states && s->fresh;
+           s->under && s->blend && s->incumbent && s->states && s->fresh && s->pair[0] &&
+           s->pair[1];
 }
 
 static void unmake(solver *s)
 {
-    void *all[] = {s->best, s->arg,   s->low,   s->low_at,    s->members, s->path,
-                   s->over, s->under, s->blend, s->incumbent, s->states,  s->fresh};
+    void *all[] = {s->best,  s->arg,   s->low,       s->low_at, s->members, s->path,    s->over,
+                   s->under, s->blend, s->incumbent, s->states, s->fresh,   s->pair[0], s->pair[1]};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         tn_free(s->a, all[i]);
 }
@@ -557,34 +495,186 @@ static double distance(const solver *s)
     return fmax(0, (s->incumbent_cost - s->bound) / s->incumbent_cost);
 }
 
-/* The certificate, with wider tolerance where the exact one is not affordable. */
+/* The certificate; for several segments with wider tolerance where the exact one is not affordable.
+ */
 static double prove(solver *s)
 {
-    static const double tolerance[] = {1e-9, 1e-4, 1e-3};
+    static const double tolerance[] = {TN_SOLVER_EXACT, 1e-4, 1e-3};
     memcpy(s->price, s->best_price, sizeof s->price);
     sweep(s);
     double caps = 0;
     for (int u = 0; u < TN_USES; u++)
         for (int32_t d = 0; d < n_rows(s->c, u); d++)
             caps += s->price[u][d] * (double)s->c->cap[u][d];
-    for (size_t i = 0; i < sizeof tolerance / sizeof *tolerance; i++) {
+    const size_t n = s->c->n_places == 2 ? 1 : sizeof tolerance / sizeof *tolerance;
+    for (size_t i = 0; i < n; i++) {
         if (distance(s) <= tolerance[i]) return distance(s);
-        const double known = s->incumbent_cost * (1 - tolerance[i]);
-        if (certify(s, known + caps)) return tolerance[i];
+        const double limit = s->incumbent_cost * (1 - tolerance[i]) + caps;
+        if (n == 1 ? tn_solver_count(s, caps) : certify(s, limit)) return tolerance[i];
     }
     return isfinite(s->incumbent_cost) ? distance(s) : 0;
 }
 
-/* Changes of two stages at once, where the prices leave a gap. */
+/* ---- modes of four stages at once --------------------------------------------------------------
+ *
+ * Where the time saved per byte is the same for many stages, what prices leave is a sum of subsets:
+ * which units together use the last bytes. Two stages have all their pairs of modes listed by
+ * bytes, and for every pair of two others the best of them that still fits is looked up. */
+
+static int by_use(const void *x, const void *y)
+{
+    const pick *a = x, *b = y;
+    if (a->use != b->use) return a->use < b->use ? -1 : 1;
+    return a->cost < b->cost ? -1 : a->cost > b->cost;
+}
+
+/* How much worse than the cheapest a mode is at the prices in force: more than the gap, and it is
+ * part of nothing better. */
+static double reduced(const solver *s, int32_t stage, int32_t place, const tn_mode *m)
+{
+    return priced(s, m, place) - s->low[s->c->cls[stage] * s->c->n_places + place];
+}
+
+/* All pairs of modes of two stages (-1 = none); 0 when there are too many. */
+static int32_t list_pairs(const solver *s, int u, int32_t x, int32_t y, double slack, pick *out)
+{
+    static const tn_mode nothing = {.cost = 0};
+    const tn_menu none = {(tn_mode *)&nothing, 1};
+    const int32_t px = x < 0 ? 0 : s->blend[x].place, py = y < 0 ? 0 : s->blend[y].place;
+    const tn_menu *a = x < 0 ? &none : menu_at(s->c, x, px);
+    const tn_menu *b = y < 0 ? &none : menu_at(s->c, y, py);
+    int32_t n = 0;
+    for (int32_t i = 0; i < a->n; i++) {
+        const double over = x < 0 ? 0 : reduced(s, x, px, &a->mode[i]);
+        for (int32_t j = 0; over <= slack && j < b->n; j++) {
+            if (y >= 0 && over + reduced(s, y, py, &b->mode[j]) > slack) continue;
+            if (n == max_pairs) return 0;
+            out[n++] = (pick){a->mode[i].cost + b->mode[j].cost,
+                              a->mode[i].use[u] + b->mode[j].use[u], (int16_t)i, (int16_t)j};
+        }
+    }
+    return n;
+}
+
+/* Sorted by bytes; only those that cost less than every smaller one stay. */
+static int32_t keep_frontier(pick *pair, int32_t n)
+{
+    int32_t kept = 0;
+    qsort(pair, (size_t)n, sizeof *pair, by_use);
+    for (int32_t i = 0; i < n; i++)
+        if (kept == 0 || pair[i].cost < pair[kept - 1].cost) pair[kept++] = pair[i];
+    return kept;
+}
+
+/* The last of a frontier that uses at most `room`, NULL if none does. */
+static const pick *within(const pick *pair, int32_t n, uint64_t room)
+{
+    int32_t lo = 0, hi = n;
+    while (lo < hi) {
+        const int32_t mid = (lo + hi) / 2;
+        if (pair[mid].use <= room)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo ? &pair[lo - 1] : NULL;
+}
+
+/* The device's resource that is dearest; -1: neither has a price. */
+static int dearest(const solver *s, int32_t d)
+{
+    const double live = s->price[TN_USE_LIVE][d], full = s->price[TN_USE_FULL][d];
+    return live > 0 && live >= full ? TN_USE_LIVE : full > 0 ? TN_USE_FULL : -1;
+}
+
+/* Best modes of four stages of one segment, all else in s->blend as it is. True if it got better.
+ */
+static bool tune(solver *s, const int32_t at[4])
+{
+    const int32_t d = s->blend[at[0]].place / 2;
+    const int u = dearest(s, d);
+    const double now = tn_chain_cost(s->c, s->blend), slack = now - s->bound;
+    double use[TN_USES][max_segments], own = 0, own_cost = 0, best = 1e-12 * now;
+    if (u < 0) return false;
+    usage(s->c, s->blend, use);
+    for (int i = 0; i < 4; i++) {
+        if (at[i] < 0) continue;
+        const tn_mode *m = &menu_at(s->c, at[i], s->blend[at[i]].place)->mode[s->blend[at[i]].mode];
+        own += (double)m->use[u];
+        own_cost += m->cost;
+    }
+    const double room = (double)s->c->cap[u][d] - use[u][d] + own;
+    const int32_t n = list_pairs(s, u, at[0], at[1], slack, s->pair[0]);
+    const int32_t m = keep_frontier(s->pair[1], list_pairs(s, u, at[2], at[3], slack, s->pair[1]));
+    tn_choice old[4];
+    int16_t to[4] = {-1, 0, 0, 0};
+    for (int32_t i = 0; i < n && m; i++) {
+        const pick *x = &s->pair[0][i];
+        const pick *y =
+            (double)x->use > room ? NULL : within(s->pair[1], m, (uint64_t)room - x->use);
+        if (!y || !(own_cost - x->cost - y->cost > best)) continue;
+        best = own_cost - x->cost - y->cost;
+        to[0] = x->first, to[1] = x->second, to[2] = y->first, to[3] = y->second;
+    }
+    if (to[0] < 0) return false;
+    for (int i = 0; i < 4; i++) {
+        if (at[i] < 0) continue;
+        old[i] = s->blend[at[i]];
+        s->blend[at[i]].mode = to[i];
+    }
+    if (tn_chain_cost(s->c, s->blend) < now) return true;
+    for (int i = 0; i < 4; i++) /* another limit does not hold */
+        if (at[i] >= 0) s->blend[at[i]] = old[i];
+    return false;
+}
+
+/* Stages of segment d that differ, two of those that are alike; -1 where there are fewer than four.
+ */
+static int32_t list_knobs(const solver *s, int32_t d, int32_t knob[max_knobs])
+{
+    const tn_choice *x = s->blend;
+    int32_t n = 0;
+    for (int32_t i = s->c->n_stages - 1; i >= 0 && n < max_knobs; i--) {
+        int twins = 0;
+        for (int32_t j = 0; j < n; j++)
+            twins += s->c->cls[knob[j]] == s->c->cls[i] && x[knob[j]].place == x[i].place &&
+                     x[knob[j]].mode == x[i].mode;
+        if (x[i].place / 2 == d && twins < 2 && menu_at(s->c, i, x[i].place)->n > 1) knob[n++] = i;
+    }
+    for (int32_t i = n; i < 4; i++)
+        knob[i] = -1;
+    return n;
+}
+
+/* One round over pairs, then fours of a segment's stages until one gets better; false if none does.
+ */
+static bool tune_segment(solver *s, int32_t d, int *tries)
+{
+    int32_t k[max_knobs];
+    const int32_t n = list_knobs(s, d, k), end = n > 4 ? n : 4;
+    if (n == 0) return false;
+    for (int32_t a = 0; a < n; a++)
+        for (int32_t b = a + 1; b < n; b++)
+            if (tune(s, (int32_t[]){k[a], -1, k[b], -1})) return true;
+    for (int32_t a = 0; a < end; a++)
+        for (int32_t b = a + 1; b < end; b++)
+            for (int32_t c = b + 1; c < end; c++)
+                for (int32_t e = c + 1; e<end && * tries> 0; e++, --*tries)
+                    if (tune(s, (int32_t[]){k[a], k[c], k[b], k[e]})) return true;
+    return false;
+}
+
+/* Where the prices leave a gap. */
 static void polish(solver *s)
 {
-    double use[TN_USES][max_segments];
-    if (!isfinite(s->incumbent_cost) || distance(s) <= 1e-9) return;
+    int tries = max_tries;
+    if (!isfinite(s->incumbent_cost) || distance(s) <= TN_SOLVER_EXACT) return;
+    memcpy(s->price, s->best_price, sizeof s->price);
+    sweep(s);
     memcpy(s->blend, s->incumbent, (size_t)s->c->n_stages * sizeof *s->blend);
-    usage(s->c, s->blend, use);
-    for (int i = 0; i < 4 && exchange(s->c, s->blend, use); i++)
-        fill(s->c, s->blend, use, false);
-    offer(s, s->blend);
+    for (int32_t d = 0; d < s->c->n_places / 2; d++)
+        while (distance(s) > TN_SOLVER_EXACT && tune_segment(s, d, &tries))
+            tn_solver_offer(s, s->blend);
 }
 
 tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, double *gap,
@@ -600,7 +690,7 @@ tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, dou
     find_active(&s);
     if (isfinite(tn_chain_cost(c, choice))) {
         improve(c, choice);
-        offer(&s, choice);
+        tn_solver_offer(&s, choice);
     }
     find_prices(&s);
     if (!c->quick) polish(&s);

@@ -42,7 +42,9 @@ typedef struct tn_choice {
 
 /* Fills choice[n_stages]; what is in it before serves as a first guess if it fits. The last stage
  * stays at the place of the one before. *cost: of the choice, +infinity if nothing fits. *gap:
- * proven relative distance to the best, at most 1e-9 unless the search had to be cut short.
+ * proven relative distance to the best, at most 1e-9 unless the search had to be cut short: for one
+ * segment only where stages are worth as much at either place, so that there are many thousands of
+ * ways to share them out; then less than one unit's worth is unproven.
  * TN_ENOMEM. */
 tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, double *gap,
                          const tn_allocator *a, tn_error *err);
