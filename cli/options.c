@@ -99,7 +99,7 @@ const tn_option tn_options[] = {
     {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS) | C(PLAN),
      "where to write, - is standard output (plan: a picture as SVG)"},
     {0, "kv", "f16|f32|q8_0", TN_OPT_CHOICE, F(kv), 0, 0, EVAL | C(PLAN),
-     "type of the KV cache, default f16 (logits and --exact: f32)"},
+     "type of the KV cache, default f16 (logits, --exact: f32, which rounds activations less, too)"},
     {0, "exact", NULL, TN_OPT_FLAG, F(exact), 0, 0, EVAL,
      "dequantised weights, float32 activations: slow reference"},
     {0, "kl", NULL, TN_OPT_FLAG, F(kl), 0, 0, C(PERPLEXITY),

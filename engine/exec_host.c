@@ -12,8 +12,7 @@ enum {
     attend_chunks = 32,    /* pieces of the context in decode, at most */
     attend_min_chunk = 64, /* positions */
     least_tile = 1 << 18,  /* floats */
-    packed_grain = 32,     /* rows of a piece where there is nothing to prepare for each */
-    blas_tokens = 16,      /* batches from this size on are worth a call of OpenBLAS */
+    least_parts = 1 << 14, /* floats */
 };
 
 bool tn_host_reads_q8(const tn_weight *w)
@@ -43,14 +42,23 @@ static int64_t max64(int64_t a, int64_t b)
 }
 
 /* Whether products of the FFN's first half read 8-bit (q8) or float32 (f32) inputs, and its second;
- * the most columns of an unquantised matrix, and of one in F16 or BF16; routers left out. */
+ * the most columns of an unquantised matrix, and of one in F16 or BF16, routers left out; the longest
+ * quantised row that lies as in the file. */
 typedef struct readers {
     bool in_q8, in_f32, down_q8, down_f32;
     int64_t f32_cols, wide_cols;
+    size_t mapped_bytes;
 } readers;
+
+static void note_mapped(readers *r, const tn_weight *w)
+{
+    const bool mapped = w->data && w->layout == TN_LAYOUT_ROWS && tn_host_reads_q8(w);
+    if (mapped && w->row_bytes > r->mapped_bytes) r->mapped_bytes = w->row_bytes;
+}
 
 static void note_matrix(readers *r, const tn_weight *w)
 {
+    note_mapped(r, w);
     if (tn_host_reads_q8(w)) return;
     r->f32_cols = max64(r->f32_cols, w->cols);
     if (w->type != TN_TYPE_F32) r->wide_cols = max64(r->wide_cols, w->cols);
@@ -80,6 +88,7 @@ static readers find_readers(const tn_model *m)
         note_matrix(&r, &y->attn_output);
         note_matrix(&r, &y->ffn_gate);
         note_matrix(&r, &y->ffn_up);
+        note_mapped(&r, &y->ffn_gate_inp);
         note_down(&r, &y->ffn_down, &m->on_device.layers[i]);
     }
     note_matrix(&r, &m->output);
@@ -103,7 +112,7 @@ static void lay_out_experts(tn_host *h, arena *a, readers r)
     h->there = take(a, hp->n_expert, sizeof *h->there);
     h->rows_there = take(a, 2 * slots, sizeof *h->rows_there);
     if (r.in_f32) h->slot_in = take(a, slots * hp->n_embd, sizeof *h->slot_in);
-    if (r.in_q8) h->slot_q = take(a, slots * (hp->n_embd / 32), sizeof *h->slot_q);
+    if (r.in_q8) h->slot_q = take(a, h->parts * slots * (hp->n_embd / 32), sizeof *h->slot_q);
 }
 
 /* [threads] buffers of n floats each. */
@@ -135,22 +144,22 @@ static void lay_out(tn_host *h, arena *a, readers r)
 {
     const tn_hparams *hp = &h->m->hp;
     const int64_t n = h->n_batch, n_q = (int64_t)hp->n_head * hp->head_dim_k;
-    const int64_t n_att = (int64_t)hp->n_head * hp->head_dim_v;
+    const int64_t n_att = (int64_t)hp->n_head * hp->head_dim_v, parts = n * h->parts;
     const int64_t in_cols = max64(hp->n_embd, n_att);
     h->h = take(a, n * hp->n_embd, sizeof *h->h);
     h->in = take(a, n * in_cols, sizeof *h->in);
-    h->in_q = take(a, n * (in_cols / 32 + 1), sizeof *h->in_q);
-    const bool many = n >= tn_packed_tokens;
-    if (many) h->in_packed.data = take(a, n * (in_cols / 32), TN_PACKED_BYTES);
+    h->in_q = take(a, parts * (in_cols / 32 + 1), sizeof *h->in_q);
+    const bool many = parts >= TN_MANY_TOKENS;
+    if (many) h->in_packed.data = take(a, parts * (in_cols / 32), TN_PACKED_BYTES);
     h->q = take(a, n * max64(n_q, hp->n_embd), sizeof *h->q);
     h->out = h->q;
     h->k = take(a, n * hp->n_head_kv * hp->head_dim_k, sizeof *h->k);
     h->v = take(a, n * hp->n_head_kv * hp->head_dim_v, sizeof *h->v);
     h->used = hp->n_expert ? hp->n_expert_used : 1;
     if (r.down_f32) h->hidden = take(a, n * h->used * hp->n_ff, sizeof *h->hidden);
-    if (r.down_q8) h->hidden_q = take(a, n * h->used * (hp->n_ff / 32), sizeof *h->hidden_q);
+    if (r.down_q8) h->hidden_q = take(a, parts * h->used * (hp->n_ff / 32), sizeof *h->hidden_q);
     if (r.down_q8 && many && !hp->n_expert)
-        h->hidden_packed.data = take(a, n * (hp->n_ff / 32), TN_PACKED_BYTES);
+        h->hidden_packed.data = take(a, parts * (hp->n_ff / 32), TN_PACKED_BYTES);
     for (int i = 0; i < 2; i++)
         h->angles[i] = take(a, n * hp->n_rot, sizeof *h->angles[i]);
     h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
@@ -160,6 +169,12 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->tile_floats = max64(least_tile, 2 * tn_host_grain(n) * n);
     h->tile = take_per_thread(h, a, h->tile_floats);
     if (h->blas && r.wide_cols) h->wide = take_per_thread(h, a, tn_host_grain(n) * r.wide_cols);
+    if (many && r.mapped_bytes) {
+        const size_t bytes = (size_t)tn_host_grain(parts) * r.mapped_bytes;
+        h->repacked = take_per_thread(h, a, (int64_t)(bytes / sizeof(float)) + 1);
+    }
+    h->part_floats = max64(least_parts, parts * TN_PACKED_GRAIN);
+    if (h->parts > 1) h->part_sums = take_per_thread(h, a, h->part_floats);
 }
 
 tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n_batch,
@@ -167,8 +182,9 @@ tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n
 {
     *h = (tn_host){
         .m = m, .e = m->engine, .kern = &m->engine->kernels, .kv = kv, .n_batch = n_batch};
+    h->parts = kv->type == TN_TYPE_F32 ? 2 : 1;
     const readers r = find_readers(m);
-    if (r.f32_cols && n_batch >= blas_tokens) {
+    if (r.f32_cols && n_batch >= TN_MANY_TOKENS) {
         tn_status s = tn_engine_open_blas(h->e, err);
         if (s) return s;
         h->blas = h->e->blas;
@@ -201,36 +217,6 @@ void tn_host_free(tn_host *h)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-int64_t tn_host_grain(int64_t n)
-{
-    return n < blas_tokens ? 32 : 128;
-}
-
-/* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 16. */
-static tn_weight rows_of(const tn_weight *w, int64_t row0, int64_t row1)
-{
-    tn_weight part = *w;
-    part.rows = row1 - row0;
-    part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
-    return part;
-}
-
-/* Unquantised weights and many tokens. The pieces are the same whoever computes them, because
- * OpenBLAS promises no order of sums that is independent of the shape. */
-static void blas_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
-                      int worker)
-{
-    const int64_t piece = tn_host_grain(x->n);
-    const bool dense = w->type == TN_TYPE_F32 && w->row_bytes == (size_t)w->cols * sizeof(float);
-    for (int64_t row = 0; row < w->rows; row += piece) {
-        const int64_t n = w->rows - row < piece ? w->rows - row : piece;
-        const float *rows = dense ? (const float *)w->data + row * w->cols : h->wide[worker];
-        for (int64_t i = 0; !dense && i < n; i++)
-            h->kern->dequantize[w->layout][w->type](w, row + i, h->wide[worker] + i * w->cols);
-        tn_blas_matmul(h->blas, rows, n, w->cols, x->f, x->f_stride, x->n, y + row, y_stride);
-    }
-}
-
 /* Columns from col0 on; a multiple of the type's block. Rows keep their distance. */
 static tn_weight cols_from(const tn_weight *w, int64_t col0)
 {
@@ -240,17 +226,6 @@ static tn_weight cols_from(const tn_weight *w, int64_t col0)
     part.cols = w->cols - col0;
     part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
     return part;
-}
-
-void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
-                  int64_t row0, int64_t row1, int worker)
-{
-    const tn_weight part = rows_of(w, row0, row1);
-    if (h->blas && x->n >= blas_tokens && !tn_host_reads_q8(w)) {
-        blas_rows(h, &part, x, y, y_stride, worker);
-        return;
-    }
-    h->kern->matmul[w->layout][w->type](&part, x, y, y_stride, 0, part.rows, h->e->scratch[worker]);
 }
 
 /* Up to three products with the same input, as one loop over pieces of their rows. */
@@ -301,7 +276,7 @@ static void products_task(void *arg, int64_t begin, int64_t end, int worker)
 static void run_products(products *p)
 {
     int64_t n = 0;
-    p->grain = p->x->packed ? packed_grain : tn_host_grain(p->x->n);
+    p->grain = p->x->packed ? TN_PACKED_GRAIN : tn_host_grain(p->x->n);
     for (int i = 0; i < p->n; i++)
         if (!tn_host_reads_q8(p->w[i])) p->grain = tn_host_grain(p->x->n);
     for (int i = 0; i < p->n; i++)
@@ -328,7 +303,7 @@ tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
                        .cols = n_ff,
                        .f_stride = n_ff,
                        .f = h->hidden ? h->hidden + first * n_ff : NULL,
-                       .q = h->hidden_q ? h->hidden_q + first * (n_ff / 32) : NULL};
+                       .q = h->hidden_q ? h->hidden_q + h->parts * first * (n_ff / 32) : NULL};
     return tn_packed_with(x, &h->hidden_packed);
 }
 
@@ -350,10 +325,9 @@ static void norm_task(void *arg, int64_t begin, int64_t end, int worker)
     const int64_t n = h->m->hp.n_embd;
     for (int64_t t = begin; t < end; t++) {
         h->kern->rms_norm(h->in + t * n, r->x + t * n, r->weight, n, h->m->hp.eps);
-        if (!r->to_q8) continue;
-        tn_q8 *q = h->in_q + t * (n / 32);
-        h->kern->quantize(q, h->in + t * n, n);
-        tn_packed_put(&h->in_packed, q, r->n_tokens, n / 32, t, 0, n / 32);
+        if (r->to_q8)
+            tn_host_round(h, &h->in_packed, h->in_q, h->in + t * n, r->n_tokens, n / 32, t, 0,
+                          n / 32);
     }
 }
 
@@ -380,11 +354,8 @@ static void quantize_task(void *arg, int64_t begin, int64_t end, int worker)
     const quantize_run *r = arg;
     const tn_host *h = r->h;
     const int64_t blocks = r->cols / 32;
-    for (int64_t t = begin; t < end; t++) {
-        tn_q8 *q = h->in_q + t * blocks;
-        h->kern->quantize(q, h->in + t * r->cols, r->cols);
-        tn_packed_put(&h->in_packed, q, h->n, blocks, t, 0, blocks);
-    }
+    for (int64_t t = begin; t < end; t++)
+        tn_host_round(h, &h->in_packed, h->in_q, h->in + t * r->cols, h->n, blocks, t, 0, blocks);
 }
 
 typedef struct residual_run {
@@ -623,17 +594,16 @@ static void gated_rows(const gated_run *r, const tn_host_group *g, int64_t row0,
         if (r->y->ffn_up_bias) h->kern->add(up + t * rows, r->y->ffn_up_bias + at, rows);
     }
     h->kern->glu(gate, up, n * rows, h->m->arch->activation);
-    const bool q8 = tn_host_reads_q8(&g->down);
-    for (int64_t t = 0; t < n; t++) {
-        const int64_t at = (g->first + t) * h->n_hidden + row0;
-        if (!q8) {
-            memcpy(h->hidden + at, gate + t * rows, (size_t)rows * sizeof *gate);
-            continue;
-        }
-        tn_q8 *q = h->hidden_q + at / 32;
-        h->kern->quantize(q, gate + t * rows, rows);
-        tn_packed_put(&h->hidden_packed, q, n, h->n_hidden / 32, t, row0 / 32, row1 / 32);
+    if (tn_host_reads_q8(&g->down)) {
+        tn_q8 *q = (tn_q8 *)tn_host_hidden(h, g->first, n).q;
+        for (int64_t t = 0; t < n; t++)
+            tn_host_round(h, &h->hidden_packed, q, gate + t * rows, n, h->n_hidden / 32, t,
+                          row0 / 32, row1 / 32);
+        return;
     }
+    for (int64_t t = 0; t < n; t++)
+        memcpy(h->hidden + (g->first + t) * h->n_hidden + row0, gate + t * rows,
+               (size_t)rows * sizeof *gate);
 }
 
 static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
@@ -657,7 +627,7 @@ static void gated_task(void *arg, int64_t begin, int64_t end, int worker)
 void tn_host_gated(tn_host *h, const tn_layer *y)
 {
     const bool q8 = tn_host_reads_q8(&y->ffn_gate) && tn_host_reads_q8(&y->ffn_up);
-    const int64_t grain = q8 && h->in_packed.fn ? packed_grain : tn_host_grain(h->n);
+    const int64_t grain = q8 && h->in_packed.fn ? TN_PACKED_GRAIN : tn_host_grain(h->n);
     gated_run r = {h, y, grain, (h->n_hidden + grain - 1) / grain};
     tn_packed_begin(h, &h->hidden_packed, h->m->hp.n_expert ? NULL : &h->groups[0].down, h->n);
     tn_pool_run(h->e->pool, gated_task, &r, r.per_group * h->n_groups, 1);
@@ -680,8 +650,8 @@ static void one_group(tn_host *h, int32_t layer, int64_t skip)
     h->groups[0] = (tn_host_group){
         .gate = y->ffn_gate, .up = y->ffn_up, .down = y->ffn_down, .x = input(h, h->m->hp.n_embd)};
     if (!h->skip) return;
-    h->groups[0].gate = rows_of(&y->ffn_gate, h->skip, y->ffn_gate.rows);
-    h->groups[0].up = rows_of(&y->ffn_up, h->skip, y->ffn_up.rows);
+    h->groups[0].gate = tn_host_part(&y->ffn_gate, h->skip, y->ffn_gate.rows);
+    h->groups[0].up = tn_host_part(&y->ffn_up, h->skip, y->ffn_up.rows);
     h->groups[0].down = cols_from(&y->ffn_down, h->skip);
 }
 
@@ -745,7 +715,8 @@ static void take_task(void *arg, int64_t begin, int64_t end, int worker)
     for (int64_t s = begin; s < end; s++) {
         const float *from = h->gate + (h->m->hp.n_expert ? h->slot_item[s] : s) * n_ff;
         if (r->q8)
-            h->kern->quantize(h->hidden_q + s * (n_ff / 32), from, n_ff);
+            tn_host_round(h, &h->hidden_packed, h->hidden_q, from, h->n * h->used, n_ff / 32, s, 0,
+                          n_ff / 32);
         else
             memcpy(h->hidden + s * n_ff, from, (size_t)n_ff * sizeof *from);
     }
@@ -788,7 +759,7 @@ void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, int64_t skip, float
     run_norm(&r, &m->output);
     tn_acts x = input(h, m->hp.n_embd);
     x.n = n_rows;
-    const tn_weight w = rows_of(&m->output, skip, m->output.rows);
+    const tn_weight w = tn_host_part(&m->output, skip, m->output.rows);
     products p = {.h = h, .x = &x, .n = 1, .w = {&w}, .y = {logits + skip}, .y_stride = n_vocab};
     run_products(&p);
     const float cap = m->hp.logit_softcap;

@@ -30,6 +30,9 @@ typedef struct tn_host {
     const tn_kernels *kern;
     const tn_kv *kv;
     int32_t n_batch;
+    /* 8-bit vectors that stand for one activation vector in products: 1, or 2 where the KV cache is
+     * in F32, which asks for accuracy: the second is what the first leaves. */
+    int32_t parts;
     void *arena; /* holds all buffers below */
 
     /* The batch: n rows at positions pos0 ..., of which forward() may drop leading ones. */
@@ -38,7 +41,7 @@ typedef struct tn_host {
 
     float *h;     /* [n][n_embd] residual stream */
     float *in;    /* [n][cols] input of the coming product: a normed h, or what attention gives */
-    tn_q8 *in_q;  /* [n][cols / 32] the same for quantised weights */
+    tn_q8 *in_q;  /* [n][parts][cols / 32] the same for quantised weights */
     tn_host_packed in_packed;
     float *q;     /* [n][n_head * head_dim_k] */
     float *k, *v; /* [n][n_head_kv * head_dim] */
@@ -49,7 +52,7 @@ typedef struct tn_host {
     int64_t n_hidden; /* neurons of the running FFN that are computed here, */
     int64_t skip;     /* and how many are before them on the device */
     float *hidden;    /* [n * used][n_ff] input of ffn_down; NULL where no ffn_down reads float32 */
-    tn_q8 *hidden_q;  /* [n * used][n_ff / 32]; NULL where no ffn_down is quantised */
+    tn_q8 *hidden_q;  /* [n * used][parts][n_ff / 32]; NULL where no ffn_down is quantised */
     tn_host_packed hidden_packed;
     float *angles[2]; /* [n][n_rot / 2][2] cos and sin of both ropes */
     float *partial;   /* attention of one token over split context */
@@ -57,6 +60,9 @@ typedef struct tn_host {
     int64_t tile_floats;
     const tn_blas *blas; /* NULL: our own kernels serve, or nothing here is unquantised */
     float **wide;        /* [threads] rows of F16 or BF16 weights as float32, for OpenBLAS */
+    float **repacked;    /* [threads] mapped rows; NULL: there are none, or few tokens */
+    float **part_sums;   /* [threads] part_floats each, where there are two parts */
+    int64_t part_floats;
 
     /* Experts. used: per token. Slots are (token, choice) pairs, sorted by expert, then token. */
     int32_t used;
@@ -68,7 +74,7 @@ typedef struct tn_host {
     int32_t *slot_item;    /* [n * used] index of the pair: token * used + rank */
     float *slot_weight;    /* [n * used] */
     float *slot_in;        /* [n * used][n_embd]; NULL where no expert reads float32 */
-    tn_q8 *slot_q;         /* [n * used][n_embd / 32] */
+    tn_q8 *slot_q;         /* [n * used][parts][n_embd / 32] */
     int32_t *slots;        /* [n_expert + 1] first slot of each expert */
     bool *there;           /* [n_expert] computed by the device in the running layer */
     int32_t *rows_there;   /* [2][n * used] for tn_dev_take_rows */
@@ -126,8 +132,13 @@ void tn_host_share(tn_host *h, int32_t layer);
 /* h += post_norm(out + other + bias) */
 void tn_host_join(tn_host *h, int32_t layer);
 
-/* ---- shared by exec_host.c and exec_moe.c
+/* ---- shared by exec_host.c, exec_moe.c and exec_rows.c
  * --------------------------------------------------------- */
+
+enum {
+    TN_MANY_TOKENS = 16,  /* from here on a call of OpenBLAS, packing and repacking are worth it */
+    TN_PACKED_GRAIN = 32, /* rows of a piece where there is nothing to prepare for each */
+};
 
 /* Whether products with w read 8-bit activations. */
 bool tn_host_reads_q8(const tn_weight *w);
@@ -135,6 +146,12 @@ bool tn_host_reads_q8(const tn_weight *w);
 void tn_host_norm(tn_host *h, const float *weight, bool to_q8, const tn_weight *reader);
 /* y[t][r] = W x over all rows, on all threads. */
 void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y);
+/* ---- exec_rows.c */
+
+/* What products of w with n 8-bit vectors read: its own layout, or what its rows are repacked to. */
+tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n);
+/* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 16. */
+tn_weight tn_host_part(const tn_weight *w, int64_t row0, int64_t row1);
 /* One range of rows of a product, in one thread: y[t * y_stride + (r - row0)]. row0 is a multiple
  * of tn_host_grain() of the batch. */
 void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,

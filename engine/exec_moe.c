@@ -55,7 +55,7 @@ static void gather_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     tn_host *h = arg;
-    const int64_t n = h->m->hp.n_embd, blocks = n / 32;
+    const int64_t n = h->m->hp.n_embd, blocks = h->parts * (n / 32);
     for (int64_t s = begin; s < end; s++) {
         const int64_t t = h->slot_token[s];
         if (h->there[h->choice[h->slot_item[s]]]) continue;
@@ -84,7 +84,7 @@ static void make_groups(tn_host *h, const tn_layer *y)
                          .cols = d,
                          .f_stride = d,
                          .f = h->slot_in ? h->slot_in + first * d : NULL,
-                         .q = h->slot_q ? h->slot_q + first * (d / 32) : NULL};
+                         .q = h->slot_q ? h->slot_q + h->parts * first * (d / 32) : NULL};
     }
 }
 
