@@ -179,6 +179,55 @@ template <bool BUG> static bool shared_uninitialised()
     return holds(d, 64, [](int) { return 1.0f; });
 }
 
+/* What nobody has written would do if it were zero: it is not. */
+template <bool BUG> __device__ void sum_first(float *s, float *out)
+{
+    if (!BUG || threadIdx.x < 60) s[threadIdx.x] = threadIdx.x < 60 ? 1.0f : 0.0f;
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < 64; i++)
+        sum += s[i];
+    out[threadIdx.x] = sum;
+}
+template <bool BUG> __global__ void sum_shared(float *out)
+{
+    SHARED(float, s, [64]);
+    sum_first<BUG>(s, out);
+}
+template <bool BUG> __global__ void sum_dynamic(float *out)
+{
+    SHARED_DYN(float, s);
+    sum_first<BUG>(s, out);
+}
+template <bool BUG> static bool shared_taken_for_zero()
+{
+    float *d = device<float>(64);
+    LAUNCH(sum_shared<BUG>, 1, 64, 0, s1, d);
+    return holds(d, 64, [](int) { return 60.0f; });
+}
+template <bool BUG> static bool dynamic_taken_for_zero()
+{
+    float *d = device<float>(64);
+    LAUNCH(sum_dynamic<BUG>, 1, 64, 64 * sizeof(float), s1, d);
+    return holds(d, 64, [](int) { return 60.0f; });
+}
+template <bool BUG> static bool device_taken_for_zero()
+{
+    float *d = device<float>(64);
+    if (!BUG) cudaMemsetAsync(d, 0, 64 * sizeof(float), s1);
+    LAUNCH(count<false>, 4, 32, 0, s1, d);
+    return holds(d, 1, [](int) { return 4.0f; });
+}
+template <bool BUG> static bool pinned_taken_for_zero()
+{
+    void *p = nullptr;
+    float *d = device<float>(64);
+    if (cudaHostAlloc(&p, 64 * sizeof(float), cudaHostAllocMapped) != cudaSuccess) _exit(99);
+    if (!BUG) memset(p, 0, 64 * sizeof(float));
+    up(d, p, 64 * sizeof(float));
+    return holds(d, 64, [](int) { return 0.0f; });
+}
+
 template <bool BUG> __global__ void half_warp(float *out)
 {
     float v = (float)threadIdx.x;
@@ -635,6 +684,10 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(race_of_blocks),
                                      CASE(race_of_synced_blocks),
                                      CASE(shared_uninitialised),
+                                     CASE(shared_taken_for_zero),
+                                     CASE(dynamic_taken_for_zero),
+                                     CASE(device_taken_for_zero),
+                                     CASE(pinned_taken_for_zero),
                                      CASE(shuffle_without_lanes),
                                      CASE(shuffle_from_outside),
                                      CASE(syncwarp_missing),
