@@ -233,6 +233,20 @@ __attribute__((unused)) static bool cancel_once(void *user)
     return ++c->calls == c->at;
 }
 
+/* Whether a message says which memory ran out, for what, and how many MiB were missing: more than
+ * none, and no more than were asked for where it says so. */
+__attribute__((unused)) static bool says_missing(const char *msg)
+{
+    double missing = 0, asked = 0;
+    int end = 0;
+    const bool pinned = sscanf(msg, "out of pinned memory: %lf MiB missing for %n", &missing, &end) == 1;
+    if (!pinned &&
+        (sscanf(msg, "out of device memory: %lf MiB missing for %*[^(](%lf MiB asked for%n", &missing,
+                &asked, &end) != 2))
+        return false;
+    return end > 0 && msg[end] && missing > 0 && (pinned || missing <= asked);
+}
+
 /* Whether --cuda, for the real device in place of the emulated one, comes first; takes it away. */
 __attribute__((unused)) static bool take_cuda(int *argc, char ***argv)
 {

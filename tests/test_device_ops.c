@@ -382,6 +382,7 @@ static void check_best(int64_t n, int64_t cols, int32_t k, bool coarse, uint64_t
         x[i] = x[i] == 0 ? -0.0f : x[i];
     if (cols > 9 && !coarse) x[7] = NAN;
     if (cols > 1100) x[cols - 1] = x[1029] = x[700] = 50; /* the lower index wins */
+    if (cols > 1100 && !coarse) x[1031] = 60;             /* seen by the thread of x[7] */
     float *d = device_floats((size_t)(n * stride), x), *best = device_floats((size_t)n, NULL);
     int32_t *id = device_new((size_t)n * 4, NULL), *ids = device_new((size_t)(n * k) * 4, NULL);
     float *values = device_floats((size_t)(n * k), NULL);

@@ -503,6 +503,7 @@ static int check_faults(int device, tn_device_fault kind, int step, const golden
             s = tn_context_eval(x.ctx, g->tokens + i, 1, &err);
         const bool failed = d->api->fail_at(d, kind, 0) >= calls + (uint64_t)k;
         CHECK_MSG(s == (failed ? TN_EDEVICE : TN_OK), "%s: %d (%s)", what, (int)s, err.msg);
+        CHECK_MSG(!failed || kind != TN_FAULT_ALLOC || says_missing(err.msg), "%s: %s", what, err.msg);
         tn_context_free(x.ctx);
         tn_model_close(x.model);
         x.ctx = NULL;

@@ -1,11 +1,18 @@
 /* Device and pinned memory: accounting, the limit, copies. */
 #include "impl.h"
 
+#include <math.h>
 #include <stdint.h>
 
-static double mib(size_t bytes)
+/* MiB to print with one decimal: of what is wanted rounded up, so that little is not nothing; of what
+ * is there rounded down. */
+static double mib_wanted(size_t bytes)
 {
-    return (double)bytes / (1 << 20);
+    return ceil((double)bytes * 10 / (1 << 20)) / 10;
+}
+static double mib_there(size_t bytes)
+{
+    return floor((double)bytes * 10 / (1 << 20)) / 10;
 }
 
 /* ---- allocation --------------------------------------------------------------------------------
@@ -34,7 +41,8 @@ static tn_status no_memory(tn_cuda_device *d, size_t bytes, size_t available, co
     return tn_fail(err, TN_EDEVICE, -1,
                    "out of device memory: %.1f MiB missing for %s (%.1f MiB asked for, %.1f MiB "
                    "available on device %d, %s)",
-                   mib(missing), what, mib(bytes), mib(available), d->about.index, d->about.name);
+                   mib_wanted(missing), what, mib_wanted(bytes), mib_there(available), d->about.index,
+                   d->about.name);
 }
 
 static tn_status alloc(tn_device *dev, size_t bytes, const char *what, void **p, tn_error *err)
@@ -102,7 +110,7 @@ static tn_status alloc_pinned(tn_device *dev, size_t bytes, const char *what, vo
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         return tn_fail(err, TN_EDEVICE, -1, "out of pinned memory: %.1f MiB missing for %s",
-                       mib(bytes), what);
+                       mib_wanted(bytes), what);
     }
     if (e != cudaSuccess) return tn_cuda_fail(d, err, "an allocation of pinned memory", e);
     return count_pinned(d, *p, bytes);
@@ -126,7 +134,7 @@ static tn_status pin(tn_device *dev, void *p, size_t bytes, tn_error *err)
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         return tn_fail(err, TN_EDEVICE, -1, "out of pinned memory: %.1f MiB could not be pinned",
-                       mib(bytes));
+                       mib_wanted(bytes));
     }
     if (e != cudaSuccess) return tn_cuda_fail(d, err, "pinning memory", e);
     return count_pinned(d, p, bytes);
