@@ -63,7 +63,8 @@ static bool same_row(const json_t *a, const json_t *b, const bool ignore[n_keys]
         if (!ignore[i] && !json_equal(param(a, keys[i]), param(b, keys[i])) &&
             (param(a, keys[i]) || param(b, keys[i])))
             return false;
-    return same_text(a, b, "test") && same_text(a, b, "engine") && same_text(a, b, "model");
+    return same_text(a, b, "test") && same_text(a, b, "engine") && same_text(a, b, "model") &&
+           same_text(a, b, "label");
 }
 
 static const json_t *find_row(const json_t *rows, const json_t *like, const bool ignore[n_keys])
@@ -110,6 +111,7 @@ static json_t *compare_rows(const json_t *a, const json_t *b, double threshold)
     json_object_set(o, "test", json_object_get(a, "test"));
     json_object_set(o, "model", json_object_get(a, "model"));
     json_object_set(o, "engine", json_object_get(a, "engine"));
+    json_object_set(o, "label", json_object_get(a, "label"));
     json_object_set(o, "parameters", json_object_get(b, "parameters"));
     json_object_set_new(o, "old", tn_bench_number(tn_bench_quantile(x.at, x.n, 0.5)));
     json_object_set_new(o, "new", tn_bench_number(tn_bench_quantile(y.at, y.n, 0.5)));
@@ -218,8 +220,10 @@ static void print_row(const json_t *o)
         snprintf(interval, sizeof interval, "%.3f - %.3f", json_number_value(json_array_get(ci, 0)),
                  json_number_value(json_array_get(ci, 1)));
     const bool ours = !engine || strcmp(engine, "tenon") == 0;
-    snprintf(name, sizeof name, "%.60s%s%.40s", test ? test : "?", ours ? "" : " ",
-             ours ? "" : engine);
+    const char *label = json_string_value(json_object_get(o, "label"));
+    const bool plain = !label || strcmp(label, "measured") == 0;
+    snprintf(name, sizeof name, "%.60s%s%.40s%s%.12s", test ? test : "?", ours ? "" : " ",
+             ours ? "" : engine, plain ? "" : ", ", plain ? "" : label);
     printf("| %-24s | %7.0f | %11.4g | %11.4g | %6.3f | %-15s | %6.4f | %s%s |\n", name,
            number_of(p, "threads"), number_of(o, "old"), number_of(o, "new"), number_of(o, "ratio"),
            interval, number_of(o, "p"), json_string_value(json_object_get(o, "verdict")),

@@ -68,6 +68,7 @@ static void series_name(const tn_bench_report *r, const tn_bench_row *row, char 
     SAY(json_array_size(r->models) > 1, ", %.40s", label ? label : "");
     SAY(row->peer != NULL, ", %.30s", row->engine);
     SAY(row->params.placement != NULL, ", %.40s", row->params.placement);
+    SAY(row->label && strcmp(row->label, "measured") != 0, ", %s", row->label);
     SAY(r->set->vram.n > 1, ", %s", row->params.vram);
     SAY(r->set->threads.n > 1, ", %d thread%s", row->threads_used,
         row->threads_used == 1 ? "" : "s");

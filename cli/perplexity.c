@@ -4,6 +4,7 @@
  * empty context with its first token replaced by bos where the vocabulary wants one; tokens of the
  * second half are predicted, n_ctx/2 - 1 a chunk. The mean negative log-likelihood m over all
  * predictions gives exp(m), its standard error sqrt((mean of squares - m^2) / (n - 1)). */
+#include "generate.h"
 #include "prompt.h"
 #include "session.h"
 
@@ -168,16 +169,18 @@ static void print_text(const measure *m)
         tn_outf("KL divergence to the exact weights: %.6f +/- %.6f\n", mean(&m->kl),
                 deviation(&m->kl));
     }
-    tn_outf("perplexity: %.4f +/- %.5f\n", ppl, ppl * deviation(&m->nll));
+    tn_outf("perplexity: %.4f +/- %.5f%s\n", ppl, ppl * deviation(&m->nll),
+            tn_is_emulated(m->s->engine) ? " (emulated device)" : "");
 }
 
 /* Takes `running`. */
 static void print_json(const measure *m, json_t *running)
 {
     const double ppl = exp(mean(&m->nll)), exact = m->exact ? exp(mean(&m->exact_nll)) : 0;
-    json_t *j = json_pack("{s:f, s:f, s:i, s:I, s:O}", "perplexity", ppl, "stderr",
+    json_t *j = json_pack("{s:f, s:f, s:i, s:I, s:O, s:b}", "perplexity", ppl, "stderr",
                           ppl * deviation(&m->nll), "ctx", (int)m->n_ctx, "predictions",
-                          (json_int_t)m->nll.n, "running", running);
+                          (json_int_t)m->nll.n, "running", running, "emulated",
+                          (int)tn_is_emulated(m->s->engine));
     if (m->exact)
         json_object_update_new(j, json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "exact_perplexity",
                                             exact, "exact_stderr", exact * deviation(&m->exact_nll),

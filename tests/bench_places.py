@@ -211,7 +211,14 @@ def emulated_device(t):
     e = r["environment"]
     equal([d["emulated"] for d in e["engine"]["devices"]], [True], "the device in the environment")
     check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
-    table = t.ok(*t.quick(*args)).decode()
+    report, picture = os.path.join(t.dir, "emulated.json"), os.path.join(t.dir, "emulated.svg")
+    table = t.ok(*t.quick(*args, "--svg", picture)).decode()
+    with open(picture) as f:
+        check(", emulated<" in f.read(), "the drawing says nothing of the emulated device")
+    with open(report, "w") as f:
+        json.dump(r, f)
+    compared = t.ok("--compare", report, report).decode()
+    equal(compared.count(", emulated"), len(r["results"]), f"labels in\n{compared}")
     for word in ("device emu (emulated)", "device MiB", "hops/token", "wait ms/token"):
         check(word in table, f"{word} is not in the table:\n{table}")
 

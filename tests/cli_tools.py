@@ -218,6 +218,9 @@ def tensors_go_where_place_says(t):
     perplexity = ("perplexity", t.model, "--file", path, "--ctx", "64", "--kv", "f32", "--json")
     a, b = json.loads(on_device(t, *perplexity)[0]), json.loads(t.ok(*perplexity))
     check(abs(a["perplexity"] - b["perplexity"]) < 1e-3, f"perplexity: {a}, on the host {b}")
+    equal((a["emulated"], b["emulated"]), (True, False), "labels of perplexity")
+    words = on_device(t, *perplexity[:-1])[0].decode().splitlines()[-1]
+    check(words.endswith(" (emulated device)"), f"no label: {words!r}")
     chat = ("chat", t.model, "--template", "chatml", "--temp", "0", "-n", "8", "--kv", "f32")
     out, err = on_device(t, *chat, "--place", "ffn_=host", stdin=b"hello\n/stats\n")
     equal(out, t.ok(*chat, stdin=b"hello\n"), "answer of chat")
