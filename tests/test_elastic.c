@@ -466,6 +466,25 @@ TEST(a_plan_from_a_file_and_a_fixed_one_do_not_move)
 /* ---- two contexts, and faults ------------------------------------------------------------------
  */
 
+/* What a canceled evaluation would have needed is not kept free for it. 40 tokens, because there is no
+ * room for a fourth page beside the buffers of two contexts. */
+static void check_canceled(elastic *x, const golden *g)
+{
+    canceler cancel = {.at = 2};
+    const tn_context_options co = {.struct_size = sizeof co, .n_ctx = n_ctx, .n_batch = page,
+                                   .kv = TN_KV_F32, .page_size = page, .cancel = cancel_once,
+                                   .user = &cancel};
+    tn_context *other = NULL;
+    CHECK_INT(tn_context_new(&other, x->model, &co, NULL), TN_OK);
+    CHECK_INT(tn_context_eval(x->ctx, g->tokens + 20, 1, NULL), TN_OK);
+    const uint64_t before = stats(x).units_on_device;
+    CHECK_INT(tn_context_eval(other, g->tokens, 40, NULL), TN_ECANCELED);
+    CHECK(stats(x).units_on_device < before);
+    CHECK_INT(tn_context_eval(x->ctx, g->tokens + 21, 1, NULL), TN_OK);
+    CHECK_INT(stats(x).units_on_device, before);
+    tn_context_free(other);
+}
+
 TEST(another_context_takes_room_and_gives_it_back)
 {
     golden g;
@@ -490,6 +509,7 @@ TEST(another_context_takes_room_and_gives_it_back)
         CHECK_MSG(together < alone && stats(&x).units_on_device == alone,
                   "%llu units alone, %llu together, %llu after", (unsigned long long)alone,
                   (unsigned long long)together, (unsigned long long)stats(&x).units_on_device);
+        check_canceled(&x, &g);
         close_all(&x);
     }
     tn_placement_close(p);
