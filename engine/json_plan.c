@@ -28,9 +28,9 @@ static json_t *prediction(const tn_prediction *p)
         snprintf(key, sizeof key, "%lld", (long long)p->depth[i]);
         json_object_set_new(depths, key, number(p->decode_tok_s[i]));
     }
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:I}", "request_s", number(p->request_s), "decode_tok_s",
-                     depths, "prefill_tok_s", number(p->prefill_tok_s), "ttft_s", number(p->ttft_s),
-                     "step_ms", number(1e3 * p->step_s), "streamed_from",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:I}", "request_s", number(p->request_s),
+                     "decode_tok_s", depths, "prefill_tok_s", number(p->prefill_tok_s), "ttft_s",
+                     number(p->ttft_s), "step_ms", number(1e3 * p->step_s), "streamed_from",
                      (json_int_t)p->streamed_from);
 }
 
@@ -378,9 +378,13 @@ static void read_units(tn_json_reader *r, const json_t *doc, const tn_cost *k, t
     }
     for (int32_t i = 0; i <= 2 * k->s->n_layers; i++)
         if (!seen[i]) tn_json_fail(r, "units", "does not place every layer and the head");
-    for (int32_t l = 1; l < k->s->n_layers; l++)
-        if (plan->layer[l].device < plan->layer[l - 1].device)
+    int8_t last = TN_HOST;
+    for (int32_t l = 0; l < k->s->n_layers; l++) {
+        if (plan->layer[l].device == TN_HOST) continue;
+        if (plan->layer[l].device < last)
             tn_json_fail(r, "units", "goes back to an earlier device");
+        last = plan->layer[l].device;
+    }
 }
 
 /* Plans by hand may leave them out. */

@@ -67,6 +67,7 @@ typedef struct tn_shape_layer {
     int64_t window;           /* positions attention looks back, 0 = all */
     uint64_t kv_elements;     /* of one position */
     int32_t n_head, head_dim; /* of queries, for the arithmetic of attention */
+    int32_t value_dim;
     int32_t n_expert, n_used; /* 0 = dense */
     int32_t n_ff;
     int32_t n_units;     /* 0 = no FFN that can be cut */
@@ -115,7 +116,8 @@ double tn_shape_hit_share(const tn_shape_layer *l, int32_t units);
 /* Bytes of units [0, n) of a layer's FFN, and of rows of the head. */
 uint64_t tn_shape_ffn_bytes(const tn_shape_layer *l, int32_t units);
 uint64_t tn_shape_head_bytes(const tn_shape *s, int32_t units);
-/* KV memory of a layer when n positions are live: whole pages, no more than its window needs. */
+/* KV memory of a layer when n positions are live: whole pages. Also of a layer with a window: a page
+ * holds all layers, see kv.h, and stays. */
 uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, tn_kv_kind kv, int64_t n, int32_t page_size);
 /* Bytes of one position of one layer. */
 double tn_kv_kind_bytes(tn_kv_kind kv, uint64_t elements);

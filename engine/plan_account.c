@@ -316,10 +316,14 @@ static void device_memory(tn_plan *plan, const tn_cost *k, int32_t d)
     m->weights = rigid(plan, k, d, k->c.n_ctx, &kv_full);
     m->weights = rigid(plan, k, d, (int64_t)plan->live, &m->kv);
     m->kv_full = kv_full;
-    for (int32_t l = 0; l < plan->n_layers; l++)
-        if (plan->layer[l].device == d && movable(plan, k, l))
+    bool serves = m->weights > 0;
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        if (plan->layer[l].device != d) continue;
+        serves = true; /* batches are streamed to it, if nothing else */
+        if (movable(plan, k, l))
             m->weights += tn_shape_ffn_bytes(&k->s->layer[l], plan->layer[l].units);
-    m->buffers = m->weights || m->kv ? tn_cost_device_buffers(k) : 0;
+    }
+    m->buffers = serves ? tn_cost_device_buffers(k) : 0;
 }
 
 static void host_memory(tn_plan *plan, const tn_cost *k)

@@ -165,8 +165,16 @@ static bool water_fill(tn_planner *p)
     return best_full >= 0 && fill_most(p, best_full, best_head);
 }
 
+static bool has_room(const tn_planner *p)
+{
+    for (int32_t d = 0; d < p->chain.n_places / 2; d++)
+        if (p->chain.cap[TN_USE_FULL][d] > 0) return true;
+    return false;
+}
+
 bool tn_planner_candidate(tn_planner *p, tn_strategy strategy)
 {
+    if (strategy != TN_PLAN_ALL_HOST && !has_room(p)) return false;
     switch (strategy) {
     case TN_PLAN_ALL_HOST: {
         bool ok = true;

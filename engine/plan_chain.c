@@ -19,6 +19,29 @@ uint64_t tn_cost_host_budget(const tn_cost *k)
     return k->c.ram ? k->c.ram : k->p->host.memory_bytes - k->p->host.reserved_bytes;
 }
 
+/* Bytes a device keeps for anything but layers and head. */
+static uint64_t overhead(const tn_cost *k, int32_t d)
+{
+    uint64_t bytes = tn_cost_device_buffers(k);
+    for (int32_t i = 0; k->fixed && d == 0 && i < k->s->n_tensors; i++) {
+        const tn_shape_tensor *t = &k->s->tensor[i];
+        if (t->layer < 0 && i != k->s->head && k->fixed[i] > 0) bytes += t->bytes;
+    }
+    return bytes;
+}
+
+/* A device that has no room for its buffers serves nothing, streams nothing. */
+static bool usable(const tn_cost *k, int32_t d)
+{
+    return tn_cost_budget(k, d) > overhead(k, d);
+}
+
+/* Whether layer l may have work on device d. */
+static bool serves(const tn_cost *k, int32_t l, int32_t d)
+{
+    return usable(k, d) && !(k->stay && k->stay[l].device == TN_HOST);
+}
+
 /* ---- menus -------------------------------------------------------------------------------------
  */
 
@@ -61,27 +84,7 @@ static void mark_interior(tn_menu *m)
     }
 }
 
-static tn_status layer_menu(tn_planner *p, int32_t l, int d, bool home, tn_menu *m, tn_error *err)
-{
-    const tn_cost *k = &p->k;
-    int32_t fixed, n_modes;
-    const tn_ffn_kind kind = tn_cost_ffn_kind(k, l, &fixed, &n_modes);
-    if (!tn_cost_home_allowed(k, l, home) || (k->stay && k->stay[l].device != d)) return TN_OK;
-    m->n = kind == TN_FFN_FREE ? k->s->layer[l].n_units + 1 : n_modes;
-    m->mode = tn_alloc(p->a, (size_t)m->n, sizeof *m->mode);
-    if (!m->mode) return tn_fail_nomem(err, (size_t)m->n * sizeof *m->mode, "the planner's menus");
-    const double attn = tn_cost_attn_request(k, l, d, home);
-    for (int32_t i = 0; i < m->n; i++) {
-        const int32_t units = kind == TN_FFN_FIXED ? fixed : i;
-        m->mode[i].units = units;
-        m->mode[i].cost = attn + tn_cost_ffn_request(k, l, d, home, units);
-        layer_use(p, l, home, units, kind == TN_FFN_FREE, m->mode[i].use);
-    }
-    if (kind == TN_FFN_FREE) mark_interior(m);
-    return TN_OK;
-}
-
-/* On the host alone every layer has one mode, if overrides allow it. */
+/* Without a device every layer has one mode, if overrides allow it. */
 static tn_status host_menu(tn_planner *p, int32_t stage, tn_menu *m, tn_error *err)
 {
     const tn_cost *k = &p->k;
@@ -104,10 +107,34 @@ static tn_status host_menu(tn_planner *p, int32_t stage, tn_menu *m, tn_error *e
     return TN_OK;
 }
 
+static tn_status layer_menu(tn_planner *p, int32_t l, int d, bool home, tn_menu *m, tn_error *err)
+{
+    const tn_cost *k = &p->k;
+    int32_t fixed, n_modes;
+    const tn_ffn_kind kind = tn_cost_ffn_kind(k, l, &fixed, &n_modes);
+    if (k->stay && k->stay[l].device != TN_HOST && k->stay[l].device != d) return TN_OK;
+    if (!serves(k, l, d)) return home ? TN_OK : host_menu(p, l, m, err);
+    if (!tn_cost_home_allowed(k, l, home)) return TN_OK;
+    m->n = kind == TN_FFN_FREE ? k->s->layer[l].n_units + 1 : n_modes;
+    m->mode = tn_alloc(p->a, (size_t)m->n, sizeof *m->mode);
+    if (!m->mode) return tn_fail_nomem(err, (size_t)m->n * sizeof *m->mode, "the planner's menus");
+    const double attn = tn_cost_attn_request(k, l, d, home);
+    for (int32_t i = 0; i < m->n; i++) {
+        const int32_t units = kind == TN_FFN_FIXED ? fixed : i;
+        m->mode[i].units = units;
+        m->mode[i].cost = attn + tn_cost_ffn_request(k, l, d, home, units);
+        layer_use(p, l, home, units, kind == TN_FFN_FREE, m->mode[i].use);
+    }
+    if (kind == TN_FFN_FREE) mark_interior(m);
+    return TN_OK;
+}
+
 static tn_status head_menu(tn_planner *p, int d, bool home, tn_menu *m, tn_error *err)
 {
     const tn_cost *k = &p->k;
     const float f = k->fixed ? k->fixed[k->s->head] : NAN;
+    if (!serves(k, k->s->n_layers - 1, d))
+        return home ? TN_OK : host_menu(p, k->s->n_layers, m, err);
     m->n = isnan(f) ? k->s->head_units + 1 : 1;
     m->mode = tn_alloc(p->a, (size_t)m->n, sizeof *m->mode);
     if (!m->mode) return tn_fail_nomem(err, (size_t)m->n * sizeof *m->mode, "the planner's menus");
@@ -165,15 +192,13 @@ static void fill_hops(tn_planner *p)
         }
 }
 
-/* Bytes a device keeps for anything but layers and head. */
-static uint64_t overhead(const tn_cost *k, int32_t d)
+/* Whether overrides put something on the first device beside layers and head, and it has no room.
+ */
+static bool no_room_for_rules(const tn_cost *k)
 {
-    uint64_t bytes = tn_cost_device_buffers(k);
-    for (int32_t i = 0; k->fixed && d == 0 && i < k->s->n_tensors; i++) {
-        const tn_shape_tensor *t = &k->s->tensor[i];
-        if (t->layer < 0 && i != k->s->head && k->fixed[i] > 0) bytes += t->bytes;
-    }
-    return bytes;
+    for (int32_t i = 0; k->fixed && i < k->s->n_tensors; i++)
+        if (k->s->tensor[i].layer < 0 && i != k->s->head && k->fixed[i] > 0) return !usable(k, 0);
+    return false;
 }
 
 static void fill_caps(tn_planner *p)
@@ -181,13 +206,13 @@ static void fill_caps(tn_planner *p)
     const tn_cost *k = &p->k;
     for (int32_t d = 0; d < p->chain.n_places / 2; d++) {
         uint64_t cap = 0;
-        if (p->room != TN_ROOM_HOST && tn_cost_budget(k, d) > overhead(k, d))
-            cap = tn_cost_budget(k, d) - overhead(k, d);
+        if (p->room != TN_ROOM_HOST && usable(k, d)) cap = tn_cost_budget(k, d) - overhead(k, d);
         p->chain.cap[TN_USE_LIVE][d] = p->room == TN_ROOM_STATIC ? no_limit : cap;
         p->chain.cap[TN_USE_FULL][d] = cap;
     }
     const uint64_t ram = tn_cost_host_budget(k), used = tn_cost_host_buffers(k);
     p->chain.cap[TN_USE_HOST][0] = ram > used ? ram - used : 0;
+    if (no_room_for_rules(k)) p->chain.cap[TN_USE_HOST][0] = 0;
 }
 
 static tn_status fill_menus(tn_planner *p, tn_error *err)
@@ -347,10 +372,10 @@ static void fill_layers(const tn_planner *p, tn_plan *plan)
         }
         int32_t fixed, n_modes;
         tn_plan_layer *y = &plan->layer[i];
-        y->device = p->room == TN_ROOM_HOST ? TN_HOST : (int8_t)(place / 2);
+        const bool served = p->room != TN_ROOM_HOST && serves(&p->k, i, place / 2);
+        y->device = served ? (int8_t)(place / 2) : TN_HOST;
         y->attn = place % 2;
-        y->mixed =
-            p->room != TN_ROOM_HOST && tn_cost_ffn_kind(&p->k, i, &fixed, &n_modes) == TN_FFN_MIXED;
+        y->mixed = served && tn_cost_ffn_kind(&p->k, i, &fixed, &n_modes) == TN_FFN_MIXED;
         y->ffn_mode = m->units;
         y->units = y->mixed ? 0 : m->units;
     }

@@ -705,18 +705,6 @@ static uint64_t activation_bytes(const tn_cost *k)
     return 4 * ((uint64_t)k->c.n_batch * per_token + (uint64_t)k->s->n_vocab);
 }
 
-uint64_t tn_cost_device_buffers(const tn_cost *k)
-{
-    /* Two slots of the largest thing that moves, as it comes and, where it is streamed, as it stays. */
-    uint64_t slots = 0;
-    for (int32_t l = 0; l < k->s->n_layers; l++) {
-        const tn_shape_layer *y = &k->s->layer[l];
-        const uint64_t bytes = (y->n_expert ? 2 : 4) * y->unit_bytes;
-        if (bytes > slots) slots = bytes;
-    }
-    return activation_bytes(k) + slots;
-}
-
 uint64_t tn_cost_host_buffers(const tn_cost *k)
 {
     return activation_bytes(k) + k->s->embed_bytes;

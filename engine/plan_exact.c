@@ -325,3 +325,28 @@ bool tn_solver_count(solver *s, double caps)
         if (s->states[j].priced < k.limit) finish(&k, &s->states[j]);
     return k.work < max_work;
 }
+
+/* ---- first choices -----------------------------------------------------------------------------
+ */
+
+/* Stages [from, end) on the host, the others on the device, all in their least modes; false if that
+ * does not fit. */
+static bool lay_out(solver *s, int32_t from, int32_t end)
+{
+    for (int32_t i = 0; i < s->c->n_stages; i++)
+        s->blend[i] = (tn_choice){i < from || i >= end, 0};
+    return isfinite(tn_chain_cost(s->c, s->blend));
+}
+
+void tn_solver_runs(solver *s)
+{
+    enum { more = 3 };
+    const int32_t n = s->c->n_stages;
+    for (int last = 0; last < 2; last++)
+        for (int32_t i = 0, tried = 0; i <= n && tried < more; i++) {
+            if (!lay_out(s, last ? n - i : 0, last ? n : i)) continue;
+            tn_solver_improve(s->c, s->blend);
+            tn_solver_offer(s, s->blend);
+            tried++;
+        }
+}

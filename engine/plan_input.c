@@ -49,6 +49,7 @@ tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, cons
             s->odd_head_dim);
     if (!out->n_ctx) out->n_ctx = s->n_ctx_train;
     if (!out->n_batch) out->n_batch = 512;
+    if (out->n_batch > out->n_ctx) out->n_batch = (int32_t)out->n_ctx;
     if (!out->page_size) out->page_size = 256;
     for (int32_t d = 0; d < TN_MAX_DEVICES; d++) {
         if (c->vram[d] == UINT64_MAX || (d >= p->n_devices && c->vram[d])) {

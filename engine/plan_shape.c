@@ -93,8 +93,7 @@ double tn_kv_kind_bytes(tn_kv_kind kv, uint64_t elements)
 
 uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, tn_kv_kind kv, int64_t n, int32_t page_size)
 {
-    const int64_t kept = l->window && l->window < n ? l->window : n;
-    const int64_t pages = (kept + page_size - 1) / page_size;
+    const int64_t pages = (n + page_size - 1) / page_size;
     return (uint64_t)pages * (uint64_t)(tn_kv_kind_bytes(kv, l->kv_elements) * page_size);
 }
 
@@ -193,6 +192,7 @@ static tn_status read_layer(const reader *r, int32_t i, tn_shape_layer *l)
     if (!s) s = read_window(r, i, &l->window);
     l->n_head = (int32_t)heads;
     l->head_dim = (int32_t)key;
+    l->value_dim = (int32_t)value;
     l->kv_elements = (uint64_t)(heads_kv * (key + value));
     if (key % TN_QK || value % TN_QK)
         r->s->odd_head_dim = (int32_t)(key % TN_QK ? key : value);

@@ -168,7 +168,7 @@ static void fill(const tn_chain *c, tn_choice *choice, double use[TN_USES][max_s
 }
 
 /* Makes a choice that fits better without moving anything to another place. */
-static void improve(const tn_chain *c, tn_choice *choice)
+void tn_solver_improve(const tn_chain *c, tn_choice *choice)
 {
     double use[TN_USES][max_segments];
     usage(c, choice, use);
@@ -198,7 +198,7 @@ static bool probe(solver *s, int u, int32_t d, bool use_path)
     usage(s->c, s->path, use);
     const bool ok = use[u][d] <= (double)s->c->cap[u][d];
     if (use_path && isfinite(tn_chain_cost(s->c, s->path))) {
-        improve(s->c, s->path);
+        tn_solver_improve(s->c, s->path);
         tn_solver_offer(s, s->path);
     }
     return ok;
@@ -232,21 +232,22 @@ static void blend_paths(solver *s)
             if (now != before) edge = now ? n : n - 1;
             before = now;
             if (!now || n % step) continue;
-            improve(s->c, s->blend);
+            tn_solver_improve(s->c, s->blend);
             tn_solver_offer(s, s->blend);
         }
         if (edge < 0 || !blend_at(s, first, rest, edge)) continue;
-        improve(s->c, s->blend);
+        tn_solver_improve(s->c, s->blend);
         tn_solver_offer(s, s->blend);
     }
 }
 
-/* The lowest price at which the limit of (u, d) holds, all other prices as they are. */
-static void raise_price(solver *s, int u, int32_t d, double scale)
+/* The lowest price at which the limit of (u, d) holds, all other prices as they are. False where it
+ * is nothing. */
+static bool find_price(solver *s, int u, int32_t d, double scale)
 {
     double lo = 0, hi = s->price[u][d] > 0 ? s->price[u][d] : scale;
     s->price[u][d] = 0;
-    if (probe(s, u, d, true)) return;
+    if (probe(s, u, d, true)) return false;
     bool holds = false;
     keep(s, s->over);
     for (int i = 0; i < 40 && !holds; i++) {
@@ -259,7 +260,7 @@ static void raise_price(solver *s, int u, int32_t d, double scale)
     }
     if (!holds) {
         s->impossible = true;
-        return;
+        return false;
     }
     for (int i = 0; i < 40 && hi - lo > 1e-7 * hi; i++) {
         s->price[u][d] = 0.5 * (lo + hi);
@@ -272,7 +273,43 @@ static void raise_price(solver *s, int u, int32_t d, double scale)
         }
     }
     s->price[u][d] = hi;
+    return true;
+}
+
+static void raise_price(solver *s, int u, int32_t d, double scale)
+{
+    if (!find_price(s, u, d, scale)) return;
     probe(s, u, d, true);
+    blend_paths(s);
+}
+
+/* The bound at a price of what must be there at full depth, and the best price for the planned one.
+ */
+static double bound_at(solver *s, double full, double scale)
+{
+    s->price[TN_USE_FULL][0] = full;
+    find_price(s, TN_USE_LIVE, 0, scale);
+    return sweep(s);
+}
+
+/* Where both of a device's limits hold a choice back, one price after the other may get stuck:
+ * looks for the best pair by golden section. */
+static void search_pair(solver *s, double scale)
+{
+    static const double part = 0.381966;
+    double lo = 0, hi = 4 * s->price[TN_USE_FULL][0];
+    double x = lo + part * (hi - lo), y = hi - part * (hi - lo);
+    double at_x = bound_at(s, x, scale), at_y = bound_at(s, y, scale);
+    for (int i = 0; i < 30; i++)
+        if (at_x < at_y) {
+            lo = x, x = y, at_x = at_y;
+            at_y = bound_at(s, y = hi - part * (hi - lo), scale);
+        } else {
+            hi = y, y = x, at_y = at_x;
+            at_x = bound_at(s, x = lo + part * (hi - lo), scale);
+        }
+    bound_at(s, 0.5 * (lo + hi), scale);
+    probe(s, TN_USE_LIVE, 0, true);
     blend_paths(s);
 }
 
@@ -323,6 +360,8 @@ static void find_prices(solver *s)
         if (round && s->bound - before <= 1e-6 * fabs(before)) break;
     }
     if (s->impossible) return;
+    if (s->c->n_places == 2 && s->price[TN_USE_FULL][0] > 0 && s->price[TN_USE_LIVE][0] > 0)
+        search_pair(s, scale);
     for (int i = 0; i < 30 && !isfinite(s->incumbent_cost); i++) {
         for (int u = 0; u < TN_USES; u++)
             for (int32_t d = 0; s->active[u] && d < n_rows(s->c, u); d++)
@@ -689,10 +728,11 @@ tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, dou
         s.members[c->cls[i]]++;
     find_active(&s);
     if (isfinite(tn_chain_cost(c, choice))) {
-        improve(c, choice);
+        tn_solver_improve(c, choice);
         tn_solver_offer(&s, choice);
     }
     find_prices(&s);
+    if (c->n_places == 2 && !s.impossible) tn_solver_runs(&s);
     if (!c->quick) polish(&s);
     *gap = s.impossible ? 0 : c->quick && isfinite(s.incumbent_cost) ? distance(&s) : prove(&s);
     *cost = s.incumbent_cost;

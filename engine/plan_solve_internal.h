@@ -81,7 +81,12 @@ static inline double priced(const solver *s, const tn_mode *m, int32_t place)
 
 /* Takes a choice that fits and is better than the best known. */
 void tn_solver_offer(solver *s, const tn_choice *choice);
-/* plan_exact.c: for one segment. Searches everything that at the prices swept last may be better
+/* Makes a choice that fits better without moving anything to another place. */
+void tn_solver_improve(const tn_chain *c, tn_choice *choice);
+/* plan_exact.c: for one segment. Offers choices that have the first stages, or the last ones, at
+ * home on the host and the others on the device: as few on the host as fit, and some more. */
+void tn_solver_runs(solver *s);
+/* For one segment. Searches everything that at the prices swept last may be better
  * than the best known; caps: what the limits are worth at them. What is found is offered. False
  * when the search was cut short; else the best known is the best there is. */
 bool tn_solver_count(solver *s, double caps);

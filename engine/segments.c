@@ -25,14 +25,16 @@ static void add_layer(tn_load *l, int32_t layer, int32_t device)
     d->segment[d->n_segments - 1].end = layer + 1;
 }
 
-/* Layers without a device go with the one before; the first ones with the first that has one. */
+/* Layers without a device go with the one before; the first ones with the first that has one. Where
+ * none has, no device is used at all. */
 static void follow_plan(tn_load *l)
 {
     const tn_plan *p = &l->opt->plan->planned.plan;
     int32_t first = 0;
-    while (first < p->n_layers - 1 && p->layer[first].device == TN_HOST)
+    while (first < p->n_layers && p->layer[first].device == TN_HOST)
         first++;
-    int32_t device = p->layer[first].device == TN_HOST ? 0 : p->layer[first].device;
+    if (first == p->n_layers) return;
+    int32_t device = p->layer[first].device;
     for (int32_t i = 0; i < p->n_layers; i++) {
         if (p->layer[i].device != TN_HOST) device = p->layer[i].device;
         add_layer(l, i, device);

@@ -245,7 +245,7 @@ static tn_placement *moving_plan(const char *path, const char *file)
     char *machine = slow_machine(), *text = NULL;
     tn_placement *p = NULL;
     tn_error err = {0};
-    for (uint64_t vram = 100 << 10; machine && !p && vram < 4 << 20; vram += 8 << 10) {
+    for (uint64_t vram = 100 << 10; machine && !p && vram < 4 << 20; vram += 4 << 10) {
         const tn_placement_options o = {.struct_size = sizeof o,
                                         .hardware = machine,
                                         .n_devices = 2,
@@ -253,7 +253,7 @@ static tn_placement *moving_plan(const char *path, const char *file)
                                         .n_ctx = n_ctx,
                                         .n_batch = page,
                                         .kv = TN_KV_F32,
-                                        .vram = {vram + vram / 2, vram},
+                                        .vram = {vram + vram / 16, vram},
                                         .granule = 16,
                                         .page_size = page};
         if (tn_placement_open(&p, path, &o, &err)) break;

@@ -300,7 +300,8 @@ TEST(plan_files_replay_exactly)
         const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
         REQUIRE(test_shape(&s, &m, 16) == TN_OK);
         if (i % 2) random_rules(&seed, &r);
-        const uint64_t room = (uint64_t)(test_uniform(&seed, 0.3, 1.2) * (double)s.weight_bytes);
+        const uint64_t room =
+            400000 + (uint64_t)(test_uniform(&seed, 0, 1.2) * (double)s.weight_bytes);
         const tn_constraints c = {.n_batch = 16,
                                   .page_size = 16,
                                   .rules = &r,
