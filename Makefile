@@ -282,9 +282,10 @@ GPU_PY = $(PYTHON) tests/gpu.py
 test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included; writes a JSON report
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
 
-run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(call program,tests/test_device*.c) \
-    $(call program,tests/test_exec_device*.c tests/test_elastic.c tests/test_stream.c) \
-    $(BUILD)/tests/modeltest_forward
+GPU_TESTS := $(call program,tests/test_device*.c tests/test_exec_device*.c tests/test_elastic.c \
+    tests/test_stream.c tests/test_experts.c tests/modeltest_forward.c)
+
+run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS)
 	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON report
@@ -292,6 +293,20 @@ bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON
 
 run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon-bench
 	@$(GPU_PY) bench --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
+
+# For a machine that has a GPU but not what a build needs: unpack this tree there and run
+#     python3 tests/gpu.py test --build build/gpu-kit      (or bench)
+gpu-kit: ## what test-gpu and bench-gpu run, for CUDA_ARCHS='80 86 89 90', gathered in build/gpu-kit
+	@+$(SUBMAKE) CUDA=on CUDA_ARCHS='$(or $(CUDA_ARCHS),80 86 89 90)' BUILD=build/gpu BIN=build/gpu/ \
+	    run-gpu-kit
+
+run-gpu-kit: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS) $(BIN)tenon-bench
+	@rm -rf build/gpu-kit && mkdir -p build/gpu-kit/tests build/gpu-kit/lib
+	@cp $(CUDA_PLUGIN) build/gpu-kit
+	@strip -o build/gpu-kit/tenon-bench $(BIN)tenon-bench
+	@for t in $(GPU_TESTS); do strip -o build/gpu-kit/tests/$${t##*/} $$t || exit 1; done
+	@ldd $(BIN)tenon-bench | awk '/pcre2|utf8proc|jansson/ {print $$3}' | xargs cp -Lt build/gpu-kit/lib
+	@du -sh build/gpu-kit
 
 # The build without device code (CUDA=off) differs in one file, so what is built already is taken over.
 OFF_TESTS := $(call program,$(patsubst %,tests/test_%.c,nodevice device engine))
@@ -403,7 +418,7 @@ help: ## this list
 FORCE:
 .PHONY: all lib plugins need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
     chat models bench bench-peers simulate test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
-    run-bench-gpu off-check run-off-check asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
+    run-bench-gpu gpu-kit run-gpu-kit off-check run-off-check asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
     uninstall deps deps-ci check-deps clean help FORCE
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

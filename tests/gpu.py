@@ -4,7 +4,10 @@
 usage: gpu.py test|bench [--build DIR] [--out FILE] [--models DIR] [--seconds N]
 
 Without a GPU nothing is run and no report is written: that is said, counts as skipped, exit code 0.
-What does not fit into the time (600 s) counts as skipped too. Needs nothing from the network.
+What does not fit into the time (600 s) counts as skipped too; a step that hangs is ended and has
+failed. The report is written anew after every step. Needs nothing from the network.
+
+BUILD may be the folder that 'make gpu-kit' fills, for a machine on which nothing can be built.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +30,8 @@ FIELDS = ("index name uuid driver_version vbios_version compute_cap memory.total
 SANITIZERS = "memcheck racecheck initcheck synccheck".split()
 # What the sanitizers, which are slow, look at: memory and streams, then ops.
 SANITIZED = ["test_device", "test_device_ops"]
+# Seconds after which a step hangs.
+LIMITS = {"test": 200, "sanitizer": 100, "bench": 400}
 
 
 def value(text):
@@ -39,10 +45,10 @@ def value(text):
     return int(number) if number.is_integer() else number
 
 
-def gpus():
-    """What nvidia-smi says of each GPU; [] if there is none."""
+def ask(fields):
+    """nvidia-smi's rows of these fields; [] if it does not know them or is not there."""
     try:
-        out = subprocess.run(["nvidia-smi", "--query-gpu=" + ",".join(FIELDS),
+        out = subprocess.run(["nvidia-smi", "--query-gpu=" + ",".join(fields),
                               "--format=csv,noheader,nounits"],
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -50,7 +56,20 @@ def gpus():
     if out.returncode:
         return []
     rows = [line.split(",") for line in out.stdout.decode(errors="replace").splitlines()]
-    return [dict(zip(FIELDS, map(value, row))) for row in rows if len(row) == len(FIELDS)]
+    return [dict(zip(fields, map(value, row))) for row in rows if len(row) == len(fields)]
+
+
+def gpus():
+    """What nvidia-smi says of each GPU; [] if there is none. A field that this driver does not know
+    fails the whole question, so then they are asked for one by one."""
+    cards = ask(FIELDS)
+    if cards:
+        return cards
+    cards = ask(["index"])
+    for field in FIELDS[1:] if cards else []:
+        for card, row in zip(cards, ask([field]) or [{field: None}] * len(cards)):
+            card.update(row)
+    return cards
 
 
 def first_line(*command):
@@ -61,12 +80,26 @@ def first_line(*command):
         return None
 
 
+def run_within(command, seconds):
+    """Exit code, or None where it had to be ended, and output. What it started itself ends with it:
+    it would hold the pipe open."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, start_new_session=True) as p:
+        try:
+            out = p.communicate(timeout=seconds)[0]
+            return p.returncode, out
+        except subprocess.TimeoutExpired:
+            os.killpg(p.pid, signal.SIGKILL)
+            return None, p.communicate()[0]
+
+
 class Session:
-    def __init__(self, seconds):
+    def __init__(self, seconds, save):
         self.end = time.monotonic() + seconds
         self.steps = []
+        self.save = save
 
-    def run(self, name, command, parse=None):
+    def run(self, name, command, kind="test", parse=None):
         """Runs one step within what is left of the time and notes how it went."""
         left = self.end - time.monotonic()
         step = {"name": name, "command": command}
@@ -74,48 +107,60 @@ class Session:
         if left < 5:
             step.update(result="skipped", why="no time was left", passed=0, failed=0, skipped=1)
         else:
-            self.execute(step, command, left, parse)
-        print("%-44s %s%s" % (name, step["result"],
-                              " (%s)" % step["why"] if "why" in step else ""), flush=True)
+            self.execute(step, command, min(left, LIMITS[kind]), left, parse)
+        self.said(step)
 
-    def execute(self, step, command, left, parse):
+    def said(self, step):
+        print("%-44s %s%s" % (step["name"], step["result"],
+                              " (%s)" % step["why"] if "why" in step else ""), flush=True)
+        self.save(self)
+
+    def execute(self, step, command, seconds, left, parse):
         start = time.monotonic()
         try:
-            out = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, timeout=left)
-            code, text = out.returncode, out.stdout.decode(errors="replace")
-        except subprocess.TimeoutExpired as e:
-            code, text = None, (e.stdout or b"").decode(errors="replace")
+            code, out = run_within(command, seconds)
         except OSError as e:
-            code, text = -1, str(e)
+            code, out = -1, str(e).encode()
+        text = out.decode(errors="replace")
         step["seconds"] = round(time.monotonic() - start, 2)
         found = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", text, re.M)
         passed, failed, skipped = (sum(int(f[i] or 0) for f in found) for i in range(3))
-        if code is None:
-            step.update(result="skipped", why="it did not fit into the time")
+        if code is None and seconds == left:
+            step.update(result="skipped", why="it did not fit into the time", output=text[-8000:])
             skipped += 1
-        elif code or failed:
+        elif code or failed or code is None:
+            if code is None:
+                step["why"] = "it did not end within %g s" % seconds
             step.update(result="failed", exit_code=code, output=text[-8000:])
             failed = failed or 1
             sys.stderr.write(text[-8000:])
-        elif parse:
-            try:
-                step.update(result="passed", report=parse())
-                passed += 1
-            except (OSError, ValueError) as e:
-                step.update(result="failed", why="no report: %s" % e)
-                failed += 1
-        elif not passed and not skipped:
+        elif not parse and not passed and not skipped:
             step.update(result="failed", why="it ran no test", output=text[-8000:])
             failed = 1
-        else:
+        elif not parse:
             step["result"] = "passed" if passed else "skipped"
+        if parse:
+            passed, failed = self.keep(step, parse, passed, failed)
         step.update(passed=passed, failed=failed, skipped=skipped)
+
+    def keep(self, step, parse, passed, failed):
+        """The report that a step has left, also of one that was ended on the way."""
+        try:
+            step["report"] = parse()
+        except (OSError, ValueError) as e:
+            if "result" in step:
+                return passed, failed
+            step.update(result="failed", why="no report: %s" % e)
+            return passed, failed + 1
+        if "result" in step:
+            return passed, failed
+        step["result"] = "passed"
+        return passed + 1, failed
 
     def skip(self, name, why):
         self.steps.append({"name": name, "result": "skipped", "why": why,
                            "passed": 0, "failed": 0, "skipped": 1})
-        print("%-44s skipped (%s)" % (name, why), flush=True)
+        self.said(self.steps[-1])
 
     def total(self, what):
         return sum(step[what] for step in self.steps)
@@ -123,7 +168,7 @@ class Session:
 
 def run_tests(session, build, models):
     names = sorted(glob.glob("tests/test_device*.c") + glob.glob("tests/test_exec_device*.c"))
-    names += ["tests/test_elastic.c", "tests/test_stream.c"]
+    names += ["tests/test_elastic.c", "tests/test_stream.c", "tests/test_experts.c"]
     names = [os.path.basename(n)[:-2] for n in names]
     for name in names:
         session.run(name, [os.path.join(build, "tests", name), "--cuda"])
@@ -139,27 +184,47 @@ def run_tests(session, build, models):
             title = "%s under %s" % (name, tool)
             if os.access(sanitizer, os.X_OK):
                 session.run(title, [sanitizer, "--tool", tool, "--error-exitcode", "86",
-                                    os.path.join(build, "tests", name), "--cuda"])
+                                    os.path.join(build, "tests", name), "--cuda"], "sanitizer")
             else:
                 session.skip(title, "compute-sanitizer is not installed")
 
 
+# A shape, and MiB for its weights and, at a depth of 32,768, for its keys and values besides.
+SHAPES = (("llama-1b:q4_k_m", 2000, 1100), ("llama-8b:q4_k_m", 6500, 4400),
+          ("llama-70b:q4_k_m", 45000, 10800))
+
+
+def rows_of(path):
+    """The rows that tenon-bench has written so far; the last line may be cut off."""
+    with open(path) as f:
+        lines = f.read().split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    if not rows:
+        raise ValueError("it is empty")
+    return rows
+
+
 def run_bench(session, build, cards):
     bench = os.path.join(build, "tenon-bench") if build != "build/release" else "./tenon-bench"
-    memory = max(card["memory.total"] or 0 for card in cards)
-    for shape, mib in ("llama-1b:q4_k_m", 2000), ("llama-8b:q4_k_m", 9000), \
-                      ("llama-70b:q4_k_m", 48000):
-        for depth in 0, 32768:
-            name = "%s at depth %d" % (shape, depth)
-            if memory < mib + depth // 8:
-                session.skip(name, "the card has %s MiB" % memory)
-                continue
-            report = os.path.join("build", "gpu-bench-part.json")
-            if os.path.exists(report):
-                os.unlink(report)
-            session.run(name, [bench, "--synthetic", shape, "--device", "cuda", "-p", "2048", "-n",
-                               "64", "-d", str(depth), "-r", "3", "-o", "json", "--out", report],
-                        lambda: json.load(open(report)))
+    sizes = [card["memory.total"] for card in cards if card["memory.total"]]
+    memory = max(sizes) if sizes else None # not known: try
+    report = os.path.join("build", "gpu-bench-part.jsonl")
+    os.makedirs("build", exist_ok=True)
+    for shape, weights, kv in SHAPES:
+        depths = "0,32768"
+        if memory and memory < weights:
+            session.skip(shape, "the card has %s MiB" % memory)
+            continue
+        if memory and memory < weights + kv:
+            session.skip("%s at depth 32768" % shape, "the card has %s MiB" % memory)
+            depths = "0"
+        if os.path.exists(report):
+            os.unlink(report)
+        # One process a shape: its weights are made once.
+        session.run("%s at depth %s" % (shape, depths),
+                    [bench, "--synthetic", shape, "--device", "cuda", "-p", "2048", "-n", "64", "-d",
+                     depths, "-r", "3", "-o", "jsonl", "--out", report], "bench",
+                    lambda: rows_of(report))
 
 
 def main():
@@ -177,29 +242,40 @@ def main():
         print("There is no NVIDIA GPU here (nvidia-smi names none): nothing was run.")
         print("0 passed, 0 failed, 1 skipped")
         return 0
-    session = Session(args.seconds)
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+
+    def save(session, after=None):
+        report = {
+            "what": args.what,
+            "emulated": False,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
+            "seconds": round(time.time() - start, 1),
+            "commit": commit,
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "gpus_before": before,  # clocks and temperature change under load
+            "gpus_after": after,    # null: it was broken off
+            "passed": session.total("passed"),
+            "failed": session.total("failed"),
+            "skipped": session.total("skipped"),
+            "steps": session.steps,
+        }
+        with open(out + ".part", "w") as f:
+            json.dump(report, f, indent=1)
+            f.write("\n")
+        os.replace(out + ".part", out)
+        return report
+
+    commit = first_line("git", "describe", "--always", "--dirty")
+    session = Session(args.seconds, save)
+    libraries = os.path.abspath(os.path.join(args.build, "lib"))
+    if os.path.isdir(libraries):  # of a kit: what the machine may lack
+        paths = [p for p in (os.environ.get("LD_LIBRARY_PATH"), libraries) if p]
+        os.environ["LD_LIBRARY_PATH"] = ":".join(paths)
     if args.what == "test":
         run_tests(session, args.build, args.models)
     else:
         run_bench(session, args.build, before)
-    report = {
-        "what": args.what,
-        "emulated": False,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
-        "seconds": round(time.time() - start, 1),
-        "commit": first_line("git", "describe", "--always", "--dirty"),
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
-        "gpus_before": before,  # clocks and temperature change under load
-        "gpus_after": gpus(),
-        "passed": session.total("passed"),
-        "failed": session.total("failed"),
-        "skipped": session.total("skipped"),
-        "steps": session.steps,
-    }
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with open(out, "w") as f:
-        json.dump(report, f, indent=1)
-        f.write("\n")
+    report = save(session, gpus())
     print("report: %s" % out)
     print("%d passed, %d failed, %d skipped" % (report["passed"], report["failed"],
                                                report["skipped"]))

@@ -6,6 +6,7 @@ usage: test_gpu.py TENON DATA_DIR [NAME]
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,26 +26,40 @@ def script(path, text):
     os.chmod(path, 0o755)
 
 
-def run(folder, *args, card=None, sanitizer=None):
-    """gpu.py with only the stand-ins in PATH; its output, exit code, report."""
+def run(folder, *args, card=None, sanitizer=None, smi=None, program=os.path.join(HERE, "gpu.py")):
+    """gpu.py with only the stand-ins in PATH, and sleep; its output, exit code, report."""
     bin_ = os.path.join(folder, "bin")
     os.makedirs(bin_, exist_ok=True)
     if card is not None:
-        script(os.path.join(bin_, "nvidia-smi"), "echo '%s'\n" % card)
+        smi = "echo '%s'\n" % card
+    if smi:
+        script(os.path.join(bin_, "nvidia-smi"), smi)
+    for tool in "sleep", "grep":
+        if not os.path.exists(os.path.join(bin_, tool)):
+            os.symlink(shutil.which(tool), os.path.join(bin_, tool))
     if sanitizer:
         script(os.path.join(bin_, "compute-sanitizer"), sanitizer)
     out = os.path.join(folder, "report.json")
-    p = subprocess.run([sys.executable, os.path.join(HERE, "gpu.py"), *args, "--build", folder,
+    p = subprocess.run([sys.executable, program, *args, "--build", folder,
                         "--models", os.path.join(folder, "models"), "--out", out], env={"PATH": bin_}, cwd=os.path.dirname(HERE),
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
     report = json.load(open(out)) if os.path.exists(out) else None
     return p.stdout.decode(), p.returncode, report
 
 
+def limited(folder, kind):
+    """gpu.py with a second for each step."""
+    path = os.path.join(folder, "limited.py")
+    with open(path, "w") as f:
+        f.write("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, %r)\nimport gpu\ngpu.LIMITS[%r] = 1\n"
+                "sys.exit(gpu.main())\n" % (HERE, kind))
+    return path
+
+
 def programs(folder, text, **other):
     for name in os.listdir(HERE):
         if name.startswith(("test_device", "test_exec_device", "test_elastic", "test_stream",
-                            "modeltest_forward")) and name.endswith(".c"):
+                            "test_experts", "modeltest_forward")) and name.endswith(".c"):
             script(os.path.join(folder, "tests", name[:-2]), other.get(name[:-2], text))
     os.makedirs(os.path.join(folder, "models"))
     for name in "a.gguf", "b.gguf":
@@ -73,7 +88,8 @@ def passing_tests_are_reported(t):
         equal(card["ecc.mode.current"], None, "ECC")
         equal(report["passed"], 3 * len(report["steps"]), "report['passed']")
         names = [step["name"] for step in report["steps"]]
-        check("test_device under racecheck" in names, str(names))
+        for name in "test_device under racecheck", "test_exec_devices", "test_elastic", "test_stream", "test_experts":
+            check(name in names, str(names))
 
 
 @case
@@ -124,14 +140,53 @@ def what_does_not_fit_is_skipped(t):
 
 
 @case
+def a_step_that_hangs_is_ended(t):
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "report.json")
+        # Its child holds the pipe; the report of the steps before is there already.
+        programs(folder, "echo '1 passed, 0 failed'\n",
+                 test_device_attend="sleep 50 & wait\n",
+                 test_device_ops="grep -q '\"result\": \"passed\"' %s && echo '3 passed, 0 failed'\n" % out)
+        text, code, report = run(folder, "test", card=CARD, program=limited(folder, "test"))
+        equal(code, 1, text)
+        steps = {step["name"]: step for step in report["steps"]}
+        equal(steps["test_device_attend"]["why"], "it did not end within 1 s", "why")
+        check(steps["test_device_attend"]["seconds"] < 20, "its child was waited for")
+        equal((report["failed"], steps["test_stream"]["result"]), (1, "passed"), "the others")
+
+
+@case
+def fields_that_a_driver_does_not_know(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, "echo '1 passed, 0 failed'\n")
+        smi = ('case $1 in *,*|*pcie*) echo not a valid field; exit 2;; *=index) echo 0;;\n'
+               '*=memory.total) echo 24576;; *) echo x;; esac\n')
+        text, code, report = run(folder, "test", smi=smi)
+        equal(code, 0, text)
+        card = report["gpus_before"][0]
+        equal((card["index"], card["memory.total"], card["pcie.link.gen.max"]), (0, 24576, None), "card")
+
+
+@case
 def bench_keeps_the_reports(t):
     with tempfile.TemporaryDirectory() as folder:
         script(os.path.join(folder, "tenon-bench"),
-               'for a; do file=$a; done\necho \'{"rows": []}\' >"$file"\n')
+               'for a; do file=$a; done\necho \'{"row": 1}\' >"$file"\n')
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "12000"))
         equal(code, 0, text)
-        equal(report["steps"][0]["report"], {"rows": []}, "report['steps'][0]['report']")
+        equal(report["steps"][0]["report"], [{"row": 1}], "report['steps'][0]['report']")
+        equal([step["command"][10] for step in report["steps"] if "command" in step],
+              ["0,32768", "0,32768"], "depths")
         equal(report["steps"][-1]["why"], "the card has 12000 MiB", "report['steps'][-1]['why']")
+        text, code, report = run(folder, "bench", card=CARD.replace("81559", "8192"))
+        equal([step.get("why") for step in report["steps"]],
+              [None, "the card has 8192 MiB", None, "the card has 8192 MiB"], "what is skipped")
+        # What was measured before it was broken off is kept.
+        script(os.path.join(folder, "tenon-bench"),
+               'for a; do file=$a; done\nprintf \'{"row": 1}\\n{"ro\' >"$file"\nsleep 60\n')
+        text, code, report = run(folder, "bench", card=CARD, program=limited(folder, "bench"))
+        equal((report["steps"][0]["result"], report["steps"][0]["report"]), ("failed", [{"row": 1}]),
+              "a step that was broken off")
         script(os.path.join(folder, "tenon-bench"), "exit 0\n")
         text, code, report = run(folder, "bench", card=CARD)
         equal(code, 1, "the exit code")
