@@ -112,7 +112,7 @@ static bool make_plan(setup *t)
             .n_ctx = n_ctx,
             .n_batch = page,
             .kv = TN_KV_F32,
-            .vram = {t->n_devices == 2 ? vram + vram / 2 : vram, t->n_devices == 2 ? vram : 0},
+            .vram = {t->n_devices == 2 ? vram + vram / 8 : vram, t->n_devices == 2 ? vram : 0},
             .granule = t->granule,
             .page_size = page};
         /* What the rules alone need may be more than a small budget. */
