@@ -3,11 +3,10 @@
  * copied while the other buffer is filled. */
 #include "boundary.h"
 #include "engine.h"
+#include "exec_sizes.h"
 #include "pin.h"
 
 #include <string.h>
-
-enum { slot_bytes = 4 << 20, group = 8 /* rows of the host's interleaved layout */ };
 
 typedef struct slot {
     void *pinned, *device; /* [capacity] */
@@ -30,11 +29,11 @@ typedef struct packing {
     size_t bytes, stride;
 } packing;
 
-/* At least one group of rows, at most slot_bytes where that is more. */
+/* At least one group of rows, at most TN_CARRIED_BYTES where that is more. */
 static size_t wanted(const tn_weight *w)
 {
-    const size_t least = group * w->row_bytes, all = (size_t)w->rows * w->row_bytes;
-    const size_t most = all < slot_bytes ? all : slot_bytes;
+    const size_t least = TN_CARRIED_ROWS * w->row_bytes, all = (size_t)w->rows * w->row_bytes;
+    const size_t most = all < TN_CARRIED_BYTES ? all : TN_CARRIED_BYTES;
     return least > most ? least : most;
 }
 
@@ -90,7 +89,7 @@ void tn_carrier_free(tn_carrier *c)
 size_t tn_carrier_least(const tn_weight *w, int64_t cols)
 {
     const tn_type_info *t = tn_type_get(w->type);
-    return group * (size_t)(cols / t->block) * t->bytes;
+    return TN_CARRIED_ROWS * (size_t)(cols / t->block) * t->bytes;
 }
 
 static void pack_task(void *arg, int64_t begin, int64_t end, int worker)
@@ -118,7 +117,7 @@ static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight
 {
     const tn_device_api *api = c->d->api;
     const bool r8 = from->layout == TN_LAYOUT_R8;
-    const int64_t each = r8 ? group : 1, items = (n + each - 1) / each;
+    const int64_t each = r8 ? TN_CARRIED_ROWS : 1, items = (n + each - 1) / each;
     const tn_dweight part = tn_dweight_rows(to, row0, n);
     slot *s = &c->slot[c->turn ^= 1];
     const packing p = {
@@ -146,7 +145,7 @@ tn_status tn_carrier_send(tn_carrier *c, const tn_dweight *to, const tn_weight *
     const tn_type_info *t = tn_type_get(from->type);
     const size_t skip = (size_t)(col0 / t->block) * t->bytes;
     const size_t row_bytes = (size_t)(to->cols / t->block) * t->bytes;
-    const int64_t step = (int64_t)(c->capacity / row_bytes) / group * group;
+    const int64_t step = (int64_t)(c->capacity / row_bytes) / TN_CARRIED_ROWS * TN_CARRIED_ROWS;
     tn_status s = TN_OK;
     for (int64_t r = 0; r < to->rows && !s; r += step)
         s = carry_rows(c, to, from, skip, row_bytes, r, to->rows - r < step ? to->rows - r : step,

@@ -1,18 +1,13 @@
 /* The device side of exec: the operations of a transformer as launches on one stream. */
 #include "exec_device.h"
+#include "exec_sizes.h"
 #include "sides.h"
 #include "stream.h"
 
 #include <math.h>
 #include <string.h>
 
-enum {
-    max_splits = 32,
-    split_positions = 128,  /* of context for one block of attention */
-    logit_bytes = 4 << 20,  /* of logits computed at once */
-    piece_bytes = 64 << 20, /* of a dequantised weight */
-    align = 256
-};
+enum { split_positions = 128 /* of context for one block of attention */ };
 
 /* ---- buffers -----------------------------------------------------------------------------------
  */
@@ -25,7 +20,7 @@ typedef struct arena {
 static void *take(arena *a, int64_t count, size_t size)
 {
     void *p = a->base ? a->base + a->used : NULL;
-    a->used += ((size_t)count * size + align - 1) / align * align;
+    a->used += ((size_t)count * size + TN_DEVICE_ALIGN - 1) / TN_DEVICE_ALIGN * TN_DEVICE_ALIGN;
     return p;
 }
 
@@ -42,7 +37,7 @@ static bool quantised(const tn_dweight *w)
 /* A large weight is dequantised in pieces. */
 static void need_product(tn_dev *d, uint32_t type, int64_t w_rows, int64_t cols)
 {
-    int64_t rows = piece_bytes / (cols * (int64_t)sizeof(float)) + 1;
+    int64_t rows = TN_DEQUANTISED_BYTES / (cols * (int64_t)sizeof(float)) + 1;
     if (rows > w_rows) rows = w_rows;
     const size_t bytes = d->ops->gemm_bytes(type, d->n_batch, rows, cols);
     if (bytes > d->workspace_bytes) d->workspace_bytes = bytes;
@@ -129,7 +124,8 @@ static void lay_out(tn_dev *d, arena *a)
     for (int i = 0; i < 2; i++)
         d->angles[i] = take(a, n * hp->n_rot, sizeof *d->angles[i]);
     d->partial = take(
-        a, (int64_t)d->ops->attend_bytes(TN_MATVEC_MAX, hp->n_head, hp->head_dim_v, max_splits), 1);
+        a,
+        (int64_t)d->ops->attend_bytes(TN_MATVEC_MAX, hp->n_head, hp->head_dim_v, TN_MAX_SPLITS), 1);
     lay_out_experts(d, a);
     if (d->has_head)
         d->logits = take(a, d->logit_rows * d->m->on_device.output.rows, sizeof *d->logits);
@@ -188,7 +184,7 @@ tn_status tn_dev_init(tn_dev *d, const tn_model *m, int32_t segment, const tn_kv
     d->ops = device->ops;
     d->n_batch = n_batch;
     d->used = m->hp.n_expert ? m->hp.n_expert_used : 1;
-    d->logit_rows = (int32_t)(logit_bytes / (m->hp.n_vocab * (int64_t)sizeof(float)));
+    d->logit_rows = (int32_t)(TN_LOGIT_BYTES / (m->hp.n_vocab * (int64_t)sizeof(float)));
     if (d->logit_rows < TN_MATVEC_MAX) d->logit_rows = TN_MATVEC_MAX;
     if (d->logit_rows > n_batch) d->logit_rows = n_batch;
     measure_workspace(d);
@@ -373,7 +369,7 @@ tn_status tn_dev_sync(tn_dev *d)
 int32_t tn_dev_splits(int64_t pos)
 {
     int32_t n = 1;
-    while (n < max_splits && (int64_t)n * split_positions <= pos)
+    while (n < TN_MAX_SPLITS && (int64_t)n * split_positions <= pos)
         n *= 2;
     return n;
 }

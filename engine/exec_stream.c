@@ -1,12 +1,11 @@
 /* Weights that the host has, on their way to a device for one batch: in pieces, two at a time. */
 #include "boundary.h"
 #include "engine.h"
+#include "exec_sizes.h"
 #include "pin.h"
 #include "stream.h"
 
 #include <string.h>
-
-enum { least_rows = 64 }; /* of a projection at once */
 
 /* Where a piece is while the device computes with it. Filled by the carrier's stream, read by the
  * executor's: each waits for the other by an event. */
@@ -67,7 +66,8 @@ bool tn_streamer_projects(const tn_streamer *t, int32_t layer, int64_t n)
 int64_t tn_streamer_rows(const tn_streamer *t, const tn_weight *w)
 {
     const int64_t rows =
-        (int64_t)(t->capacity / tn_dweight_bytes(w->type, least_rows, w->cols)) * least_rows;
+        (int64_t)(t->capacity / tn_dweight_bytes(w->type, TN_STREAMED_ROWS, w->cols)) *
+        TN_STREAMED_ROWS;
     return rows < w->rows ? rows : w->rows;
 }
 
@@ -78,7 +78,7 @@ static size_t projection_bytes(const tn_streamer *t, int32_t layer, size_t *buff
     const tn_weight *const w[4] = {&y->attn_q, &y->attn_k, &y->attn_v, &y->attn_output};
     size_t bytes = 0;
     for (int i = 0; i < 4; i++) {
-        const size_t each = tn_dweight_bytes(w[i]->type, least_rows, w[i]->cols);
+        const size_t each = tn_dweight_bytes(w[i]->type, TN_STREAMED_ROWS, w[i]->cols);
         const size_t least = tn_carrier_least(w[i], w[i]->cols);
         if (each > bytes) bytes = each;
         if (least > *buffer) *buffer = least;

@@ -55,7 +55,7 @@ tn_status tn_load_choose(tn_load *l)
     const uint64_t bytes = tn_load_host_bytes(l), available = tn_host_memory_available();
     const double gib = 1 << 30;
     tn_host_info h;
-    if (l->map) return TN_OK; /* only the shape is wanted */
+    if (l->map) return TN_OK;
     l->map = !l->random && !l->exact && tn_load_maps(l->opt->load, l->opt->plan, bytes, available);
     if (l->map) say_mapped(l, bytes, available);
     tn_host_info_get(&h);

@@ -1,15 +1,14 @@
 /* Carries weights to the device: rows are read as they lie in the file into one of two pinned
  * buffers, copied, and rearranged by the device, while the other buffer is filled. */
 #include "engine.h"
+#include "exec_sizes.h"
 #include "load.h"
 
 #include <string.h>
 
 enum {
-    slot_bytes = 4 << 20, /* at most, unless a row is longer */
     piece_bytes = 1 << 18,
-    max_pieces = slot_bytes / piece_bytes + 1,
-    align = 256
+    max_pieces = TN_CARRIED_BYTES / piece_bytes + 1
 };
 
 /* A matrix, or (tensor NULL) a vector. */
@@ -33,7 +32,8 @@ static tn_status queue(tn_load *l, struct tn_upload u)
                  sizeof u))
         return tn_fail_nomem(l->err, sizeof u, "the load queue");
     u.at = d->bytes;
-    if (!tn_add_size(d->bytes, (u.bytes + align - 1) / align * align, &d->bytes))
+    const size_t padded = (u.bytes + TN_DEVICE_ALIGN - 1) / TN_DEVICE_ALIGN * TN_DEVICE_ALIGN;
+    if (!tn_add_size(d->bytes, padded, &d->bytes))
         return tn_fail(l->err, TN_EDEVICE, -1, "the weights are larger than any device memory");
     l->uploads[l->n_uploads++] = u;
     return TN_OK;
@@ -165,7 +165,7 @@ static tn_status upload(uploader *p, const struct tn_upload *u)
 static size_t wanted(const struct tn_upload *u)
 {
     const size_t row = row_bytes(u), all = (size_t)u->rows * row;
-    const size_t most = all < slot_bytes ? all : slot_bytes;
+    const size_t most = all < TN_CARRIED_BYTES ? all : TN_CARRIED_BYTES;
     return row > most ? row : most;
 }
 

@@ -165,7 +165,8 @@ typedef struct tn_tensor_place {
 typedef struct tn_load {
     tn_model *m;
     const tn_model_options *opt; /* a full-size copy */
-    bool map, exact, random;     /* random: synthetic weights, no file */
+    bool map;                    /* nothing is copied; set before binding: only the shape counts */
+    bool exact, random;          /* random: synthetic weights, no file */
     tn_error *err;
     bool *used;                  /* per tensor of the directory: bound to a field */
     tn_tensor_place *place;      /* per tensor of the directory; NULL: all on the host */
@@ -181,7 +182,8 @@ typedef struct tn_load {
 bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available);
 /* Bytes of the tensors that the host is to hold, as they are in the file or as float32. */
 uint64_t tn_load_host_bytes(const tn_load *l);
-/* Chooses that, once it is known which tensors the host holds. TN_ENOMEM: more than the machine has. */
+/* Chooses l->map unless it is set, once it is known which tensors the host holds.
+ * TN_ENOMEM: more than the machine has. */
 tn_status tn_load_choose(tn_load *l);
 /* Binds tensor `t` as a matrix of rows x cols (x n_experts, 0 = a plain matrix) and queues
  * its reading, to the sides where it belongs; row_major keeps the file's layout on the host

@@ -2,20 +2,12 @@
  * execution asks for: its buffers (exec_device.c), what weights are carried in (boundary_copy.c,
  * exec_stream.c, load_device.c), and what they take more in the device's layout than in the file.
  */
+#include "exec_sizes.h"
 #include "plan_cost.h"
 
 #include "../kernels/device_ops.h"
 
-enum {
-    align = 256,                  /* in one allocation */
-    page_align = 512,             /* of an allocation, at most */
-    carried_bytes = 4 << 20,      /* in one buffer, unless a row is longer */
-    dequantised_bytes = 64 << 20, /* of float32, at once */
-    logit_bytes = 4 << 20,
-    streamed_rows = 64, /* of a projection at least */
-    group_rows = 8,     /* of the host's interleaved layout */
-    max_splits = 32     /* of a context in attention */
-};
+enum { page_align = 512 /* of an allocation, at most */ };
 
 static uint64_t padded(uint64_t bytes, uint64_t to)
 {
@@ -44,7 +36,7 @@ static bool is_ffn_matrix(const tn_shape_tensor *t)
 static uint64_t device_bytes(const tn_shape_tensor *t, int64_t rows, int64_t cols)
 {
     const uint64_t bytes = tn_dweight_bytes(t->type, rows, cols);
-    return padded(bytes || !rows || !cols ? bytes : t->bytes, align);
+    return padded(bytes || !rows || !cols ? bytes : t->bytes, TN_DEVICE_ALIGN);
 }
 
 static uint64_t excess(uint64_t device, uint64_t file)
@@ -55,7 +47,7 @@ static uint64_t excess(uint64_t device, uint64_t file)
 /* Of a tensor that is there as a whole. Vectors are there in float32, wherever their layer is. */
 static uint64_t tensor_excess(const tn_shape_tensor *t)
 {
-    if (t->rows <= 1) return padded(t->params * sizeof(float), align);
+    if (t->rows <= 1) return padded(t->params * sizeof(float), TN_DEVICE_ALIGN);
     const int64_t n = t->n_expert > 1 ? t->n_expert : 1;
     return excess(device_bytes(t, (int64_t)t->rows * n, (int64_t)t->cols), t->bytes);
 }
@@ -98,7 +90,7 @@ static uint64_t layout_excess(const tn_shape *s)
         sum += of_class;
     }
     const tn_shape_tensor *head = &s->tensor[s->head]; /* its rows are in units of 16 */
-    return sum + 16 * (head->bytes / head->rows + 1) + 4 * align;
+    return sum + 16 * (head->bytes / head->rows + 1) + 4 * TN_DEVICE_ALIGN;
 }
 
 /* ---- buffers -----------------------------------------------------------------------------------
@@ -108,10 +100,11 @@ static uint64_t layout_excess(const tn_shape *s)
 static uint64_t product_bytes(const tn_shape_tensor *t, int64_t n)
 {
     const uint64_t cols = t->cols, block = (uint64_t)tn_type_get(t->type)->block;
-    const uint64_t rows = smaller(t->rows, dequantised_bytes / (cols * sizeof(float)) + 1);
+    const uint64_t rows = smaller(t->rows, TN_DEQUANTISED_BYTES / (cols * sizeof(float)) + 1);
     if (t->type == TN_TYPE_F32) return 0;
-    if (block == 1) return padded(rows * ((cols + 3) / 4 * 16), align);
-    return align + padded((uint64_t)n * cols * 2, align) + padded(rows * cols * 2, align);
+    if (block == 1) return padded(rows * ((cols + 3) / 4 * 16), TN_DEVICE_ALIGN);
+    return TN_DEVICE_ALIGN + padded((uint64_t)n * cols * 2, TN_DEVICE_ALIGN) +
+           padded(rows * cols * 2, TN_DEVICE_ALIGN);
 }
 
 static uint64_t workspace_bytes(const tn_cost *k)
@@ -143,7 +136,7 @@ static widths widest(const tn_shape *s)
 
 static uint64_t take(uint64_t count, uint64_t size)
 {
-    return padded(count * size, align);
+    return padded(count * size, TN_DEVICE_ALIGN);
 }
 
 static uint64_t expert_bytes(const tn_cost *k, const widths *w)
@@ -158,7 +151,7 @@ static uint64_t expert_bytes(const tn_cost *k, const widths *w)
 static uint64_t head_bytes(const tn_cost *k)
 {
     const uint64_t n = (uint64_t)k->c.n_batch, vocab = (uint64_t)k->s->n_vocab;
-    const uint64_t rows = larger(logit_bytes / (vocab * sizeof(float)), TN_MATVEC_MAX);
+    const uint64_t rows = larger(TN_LOGIT_BYTES / (vocab * sizeof(float)), TN_MATVEC_MAX);
     return take(smaller(rows, n) * vocab, sizeof(float));
 }
 
@@ -170,11 +163,12 @@ static uint64_t activations(const tn_cost *k)
     const uint64_t in = larger(embd, w.values), ff = (uint64_t)k->s->n_ff_max * w.used;
     return take(2 * n, 4) + 3 * take(n * embd, 4) + take(n * in, 4) + take(n * in, 1) +
            take(n * (in / 32 + 1), sizeof(tn_dscale)) + take(n * w.queries, 4) + take(n * w.kv, 4) +
-           align + 2 * take(n * ff, 4) + take(n * ff, 1) +
+           TN_DEVICE_ALIGN + 2 * take(n * ff, 4) + take(n * ff, 1) +
            take(n * w.used * ((uint64_t)k->s->n_ff_max / 32 + 1), sizeof(tn_dscale)) +
-           2 * take(n * w.queries, 4) / larger(1, (uint64_t)k->s->layer[0].n_head) + 2 * align +
-           take(TN_MATVEC_MAX * max_splits * (w.values + 2 * w.values), 4) + expert_bytes(k, &w) +
-           head_bytes(k) + workspace_bytes(k);
+           2 * take(n * w.queries, 4) / larger(1, (uint64_t)k->s->layer[0].n_head) +
+           2 * TN_DEVICE_ALIGN +
+           take(TN_MATVEC_MAX * TN_MAX_SPLITS * (w.values + 2 * w.values), 4) +
+           expert_bytes(k, &w) + head_bytes(k) + workspace_bytes(k);
 }
 
 /* ---- weights on their way ----------------------------------------------------------------------
@@ -188,7 +182,7 @@ static uint64_t buffer_bytes(const tn_shape *s, bool ffn)
         const tn_shape_tensor *t = &s->tensor[i];
         if (t->rows <= 1 || (ffn && !is_ffn_matrix(t))) continue;
         const uint64_t row = larger(t->bytes / (t->rows * larger((uint64_t)t->n_expert, 1)), 1);
-        most = larger(most, larger(smaller(t->bytes, carried_bytes), group_rows * row));
+        most = larger(most, larger(smaller(t->bytes, TN_CARRIED_BYTES), TN_CARRIED_ROWS * row));
     }
     return padded(most, page_align);
 }
@@ -206,11 +200,11 @@ static void piece_bytes(const tn_shape *s, uint64_t *piece, uint64_t *matrix)
             if (t->rows <= 1) continue;
             const uint64_t bytes = is_ffn_matrix(t) && y->n_units
                                        ? part_bytes(y, t, 1)
-                                       : device_bytes(t, streamed_rows, (int64_t)t->cols);
+                                       : device_bytes(t, TN_STREAMED_ROWS, (int64_t)t->cols);
             const uint64_t row = t->bytes / (t->rows * larger((uint64_t)t->n_expert, 1)) + 1;
             if (is_ffn_matrix(t)) unit += bytes;
             *piece = larger(*piece, bytes);
-            *matrix = larger(*matrix, larger(bytes, group_rows * row));
+            *matrix = larger(*matrix, larger(bytes, TN_CARRIED_ROWS * row));
         }
         *piece = larger(*piece, unit);
     }

@@ -228,7 +228,6 @@ static tn_status read_sizes(reader *r)
 /* ---- tensors -----------------------------------------------------------------------------------
  */
 
-/* FNV-1a over names, types and sizes. */
 /* FNV-1a. */
 static uint64_t mix(uint64_t h, const void *bytes, size_t n)
 {
@@ -237,6 +236,7 @@ static uint64_t mix(uint64_t h, const void *bytes, size_t n)
     return h;
 }
 
+/* Over names, types and sizes. */
 static uint64_t hash_tensors(const tn_gguf *g)
 {
     uint64_t h = 0xcbf29ce484222325u;

@@ -698,8 +698,10 @@ static bool tune_segment(solver *s, int32_t d, int *tries)
     for (int32_t a = 0; a < end; a++)
         for (int32_t b = a + 1; b < end; b++)
             for (int32_t c = b + 1; c < end; c++)
-                for (int32_t e = c + 1; e<end && * tries> 0; e++, --*tries)
+                for (int32_t e = c + 1; e < end; e++) {
+                    if (--*tries < 0) return false;
                     if (tune(s, (int32_t[]){k[a], k[c], k[b], k[e]})) return true;
+                }
     return false;
 }
 

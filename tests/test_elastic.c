@@ -1,6 +1,7 @@
 /* The elastic boundary: slabs of FFNs leave the device as contexts grow and come back as they
  * shrink; logits stay those of the reference, and no byte too many is used. On the emulated device
  * unless --cuda is given. */
+#include "device_bytes.h"
 #include "golden.h"
 #include "slow_machine.h"
 
@@ -134,15 +135,7 @@ static bool open_all(elastic *x, const char *path, const tn_placement *p, size_t
 
 static uint64_t used(const elastic *x)
 {
-    tn_device *d = x->engine->device;
-    tn_device_memory m = {0};
-    CHECK_INT(d->api->memory(d, &m, NULL), TN_OK);
-    return m.used_bytes;
-}
-
-static uint64_t matrix_bytes(const tn_dweight *w)
-{
-    return w->plane[0] ? tn_dweight_bytes(w->type, w->rows, w->cols) : 0;
+    return device_used(x->engine, 0);
 }
 
 /* Of FFNs that move; *layers: how many of them are split. */

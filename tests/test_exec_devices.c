@@ -1,6 +1,7 @@
 /* Whole models over two devices that have unequal memory, emulated ones unless --cuda is given: what
  * one device computes, both together do, and a fault on either leaves nothing behind. Any mix of
  * sides on two devices: see test_exec_device.c. */
+#include "device_bytes.h"
 #include "golden.h"
 #include "slow_machine.h"
 
@@ -273,49 +274,6 @@ static tn_placement *moving_plan(const char *path, const char *file)
     return p;
 }
 
-static uint64_t used(const two *x, int d)
-{
-    tn_device_memory m = {0};
-    CHECK_INT(x->engine->devices.at[d]->api->memory(x->engine->devices.at[d], &m, NULL), TN_OK);
-    return m.used_bytes;
-}
-
-static uint64_t matrix_bytes(const tn_dweight *w)
-{
-    return w->plane[0] ? tn_dweight_bytes(w->type, w->rows, w->cols) : 0;
-}
-
-/* Of what moves on a device; of all that might: *all. */
-static uint64_t ffn_bytes(const two *x, int d, uint64_t *all)
-{
-    uint64_t bytes = 0;
-    const tn_segment *s = &x->model->on_device.segment[d];
-    *all = 0;
-    for (int32_t l = s->first; l < s->end; l++) {
-        const tn_layer_device *y = &x->model->on_device.layers[l];
-        const tn_layer *h = &x->model->layers[l];
-        const tn_weight *const w[3] = {&h->ffn_gate, &h->ffn_up, &h->ffn_down};
-        if (!y->moves) continue;
-        bytes += matrix_bytes(&y->ffn_gate) + matrix_bytes(&y->ffn_up) + matrix_bytes(&y->ffn_down);
-        for (int i = 0; i < 3; i++)
-            *all += tn_dweight_bytes(w[i]->type, w[i]->rows, w[i]->cols);
-    }
-    return bytes;
-}
-
-/* Of KV when a number of tokens is live. */
-static uint64_t kv_bytes(const two *x, int d, int32_t n)
-{
-    const tn_hparams *hp = &x->model->hp;
-    const tn_segment *s = &x->model->on_device.segment[d];
-    const uint64_t layer = tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_k) +
-                           tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_v);
-    uint64_t layers = 0;
-    for (int32_t l = s->first; l < s->end; l++)
-        layers += x->model->on_device.layers[l].attends;
-    return (uint64_t)((n + page - 1) / page) * layers * layer;
-}
-
 /* Limits with room for a full context and a quarter of what moves on each device. */
 static bool tight_limits(const golden *g, const tn_placement *p, size_t limit[2])
 {
@@ -324,8 +282,9 @@ static bool tight_limits(const golden *g, const tn_placement *p, size_t limit[2]
     if (!open_two(&x, g->path, NULL, p, none)) return false;
     CHECK_INT(tn_context_eval(x.ctx, g->tokens, 1, NULL), TN_OK);
     for (int d = 0; d < 2; d++) {
-        uint64_t all, ffn = ffn_bytes(&x, d, &all);
-        limit[d] = (size_t)(used(&x, d) - kv_bytes(&x, d, 1) - ffn + kv_bytes(&x, d, n_ctx) + all / 4);
+        uint64_t all, ffn = moving_bytes(x.model, d, &all);
+        const uint64_t kv = live_kv_bytes(x.model, d, n_ctx, page) - live_kv_bytes(x.model, d, 1, page);
+        limit[d] = (size_t)(device_used(x.engine, d) + kv - ffn + all / 4);
     }
     close_two(&x);
     return true;
@@ -336,8 +295,8 @@ static void look(const two *x, const size_t limit[2], uint64_t base[2])
 {
     uint64_t all;
     for (int d = 0; d < 2; d++) {
-        const uint64_t now = used(x, d), ffn = ffn_bytes(x, d, &all);
-        const uint64_t kv = kv_bytes(x, d, tn_context_length(x->ctx));
+        const uint64_t now = device_used(x->engine, d), ffn = moving_bytes(x->model, d, &all);
+        const uint64_t kv = live_kv_bytes(x->model, d, tn_context_length(x->ctx), page);
         if (!base[d]) base[d] = now - kv - ffn;
         CHECK_MSG(now == base[d] + kv + ffn, "device %d: %llu bytes are not accounted for", d,
                   (unsigned long long)(now - base[d] - kv - ffn));

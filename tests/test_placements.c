@@ -3,6 +3,7 @@
  * unequal memory: the logits are those of the reference, every rule is obeyed at every moment, and
  * no device has a byte too many. On emulated devices unless --cuda is given. Any tensor anywhere,
  * by rules alone: see test_exec_device.c. */
+#include "device_bytes.h"
 #include "golden.h"
 #include "slow_machine.h"
 
@@ -150,52 +151,6 @@ static bool open_planned(run *r, const setup *t)
     return false;
 }
 
-/* ---- bytes -------------------------------------------------------------------------------------
- */
-
-static uint64_t used(const run *r, int d)
-{
-    tn_device_memory m = {0};
-    CHECK_INT(r->engine->devices.at[d]->api->memory(r->engine->devices.at[d], &m, NULL), TN_OK);
-    return m.used_bytes;
-}
-
-/* Of KV on a segment's device when a number of tokens is live. */
-static uint64_t kv_bytes(const run *r, int d, int32_t n)
-{
-    const tn_hparams *hp = &r->model->hp;
-    const tn_segment *s = &r->model->on_device.segment[d];
-    const uint64_t layer = tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_k) +
-                           tn_dkv_bytes(TN_TYPE_F32, page, hp->n_head_kv, hp->head_dim_v);
-    uint64_t layers = 0;
-    for (int32_t l = s->first; l < s->end; l++)
-        layers += r->model->on_device.layers[l].attends;
-    return (uint64_t)((n + page - 1) / page) * layers * layer;
-}
-
-static uint64_t there(const tn_dweight *w)
-{
-    return w->plane[0] ? tn_dweight_bytes(w->type, w->rows, w->cols) : 0;
-}
-
-/* Of what moves on a segment's device; *all: of what might. */
-static uint64_t moving_bytes(const run *r, int d, uint64_t *all)
-{
-    uint64_t bytes = 0;
-    const tn_segment *s = &r->model->on_device.segment[d];
-    *all = 0;
-    for (int32_t l = s->first; l < s->end; l++) {
-        const tn_layer_device *y = &r->model->on_device.layers[l];
-        const tn_layer *h = &r->model->layers[l];
-        const tn_weight *const w[3] = {&h->ffn_gate, &h->ffn_up, &h->ffn_down};
-        if (!y->moves) continue;
-        bytes += there(&y->ffn_gate) + there(&y->ffn_up) + there(&y->ffn_down);
-        for (int i = 0; i < 3; i++)
-            *all += tn_dweight_bytes(w[i]->type, w[i]->rows, w[i]->cols);
-    }
-    return bytes;
-}
-
 /* Limits with room for a full context and a third of what moves. */
 static bool tight_limits(setup *t)
 {
@@ -204,9 +159,10 @@ static bool tight_limits(setup *t)
     CHECK_INT(tn_context_eval(r.ctx, t->g->tokens, 1, NULL), TN_OK);
     for (int d = 0; d < r.model->on_device.n_segments; d++) {
         uint64_t all;
-        const uint64_t moving = moving_bytes(&r, d, &all);
-        t->limit[d] =
-            (size_t)(used(&r, d) - kv_bytes(&r, d, 1) - moving + kv_bytes(&r, d, n_ctx) + all / 3);
+        const uint64_t moving = moving_bytes(r.model, d, &all);
+        const uint64_t kv =
+            live_kv_bytes(r.model, d, n_ctx, page) - live_kv_bytes(r.model, d, 1, page);
+        t->limit[d] = (size_t)(device_used(r.engine, d) + kv - moving + all / 3);
     }
     run_close(&r);
     return true;
@@ -243,8 +199,8 @@ static void look(const setup *t, const run *r, uint64_t base[2], seen *what)
     tn_stats s = {.struct_size = sizeof s};
     for (int d = 0; d < r->model->on_device.n_segments; d++) {
         uint64_t all;
-        const uint64_t now = used(r, d), moving = moving_bytes(r, d, &all);
-        const uint64_t kv = kv_bytes(r, d, tn_context_length(r->ctx));
+        const uint64_t now = device_used(r->engine, d), moving = moving_bytes(r->model, d, &all);
+        const uint64_t kv = live_kv_bytes(r->model, d, tn_context_length(r->ctx), page);
         if (!base[d]) base[d] = now - kv - moving;
         CHECK_MSG(now == base[d] + kv + moving && now <= t->limit[d],
                   "device %d has %llu bytes: %llu + %llu + %llu, of %zu", d,
