@@ -46,6 +46,7 @@ typedef struct worker {
     pthread_t thread;
     int64_t spin_ns;
     int64_t leave_ns, leave_end; /* the last leave: length, end */
+    atomic_bool away;            /* on leave */
     long preempted;   /* involuntary context switches at the last look */
 } worker;
 
@@ -163,13 +164,15 @@ static bool run_piece(tn_pool *p, share *s, int64_t want, int self)
     return true;
 }
 
-/* Helps threads [first, last), the next one first. */
+/* Helps threads [first, last), the next one first: grain by grain, but those who are away as if
+ * their share were its own, because many small pieces cost more than a few large ones. */
 static void help(tn_pool *p, int self, int first, int last)
 {
     const int n = last - first;
     for (int i = 1; i < n; i++) {
         const int other = first + (self - first + i) % n;
-        while (run_piece(p, &p->shares[other], 1, self)) {
+        const bool away = atomic_load_explicit(&p->workers[other].away, memory_order_relaxed);
+        while (run_piece(p, &p->shares[other], away ? 0 : 1, self)) {
         }
     }
 }
@@ -213,10 +216,12 @@ static void take_leave(worker *w)
     else if (w->leave_ns < LEAVE_MAX_NS) w->leave_ns *= 2;
     w->leave_end = until = now + w->leave_ns;
     struct timespec t = {until / 1000000000, until % 1000000000};
+    atomic_store_explicit(&w->away, true, memory_order_relaxed);
     pthread_mutex_lock(&p->mutex);
     while (!atomic_load(&p->stop) && pthread_cond_timedwait(&p->stopped, &p->mutex, &t) == 0) {
     }
     pthread_mutex_unlock(&p->mutex);
+    atomic_store_explicit(&w->away, false, memory_order_relaxed);
 }
 
 /* Sleeps until the worker is used again or the pool ends. */
