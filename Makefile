@@ -113,6 +113,29 @@ $(BUILD)/emu/%.o: %.cpp
 $(EMU_PLUGIN): $(EMU_OBJ) $(PLUGIN_LIB)
 	$(CXX) $(EMU_CXXFLAGS) -shared $^ -o $@ -lm -lpthread -ldl
 
+# The same device with the hardware of compute capability 7.5: smaller shared memory, no asynchronous
+# copies, products in parts. What depends on that is compiled anew; two tests run on it.
+SM75 := $(BUILD)/sm75
+SM75_OBJ := $(patsubst %,$(SM75)/kernels/cuda/%.o,attend_decode attend_tensor gemm_int8) \
+            $(patsubst %,$(SM75)/kernels/emu/%.o,block memory stream)
+SM75_TESTS := $(patsubst %,$(SM75)/test_device_%,attend weights)
+
+$(SM75)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_CXXFLAGS) -DGPU_ARCH=750 -MMD -MP -x c++ -c $< -o $@
+
+$(SM75)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_CXXFLAGS) -DGPU_ARCH=750 -MMD -MP -c $< -o $@
+
+$(SM75)/libtenon-emu.so: $(SM75_OBJ) $(PLUGIN_LIB) \
+    $(filter-out $(SM75_OBJ:$(SM75)/%=$(BUILD)/emu/%),$(EMU_OBJ))
+	$(CXX) $(EMU_CXXFLAGS) -shared $^ -o $@ -lm -lpthread -ldl
+
+# The plug-in beside a test program is the one that it opens.
+$(SM75)/test_%: $(BUILD)/tests/test_% $(SM75)/libtenon-emu.so
+	@ln -f $< $@
+
 # Seeded bugs, the emulated device's own test.
 $(BUILD)/tests/test_emu_bugs: $(BUILD)/emu/tests/emu_bugs_cases.o $(BUILD)/emu/tests/emu_bugs.o \
     $(filter $(BUILD)/emu/kernels/emu/%,$(EMU_OBJ)) $(PLUGIN_LIB)
@@ -265,9 +288,11 @@ test: ## all tests that need no network, no GPU and no model from outside
 	@sh deps.sh build test </dev/null
 	@+$(SUBMAKE) run-tests
 
-run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED)
-	@sh tests/run.sh $(BIN)tenon $(TESTS) \
-	    $(if $(filter release,$(CONFIG)),$(wildcard tests/test_*.py),tests/test_cli.py tests/test_bench.py)
+# The longest first, so that no processor waits for another's last test.
+LONG := $(call program,$(patsubst %,tests/test_%.c,exec_device budget calibrate exec_devices elastic plan))
+MORE := $(if $(filter release,$(CONFIG)),$(SM75_TESTS) $(wildcard tests/test_*.py),tests/test_cli.py tests/test_bench.py)
+run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED) $(filter-out %.py,$(MORE))
+	@sh tests/run.sh $(BIN)tenon $(LONG) $(MORE) $(filter-out $(LONG),$(TESTS))
 
 test-models: ## tests on the real models, which are fetched first
 	@sh deps.sh build models test </dev/null
@@ -421,4 +446,4 @@ FORCE:
     run-bench-gpu gpu-kit run-gpu-kit off-check run-off-check asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
     uninstall deps deps-ci check-deps clean help FORCE
 .SECONDARY:
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/emu/*/*.d $(BUILD)/emu/*/*/*.d $(SM75)/*/*/*.d $(BUILD)/cuda/kernels/cuda/*.d)

@@ -343,31 +343,27 @@ template <bool BUG> static bool async_copy_never_awaited()
 template <bool BUG> __global__ void products(int *out)
 {
     const int l = (int)threadIdx.x, x = BUG ? 2 : 1;
-    int a[4], b[2], d[8] = {};
+    int a[2], b = (int)((uint32_t)l * 0x07050301u - 0x21436587u), d[8];
     uint32_t fa[4], fb[2];
     float f[8] = {};
-    for (int i = 0; i < 4; i++) {
-        a[i] = (int)((uint32_t)l * 0x01030507u + (uint32_t)i * 0x11213141u);
+    for (int i = 0; i < 4; i++)
         fa[i] = 0x3c003800u + (uint32_t)(l * 64 + i * 4096);
-    }
     for (int i = 0; i < 2; i++) {
-        b[i] = (int)((uint32_t)l * 0x07050301u - (uint32_t)i * 0x21436587u);
+        a[i] = (int)((uint32_t)l * 0x01030507u + (uint32_t)i * 0x11213141u);
         fb[i] = 0x38003c00u + (uint32_t)(l * 32 + i * 8192);
     }
-    const int other[4] = {a[0], a[x], a[3 - x], a[3]};
+    const int other[2] = {a[BUG ? 1 : 0], a[BUG ? 0 : 1]};
     const uint32_t fother[4] = {fa[0], fa[x], fa[3 - x], fa[3]};
-    mma_m16n8k32_s8(d, a, b);
-    mma_m16n8k32_s8_parts(d + 4, other, b);
     mma_m16n8k16_f16(f, fa, fb);
     mma_m16n8k16_f16_parts(f + 4, fother, fb);
-    for (int i = 0; i < 4; i++)
-        out[8 * l + i] = d[i] == d[i + 4] && f[i] == f[i + 4] && f[i] != 0;
     for (int i = 0; i < 8; i++)
         d[i] = i;
-    mma_m16n8k16_s8(d, a, b[1]);
-    mma_m16n8k16_s8_parts(d + 4, a + (BUG ? 1 : 0), b[1]);
-    for (int i = 0; i < 4; i++)
+    mma_m16n8k16_s8(d, a, b);
+    mma_m16n8k16_s8_parts(d + 4, other, b);
+    for (int i = 0; i < 4; i++) {
+        out[8 * l + i] = f[i] == f[i + 4] && f[i] != 0;
         out[8 * l + 4 + i] = d[i] == d[i + 4] - 4;
+    }
 }
 template <bool BUG> static bool products_in_parts()
 {

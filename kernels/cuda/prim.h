@@ -3,8 +3,6 @@
  * for the emulated device. All of them are executed by whole warps.
  *
  * Fragment layouts (PTX ISA, "Matrix Fragments"), with g = lane / 4 and q = lane % 4:
- *   8-bit,  m16n8k32:  a[0] A[g][4q..4q+3]      a[1] A[g+8][4q..]      a[2] A[g][4q+16..]
- *                      a[3] A[g+8][4q+16..]     b[0] B[4q..4q+3][g]    b[1] B[4q+16..][g]
  *   8-bit,  m16n8k16:  a[0] A[g][4q..4q+3]      a[1] A[g+8][4q..]      b B[4q..4q+3][g]
  *   16-bit, m16n8k16:  a[0] A[g][2q..2q+1]      a[1] A[g+8][2q..]      a[2] A[g][2q+8..]
  *                      a[3] A[g+8][2q+8..]      b[0] B[2q..2q+1][g]    b[1] B[2q+8..][g]
@@ -86,14 +84,7 @@ __device__ __forceinline__ void mma_m16n8k8_f16(float d[4], const uint32_t a[2],
 
 #endif
 
-/* The products below from what hardware before 800 has; on newer one and in the emulated device only
- * tests call these. */
-__device__ __forceinline__ void mma_m16n8k32_s8_parts(int d[4], const int a[4], const int b[2])
-{
-#pragma unroll
-    for (int i = 0; i < 4; i++) /* rows 0-7 from a[0], a[2]; rows 8-15 from a[1], a[3] */
-        mma_m8n8k16_s8(d + i % 2 * 2, a[i], b[i / 2]);
-}
+/* The products below from what hardware before 800 has; on newer one only tests call these. */
 __device__ __forceinline__ void mma_m16n8k16_s8_parts(int d[4], const int a[2], int b)
 {
 #pragma unroll
@@ -108,59 +99,42 @@ __device__ __forceinline__ void mma_m16n8k16_f16_parts(float d[4], const uint32_
         mma_m16n8k8_f16(d, a + 2 * k, b[k]);
 }
 
-#ifndef TN_EMU
+#if GPU_ARCH < 800
 
-/* d[16x8] += a[16x32] * b[32x8], signed 8-bit to 32-bit. */
-__device__ __forceinline__ void mma_m16n8k32_s8(int d[4], const int a[4], const int b[2])
+__device__ __forceinline__ void mma_m16n8k16_s8(int d[4], const int a[2], int b)
 {
-#if GPU_ARCH >= 800
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    mma_m16n8k32_s8_parts(d, a, b);
-#endif
+    mma_m16n8k16_s8_parts(d, a, b);
 }
+__device__ __forceinline__ void mma_m16n8k16_f16(float d[4], const uint32_t a[4],
+                                                 const uint32_t b[2])
+{
+    mma_m16n8k16_f16_parts(d, a, b);
+}
+
+#elif !defined TN_EMU
 
 /* d[16x8] += a[16x16] * b[16x8], signed 8-bit to 32-bit. */
 __device__ __forceinline__ void mma_m16n8k16_s8(int d[4], const int a[2], int b)
 {
-#if GPU_ARCH >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 "
                  "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(b));
-#else
-    mma_m16n8k16_s8_parts(d, a, b);
-#endif
 }
 
 /* d[16x8] += a[16x16] * b[16x8], float16 to float32. a, b: two elements a register. */
 __device__ __forceinline__ void mma_m16n8k16_f16(float d[4], const uint32_t a[4],
                                                  const uint32_t b[2])
 {
-#if GPU_ARCH >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    mma_m16n8k16_f16_parts(d, a, b);
-#endif
 }
 
-/* The same with bfloat16; not on hardware before 800: the caller guards it by GPU_ARCH. */
-#if GPU_ARCH >= 800
-__device__ __forceinline__ void mma_m16n8k16_bf16(float d[4], const uint32_t a[4],
-                                                  const uint32_t b[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 #endif
+
+#ifndef TN_EMU
 
 /* Loads four (two) 8x8 matrices of 16-bit elements from shared memory. Lane 8i + r gives the
  * address of row r of matrix i, 16-byte aligned; r[i] of lane 4r + q receives elements 2q, 2q + 1

@@ -76,39 +76,27 @@ void sum_int_done(warp &w, uint32_t mask)
 
 /* ---- matrix fragments, laid out as in cuda/prim.h -------------------------------------------- */
 
-template <int K> static void mma_8_done(warp &w)
+void mma_s8_done(warp &w, uint32_t mask)
 {
-    static int8_t a[16][K], b[K][8];
+    static int8_t a[16][16], b[16][8];
+    need_full(mask, "mma_m16n8k16_s8");
     for (int l = 0; l < 32; l++) {
         const mma_s8_arg *m = (mma_s8_arg *)w.lane(l).arg;
-        int g = l / 4, q = l % 4;
-        for (int i = 0; i < K / 8; i++)
-            for (int e = 0; e < 4; e++)
-                a[g + i % 2 * 8][4 * q + e + i / 2 * 16] = (int8_t)((unsigned)m->a[i] >> 8 * e);
-        for (int i = 0; i < K / 16; i++)
-            for (int e = 0; e < 4; e++)
-                b[4 * q + e + 16 * i][g] = (int8_t)((unsigned)m->b[i] >> 8 * e);
+        for (int e = 0; e < 4; e++) {
+            for (int i = 0; i < 2; i++)
+                a[l / 4 + i * 8][l % 4 * 4 + e] = (int8_t)((unsigned)m->a[i] >> 8 * e);
+            b[l % 4 * 4 + e][l / 4] = (int8_t)((unsigned)m->b[0] >> 8 * e);
+        }
     }
     for (int l = 0; l < 32; l++)
         for (int i = 0; i < 4; i++) {
-            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2, sum = 0;
-            for (int k = 0; k < K; k++)
+            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
+            int *d = &((mma_s8_arg *)w.lane(l).arg)->d[i], sum = *d;
+            for (int k = 0; k < 16; k++)
                 sum += a[row][k] * b[k][col];
-            int *d = &((mma_s8_arg *)w.lane(l).arg)->d[i];
-            *d = (int)((unsigned)*d + (unsigned)sum);
+            *d = sum;
         }
 }
-void mma_s8_done(warp &w, uint32_t mask)
-{
-    need_full(mask, "mma_m16n8k32_s8");
-    mma_8_done<32>(w);
-}
-void mma_s8_half_done(warp &w, uint32_t mask)
-{
-    need_full(mask, "mma_m16n8k16_s8");
-    mma_8_done<16>(w);
-}
-
 void mma_s8_small_done(warp &w, uint32_t mask)
 {
     static int8_t a[8][16], b[16][8];
@@ -130,7 +118,7 @@ void mma_s8_small_done(warp &w, uint32_t mask)
 }
 
 /* K columns, 16 or 8 of them. */
-template <int K, class F> static void mma_16_done(warp &w, F to_float)
+template <int K> static void mma_16_done(warp &w)
 {
     static float a[16][K], b[K][8];
     for (int l = 0; l < 32; l++) {
@@ -138,10 +126,11 @@ template <int K, class F> static void mma_16_done(warp &w, F to_float)
         int g = l / 4, q = l % 4;
         for (int i = 0; i < K / 4; i++)
             for (int e = 0; e < 2; e++)
-                a[g + i % 2 * 8][2 * q + e + i / 2 * 8] = to_float((uint16_t)(m->a[i] >> 16 * e));
+                a[g + i % 2 * 8][2 * q + e + i / 2 * 8] =
+                    __half2float(half{(uint16_t)(m->a[i] >> 16 * e)});
         for (int i = 0; i < K / 8; i++)
             for (int e = 0; e < 2; e++)
-                b[2 * q + e + 8 * i][g] = to_float((uint16_t)(m->b[i] >> 16 * e));
+                b[2 * q + e + 8 * i][g] = __half2float(half{(uint16_t)(m->b[i] >> 16 * e)});
     }
     for (int l = 0; l < 32; l++)
         for (int i = 0; i < 4; i++) {
@@ -155,19 +144,13 @@ template <int K, class F> static void mma_16_done(warp &w, F to_float)
 void mma_f16_done(warp &w, uint32_t mask)
 {
     need_full(mask, "mma_m16n8k16_f16");
-    mma_16_done<16>(w, [](uint16_t h) { return __half2float(half{h}); });
+    mma_16_done<16>(w);
 }
 void mma_f16_half_done(warp &w, uint32_t mask)
 {
     need_full(mask, "mma_m16n8k8_f16");
-    mma_16_done<8>(w, [](uint16_t h) { return __half2float(half{h}); });
+    mma_16_done<8>(w);
 }
-void mma_bf16_done(warp &w, uint32_t mask)
-{
-    need_full(mask, "mma_m16n8k16_bf16");
-    mma_16_done<16>(w, [](uint16_t h) { return tn_bf16_to_f32(h); });
-}
-
 void ldmatrix_done(warp &w, uint32_t mask)
 {
     need_full(mask, "ldmatrix");

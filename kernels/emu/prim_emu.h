@@ -34,7 +34,6 @@ struct mma_s8_arg {
     const int *a, *b;
 };
 void mma_s8_done(struct warp &w, uint32_t mask);
-void mma_s8_half_done(struct warp &w, uint32_t mask);
 void mma_s8_small_done(struct warp &w, uint32_t mask);
 struct mma_16_arg {
     float *d;
@@ -42,7 +41,6 @@ struct mma_16_arg {
 };
 void mma_f16_done(struct warp &w, uint32_t mask);
 void mma_f16_half_done(struct warp &w, uint32_t mask);
-void mma_bf16_done(struct warp &w, uint32_t mask);
 
 /* A copy that waits in its thread until it has to be there. */
 struct later {
@@ -115,26 +113,16 @@ inline void mma_m16n8k8_f16(float d[4], const uint32_t a[2], uint32_t b, TN_EMU_
     emu::mma_16_arg m = {d, a, &b};
     emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_f16_half_done, false);
 }
-inline void mma_m16n8k32_s8(int d[4], const int a[4], const int b[2], TN_EMU_SITE)
-{
-    emu::mma_s8_arg m = {d, a, b};
-    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_done, false);
-}
+#if GPU_ARCH >= 800
 inline void mma_m16n8k16_s8(int d[4], const int a[2], int b, TN_EMU_SITE)
 {
     emu::mma_s8_arg m = {d, a, &b};
-    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_half_done, false);
+    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_s8_done, false);
 }
 inline void mma_m16n8k16_f16(float d[4], const uint32_t a[4], const uint32_t b[2], TN_EMU_SITE)
 {
     emu::mma_16_arg m = {d, a, b};
     emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_f16_done, false);
-}
-#if GPU_ARCH >= 800
-inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], TN_EMU_SITE)
-{
-    emu::mma_16_arg m = {d, a, b};
-    emu::collective(emu::FULL_WARP, {file, line}, &m, emu::mma_bf16_done, false);
 }
 #endif
 
