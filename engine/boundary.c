@@ -201,31 +201,44 @@ static int64_t live_tokens(const tn_boundary *b, int64_t *cap)
     return live;
 }
 
+/* Pages of positions that room is kept for anyhow: what is live or still held. */
+static size_t pages_kept(const tn_kv *kv, int32_t segment)
+{
+    const size_t live = (size_t)pages(kv, tn_kv_live(kv)), now = kv->dev[segment].n_pages;
+    return live > now ? live : now;
+}
+
 /* Bytes of KV of a segment that room is kept for at a level: what is live or still held, and as many
- * pages as bring it to the level. */
+ * pages as bring it to the level, whichever context they go to. */
 static uint64_t kv_bytes(const tn_boundary *b, int32_t segment, int64_t level)
 {
-    uint64_t bytes = 0, dearest = 0; /* per position */
+    uint64_t bytes = 0, most = 0, dearest = 0; /* most: of layers with windows; dearest: per position */
     int64_t held = 0;
     for (size_t i = 0; i < b->n_members; i++) {
         const tn_kv *kv = b->members[i].kv;
+        const size_t n = pages_kept(kv, segment);
+        bytes += tn_kv_device_pages_bytes(kv, segment, n);
+        held += (int64_t)n * kv->page_size;
+    }
+    const int64_t more = level > held ? level - held : 0;
+    for (size_t i = 0; i < b->n_members; i++) {
+        const tn_kv *kv = b->members[i].kv;
         const tn_kv_device *d = &kv->dev[segment];
-        const int64_t live = pages(kv, tn_kv_live(kv)), now = (int64_t)d->n_pages;
-        const int64_t n = live > now ? live : now;
-        const uint64_t each = (d->page_bytes + (size_t)kv->page_size - 1) / (size_t)kv->page_size;
-        bytes += (uint64_t)n * d->page_bytes;
-        held += n * kv->page_size;
+        const size_t n = pages_kept(kv, segment), size = (size_t)kv->page_size;
+        const uint64_t each = (d->page_bytes[TN_KV_GLOBAL] + size - 1) / size;
+        const size_t m = tn_kv_held(kv, TN_KV_LOCAL, n + (size_t)pages(kv, more)) - tn_kv_held(kv, TN_KV_LOCAL, n);
+        most += (uint64_t)m * d->page_bytes[TN_KV_LOCAL];
         if (each > dearest) dearest = each;
     }
-    return bytes + (level > held ? (uint64_t)(level - held) * dearest : 0);
+    return bytes + most + (uint64_t)more * dearest;
 }
 
 static uint64_t kv_held(const tn_boundary *b, int32_t segment)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < b->n_members; i++) {
-        const tn_kv_device *d = &b->members[i].kv->dev[segment];
-        bytes += (uint64_t)d->n_pages * d->page_bytes;
+        const tn_kv *kv = b->members[i].kv;
+        bytes += tn_kv_device_pages_bytes(kv, segment, kv->dev[segment].n_pages);
     }
     return bytes;
 }

@@ -67,10 +67,13 @@ static tn_status check_options(const tn_model *m, const tn_context_options *o, t
     return tn_kv_check(m, stored_type(o->kv), err);
 }
 
-static int32_t default_ctx(const tn_model *m, uint32_t kv_type)
+static int32_t default_ctx(const tn_model *m, uint32_t kv_type, int32_t n_batch)
 {
+    const uint64_t ring = tn_kv_position_bytes(m, kv_type, TN_KV_LOCAL) *
+                          (uint64_t)tn_kv_ring(m->hp.n_swa, n_batch, default_page) * default_page;
     const int32_t n = tn_kv_default_length(tn_host_memory_available(),
-                                           tn_kv_position_bytes(&m->hp, kv_type), m->hp.n_ctx_train);
+                                           tn_kv_position_bytes(m, kv_type, TN_KV_GLOBAL), ring,
+                                           m->hp.n_ctx_train);
     if (n == m->hp.n_ctx_train) return n;
     tn_engine_log(
         m->engine, TN_LOG_WARN,
@@ -90,7 +93,8 @@ static bool make_room(const tn_model *m)
 
 static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
 {
-    const tn_status s = tn_kv_init(&c->kv, c->m, kv_type, c->opt.page_size, c->opt.n_ctx, err);
+    const tn_context_options *o = &c->opt;
+    const tn_status s = tn_kv_init(&c->kv, c->m, kv_type, o->page_size, o->n_ctx, o->n_batch, err);
     return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
 }
 
@@ -119,8 +123,8 @@ static tn_status fill(tn_context *c, tn_error *err)
     const tn_model *m = c->m;
     tn_context_options *o = &c->opt;
     const uint32_t kv_type = stored_type(o->kv);
-    if (!o->n_ctx) o->n_ctx = default_ctx(m, kv_type);
     if (!o->n_batch) o->n_batch = default_batch;
+    if (!o->n_ctx) o->n_ctx = default_ctx(m, kv_type, o->n_batch);
     if (o->n_batch > o->n_ctx) o->n_batch = o->n_ctx;
     if (!o->page_size) o->page_size = default_page;
     if (o->n_ctx > m->hp.n_ctx_train)
@@ -201,6 +205,7 @@ typedef struct evaluation {
     void *user;
     tn_error *err;
     int32_t *best; /* NULL, or in place of the logits: the likeliest token */
+    bool no_output; /* for the cache's sake only */
 } evaluation;
 
 /* Hands out the logits of the last `rows` rows of a batch that ends at row `end`. */
@@ -268,8 +273,9 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
     if (e->fn)
         b.n_out = at + n <= e->first_row ? 0 : at > e->first_row ? n : at + n - e->first_row;
     else
-        b.n_out = at + n == e->n;
+        b.n_out = at + n == e->n && !e->no_output;
     b.best = e->best && b.n_out;
+    tn_kv_put_next(&c->kv, b.pos0, n);
     pthread_mutex_lock(&c->m->engine->turn);
     choose_threads(c, n);
     const double start = tn_now(), host_s = host_seconds(c);
@@ -325,13 +331,31 @@ static tn_status eval_batches(const evaluation *e)
     tn_context *c = e->c;
     tn_status s = TN_OK;
     const double start = tn_now();
+    const bool tell = c->opt.progress && !e->no_output;
     for (int32_t at = 0; at < e->n && !s; at += c->opt.n_batch) {
         const int32_t n = e->n - at < c->opt.n_batch ? e->n - at : c->opt.n_batch;
         s = eval_batch(e, at, n);
-        if (!s && c->opt.progress) c->opt.progress(c->opt.user, (uint64_t)(at + n), (uint64_t)e->n);
+        if (!s && tell) c->opt.progress(c->opt.user, (uint64_t)(at + n), (uint64_t)e->n);
     }
     const double seconds = tn_now() - start;
     *(e->n > 1 ? &c->prefill_s : &c->decode_s) += seconds;
+    return s;
+}
+
+/* After a long rewind the layers with a window lack what has left their rings since: the tokens held
+ * are evaluated anew. */
+static tn_status make_whole(const evaluation *e)
+{
+    tn_context *c = e->c;
+    const size_t held = c->n_tokens;
+    if (tn_kv_is_whole(&c->kv, (int64_t)held)) return TN_OK;
+    c->kv.written = 0;
+    c->n_tokens = 0;
+    const evaluation again = {.c = c, .tokens = c->tokens, .n = (int32_t)held, .err = e->err, .no_output = true};
+    const tn_status s = eval_batches(&again);
+    c->n_tokens = held;
+    if (s) c->kv.written = 0;
+    else c->prefill_tokens += held;
     return s;
 }
 
@@ -342,6 +366,7 @@ static tn_status evaluate(const evaluation *e)
     if (!s && (e->first_row < 0 || e->first_row >= e->n))
         s = tn_fail(e->err, TN_EARG, -1, "first_row is %d of %d tokens", e->first_row, e->n);
     if (!s) s = reserve(e);
+    if (!s) s = make_whole(e);
     if (!s) s = eval_batches(e);
     if (s) {
         c->kv.live = (int64_t)c->n_tokens; /* room for what did not come is others' again */
@@ -383,7 +408,7 @@ tn_status tn_context_eval_all(tn_context *c, const int32_t *tokens, int32_t n, i
     if (!fn)
         return tn_fail(err, TN_EARG, -1, "tn_context_eval_all needs a function for the logits");
     if (!enter(c, &s, err)) return s;
-    const evaluation e = {c, tokens, n, first_row, fn, user, err, NULL};
+    const evaluation e = {c, tokens, n, first_row, fn, user, err, NULL, false};
     s = evaluate(&e);
     leave(c);
     return s;

@@ -89,10 +89,11 @@ static void count_there(tn_exec *x, const tn_weight *w, const tn_dweight *d, int
 static void count_kv(tn_exec *x, int32_t layer)
 {
     const tn_hparams *hp = &x->m->hp;
+    const bool local = x->m->layers[layer].local;
     int64_t keys = x->pos0 + x->n;
-    if (x->m->layers[layer].local && keys > hp->n_swa + x->n - 1) keys = hp->n_swa + x->n - 1;
+    if (local && keys > hp->n_swa + x->n - 1) keys = hp->n_swa + x->n - 1;
     tn_side_stats *s = x->sides[layer].kv == TN_ON_HOST ? &x->on_host : &x->on_device;
-    s->kv_bytes += (uint64_t)keys * tn_kv_position_bytes(hp, x->kv->type) / (uint64_t)hp->n_layers;
+    s->kv_bytes += (uint64_t)keys * tn_kv_layer_position_bytes(hp, x->kv->type);
 }
 
 /* ---- the host's work ---------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-/* Internal: sizes of buffers on a device that execution allocates and the planner counts. */
+/* Internal: sizes that execution allocates and the planner counts. */
 #ifndef TN_EXEC_SIZES_H
 #define TN_EXEC_SIZES_H
+
+#include <stdint.h>
 
 enum {
     TN_DEVICE_ALIGN = 256,           /* of arrays in one allocation */
@@ -11,5 +13,12 @@ enum {
     TN_CARRIED_ROWS = 8,             /* of the host's interleaved layout: travel together */
     TN_STREAMED_ROWS = 64            /* of a projection, at least */
 };
+
+/* KV pages that layers with a window need: of the window before a batch, of the batch, and one because
+ * both may begin anywhere in a page. */
+static inline int64_t tn_kv_ring(int64_t window, int64_t n_batch, int64_t page_size)
+{
+    return (window + n_batch + page_size - 1) / page_size + 1;
+}
 
 #endif

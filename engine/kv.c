@@ -9,17 +9,26 @@ static size_t row_bytes(uint32_t type, int32_t dim)
     return (size_t)dim / t->block * t->bytes;
 }
 
-size_t tn_kv_position_bytes(const tn_hparams *hp, uint32_t type)
+size_t tn_kv_layer_position_bytes(const tn_hparams *hp, uint32_t type)
 {
-    return (size_t)hp->n_layers * (size_t)hp->n_head_kv *
-           (row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v));
+    return (size_t)hp->n_head_kv * (row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v));
 }
 
-int32_t tn_kv_default_length(uint64_t memory, uint64_t position_bytes, int32_t trained)
+size_t tn_kv_position_bytes(const tn_model *m, uint32_t type, tn_kv_layers kind)
+{
+    size_t n = 0;
+    for (int32_t l = 0; l < m->hp.n_layers; l++)
+        n += m->layers[l].local == (kind == TN_KV_LOCAL);
+    return n * tn_kv_layer_position_bytes(&m->hp, type);
+}
+
+int32_t tn_kv_default_length(uint64_t memory, uint64_t position_bytes, uint64_t ring_bytes,
+                             int32_t trained)
 {
     enum { least = 4096 };
-    const uint64_t fits = memory / position_bytes;
-    if (!memory || trained <= least || fits >= (uint64_t)trained) return trained;
+    const uint64_t left = memory > ring_bytes ? memory - ring_bytes : 0;
+    if (!memory || trained <= least || left / (uint64_t)trained >= position_bytes) return trained;
+    const uint64_t fits = left / position_bytes;
     return fits > least ? (int32_t)fits : least;
 }
 
@@ -34,35 +43,53 @@ tn_status tn_kv_check(const tn_model *m, uint32_t type, tn_error *err)
                    m->name, t->name, block, k, v);
 }
 
-/* Layers whose cache is here. */
-static size_t n_here(const tn_kv *kv)
+/* Layers of a kind whose cache is here. */
+static size_t n_here(const tn_kv *kv, tn_kv_layers kind)
 {
     size_t n = 0;
     for (int32_t l = 0; l < kv->n_layers; l++)
-        n += !kv->m->on_device.layers[l].attends;
+        n += !kv->m->on_device.layers[l].attends && tn_kv_kind_of(kv, l) == kind;
     return n;
 }
 
 tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
-                     tn_error *err)
+                     int32_t n_batch, tn_error *err)
 {
     const tn_hparams *hp = &m->hp;
     *kv = (tn_kv){.a = m->a, .m = m, .type = type, .page_size = page_size, .n_layers = hp->n_layers,
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
-                  .head_dim_v = hp->head_dim_v, .short_of = -1};
+                  .head_dim_v = hp->head_dim_v, .ring = SIZE_MAX, .short_of = -1};
     const size_t rows = (size_t)hp->n_head_kv * (size_t)page_size;
     kv->k_bytes = rows * row_bytes(type, hp->head_dim_k);
     kv->v_bytes = rows * row_bytes(type, hp->head_dim_v);
-    return n_here(kv) < (size_t)hp->n_layers ? tn_kv_device_init(kv, cap, err) : TN_OK;
+    if (tn_kv_position_bytes(m, type, TN_KV_LOCAL))
+        kv->ring = (size_t)tn_kv_ring(hp->n_swa, n_batch, page_size);
+    const size_t here = n_here(kv, TN_KV_GLOBAL) + n_here(kv, TN_KV_LOCAL);
+    return here < (size_t)hp->n_layers ? tn_kv_device_init(kv, cap, err) : TN_OK;
 }
 
 void tn_kv_free(tn_kv *kv)
 {
     tn_kv_device_free(kv);
-    for (size_t p = 0; p < kv->n_pages; p++) tn_free(kv->a, kv->pages[p]);
-    tn_free(kv->a, kv->pages);
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
+        for (size_t p = 0; kv->pages[kind] && p < tn_kv_held(kv, kind, kv->n_pages); p++)
+            tn_free(kv->a, kv->pages[kind][p]);
+        tn_free(kv->a, kv->pages[kind]);
+    }
     tn_free(kv->a, kv->k);
     tn_free(kv->a, kv->v);
+}
+
+void tn_kv_put_next(tn_kv *kv, int64_t pos, int64_t n)
+{
+    if (pos + n > kv->written) kv->written = pos + n;
+}
+
+bool tn_kv_is_whole(const tn_kv *kv, int64_t n)
+{
+    const int64_t pages = (kv->written + kv->page_size - 1) / kv->page_size;
+    const int64_t gone = pages - (int64_t)tn_kv_held(kv, TN_KV_LOCAL, (size_t)pages);
+    return kv->written >= n && gone * kv->page_size <= (n < kv->m->hp.n_swa ? 0 : n + 1 - kv->m->hp.n_swa);
 }
 
 /* Room for n pages in the tables. The old tables stay valid on failure. */
@@ -71,11 +98,13 @@ static tn_status grow_tables(tn_kv *kv, size_t n, tn_error *err)
     if (n <= kv->cap_pages) return TN_OK;
     const size_t cap = n > 2 * kv->cap_pages ? n : 2 * kv->cap_pages;
     const size_t n_layers = (size_t)kv->n_layers;
-    void **pages = tn_alloc(kv->a, cap, sizeof *pages);
+    void **pages[TN_KV_LAYERS] = {tn_alloc(kv->a, cap, sizeof *pages[0]),
+                                  tn_alloc(kv->a, cap, sizeof *pages[0])};
     void **k = tn_alloc(kv->a, cap * n_layers, sizeof *k);
     void **v = tn_alloc(kv->a, cap * n_layers, sizeof *v);
-    if (!pages || !k || !v) {
-        tn_free(kv->a, pages);
+    if (!pages[0] || !pages[1] || !k || !v) {
+        tn_free(kv->a, pages[0]);
+        tn_free(kv->a, pages[1]);
         tn_free(kv->a, k);
         tn_free(kv->a, v);
         return tn_fail_nomem(err, cap * n_layers * 2 * sizeof *k, "the KV page table");
@@ -84,30 +113,49 @@ static tn_status grow_tables(tn_kv *kv, size_t n, tn_error *err)
         memcpy(k + l * cap, kv->k + l * kv->cap_pages, kv->n_pages * sizeof *k);
         memcpy(v + l * cap, kv->v + l * kv->cap_pages, kv->n_pages * sizeof *v);
     }
-    if (kv->n_pages) memcpy(pages, kv->pages, kv->n_pages * sizeof *pages);
-    tn_free(kv->a, kv->pages);
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
+        const size_t held = tn_kv_held(kv, kind, kv->n_pages);
+        if (held) memcpy(pages[kind], kv->pages[kind], held * sizeof *pages[kind]);
+        tn_free(kv->a, kv->pages[kind]);
+        kv->pages[kind] = pages[kind];
+    }
     tn_free(kv->a, kv->k);
     tn_free(kv->a, kv->v);
-    kv->pages = pages;
     kv->k = k;
     kv->v = v;
     kv->cap_pages = cap;
     return TN_OK;
 }
 
+/* Page p of positions of the layers of a kind is at `page`. */
+static void set_page(tn_kv *kv, tn_kv_layers kind, size_t p, char *page)
+{
+    for (int32_t l = 0; l < kv->n_layers; l++) {
+        if (kv->m->on_device.layers[l].attends || tn_kv_kind_of(kv, l) != kind) continue;
+        kv->k[(size_t)l * kv->cap_pages + p] = page;
+        kv->v[(size_t)l * kv->cap_pages + p] = page + kv->k_bytes;
+        page += kv->k_bytes + kv->v_bytes;
+    }
+}
+
 static tn_status add_page(tn_kv *kv, tn_error *err)
 {
     const size_t layer_bytes = kv->k_bytes + kv->v_bytes, p = kv->n_pages;
-    /* Not zeroed: after a rewind, too, there is something past the last position. */
-    char *page = tn_alloc_raw(kv->a, n_here(kv), layer_bytes);
-    if (!page) return tn_fail_nomem(err, layer_bytes * n_here(kv), "a KV page");
-    kv->pages[kv->n_pages++] = page;
-    for (size_t l = 0; l < (size_t)kv->n_layers; l++) {
-        if (kv->m->on_device.layers[l].attends) continue;
-        kv->k[l * kv->cap_pages + p] = page;
-        kv->v[l * kv->cap_pages + p] = page + kv->k_bytes;
-        page += layer_bytes;
+    const bool goes_round = p >= kv->ring;
+    void *page[TN_KV_LAYERS] = {NULL, goes_round ? kv->pages[TN_KV_LOCAL][p % kv->ring] : NULL};
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
+        if (page[kind] || !n_here(kv, kind)) continue;
+        /* Not zeroed: after a rewind, too, there is something past the last position. */
+        page[kind] = tn_alloc_raw(kv->a, n_here(kv, kind), layer_bytes);
+        if (page[kind]) continue;
+        if (kind == TN_KV_LOCAL) tn_free(kv->a, page[TN_KV_GLOBAL]);
+        return tn_fail_nomem(err, layer_bytes * n_here(kv, kind), "a KV page");
     }
+    kv->pages[TN_KV_GLOBAL][p] = page[TN_KV_GLOBAL];
+    if (!goes_round) kv->pages[TN_KV_LOCAL][p] = page[TN_KV_LOCAL];
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++)
+        if (page[kind]) set_page(kv, kind, p, page[kind]);
+    kv->n_pages++;
     return TN_OK;
 }
 
@@ -151,6 +199,7 @@ void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t p
 
 uint64_t tn_kv_bytes(const tn_kv *kv)
 {
-    return (uint64_t)kv->n_pages * n_here(kv) * (kv->k_bytes + kv->v_bytes) +
-           tn_kv_device_bytes(kv);
+    const size_t pages = tn_kv_held(kv, TN_KV_GLOBAL, kv->n_pages) * n_here(kv, TN_KV_GLOBAL) +
+                         tn_kv_held(kv, TN_KV_LOCAL, kv->n_pages) * n_here(kv, TN_KV_LOCAL);
+    return (uint64_t)pages * (kv->k_bytes + kv->v_bytes) + tn_kv_device_bytes(kv);
 }

@@ -417,7 +417,7 @@ static void layer_row(const tn_placement *p, int32_t l, tn_placement_row *row)
     if (z->n_expert && !y->layer[l].mixed)
         row->hit_share = tn_shape_hit_share(z, y->layer[l].units);
     row->kv_bytes =
-        tn_shape_kv_bytes(z, p->planned.c.kv, p->planned.c.n_ctx, p->planned.c.page_size);
+        tn_shape_kv_bytes(z, &p->planned.c, p->planned.c.n_ctx);
     double device = 0;
     for (int32_t j = 0; j < z->n; j++) {
         const int32_t i = s->of_layer[z->first + j];

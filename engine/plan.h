@@ -116,9 +116,6 @@ double tn_shape_hit_share(const tn_shape_layer *l, int32_t units);
 /* Bytes of units [0, n) of a layer's FFN, and of rows of the head. */
 uint64_t tn_shape_ffn_bytes(const tn_shape_layer *l, int32_t units);
 uint64_t tn_shape_head_bytes(const tn_shape *s, int32_t units);
-/* KV memory of a layer when n positions are live: whole pages. Also of a layer with a window: a page
- * holds all layers, see kv.h, and stays. */
-uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, tn_kv_kind kv, int64_t n, int32_t page_size);
 /* Bytes of one position of one layer. */
 double tn_kv_kind_bytes(tn_kv_kind kv, uint64_t elements);
 
@@ -178,6 +175,10 @@ typedef struct tn_constraints {
     bool fixed; /* no elastic boundary: what is on the device stays, room for n_ctx is kept free */
     bool mapped; /* the host's weights are pages of the file, which are never page-locked */
 } tn_constraints;
+
+/* KV memory of a layer when n positions are live: whole pages, in a layer with a window a ring of them,
+ * see kv.h. Of the constraints n_batch, page_size and kv count, filled in. */
+uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, const tn_constraints *c, int64_t n);
 
 /* ---- the plan ----------------------------------------------------------------------------------
  */

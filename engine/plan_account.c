@@ -62,7 +62,7 @@ static uint64_t rigid(const tn_plan *plan, const tn_cost *k, int32_t d, int64_t 
         const tn_plan_layer *y = &plan->layer[l];
         if (y->device != d) continue;
         bytes += tn_cost_attn_bytes(k, l, y->attn);
-        if (y->attn) *kv += tn_shape_kv_bytes(&k->s->layer[l], k->c.kv, live, k->c.page_size);
+        if (y->attn) *kv += tn_shape_kv_bytes(&k->s->layer[l], &k->c, live);
         if (!movable(plan, k, l)) bytes += tn_cost_ffn_device_bytes(k, l, y->ffn_mode);
     }
     if (tn_plan_head_device(plan) == d) bytes += tn_shape_head_bytes(k->s, plan->head_units);
@@ -338,7 +338,7 @@ static void host_memory(tn_plan *plan, const tn_cost *k)
     for (int32_t l = 0; l < plan->n_layers; l++) {
         const tn_plan_layer *y = &plan->layer[l];
         if (!y->attn)
-            m->kv += tn_shape_kv_bytes(&k->s->layer[l], k->c.kv, k->c.n_ctx, k->c.page_size);
+            m->kv += tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
         if (plan->dropping && movable(plan, k, l))
             m->masters += tn_shape_ffn_bytes(&k->s->layer[l], y->units);
     }

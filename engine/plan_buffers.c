@@ -210,15 +210,24 @@ static void piece_bytes(const tn_shape *s, uint64_t *piece, uint64_t *matrix)
     }
 }
 
+/* Their pages are apart from other layers', see kv.h. */
+static bool has_windows(const tn_shape *s)
+{
+    for (int32_t l = 0; l < s->n_layers; l++)
+        if (s->layer[l].window) return true;
+    return false;
+}
+
 uint64_t tn_cost_device_buffers(const tn_cost *k)
 {
     uint64_t piece, matrix;
     piece_bytes(k->s, &piece, &matrix);
     const uint64_t pages = (uint64_t)((k->c.n_ctx + k->c.page_size - 1) / k->c.page_size);
     const uint64_t streams = 2 * padded(piece, page_align) + 2 * padded(matrix, page_align);
+    const uint64_t tables = 1 + has_windows(k->s);
     const uint64_t running = padded(activations(k), page_align) + streams +
-                             2 * buffer_bytes(k->s, true) + padded(8 * pages, page_align) +
-                             pages * (page_align - 1);
+                             2 * buffer_bytes(k->s, true) +
+                             tables * (padded(8 * pages, page_align) + pages * (page_align - 1));
     const uint64_t loading = 2 * buffer_bytes(k->s, false);
     return layout_excess(k->s) + larger(running, loading) + 4 * page_align;
 }

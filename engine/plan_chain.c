@@ -52,8 +52,8 @@ static void layer_use(const tn_planner *p, int32_t l, bool home, int32_t units, 
     const tn_shape_layer *y = &k->s->layer[l];
     const uint64_t device = tn_cost_ffn_device_bytes(k, l, units);
     const uint64_t attn = tn_cost_attn_bytes(k, l, home), all_attn = tn_cost_attn_bytes(k, l, true);
-    const uint64_t live = tn_shape_kv_bytes(y, k->c.kv, tn_cost_live(k), k->c.page_size);
-    const uint64_t full = tn_shape_kv_bytes(y, k->c.kv, k->c.n_ctx, k->c.page_size);
+    const uint64_t live = tn_shape_kv_bytes(y, &k->c, tn_cost_live(k));
+    const uint64_t full = tn_shape_kv_bytes(y, &k->c, k->c.n_ctx);
     const bool drops = p->room == TN_ROOM_ELASTIC && cut;
     use[TN_USE_LIVE] = attn + device + (home ? live : 0);
     use[TN_USE_FULL] = attn + (drops ? 0 : device) + (home ? full : 0);
@@ -351,8 +351,8 @@ static bool must_drop(const tn_planner *p)
         if (i + 1 < c->n_stages && place % 2) {
             const tn_shape_layer *y = &p->k.s->layer[i];
             full[place / 2] +=
-                tn_shape_kv_bytes(y, p->k.c.kv, p->k.c.n_ctx, p->k.c.page_size) -
-                tn_shape_kv_bytes(y, p->k.c.kv, tn_cost_live(&p->k), p->k.c.page_size);
+                tn_shape_kv_bytes(y, &p->k.c, p->k.c.n_ctx) -
+                tn_shape_kv_bytes(y, &p->k.c, tn_cost_live(&p->k));
         }
     }
     for (int32_t d = 0; d < c->n_places / 2; d++)

@@ -31,7 +31,7 @@ static void attn_reason(const tn_planned *p, const tn_cost *k, int32_t l, char *
     const double here = tn_cost_attn(k, l, y->device, true, 1, attended);
     const double there = tn_cost_attn(k, l, y->device, false, 1, attended);
     const uint64_t need = tn_cost_attn_bytes(k, l, true) +
-                          tn_shape_kv_bytes(&k->s->layer[l], k->c.kv, k->c.n_ctx, k->c.page_size);
+                          tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
     if (y->attn)
         snprintf(out, cap, "weights and KV at device speed: %.3g instead of %.3g ms/token",
                  1e3 * here, 1e3 * there);

@@ -1,4 +1,5 @@
 /* From a GGUF header to what the planner knows of a model. */
+#include "exec_sizes.h"
 #include "plan.h"
 
 #include "../gguf/blocks.h"
@@ -91,10 +92,12 @@ double tn_kv_kind_bytes(tn_kv_kind kv, uint64_t elements)
     return (double)elements * per_element[kv];
 }
 
-uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, tn_kv_kind kv, int64_t n, int32_t page_size)
+uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, const tn_constraints *c, int64_t n)
 {
-    const int64_t pages = (n + page_size - 1) / page_size;
-    return (uint64_t)pages * (uint64_t)(tn_kv_kind_bytes(kv, l->kv_elements) * page_size);
+    int64_t pages = (n + c->page_size - 1) / c->page_size;
+    const int64_t ring = tn_kv_ring(l->window, c->n_batch, c->page_size);
+    if (l->window && pages > ring) pages = ring;
+    return (uint64_t)pages * (uint64_t)(tn_kv_kind_bytes(c->kv, l->kv_elements) * c->page_size);
 }
 
 static int64_t gcd(int64_t a, int64_t b)

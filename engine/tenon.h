@@ -297,7 +297,9 @@ TN_API const float *tn_context_logits(const tn_context *ctx);
 TN_API int32_t tn_context_length(const tn_context *ctx);   /* tokens held */
 TN_API int32_t tn_context_capacity(const tn_context *ctx); /* n_ctx in force */
 TN_API const int32_t *tn_context_tokens(const tn_context *ctx); /* [length], until the next call */
-/* Forgets everything from position n on (0 <= n <= length); logits become NULL. TN_EARG. */
+/* Forgets everything from position n on (0 <= n <= length); logits become NULL. Layers with a sliding
+ * window keep the keys and values of little more than the window and a batch: after going back by more
+ * than n_batch tokens the next evaluation may first repeat that of all tokens still held. TN_EARG. */
 TN_API tn_status tn_context_rewind(tn_context *ctx, int32_t n, tn_error *err);
 
 /* ---- statistics -------------------------------------------------------------------------------- */

@@ -39,7 +39,7 @@ __attribute__((unused)) static uint64_t moving_bytes(const tn_model *m, int d, u
     return bytes;
 }
 
-/* Of KV in F32 on a segment's device when n tokens are live, in pages of so many positions. */
+/* Of KV in F32 on a segment's device when n tokens are live, in pages, and batches, of so many positions. */
 __attribute__((unused)) static uint64_t live_kv_bytes(const tn_model *m, int d, int32_t n,
                                                       int32_t page_size)
 {
@@ -47,10 +47,12 @@ __attribute__((unused)) static uint64_t live_kv_bytes(const tn_model *m, int d, 
     const tn_segment *s = &m->on_device.segment[d];
     const uint64_t layer = tn_dkv_bytes(TN_TYPE_F32, page_size, hp->n_head_kv, hp->head_dim_k) +
                            tn_dkv_bytes(TN_TYPE_F32, page_size, hp->n_head_kv, hp->head_dim_v);
-    uint64_t layers = 0;
+    const uint64_t all = (uint64_t)((n + page_size - 1) / page_size);
+    const uint64_t ring = (uint64_t)((hp->n_swa + page_size - 1) / page_size) + 2;
+    uint64_t pages = 0;
     for (int32_t l = s->first; l < s->end; l++)
-        layers += m->on_device.layers[l].attends;
-    return (uint64_t)((n + page_size - 1) / page_size) * layers * layer;
+        if (m->on_device.layers[l].attends) pages += m->layers[l].local && all > ring ? ring : all;
+    return pages * layer;
 }
 
 #endif

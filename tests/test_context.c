@@ -144,11 +144,13 @@ static void keep_line(void *user, tn_log_level level, const char *message)
 
 TEST(length_of_a_cache_that_nobody_chose)
 {
-    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 10, 131072), 131072);
-    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 14, 131072), 65536); /* what fits */
-    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 131072), 4096);  /* 2,048 fit */
-    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 3000), 3000);
-    CHECK_INT(tn_kv_default_length(0, 1 << 10, 131072), 131072); /* unknown */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 10, 0, 131072), 131072);
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 14, 0, 131072), 65536); /* what fits */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 14, 1 << 28, 131072), 49152);
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 14, 1u << 31, 131072), 4096); /* nothing is left */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 0, 131072), 4096);        /* 2,048 fit */
+    CHECK_INT(tn_kv_default_length(1 << 30, 1 << 19, 0, 3000), 3000);
+    CHECK_INT(tn_kv_default_length(0, 1 << 10, 0, 131072), 131072); /* unknown */
 }
 
 TEST(capacity_is_what_fits_where_that_is_less)

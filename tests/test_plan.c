@@ -64,8 +64,8 @@ static option layer_option(const search *s, int l, int d, bool home, int units)
         if (t->part < TN_PART_GATE || t->part > TN_PART_DOWN) attn += t->bytes;
     }
     const uint64_t ffn = tn_shape_ffn_bytes(y, units);
-    const uint64_t kv_live = tn_shape_kv_bytes(y, k->c.kv, tn_cost_live(k), k->c.page_size);
-    const uint64_t kv_full = tn_shape_kv_bytes(y, k->c.kv, k->c.n_ctx, k->c.page_size);
+    const uint64_t kv_live = tn_shape_kv_bytes(y, &k->c, tn_cost_live(k));
+    const uint64_t kv_full = tn_shape_kv_bytes(y, &k->c, k->c.n_ctx);
     return (option){tn_cost_layer_request(k, l, d, home, units), (home ? attn + kv_live : 0) + ffn,
                     (home ? attn + kv_full : 0) + (s->elastic ? 0 : ffn),
                     (home ? 0 : attn + kv_full) + (s->elastic ? y->ffn_bytes : y->ffn_bytes - ffn)};
@@ -305,7 +305,7 @@ static void check_budget(const tn_planned *out, const tn_shape *s, const tn_prof
             }
             bytes += (double)tn_shape_ffn_bytes(y, units[l]);
             if (out->plan.layer[l].attn)
-                bytes += (double)tn_shape_kv_bytes(y, out->c.kv, live, out->c.page_size);
+                bytes += (double)tn_shape_kv_bytes(y, &out->c, live);
         }
         if (out->plan.layer[s->n_layers - 1].device == d)
             bytes += (double)tn_shape_head_bytes(s, out->plan.head_units);
@@ -543,11 +543,18 @@ TEST(kv_is_counted_exactly)
     CHECK_INT(s.layer[5].window, 0);
     CHECK_INT(s.layer[11].window, 0);
     const uint64_t position = 2 * 16 * 128; /* K and V elements */
-    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_F16, 32768, 256), 32768 * position * 2);
-    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], TN_KV_KIND_F16, 32768, 256), 32768 * position * 2);
-    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], TN_KV_KIND_F16, 300, 256), 512 * position * 2);
-    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_F32, 256, 256), 256 * position * 4);
-    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], TN_KV_KIND_Q8_0, 256, 256), 256 * position / 32 * 34);
+    tn_constraints c = {.n_batch = 512, .page_size = 256, .kv = TN_KV_KIND_F16};
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], &c, 32768), 32768 * position * 2);
+    /* of a layer with a window: it, a batch, and one more page */
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], &c, 32768), (1024 + 512 + 256) * position * 2);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], &c, 1500), 1536 * position * 2);
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], &c, 300), 512 * position * 2);
+    c.n_batch = 100;
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[0], &c, 32768), (1024 + 256 + 256) * position * 2);
+    c.kv = TN_KV_KIND_F32;
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], &c, 256), 256 * position * 4);
+    c.kv = TN_KV_KIND_Q8_0;
+    CHECK_INT(tn_shape_kv_bytes(&s.layer[5], &c, 256), 256 * position / 32 * 34);
     tn_shape_free(&s);
 }
 
