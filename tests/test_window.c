@@ -1,11 +1,10 @@
 /* Layers with a sliding window keep a ring of KV pages: the same logits, less memory; what a long rewind
  * needs again is evaluated again. */
+#include "device_bytes.h"
 #include "golden.h"
 
-#include "../engine/kv.h"
-#include "../kernels/device_ops.h"
-
 enum { n_vocab = 384, n_long = 170, page = 16, batch = 7, n_ctx = 192 };
+enum { layer_bytes = page * 2 * (32 + 32) * 4 }; /* of a page in float32; heads of 32 need no padding */
 static const char gemma3[] = "tests/data/arch/gemma3/model-f16.gguf"; /* window of 16, 1 of 7 global */
 static const run_options on_host = {0}, on_device = {.device = "emu", .place = ".*=device"};
 
@@ -76,11 +75,11 @@ static tn_stats stats_of(const tn_context *c)
     return s;
 }
 
-/* Of one global layer and six local ones, in float32; the device pads nothing at heads of 32. */
+/* Of one global layer and six local ones. */
 static uint64_t ring_bytes(int32_t n)
 {
-    const int32_t pages = (n + page - 1) / page, layer = page * 2 * (32 + 32) * 4;
-    return (uint64_t)((pages + 6 * (pages < 3 ? pages : 3)) * layer);
+    const int32_t pages = (n + page - 1) / page;
+    return (uint64_t)((pages + 6 * (pages < 3 ? pages : 3)) * layer_bytes);
 }
 
 static void check_memory(const run_options *o)
@@ -146,6 +145,26 @@ TEST(rewinds_on_a_device)
         CHECK_INT(go_back(&w, 70, 46), 48);
     }
     end(&w);
+}
+
+/* Room for a page of the local layers, but not for that of the global one. */
+TEST(half_a_page_is_given_back)
+{
+    run r;
+    run_options o = on_device;
+    o.n_batch = o.page_size = page;
+    o.kv = TN_KV_F32;
+    if (!have_device("emu") || !run_open(&r, gemma3, &o)) return;
+    const uint64_t before = device_used(r.engine, 0);
+    run_close(&r);
+    o.vram[0] = (size_t)before + 6 * layer_bytes + layer_bytes / 2;
+    if (!run_open(&r, gemma3, &o)) return;
+    const int32_t token = 5;
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(tn_context_eval(r.ctx, &token, 1, NULL), TN_EDEVICE);
+        CHECK_INT(device_used(r.engine, 0), before);
+    }
+    run_close(&r);
 }
 
 /* A canceled prompt may have gone far beyond the window of what is held; so may a canceled second
