@@ -204,7 +204,7 @@ double tn_plan_step(const tn_plan *plan, const tn_cost *k, int64_t c, const int3
     for (int32_t l = 0; l < plan->n_layers; l++) {
         const tn_plan_layer *y = &plan->layer[l];
         t += tn_cost_move(k, home_of(plan, l - 1), home_of(plan, l), 1) +
-             tn_cost_attn(k, l, y->device, y->attn, 1,
+             tn_cost_attn(k, l, y->device, y->attn, 1, 1,
                           tn_cost_attended(c, 1, k->s->layer[l].window)) +
              tn_cost_ffn(k, l, y->device, y->attn, units[l], 1);
     }

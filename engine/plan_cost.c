@@ -320,18 +320,25 @@ static double attend_time(const tn_cost *k, int32_t l, int d, int64_t n, double 
     return fmax(read, flops / (tn_profile_flops(r, n) * scale(k, d)));
 }
 
-int tn_cost_walk_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended,
-                      tn_walk_op op[TN_WALK_OPS])
+int tn_cost_walk_qkv(const tn_cost *k, int32_t l, int d, bool home, int64_t n,
+                     tn_walk_op op[TN_WALK_OPS])
 {
     int n_ops = 0;
     add_part(k, l, d, home, 0, n, TN_PART_NORM, 0, op, &n_ops);
     add_part(k, l, d, home, 0, n, TN_PART_QKV, 1, op, &n_ops);
+    return n_ops;
+}
+
+int tn_cost_walk_attend(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended,
+                        tn_walk_op op[TN_WALK_OPS])
+{
+    int n_ops = 0;
     add_op(op, &n_ops, d == TN_HOST ? 0 : attend_time(k, l, d, n, attended) + op_floor(k, d),
-           attend_time(k, l, TN_HOST, n, attended) + op_floor(k, TN_HOST), home, 2);
-    add_part(k, l, d, home, 0, n, TN_PART_OUT, 3, op, &n_ops);
-    add_part(k, l, d, home, 0, n, TN_PART_FFN_NORM, 4, op, &n_ops);
-    add_part(k, l, d, home, 0, n, TN_PART_ROUTER, 5, op, &n_ops);
-    add_part(k, l, d, home, 0, n, TN_PART_SHARED, 5, op, &n_ops);
+           attend_time(k, l, TN_HOST, n, attended) + op_floor(k, TN_HOST), home, 0);
+    add_part(k, l, d, home, 0, n, TN_PART_OUT, 1, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_FFN_NORM, 2, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_ROUTER, 3, op, &n_ops);
+    add_part(k, l, d, home, 0, n, TN_PART_SHARED, 3, op, &n_ops);
     return n_ops;
 }
 
@@ -348,21 +355,28 @@ int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode
 /* ---- attention ---------------------------------------------------------------------------------
  */
 
-/* Weights of the attention part on one side. */
-static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n)
+/* Parts [from, to] of the attention part on one side. */
+static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n, tn_part from, tn_part to)
 {
     double sum = 0;
     int32_t i;
     for (int32_t j = 0; j < k->s->layer[l].n; j++) {
         const tn_shape_tensor *t = tensor_of(k, l, j, &i);
-        if (!is_ffn(t)) sum += tensor_time(k, t, d, n);
+        if (t->part >= from && t->part <= to) sum += tensor_time(k, t, d, n);
     }
     return sum;
 }
 
-static bool is_projection(const tn_shape_tensor *t)
+static bool is_last(const tn_cost *k, int32_t l)
 {
-    return (t->part == TN_PART_QKV || t->part == TN_PART_OUT) && t->rows > 1;
+    return l == k->s->n_layers - 1;
+}
+
+/* Of the projections what a batch needs: after the last layer's KV only one token goes on. */
+static bool is_projection(const tn_cost *k, int32_t l, const tn_shape_tensor *t)
+{
+    return t->rows > 1 &&
+           (t->part == TN_PART_QKV || (t->part == TN_PART_OUT && !is_last(k, l)));
 }
 
 uint64_t tn_cost_projections(const tn_cost *k, int32_t l)
@@ -371,9 +385,14 @@ uint64_t tn_cost_projections(const tn_cost *k, int32_t l)
     int32_t i;
     for (int32_t j = 0; j < k->s->layer[l].n; j++) {
         const tn_shape_tensor *t = tensor_of(k, l, j, &i);
-        if (is_projection(t)) bytes += t->bytes;
+        if (is_projection(k, l, t)) bytes += t->bytes;
     }
     return bytes;
+}
+
+int tn_cost_attn_hops(const tn_cost *k, int32_t l)
+{
+    return is_last(k, l) ? 2 : 5;
 }
 
 /* Of n tokens on one side, when alone. */
@@ -383,14 +402,14 @@ static double projections(const tn_cost *k, int32_t l, int d, int64_t n)
     int32_t i;
     for (int32_t j = 0; j < k->s->layer[l].n; j++) {
         const tn_shape_tensor *t = tensor_of(k, l, j, &i);
-        if (is_projection(t)) sum += tensor_time(k, t, d, n);
+        if (is_projection(k, l, t)) sum += tensor_time(k, t, d, n);
     }
     return sum;
 }
 
 static double streamed_projections(const tn_cost *k, int32_t l, int d, int64_t n)
 {
-    return TN_COST_ATTN_HOPS * tn_cost_hop(k, d, n) +
+    return tn_cost_attn_hops(k, l) * tn_cost_hop(k, d, n) +
            fmax(projections(k, l, d, n), (double)tn_cost_projections(k, l) / k->link[d]);
 }
 
@@ -400,18 +419,30 @@ bool tn_cost_attn_streams(const tn_cost *k, int32_t l, int d, bool home, int64_t
            streamed_projections(k, l, d, n) < projections(k, l, TN_HOST, n);
 }
 
-double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended)
+/* Tensors on either side, op after op. Between the halves all is at home, where attention is. */
+static double attn_walk(const tn_cost *k, int32_t l, int d, bool home, int64_t n, int64_t n_out,
+                        double attended)
 {
-    if (d != TN_HOST && !tn_cost_attn_plain(k, l, home)) {
-        tn_walk_op op[TN_WALK_OPS];
-        const int n_ops = tn_cost_walk_attn(k, l, d, home, n, attended, op);
-        return walk_time(k, op, n_ops, d, home, n);
-    }
+    tn_walk_op op[TN_WALK_OPS];
+    const double qkv = walk_time(k, op, tn_cost_walk_qkv(k, l, d, home, n, op), d, home, n);
+    if (!n_out) return qkv;
+    const int n_ops = tn_cost_walk_attend(k, l, d, home, n_out, attended, op);
+    return qkv + walk_time(k, op, n_ops, d, home, n_out);
+}
+
+double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, int64_t n_out,
+                    double attended)
+{
+    if (d != TN_HOST && !tn_cost_attn_plain(k, l, home))
+        return attn_walk(k, l, d, home, n, n_out, attended);
     const int side = home ? d : TN_HOST;
-    double weights = attn_weights(k, l, side, n);
+    double qkv = op_floor(k, side) + attn_weights(k, l, side, n, TN_PART_NORM, TN_PART_QKV);
     if (tn_cost_attn_streams(k, l, d, home, n))
-        weights += streamed_projections(k, l, d, n) - projections(k, l, TN_HOST, n);
-    return attn_ops * op_floor(k, side) + weights + attend_time(k, l, side, n, attended);
+        qkv += streamed_projections(k, l, d, n) - projections(k, l, TN_HOST, n);
+    if (!n_out) return qkv;
+    return qkv + (attn_ops - 1) * op_floor(k, side) +
+           attn_weights(k, l, side, n_out, TN_PART_OUT, TN_PART_SHARED) +
+           attend_time(k, l, side, n_out, attended);
 }
 
 /* ---- FFN ---------------------------------------------------------------------------------------
@@ -639,6 +670,11 @@ static int64_t batches(const tn_cost *k, int64_t *rest)
     return k->c.request.n_prompt / k->c.n_batch;
 }
 
+int64_t tn_cost_outputs(const tn_cost *k, int32_t l, int64_t n, bool wanted)
+{
+    return is_last(k, l) ? wanted : n;
+}
+
 double tn_cost_attn_request(const tn_cost *k, int32_t l, int d, bool home)
 {
     const tn_request *r = &k->c.request;
@@ -646,11 +682,13 @@ double tn_cost_attn_request(const tn_cost *k, int32_t l, int d, bool home)
     double sum = 0;
     for (int64_t at = 0; at < r->n_prompt; at += k->c.n_batch) {
         const int64_t n = r->n_prompt - at < k->c.n_batch ? r->n_prompt - at : k->c.n_batch;
-        sum += tn_cost_attn(k, l, d, home, n, tn_cost_attended(r->depth + at, n, window));
+        const int64_t n_out = tn_cost_outputs(k, l, n, at + n == r->n_prompt);
+        sum += tn_cost_attn(k, l, d, home, n, n_out,
+                            tn_cost_attended(r->depth + at + n - n_out, n_out, window));
     }
     if (!r->n_gen) return sum;
     const double mean = tn_cost_attended(start, r->n_gen, window) / (double)r->n_gen;
-    return sum + (double)r->n_gen * tn_cost_attn(k, l, d, home, 1, mean);
+    return sum + (double)r->n_gen * tn_cost_attn(k, l, d, home, 1, 1, mean);
 }
 
 double tn_cost_ffn_request(const tn_cost *k, int32_t l, int d, bool home, int32_t units)
@@ -658,7 +696,7 @@ double tn_cost_ffn_request(const tn_cost *k, int32_t l, int d, bool home, int32_
     int64_t rest;
     const int64_t full = batches(k, &rest);
     /* Of a prompt only the last token goes through the last FFN, see forward.c. */
-    if (l == k->s->n_layers - 1)
+    if (is_last(k, l))
         return (double)(k->c.request.n_gen + (k->c.request.n_prompt > 0)) *
                tn_cost_ffn(k, l, d, home, units, 1);
     double sum = (double)k->c.request.n_gen * tn_cost_ffn(k, l, d, home, units, 1);

@@ -47,14 +47,20 @@ double tn_cost_hop(const tn_cost *k, int d, int64_t n);
 double tn_cost_move(const tn_cost *k, int from, int to, int64_t n);
 /* Before a batch of tokens meets experts on device d, the host groups it by their choices. */
 double tn_cost_choice(const tn_cost *k, int32_t l, int d);
-/* Attention part of layer l with n tokens that together attend to `attended` positions. */
-double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended);
+/* Of n tokens that enter layer l, how many go on after its KV is stored: behind the last layer none
+ * is looked at but the prompt's last (wanted: it is among them), see forward.c. */
+int64_t tn_cost_outputs(const tn_cost *k, int32_t l, int64_t n, bool wanted);
+/* Attention part of layer l: KV of n tokens, and n_out of them that together attend to `attended`
+ * positions and go on. */
+double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, int64_t n_out,
+                    double attended);
 /* Whether that is, of a batch on the host, with the projections computed on device d, their weights
- * being carried there: the decision of the planner, of the simulator and of exec. */
+ * being carried there (of the last layer those of the KV): the decision of the planner, of the
+ * simulator and of exec. */
 bool tn_cost_attn_streams(const tn_cost *k, int32_t l, int d, bool home, int64_t n);
-/* Then activations cross so often: once to be projected, back in three parts, and so on. */
-enum { TN_COST_ATTN_HOPS = 5 };
-/* Bytes of a layer's projections. */
+/* Then activations cross so often: to be projected and back, and so on. */
+int tn_cost_attn_hops(const tn_cost *k, int32_t l);
+/* Bytes of the projections that are then carried. */
 uint64_t tn_cost_projections(const tn_cost *k, int32_t l);
 /* FFN with units on the device; layers whose overrides name single tensors: mode, see below. */
 double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units, int64_t n);
@@ -99,8 +105,10 @@ typedef struct tn_walk_op {
     double share;            /* of the device */
     int group;               /* equal for neighbours that have the same input */
 } tn_walk_op;
-int tn_cost_walk_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended,
-                      tn_walk_op op[TN_WALK_OPS]);
+int tn_cost_walk_qkv(const tn_cost *k, int32_t l, int d, bool home, int64_t n,
+                     tn_walk_op op[TN_WALK_OPS]);
+int tn_cost_walk_attend(const tn_cost *k, int32_t l, int d, bool home, int64_t n, double attended,
+                        tn_walk_op op[TN_WALK_OPS]);
 int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode, int64_t n,
                      tn_walk_op op[TN_WALK_OPS]);
 

@@ -28,8 +28,8 @@ static void attn_reason(const tn_planned *p, const tn_cost *k, int32_t l, char *
         return;
     }
     const double attended = tn_cost_attended(live - 1, 1, k->s->layer[l].window);
-    const double here = tn_cost_attn(k, l, y->device, true, 1, attended);
-    const double there = tn_cost_attn(k, l, y->device, false, 1, attended);
+    const double here = tn_cost_attn(k, l, y->device, true, 1, 1, attended);
+    const double there = tn_cost_attn(k, l, y->device, false, 1, 1, attended);
     const uint64_t need = tn_cost_attn_bytes(k, l, true) +
                           tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
     if (y->attn)

@@ -244,45 +244,45 @@ static void carry(sim *s, int d, double bytes, double work)
     }
 }
 
-/* Attention on the host whose projections are on device d. */
-static void attend_between(sim *s, int32_t l, int64_t start, int64_t n)
+/* Attention on the host whose projections are on device d; of the last layer those of the KV. */
+static void attend_between(sim *s, int32_t l, int64_t start, int64_t n, int64_t n_out)
 {
     const int d = s->plan->layer[l].device;
     const double in = parts(s, l, d, n, TN_PART_QKV, TN_PART_QKV, 1, 1);
     const double out = parts(s, l, d, n, TN_PART_OUT, TN_PART_OUT, 1, 1);
     const double bytes = (double)tn_cost_projections(s->k, l);
+    const double first = n_out < n ? bytes : bytes * in / (in + out);
     op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_NORM, 1, 1));
     hop(s, d, n);
-    carry(s, d, bytes * in / (in + out), in);
+    carry(s, d, first, in);
     hop(s, d, n);
-    op(s, TN_HOST, attend(s, l, TN_HOST, start, n));
-    hop(s, d, n);
-    carry(s, d, bytes * out / (in + out), out);
-    for (int i = 3; i < TN_COST_ATTN_HOPS; i++)
+    if (!n_out) return;
+    op(s, TN_HOST, attend(s, l, TN_HOST, start + n - n_out, n_out));
+    if (n_out == n) {
         hop(s, d, n);
-    op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_FFN_NORM, TN_PART_SHARED, 1, 1));
+        carry(s, d, bytes - first, out);
+        for (int i = 3; i < tn_cost_attn_hops(s->k, l); i++)
+            hop(s, d, n);
+        op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_FFN_NORM, TN_PART_SHARED, 1, 1));
+    } else {
+        op(s, TN_HOST, parts(s, l, TN_HOST, n_out, TN_PART_OUT, TN_PART_SHARED, 1, 1));
+    }
     op(s, TN_HOST, 0);
 }
 
-static void attention(sim *s, int32_t l, int64_t start, int64_t n)
+static void attention(sim *s, int32_t l, int64_t start, int64_t n, int64_t n_out)
 {
     const tn_plan_layer *y = &s->plan->layer[l];
     const int d = y->device, side = y->attn ? d : TN_HOST;
     if (tn_cost_attn_streams(s->k, l, d, y->attn, n)) {
-        attend_between(s, l, start, n);
+        attend_between(s, l, start, n, n_out);
         return;
     }
-    if (side == TN_HOST) {
-        op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_NORM, TN_PART_QKV, 1, 1));
-        op(s, TN_HOST, attend(s, l, TN_HOST, start, n));
-        op(s, TN_HOST, parts(s, l, TN_HOST, n, TN_PART_OUT, TN_PART_SHARED, 1, 1));
-        op(s, TN_HOST, 0);
-        return;
-    }
-    op(s, d, parts(s, l, d, n, TN_PART_NORM, TN_PART_QKV, 1, 1));
-    op(s, d, attend(s, l, d, start, n));
-    op(s, d, parts(s, l, d, n, TN_PART_OUT, TN_PART_OUT, 1, 1));
-    op(s, d, parts(s, l, d, n, TN_PART_FFN_NORM, TN_PART_SHARED, 1, 1));
+    op(s, side, parts(s, l, side, n, TN_PART_NORM, TN_PART_QKV, 1, 1));
+    if (!n_out) return;
+    op(s, side, attend(s, l, side, start + n - n_out, n_out));
+    op(s, side, parts(s, l, side, n_out, TN_PART_OUT, TN_PART_OUT, 1, 1));
+    op(s, side, parts(s, l, side, n_out, TN_PART_FFN_NORM, TN_PART_SHARED, 1, 1));
 }
 
 /* Groups of tensors that overrides put on either side, one after another. */
@@ -303,6 +303,19 @@ static void walk(sim *s, const tn_walk_op *ops, int n_ops, int d, bool home, int
         s->last = add(s, server_of(s->at), host + device, s->last, -1);
     }
     move(s, home ? d : TN_HOST, n);
+}
+
+static void walk_attention(sim *s, int32_t l, int64_t start, int64_t n, int64_t n_out)
+{
+    const tn_plan_layer *y = &s->plan->layer[l];
+    const int64_t window = s->k->s->layer[l].window;
+    tn_walk_op ops[TN_WALK_OPS];
+    walk(s, ops, tn_cost_walk_qkv(s->k, l, y->device, y->attn, n, ops), y->device, y->attn, n);
+    if (!n_out) return;
+    const int n_ops =
+        tn_cost_walk_attend(s->k, l, y->device, y->attn, n_out,
+                            tn_cost_attended(start + n - n_out, n_out, window), ops);
+    walk(s, ops, n_ops, y->device, y->attn, n_out);
 }
 
 static uint64_t draw(sim *s)
@@ -496,14 +509,11 @@ static double evaluate(sim *s, int64_t start, int64_t n, bool with_head)
     for (int32_t l = 0; l < s->plan->n_layers; l++) {
         const tn_plan_layer *y = &s->plan->layer[l];
         move(s, y->attn ? y->device : TN_HOST, n);
-        tn_walk_op ops[TN_WALK_OPS];
-        const double attended = tn_cost_attended(start, n, s->k->s->layer[l].window);
-        if (y->device != TN_HOST && !tn_cost_attn_plain(s->k, l, y->attn)) {
-            const int n_ops = tn_cost_walk_attn(s->k, l, y->device, y->attn, n, attended, ops);
-            walk(s, ops, n_ops, y->device, y->attn, n);
-        } else {
-            attention(s, l, start, n);
-        }
+        const int64_t n_out = tn_cost_outputs(s->k, l, n, with_head);
+        if (y->device != TN_HOST && !tn_cost_attn_plain(s->k, l, y->attn))
+            walk_attention(s, l, start, n, n_out);
+        else
+            attention(s, l, start, n, n_out);
         if (l < s->plan->n_layers - 1)
             feed_forward(s, l, n);
         else if (with_head)

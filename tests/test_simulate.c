@@ -199,6 +199,59 @@ TEST(a_token_on_the_host_takes_as_long_as_its_bytes)
     tn_shape_free(&s);
 }
 
+/* A prompt of two batches by hand: in the last layer all tokens are stored as KV, and the last one
+ * alone goes on (forward.c). */
+TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
+{
+    enum { batch = 16, rest = 8, prompt = batch + rest };
+    const double flops = 3e6, bandwidth = 1e6, kv_rate = 1e5;
+    uint64_t seed = 5;
+    tn_shape s;
+    tn_plan plan;
+    tn_cost k;
+    tn_simulated sim;
+    tn_constraints full;
+    test_model m = random_model(&seed, 2, false);
+    m.arch = "llama", m.window = 0, m.tied = 0;
+    tn_profile p = random_profile(&seed, 1);
+    p.host.rate.op_s = 0;
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        if (tn_type_get(i)->block) p.host.rate.matvec[i] = bandwidth;
+    p.host.rate.kv[TN_KV_KIND_F16] = kv_rate;
+    p.host.rate.flops[0] = p.host.rate.flops[1] = flops;
+    REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    const tn_constraints c = {.n_batch = batch, .page_size = 16, .request = {0, prompt, 0}};
+    REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
+    REQUIRE(tn_plan_candidate(&plan, &s, &p, &c, TN_PLAN_ALL_HOST, heap, NULL) == TN_OK);
+    tn_cost_init(&k, &s, &p, &full, NULL);
+    REQUIRE(tn_simulate_request(&sim, &plan, &k, 1, heap, NULL) == TN_OK);
+    double want = 0;
+    for (int i = 0; i < s.n_tensors; i++) {
+        const tn_shape_tensor *t = &s.tensor[i];
+        const bool last = t->layer == 1, stores = strstr(t->name, "attn_norm") ||
+                                                  strstr(t->name, "attn_q.") ||
+                                                  strstr(t->name, "attn_k.") ||
+                                                  strstr(t->name, "attn_v.");
+        if (t->layer < 0 && i != s.head) continue;
+        for (int n = batch; n >= rest; n -= rest) {
+            if (n == batch && (i == s.head || (last && !stores))) continue;
+            const int rows = i == s.head || (last && !stores) ? 1 : n;
+            const double by_bytes = (double)t->bytes / bandwidth,
+                         by_flops = 2.0 * (double)t->params * rows / flops;
+            want += rows == 1 || strstr(t->name, "norm") ? by_bytes : fmax(by_bytes, by_flops);
+        }
+    }
+    /* Positions attended to: in the first layer by all, in the last by one. */
+    const double kv = 2.0 * m.kv_heads * m.head_dim * 2, score = 4.0 * m.heads * m.head_dim,
+                 first = batch * (batch + 1) / 2.0, second = prompt * (prompt + 1) / 2.0 - first;
+    want += fmax(first / batch * kv / kv_rate, first * score / flops) +
+            fmax(second / rest * kv / kv_rate, second * score / flops) + prompt * kv / kv_rate;
+    CHECK_NEAR(sim.prefill_s / want, 1, 1e-9);
+    CHECK_NEAR(plan.predicted.request_s / want, 1, 1e-9);
+    tn_plan_free(&plan, heap);
+    tn_shape_free(&s);
+}
+
 TEST(the_same_seed_gives_the_same_bits)
 {
     tn_shape s;
