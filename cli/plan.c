@@ -184,6 +184,10 @@ static void print_summary(FILE *out, const tn_settings *set, const tn_placement_
     fprintf(out, "context %lld; request of %lld + %lld tokens", (long long)f->n_ctx,
             (long long)f->n_prompt, (long long)f->n_generated);
     if (f->depth) fprintf(out, " after %lld", (long long)f->depth);
+    if (!f->feasible) {
+        fprintf(out, "\nplan: none fits; this one would need the least\n");
+        return;
+    }
     fprintf(out, "\nplan: %s", f->chosen);
     if (f->optimum_s > 0)
         fprintf(out, ", %.1f %% above the optimum (which is proven within %.2g %%)",

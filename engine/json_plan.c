@@ -231,10 +231,11 @@ tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profi
     if (!doc) return tn_fail_nomem(err, 1, "the plan's JSON");
     set_totals(doc, p, profile->n_devices);
     json_t *rest =
-        json_pack("{s:b, s:I, s:s, s:b, s:b, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
+        json_pack("{s:b, s:I, s:s, s:b, s:b, s:I, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
                   "feasible", plan->feasible, "short_bytes", (json_int_t)plan->short_bytes,
                   "chosen", tn_strategy_name(plan->strategy), "elastic", plan->elastic, "dropping",
-                  plan->dropping, "live", (json_int_t)plan->live, "predicted",
+                  plan->dropping, "live", (json_int_t)plan->live, "pinned_share", c->pinned,
+                  "predicted",
                   prediction(&plan->predicted), "candidates", candidates(p), "prices",
                   notes(p, false), "remedies", notes(p, true), "warnings", warnings(p), "units",
                   units(p, s, profile), "overrides", overrides(plan, s, a), "experts", experts(s));
@@ -308,6 +309,10 @@ static void read_constraints(tn_json_reader *r, const json_t *doc, tn_constraint
     c->n_ctx = tn_json_int(r, doc, "n_ctx", 1, 1 << 30);
     c->n_batch = (int32_t)tn_json_int(r, doc, "n_batch", 1, 65536);
     c->page_size = (int32_t)tn_json_int(r, doc, "page_size", 1, 65536);
+    if (doc && json_object_get(doc, "pinned_share")) /* plans by hand may leave it out */
+        c->pinned = tn_json_number(r, doc, "pinned_share");
+    if (!(c->pinned >= 0 && c->pinned <= 1))
+        tn_json_fail(r, "pinned_share", "must be from 0 to 1");
     const size_t up = tn_json_enter(r, "request", -1);
     c->request.depth = tn_json_int(r, request, "depth", 0, 1 << 30);
     c->request.n_prompt = tn_json_int(r, request, "prompt", 0, 1 << 30);

@@ -218,7 +218,9 @@ static tn_status take_candidate(tn_placement *p, const char *name, const tn_cons
         return tn_fail(err, TN_EARG, -1, "tn_placement_options: there is no candidate '%.40s'",
                        name);
     tn_plan taken = {.feasible = false};
-    tn_status s = tn_plan_candidate(&taken, &p->shape, &p->profile, c, (tn_strategy)i, &p->a, err);
+    tn_constraints as_listed = *c;
+    as_listed.pinned = p->planned.c.pinned;
+    tn_status s = tn_plan_candidate(&taken, &p->shape, &p->profile, &as_listed, (tn_strategy)i, &p->a, err);
     if (!s && !taken.feasible)
         s = tn_fail(err, TN_ENOMEM, -1, "'%s' does not fit into the memory of %s", name,
                     p->profile.name);

@@ -235,6 +235,11 @@ static tn_status refuse_contradiction(const tn_plan *plan, const tn_cost *k,
         const tn_plan_memory *m = d == TN_HOST ? &plan->host : &plan->device[d];
         const uint64_t limit = d == TN_HOST ? asked->ram : asked->vram[d];
         if (limit == 0 || used_bytes(m) <= m->budget) continue;
+        if (limit == UINT64_MAX)
+            return tn_fail(err, TN_EARG, -1,
+                           "--place '%.100s' and --device none contradict each other: the rules "
+                           "need %.0f MiB of device memory",
+                           asked->rules->rule[0].regex, ceil((double)used_bytes(m) / MiB));
         return tn_fail(err, TN_EARG, -1,
                        "--place '%.100s' and --%s contradict each other: the rules need %.0f MiB "
                        "of %s memory, %.0f MiB more than there may be",
@@ -245,13 +250,30 @@ static tn_status refuse_contradiction(const tn_plan *plan, const tn_cost *k,
     return TN_OK;
 }
 
+/* The optimum. What of its weights is page-locked depends on which are carried to devices: first it
+ * is found as if all of these were, and where they are too many, once more with the share that is. */
+static tn_status find_optimum(tn_planned *out, tn_cost *k, const int16_t *rule,
+                              const tn_allocator *a, tn_error *err)
+{
+    const bool short_of_pins = !k->pinned && !k->c.mapped;
+    if (short_of_pins) tn_cost_pin(k, 1);
+    tn_status s = tn_plan_solve(k, false, rule, &out->optimum, &out->gap, a, err);
+    if (s || !short_of_pins || !out->optimum.feasible) return s;
+    const double share = tn_cost_pinned(k, tn_plan_carried(&out->optimum, k));
+    k->c.pinned = out->c.pinned = share;
+    if (share >= 1) return TN_OK;
+    tn_cost_pin(k, share);
+    tn_plan_free(&out->optimum, a);
+    return tn_plan_solve(k, false, rule, &out->optimum, &out->gap, a, err);
+}
+
 static tn_status make(tn_planned *out, const tn_shape *s, const tn_profile *p,
                       const tn_overrides *o, const tn_constraints *asked, const tn_allocator *a,
                       tn_error *err)
 {
     tn_cost k;
     tn_cost_init(&k, s, p, &out->c, o->fixed);
-    tn_status status = tn_plan_solve(&k, false, o->rule, &out->optimum, &out->gap, a, err);
+    tn_status status = find_optimum(out, &k, o->rule, a, err);
     if (status) return status;
     if (out->optimum.feasible) {
         status = choose(out, &k, o->rule, err);

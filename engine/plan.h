@@ -174,6 +174,8 @@ typedef struct tn_constraints {
     const tn_rules *rules; /* NULL = none */
     bool fixed; /* no elastic boundary: what is on the device stays, room for n_ctx is kept free */
     bool mapped; /* the host's weights are pages of the file, which are never page-locked */
+    double pinned; /* share of the weights that are carried to devices at times which is page-locked,
+                      as tn_plan_make finds; 0 = as if all weights were carried */
 } tn_constraints;
 
 /* KV memory of a layer when n positions are live: whole pages, in a layer with a window a ring of them,

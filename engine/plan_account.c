@@ -224,6 +224,24 @@ double tn_plan_request(const tn_plan *plan, const tn_cost *k)
                                     plan->layer[plan->n_layers - 1].attn, plan->head_units);
 }
 
+uint64_t tn_plan_carried(const tn_plan *plan, const tn_cost *k)
+{
+    uint64_t bytes = 0;
+    for (int32_t l = 0; l < plan->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        const uint64_t all = k->s->layer[l].ffn_bytes;
+        if (y->device == TN_HOST) continue;
+        if (plan->elastic && !k->c.fixed && movable(plan, k, l))
+            bytes += plan->dropping ? all : all - tn_cost_ffn_device_bytes(k, l, y->ffn_mode);
+        else if (tn_cost_prefill(k, l, y->device, y->attn, 0, k->c.n_batch).way !=
+                 TN_PREFILL_IN_PLACE)
+            bytes += all - tn_cost_ffn_device_bytes(k, l, y->ffn_mode);
+        if (tn_cost_attn_streams(k, l, y->device, y->attn, k->c.n_batch))
+            bytes += tn_cost_projections(k, l);
+    }
+    return bytes;
+}
+
 /* The same plan priced for a request of `prompt` tokens and none generated. */
 static double prompt_time(const tn_plan *plan, const tn_cost *k, int64_t prompt)
 {

@@ -130,19 +130,24 @@ static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_all
     return s;
 }
 
-/* What the missing bytes would cost as memory of the host, or of the first device. */
+/* What the missing bytes would cost as memory of the host, or of the first device; that one may need
+ * buffers besides. */
 static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, const tn_allocator *a,
                              tn_error *err)
 {
-    double t;
+    tn_status s = TN_OK;
+    double t = INFINITY;
     tn_constraints c = k->c;
     tn_profile p = *k->p;
-    const uint64_t more = ((out->plan.short_bytes >> 20) + 1) << 20;
+    uint64_t more = ((out->plan.short_bytes >> 20) + 1) << 20;
     if (device && k->p->n_devices == 0) return TN_OK;
     uint64_t *budget = device ? &c.vram[0] : &c.ram;
-    *budget = (device ? tn_cost_budget(k, 0) : tn_cost_host_budget(k)) + more;
-    p.device[0].memory_bytes += device ? more : 0;
-    const tn_status s = try_with(k, &p, &c, &t, a, err);
+    for (int tries = device ? 4 : 1; !s && !isfinite(t) && tries > 0; tries--) {
+        *budget = (device ? tn_cost_budget(k, 0) : tn_cost_host_budget(k)) + more;
+        if (device) p.device[0].memory_bytes = k->p->device[0].memory_bytes + more;
+        s = try_with(k, &p, &c, &t, a, err);
+        if (!isfinite(t)) more += ((tn_cost_device_buffers(k) >> 20) + 1) << 20;
+    }
     if (!s && isfinite(t))
         note(out->remedy, &out->n_remedies, t, "%.0f MiB more %s memory (--%s %.0fM)",
              (double)more / MiB, device ? "device" : "host", device ? "vram" : "ram",

@@ -83,6 +83,9 @@ tn_status tn_plan_account(tn_plan *plan, const tn_cost *k, const tn_allocator *a
 double tn_plan_step(const tn_plan *plan, const tn_cost *k, int64_t c, const int32_t *units);
 /* Seconds of the whole request. */
 double tn_plan_request(const tn_plan *plan, const tn_cost *k);
+/* Bytes of weights in host memory that are carried to devices at times: units that move, and what
+ * batches have streamed. What execution page-locks (pin.c). */
+uint64_t tn_plan_carried(const tn_plan *plan, const tn_cost *k);
 tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
                         const tn_allocator *a, tn_error *err);
 /* The same for a number of bytes that units which move may take on each device. */

@@ -79,13 +79,18 @@ void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_c
 {
     *k = (tn_cost){.s = s, .p = p, .c = *c, .fixed = fixed};
     k->host_scale = tn_profile_scale(&p->host, c->threads);
-    const double limit = (double)tn_cost_pin_limit(p->host.memory_bytes);
-    tn_cost_pin(k, c->mapped ? 0 : s->weight_bytes ? limit / (double)s->weight_bytes : 1.0);
+    tn_cost_pin(k, c->mapped ? 0 : c->pinned > 0 ? c->pinned : tn_cost_pinned(k, s->weight_bytes));
 }
 
 uint64_t tn_cost_pin_limit(uint64_t memory_bytes)
 {
     return (uint64_t)(pinned_share_of_ram * (double)memory_bytes);
+}
+
+double tn_cost_pinned(const tn_cost *k, uint64_t bytes)
+{
+    const double limit = (double)tn_cost_pin_limit(k->p->host.memory_bytes);
+    return limit < (double)bytes ? limit / (double)bytes : 1.0;
 }
 
 void tn_cost_pin(tn_cost *k, double share)

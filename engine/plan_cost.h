@@ -32,7 +32,10 @@ typedef struct tn_cost {
 
 /* Bytes of weights that may be pinned on a machine with so much memory. */
 uint64_t tn_cost_pin_limit(uint64_t memory_bytes);
-/* Sets link and pinned for a share of the weights that is pinned; tn_cost_init sets what can be. */
+/* The share of so many bytes that is. */
+double tn_cost_pinned(const tn_cost *k, uint64_t bytes);
+/* Sets link and pinned for a share of the carried weights that is pinned; tn_cost_init sets that of
+ * the constraints. */
 void tn_cost_pin(tn_cost *k, double share);
 
 void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_constraints *c,

@@ -635,6 +635,8 @@ TEST(contradictions_name_both_sides)
     REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
     tn_constraints c = {.n_ctx = 1024, .request = {0, 2048, 512}};
     refuses(&s, &p, &c, "--for", "--ctx");
+    c.request = (tn_request){100, 800, 200};
+    refuses(&s, &p, &c, "--for", "--ctx");
     c = (tn_constraints){.vram = {64ull << 30}};
     refuses(&s, &p, &c, "--vram", "RTX 3060");
     c = (tn_constraints){.vram = {1ull << 30, 1ull << 30}};
@@ -643,7 +645,58 @@ TEST(contradictions_name_both_sides)
     REQUIRE(tn_rules_add(&rules, "ffn_up=device", NULL) == TN_OK);
     c = (tn_constraints){.rules = &rules};
     refuses(&s, &p, &c, "--place", "generic-host");
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    c.vram[0] = UINT64_MAX;
+    refuses(&s, &p, &c, "--place 'ffn_up'", "--device none");
+    c.rules = NULL;
+    c.kv = TN_KV_KIND_Q8_0;
+    s.odd_head_dim = 80;
+    tn_constraints full;
+    CHECK(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_EUNSUPPORTED);
     tn_rules_free(&rules);
+    tn_shape_free(&s);
+}
+
+/* Where the device's buffers are missing too, as there was no use of it, memory of it still helps. */
+TEST(a_device_too_small_for_its_buffers_is_a_remedy)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    const tn_constraints c = {.n_ctx = 8192, .vram = {100u << 20}, .ram = 3ull << 30};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(!out.plan.feasible && out.n_remedies == 2);
+    CHECK(strstr(out.remedy[0].text, "--vram") && strstr(out.remedy[1].text, "--ram"));
+    CHECK(out.remedy[0].request_s < out.remedy[1].request_s);
+    tn_planned_free(&out);
+    tn_shape_free(&s);
+}
+
+/* Weights that stay where they are need no page-locked memory, as in pin.c: half of RAM is less than
+ * the model, but not less than what is carried. */
+TEST(only_carried_weights_are_page_locked)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out[3];
+    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    const tn_constraints c = {
+        .n_ctx = 8192, .n_batch = 64, .vram = {3ull << 30}, .ram = 6ull << 30, .fixed = true};
+    static const uint64_t memory[] = {64ull << 30, 7ull << 30, 1ull << 30};
+    for (int i = 0; i < 3; i++) {
+        p.host.memory_bytes = memory[i];
+        REQUIRE(tn_plan_make(&out[i], &s, &p, &c, heap, NULL) == TN_OK);
+        CHECK(out[i].plan.feasible && out[i].plan.predicted.streamed_from > 0);
+    }
+    CHECK(tn_cost_pin_limit(memory[1]) < s.weight_bytes);
+    CHECK_NEAR(out[1].optimum.predicted.request_s, out[0].optimum.predicted.request_s, 0);
+    CHECK(out[1].c.pinned == 1 && out[2].c.pinned > 0.3 && out[2].c.pinned < 0.9);
+    CHECK(out[2].optimum.predicted.ttft_s > 1.02 * out[0].optimum.predicted.ttft_s);
+    for (int i = 0; i < 3; i++)
+        tn_planned_free(&out[i]);
     tn_shape_free(&s);
 }
 

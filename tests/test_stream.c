@@ -7,6 +7,7 @@
 #include "../engine/model.h"
 #include "../engine/pin.h"
 #include "../engine/placement.h"
+#include "../engine/plan_chain.h"
 #include "../engine/plan_cost.h"
 #include "../kernels/emu/emu.h"
 
@@ -573,6 +574,16 @@ TEST(weights_are_pinned_as_far_as_the_limit_goes)
     CHECK(memcmp(a, b, n) == 0 && memcmp(a, c, n) == 0);
     CHECK_MSG(all > some && some > none && some - none <= limit, "%llu, %llu, %llu bytes",
               (unsigned long long)all, (unsigned long long)some, (unsigned long long)none);
+    /* All of it is what the planner counted, and the rest of each matrix's last page. */
+    tn_cost k;
+    float *fixed = tn_plan_fixed(&p->planned.plan, &p->shape, &tn_default_allocator);
+    REQUIRE(fixed);
+    tn_cost_init(&k, &p->shape, &p->profile, &p->planned.c, fixed);
+    const uint64_t carried = tn_plan_carried(&p->planned.plan, &k);
+    CHECK_MSG(carried > 0 && all - none >= carried && all - none < carried + 3 * 3 * 4096,
+              "%llu bytes are carried, %llu are pinned", (unsigned long long)carried,
+              (unsigned long long)(all - none));
+    tn_free(&tn_default_allocator, fixed);
     for (int32_t l = 0; l < p->shape.n_layers; l++)
         all -= p->shape.layer[l].ffn_bytes;
     CHECK_MSG(all >= none, "%llu of %llu bytes are left", (unsigned long long)all,
