@@ -429,9 +429,10 @@ static double attn_walk(const tn_cost *k, int32_t l, int d, bool home, int64_t n
                         double attended)
 {
     tn_walk_op op[TN_WALK_OPS];
-    const double qkv = walk_time(k, op, tn_cost_walk_qkv(k, l, d, home, n, op), d, home, n);
+    int n_ops = tn_cost_walk_qkv(k, l, d, home, n, op);
+    const double qkv = walk_time(k, op, n_ops, d, home, n);
     if (!n_out) return qkv;
-    const int n_ops = tn_cost_walk_attend(k, l, d, home, n_out, attended, op);
+    n_ops = tn_cost_walk_attend(k, l, d, home, n_out, attended, op);
     return qkv + walk_time(k, op, n_ops, d, home, n_out);
 }
 

@@ -310,11 +310,11 @@ static void walk_attention(sim *s, int32_t l, int64_t start, int64_t n, int64_t 
     const tn_plan_layer *y = &s->plan->layer[l];
     const int64_t window = s->k->s->layer[l].window;
     tn_walk_op ops[TN_WALK_OPS];
-    walk(s, ops, tn_cost_walk_qkv(s->k, l, y->device, y->attn, n, ops), y->device, y->attn, n);
+    int n_ops = tn_cost_walk_qkv(s->k, l, y->device, y->attn, n, ops);
+    walk(s, ops, n_ops, y->device, y->attn, n);
     if (!n_out) return;
-    const int n_ops =
-        tn_cost_walk_attend(s->k, l, y->device, y->attn, n_out,
-                            tn_cost_attended(start + n - n_out, n_out, window), ops);
+    const double attended = tn_cost_attended(start + n - n_out, n_out, window);
+    n_ops = tn_cost_walk_attend(s->k, l, y->device, y->attn, n_out, attended, ops);
     walk(s, ops, n_ops, y->device, y->attn, n_out);
 }
 
