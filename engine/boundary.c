@@ -226,8 +226,8 @@ static uint64_t kv_bytes(const tn_boundary *b, int32_t segment, int64_t level)
         const tn_kv_device *d = &kv->dev[segment];
         const size_t n = pages_kept(kv, segment), size = (size_t)kv->page_size;
         const uint64_t each = (d->page_bytes[TN_KV_GLOBAL] + size - 1) / size;
-        const size_t m = tn_kv_held(kv, TN_KV_LOCAL, n + (size_t)pages(kv, more)) - tn_kv_held(kv, TN_KV_LOCAL, n);
-        most += (uint64_t)m * d->page_bytes[TN_KV_LOCAL];
+        const size_t then = tn_kv_held(kv, TN_KV_LOCAL, n + (size_t)pages(kv, more));
+        most += (uint64_t)(then - tn_kv_held(kv, TN_KV_LOCAL, n)) * d->page_bytes[TN_KV_LOCAL];
         if (each > dearest) dearest = each;
     }
     return bytes + most + (uint64_t)more * dearest;

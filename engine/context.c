@@ -351,7 +351,8 @@ static tn_status make_whole(const evaluation *e)
     if (tn_kv_is_whole(&c->kv, (int64_t)held)) return TN_OK;
     c->kv.written = 0;
     c->n_tokens = 0;
-    const evaluation again = {.c = c, .tokens = c->tokens, .n = (int32_t)held, .err = e->err, .no_output = true};
+    const evaluation again = {.c = c, .tokens = c->tokens, .n = (int32_t)held, .err = e->err,
+                              .no_output = true};
     const tn_status s = eval_batches(&again);
     c->n_tokens = held;
     if (s) c->kv.written = 0;

@@ -11,7 +11,8 @@ static size_t row_bytes(uint32_t type, int32_t dim)
 
 size_t tn_kv_layer_position_bytes(const tn_hparams *hp, uint32_t type)
 {
-    return (size_t)hp->n_head_kv * (row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v));
+    const size_t head = row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v);
+    return (size_t)hp->n_head_kv * head;
 }
 
 size_t tn_kv_position_bytes(const tn_model *m, uint32_t type, tn_kv_layers kind)
@@ -89,7 +90,8 @@ bool tn_kv_is_whole(const tn_kv *kv, int64_t n)
 {
     const int64_t pages = (kv->written + kv->page_size - 1) / kv->page_size;
     const int64_t gone = pages - (int64_t)tn_kv_held(kv, TN_KV_LOCAL, (size_t)pages);
-    return kv->written >= n && gone * kv->page_size <= (n < kv->m->hp.n_swa ? 0 : n + 1 - kv->m->hp.n_swa);
+    const int64_t first = n < kv->m->hp.n_swa ? 0 : n + 1 - kv->m->hp.n_swa; /* that n attends to */
+    return kv->written >= n && gone * kv->page_size <= first;
 }
 
 /* Room for n pages in the tables. The old tables stay valid on failure. */

@@ -62,9 +62,11 @@ tn_status tn_kv_device_init(tn_kv *kv, int64_t cap, tn_error *err)
 /* The pages that n_pages of positions have beyond those of `keep`. */
 static void drop_pages(const tn_kv *kv, tn_kv_device *d, size_t keep)
 {
-    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++)
-        for (size_t p = tn_kv_held(kv, kind, keep); d->pages[kind] && p < tn_kv_held(kv, kind, d->n_pages); p++)
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
+        const size_t end = d->pages[kind] ? tn_kv_held(kv, kind, d->n_pages) : 0;
+        for (size_t p = tn_kv_held(kv, kind, keep); p < end; p++)
             d->device->api->free(d->device, d->pages[kind][p]);
+    }
     d->n_pages = keep;
 }
 
