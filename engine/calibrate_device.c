@@ -1,6 +1,7 @@
 /* The device's side of calibration, and what host and device do to each other. */
 #include "calibrate_internal.h"
 #include "../kernels/device_ops.h"
+#include "exec_device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@ enum {
     group = 4,
     head_dim = 128,
     page_size = 256,
-    n_splits = 32,
+    most_splits = 128,
     vector_bytes = 16384, /* of a hand-over */
     crossings = 60,
     launches = 8
@@ -81,7 +82,7 @@ static void acquire(device_bench *b, tn_engine *e, tn_device *d, tn_error *err)
     b->copy_bytes = emulated ? 1u << 20 : 64u << 20;
     if (b->copy_bytes > b->set_bytes) b->copy_bytes = b->set_bytes;
     b->workspace_bytes = d->ops->gemm_bytes(TN_TYPE_Q4_K, 512, emulated ? 64 : cols, cols);
-    const size_t attend = d->ops->attend_bytes(1, kv_heads * group, head_dim, n_splits);
+    const size_t attend = d->ops->attend_bytes(1, kv_heads * group, head_dim, most_splits);
     if (b->workspace_bytes < attend) b->workspace_bytes = attend;
     b->status = api->stream_create(b->d, &b->stream, err);
     if (!b->status) b->status = api->stream_create(b->d, &b->copies, err);
@@ -211,7 +212,7 @@ static double measure_kv(device_bench *b, uint32_t type)
         .n_head = kv_heads * group,
         .scale = 0.1f,
         .pos = b->pos,
-        .n_splits = n_splits,
+        .n_splits = tn_dev_splits(b->d->api->info(b->d)->processors, kv_heads, 1, last),
         .workspace = b->workspace};
     return 2.0 * (double)half * (double)n_pages / seconds(b, queue_attend, &a, b->stream);
 }

@@ -75,8 +75,10 @@ void tn_dev_begin(tn_dev *d);
 void tn_dev_keep_last(tn_dev *d, int64_t n);
 /* Waits for all that was enqueued. */
 tn_status tn_dev_sync(tn_dev *d);
-/* Blocks over which a decoded token at position pos splits its context; a power of two. */
-int32_t tn_dev_splits(int64_t pos);
+/* Blocks over which each of n decoded tokens, the last at position pos, splits its context for each
+ * KV head on a device with so many multiprocessors. A power of two, 1 .. 128; for n up to
+ * TN_MATVEC_MAX n times as many parts are no more than TN_MATVEC_MAX * TN_MAX_SPLITS. */
+int32_t tn_dev_splits(int32_t processors, int32_t n_head_kv, int64_t n, int64_t pos);
 
 /* Copies between the sides, count elements of 4 bytes; the host's memory is pinned. */
 void tn_dev_upload(tn_dev *d, void *to, const void *from, int64_t count);

@@ -64,7 +64,7 @@ typedef struct tn_recording {
     size_t n_steps, cap_steps;
     uint32_t *flags; /* pinned, flag_stride apart */
     int32_t n_flags, cap_flags;
-    int32_t n_splits;        /* that the graph was made for */
+    int32_t n_splits;        /* of all devices, that the graph was made for */
     bool best;               /* likewise, see tn_batch */
     tn_side_stats on_device; /* of one token, without KV */
     uint64_t hops;

@@ -252,12 +252,15 @@ void tn_exec_choose_mode(tn_exec *x)
     x->dev = x->devs;
     x->mode = TN_EXEC_DIRECT;
     if (x->batch.n != 1 || x->batch.n_out != 1) return;
-    if (x->rec.n_pieces && x->rec.n_splits == x->dev->n_splits && x->rec.best == x->batch.best) {
+    int32_t n_splits = 0;
+    for (int32_t i = 0; i < x->n_devs; i++)
+        n_splits += x->devs[i].n_splits;
+    if (x->rec.n_pieces && x->rec.n_splits == n_splits && x->rec.best == x->batch.best) {
         x->mode = TN_EXEC_REPLAY;
         return;
     }
     tn_exec_forget(x);
-    x->rec.n_splits = x->dev->n_splits;
+    x->rec.n_splits = n_splits;
     x->rec.best = x->batch.best;
     begin_piece(x, (tn_piece){.dev = x->dev});
 }

@@ -244,7 +244,7 @@ typedef struct tn_dattend {
     const float *sinks; /* [n_head] a score without a value for each head, or NULL */
     const int32_t *pos; /* [n] */
     const int32_t *seq; /* [n] or NULL */
-    int32_t n_splits;   /* 1 .. 64 */
+    int32_t n_splits;   /* 1 .. 128 */
     float *workspace;
 } tn_dattend;
 typedef tn_status (*tn_device_attend_fn)(tn_stream *s, const tn_dattend *a);

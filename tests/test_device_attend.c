@@ -315,6 +315,15 @@ TEST(decode_shapes)
          .pos0 = 33,
          .splits = 64,
          .sinks = true},
+        {.page = 64, /* more parts than tiles of keys; all but one of the parts have keys */
+         .n_head = 2,
+         .n_head_kv = 1,
+         .dim_k = 32,
+         .dim_v = 64,
+         .n = 1,
+         .pos0 = 32 * 127 - 1,
+         .splits = 128,
+         .sinks = true},
         {.page = 16,
          .n_head = 4,
          .n_head_kv = 2,
@@ -426,7 +435,7 @@ TEST(attend_refuses)
                            .splits = 1};
     attend_data d = make_attend(&k, &seed);
     tn_dattend a = d.a;
-    a.n_splits = 65;
+    a.n_splits = 129;
     CHECK_INT(ops->attend(stream, &a), TN_EARG);
     a = d.a;
     a.n_head = 3;

@@ -3,6 +3,8 @@
 #include "golden.h"
 
 #include "../engine/engine.h"
+#include "../engine/exec_device.h"
+#include "../engine/exec_sizes.h"
 #include "../engine/model.h"
 #include "../engine/sides.h"
 #include "../kernels/emu/emu.h"
@@ -16,7 +18,7 @@ static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "ll
 #if defined(__SANITIZE_THREAD__)
 enum { n_placements = 10, first_placement = 7, sample = 20, fault_step = 29 };
 #elif defined(__SANITIZE_ADDRESS__)
-enum { n_placements = 10, first_placement = 0, sample = 1, fault_step = 1 };
+enum { n_placements = 10, first_placement = 5, sample = 1, fault_step = 1 };
 #else
 enum { n_placements = 50, first_placement = 0, sample = 1, fault_step = 1 };
 #endif
@@ -482,6 +484,47 @@ TEST(too_little_memory_is_said_before_anything_is_uploaded)
     CHECK_INT(e->device->api->fail_at(e->device, TN_FAULT_COPY, 0), copies);
     CHECK_INT(device_memory(e).used_bytes, 0);
     tn_engine_free(e);
+}
+
+/* ---- splits of attention -----------------------------------------------------------------------
+ */
+
+/* The largest part of the buffer that so many tokens of any context take, as a share of 1000. */
+static int most_taken(int32_t processors, int32_t n_head_kv, int64_t n)
+{
+    int64_t most = 0;
+    for (int64_t pos = 0; pos < 1 << 20; pos = 2 * pos + 1) {
+        const int32_t splits = tn_dev_splits(processors, n_head_kv, n, pos);
+        CHECK_MSG(splits >= 1 && splits <= 128 && !(splits & (splits - 1)), "%d splits", splits);
+        CHECK_MSG((splits - 1) * 64 <= pos, "%d splits at %d", splits, (int)pos);
+        if (splits > most) most = splits;
+    }
+    return (int)(most * (n < TN_MATVEC_MAX ? n : TN_MATVEC_MAX) * 1000 /
+                 (TN_MATVEC_MAX * TN_MAX_SPLITS));
+}
+
+/* Three blocks and more for each multiprocessor at 32k; never more than the buffer has room for. */
+TEST(a_long_context_is_split_for_every_multiprocessor)
+{
+    for (int32_t processors = 1; processors <= 160; processors++)
+        for (int32_t n_head_kv = 1; n_head_kv <= 8; n_head_kv++) {
+            const int32_t blocks = n_head_kv * tn_dev_splits(processors, n_head_kv, 1, 32767);
+            CHECK_MSG(n_head_kv < 4 || blocks >= 3 * processors, "%d blocks on %d multiprocessors",
+                      blocks, processors);
+            CHECK_MSG(blocks <= 32 * n_head_kv || blocks < 6 * processors,
+                      "%d blocks on %d multiprocessors", blocks, processors);
+            for (int64_t n = 1; n <= TN_MATVEC_MAX + 2; n++)
+                CHECK(most_taken(processors, n_head_kv, n) <= 1000);
+        }
+    CHECK_INT(tn_dev_splits(132, 8, 1, 32767), 64);
+    CHECK_INT(tn_dev_splits(132, 4, 1, 32767), 128);
+    CHECK_INT(tn_dev_splits(132, 4, 1, 127), 1);
+    CHECK_INT(tn_dev_splits(132, 4, 1, 128), 2);
+    CHECK_INT(tn_dev_splits(132, 4, 1, 8191), 64);
+    CHECK_INT(tn_dev_splits(132, 4, 1, 8192), 128);
+    CHECK_INT(tn_dev_splits(132, 4, 3, 32767), 64);
+    CHECK_INT(tn_dev_splits(132, 4, 8, 32767), 32);
+    CHECK_INT(tn_dev_splits(20, 4, 1, 1 << 20), 32);
 }
 
 /* ---- greedy decoding ---------------------------------------------------------------------------

@@ -251,25 +251,37 @@ template <int T, int HB> __global__ void __launch_bounds__(THREADS) attend_split
     }
 }
 
-/* One block a head of a token, a thread a column. */
-__global__ void attend_join(const float *partial, float *out, int64_t out_stride, int n_splits,
-                            int dim_v, const float *sinks)
+/* One block of THREADS a head of a token: a thread turns what a part says into its weight, then it
+ * sums a column. */
+__global__ void __launch_bounds__(THREADS)
+    attend_join(const float *partial, float *out, int64_t out_stride, int n_splits, int dim_v,
+                const float *sinks)
 {
-    const int h = blockIdx.x, n_head = gridDim.x;
+    SHARED(float, weights, [THREADS]);
+    SHARED(float, maxima, [WARPS]);
+    SHARED(float, sums, [WARPS]);
+    const int h = blockIdx.x, n_head = gridDim.x, c = threadIdx.x, warp = c / 32;
     const int64_t t = blockIdx.y;
     const float *part = partial + (t * n_head + h) * n_splits * (2 + dim_v);
-    float max = sinks ? sinks[h] : -INFINITY;
-    for (int c = 0; c < n_splits; c++)
-        if (part[c * (2 + dim_v) + 1] != 0) max = fmaxf(max, part[c * (2 + dim_v)]);
-    for (int i = threadIdx.x; i < dim_v; i += blockDim.x) {
-        float sum = sinks ? expf(sinks[h] - max) : 0, v = 0;
-        for (int c = 0; c < n_splits; c++) {
-            const float *p = part + c * (2 + dim_v);
-            if (p[1] == 0) continue;
-            const float weight = expf(p[0] - max);
-            sum += weight * p[1];
-            v += weight * p[2 + i];
-        }
+    const float s = c < n_splits ? part[c * (2 + dim_v) + 1] : 0;
+    const float m = s != 0 ? part[c * (2 + dim_v)] : -INFINITY, most = warp_max(m);
+    if (c % 32 == 0) maxima[warp] = most;
+    __syncthreads();
+    float max = sinks ? sinks[h] : -INFINITY, sum = 0;
+    for (int w = 0; w < WARPS; w++)
+        max = fmaxf(max, maxima[w]);
+    weights[c] = s != 0 ? expf(m - max) : 0;
+    const float warps = warp_sum(weights[c] * s);
+    if (c % 32 == 0) sums[warp] = warps;
+    __syncthreads();
+    if (sinks) sum = expf(sinks[h] - max);
+    for (int w = 0; w < WARPS; w++)
+        sum += sums[w];
+    for (int i = c; i < dim_v; i += THREADS) {
+        float v = 0;
+#pragma unroll 8
+        for (int k = 0; k < n_splits; k++)
+            v = fmaf(weights[k], part[k * (2 + dim_v) + 2 + i], v);
         out[t * out_stride + h * dim_v + i] = sum == 0 ? 0 : v / sum;
     }
 }
@@ -306,7 +318,7 @@ template <int T> static tn_status launch_type(cudaStream_t s, DecodeArgs d, int 
 
 tn_status tn_cuda_attend(tn_stream *stream, const tn_dattend *a)
 {
-    if (!tn_cuda_attend_valid(a) || a->n_splits < 1 || a->n_splits > 64 || !a->workspace)
+    if (!tn_cuda_attend_valid(a) || a->n_splits < 1 || a->n_splits > THREADS || !a->workspace)
         return TN_EARG;
     const cudaStream_t s = tn_cuda_stream(stream);
     DecodeArgs d = {};
@@ -320,7 +332,7 @@ tn_status tn_cuda_attend(tn_stream *stream, const tn_dattend *a)
                              : a->kv.type == TN_TYPE_F16 ? launch_type<TN_TYPE_F16>(s, d, a->n)
                                                          : launch_type<TN_TYPE_Q8_0>(s, d, a->n);
     if (status) return status;
-    LAUNCH(attend_join, dim3((unsigned)a->n_head, (unsigned)a->n), 128, 0, s,
+    LAUNCH(attend_join, dim3((unsigned)a->n_head, (unsigned)a->n), THREADS, 0, s,
            (const float *)a->workspace, a->out, a->out_stride, (int)a->n_splits,
            (int)a->kv.head_dim_v, a->sinks);
     return tn_cuda_launched();
