@@ -2,6 +2,7 @@
 #include "boundary.h"
 #include "engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -113,7 +114,10 @@ void tn_boundary_free(tn_boundary *b)
     while (*at != b)
         at = &(*at)->next;
     *at = b->next;
-    if (b->memory) tn_boundary_clear(b, -1);
+    for (int32_t l = 0; b->memory && l < b->m->hp.n_layers; l++) {
+        tn_device *d = b->edges[tn_segment_of(&b->m->on_device, l)].d;
+        if (b->memory[l]) d->api->free(d, b->memory[l]);
+    }
     for (int32_t i = 0; i < b->n_edges; i++)
         tn_carrier_free(b->edges[i].carrier);
     tn_plan_free(&b->again, a);
@@ -408,18 +412,24 @@ static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err
     return TN_OK;
 }
 
+static void tell(const tn_boundary *b, const char *why, int32_t l, int32_t before)
+{
+    tn_engine_log(b->m->engine, TN_LOG_INFO,
+                  "boundary: %s: layer %d has %d of %d %s on the device, had %d", why, l, b->units[l],
+                  b->place->shape.layer[l].n_units, b->m->hp.n_expert ? "experts" : "slabs", before);
+}
+
 static tn_status move_layer(tn_boundary *b, int32_t l, int64_t live, tn_error *err)
 {
+    char why[50];
     const int32_t before = b->units[l], after = b->want[l];
     if (before) drop(b, l);
     const tn_status s = after ? promote(b, l, after, err) : TN_OK;
     const int32_t now = b->units[l];
     *(now < before ? &b->dropped : &b->promoted) +=
         (uint64_t)(now < before ? before - now : now - before);
-    tn_engine_log(b->m->engine, TN_LOG_INFO,
-                  "boundary: %lld tokens live: layer %d has %d of %d %s on the device, had %d",
-                  (long long)live, l, now, b->place->shape.layer[l].n_units,
-                  b->m->hp.n_expert ? "experts" : "slabs", before);
+    snprintf(why, sizeof why, "%lld tokens live", (long long)live);
+    tell(b, why, l, before);
     return s;
 }
 
@@ -477,7 +487,7 @@ static tn_status fits(const tn_boundary *b, int64_t level, bool *yes, tn_error *
 tn_status tn_boundary_move(tn_boundary *b, tn_error *err)
 {
     int64_t cap, level;
-    if (!b->n_members) return TN_OK;
+    if (!b->n_members || b->m->engine->arriving) return TN_OK;
     const int64_t live = live_tokens(b, &cap);
     if (!new_level(b, live, cap, &level)) return TN_OK;
     for (size_t i = 0; i < b->n_members; i++)
@@ -500,9 +510,11 @@ bool tn_boundary_clear(tn_boundary *b, int32_t short_of)
     if (y && y->d->api->memory(y->d, &m, NULL) == TN_OK && m.used_bytes < y->limit)
         y->limit = m.used_bytes;
     for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
-        if (!b->units[l]) continue;
-        b->dropped += (uint64_t)b->units[l];
+        const int32_t before = b->units[l];
+        if (!before) continue;
+        b->dropped += (uint64_t)before;
         drop(b, l);
+        tell(b, "memory is short for something else", l, before);
         any = true;
     }
     b->level = -1;
@@ -515,6 +527,23 @@ bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except)
     for (tn_boundary *b = e->boundaries; b; b = b->next)
         if (b != except) any |= tn_boundary_clear(b, -1);
     return any;
+}
+
+bool tn_boundary_make_room(tn_engine *e)
+{
+    pthread_mutex_lock(&e->turn);
+    e->arriving++;
+    tn_boundary_give_way(e, NULL);
+    const bool any = e->boundaries != NULL;
+    pthread_mutex_unlock(&e->turn);
+    return any;
+}
+
+void tn_boundary_has_room(tn_engine *e)
+{
+    pthread_mutex_lock(&e->turn);
+    e->arriving--;
+    pthread_mutex_unlock(&e->turn);
 }
 
 void tn_boundary_look_again(tn_engine *e)

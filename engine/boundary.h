@@ -36,7 +36,7 @@ void tn_boundary_free(tn_boundary *b);
 tn_status tn_boundary_join(tn_boundary *b, tn_kv *kv, int64_t cap, tn_error *err);
 void tn_boundary_leave(tn_boundary *b, tn_kv *kv);
 
-/* Moves what is due for the tokens live now. TN_ENOMEM, TN_EDEVICE: what was on the move is on the
+/* Moves what is due for the tokens live now, unless somebody arrives. TN_ENOMEM, TN_EDEVICE: what was on the move is on the
  * host, nothing is lost. */
 tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
 /* Drops everything, where memory is short for something else. short_of: the segment on whose device
@@ -45,6 +45,10 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
 bool tn_boundary_clear(tn_boundary *b, int32_t short_of);
 /* Drops everything of the engine's models but one, which may be NULL. False: there was nothing. */
 bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except);
+/* The same for all of them, for a model or context that arrives; nothing comes back until it has what
+ * it wants. False: no model has anything that moves. These two take the engine's turn. */
+bool tn_boundary_make_room(tn_engine *e);
+void tn_boundary_has_room(tn_engine *e);
 /* Memory has been given back: all of the engine's boundaries look again when they move next. */
 void tn_boundary_look_again(tn_engine *e);
 

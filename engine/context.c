@@ -82,20 +82,23 @@ static int32_t default_ctx(const tn_model *m, uint32_t kv_type, int32_t n_batch)
     return n;
 }
 
-/* Gives up weights on the device, of any model, that are there only because there was room. */
-static bool make_room(const tn_model *m)
-{
-    pthread_mutex_lock(&m->engine->turn);
-    const bool any = tn_boundary_give_way(m->engine, NULL);
-    pthread_mutex_unlock(&m->engine->turn);
-    return any;
-}
-
 static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
 {
     const tn_context_options *o = &c->opt;
     const tn_status s = tn_kv_init(&c->kv, c->m, kv_type, o->page_size, o->n_ctx, o->n_batch, err);
     return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
+}
+
+/* Once more, without weights on devices, of any model, that are there only because there was room. */
+static tn_status make_buffers_again(tn_context *c, uint32_t kv_type, tn_error *err)
+{
+    tn_status s = TN_EDEVICE;
+    if (tn_boundary_make_room(c->m->engine)) {
+        tn_kv_free(&c->kv);
+        s = make_buffers(c, kv_type, err);
+    }
+    tn_boundary_has_room(c->m->engine);
+    return s;
 }
 
 /* From now on the model's boundary follows this context, too. */
@@ -131,10 +134,7 @@ static tn_status fill(tn_context *c, tn_error *err)
         tn_engine_log(m->engine, TN_LOG_WARN, "%s: a context of %d, but it was trained for %d",
                       m->name, o->n_ctx, m->hp.n_ctx_train);
     tn_status s = make_buffers(c, kv_type, err);
-    if (s == TN_EDEVICE && make_room(m)) {
-        tn_kv_free(&c->kv);
-        s = make_buffers(c, kv_type, err);
-    }
+    if (s == TN_EDEVICE) s = make_buffers_again(c, kv_type, err);
     if (!s) s = join(c, err);
     if (s) return s;
     c->logits = tn_alloc_raw(c->a, (size_t)m->hp.n_vocab, sizeof *c->logits);

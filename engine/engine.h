@@ -23,6 +23,7 @@ struct tn_engine {
     bool tunes;            /* nobody chose n_threads, so decode may use fewer (tune.h) */
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
     struct tn_boundary *boundaries; /* of its models: a list, for who holds the turn */
+    int arriving; /* models and contexts that look for room on devices: meanwhile nothing moves there */
     char *cache_dir; /* NULL = measurements are not kept */
     tn_log_fn log;
     void *log_user;

@@ -134,19 +134,28 @@ static tn_status find_image(tn_model *m, tn_error *err)
     return s;
 }
 
-/* What other models have on the devices only because there was room comes back with what is left. */
-static void make_room(tn_engine *e)
-{
-    pthread_mutex_lock(&e->turn);
-    tn_boundary_give_way(e, NULL);
-    pthread_mutex_unlock(&e->turn);
-}
-
 static tn_status make_boundary(tn_model *m, const tn_placement *p, tn_error *err)
 {
     pthread_mutex_lock(&m->engine->turn);
     const tn_status s = tn_boundary_new(&m->boundary, m, p, err);
     pthread_mutex_unlock(&m->engine->turn);
+    return s;
+}
+
+/* And all that carries weights later. What other models have on the devices only because there was
+ * room comes back with what is left. */
+static tn_status fetch_weights(tn_load *l)
+{
+    tn_model *m = l->m;
+    const tn_placement *plan = l->opt->plan;
+    const bool devices = m->on_device.n_segments > 0;
+    if (devices) tn_boundary_make_room(m->engine);
+    tn_status s = tn_load_run(l);
+    if (!s && plan && !l->map) s = tn_pins_new(&m->pins, m, plan, l->err);
+    for (int32_t i = 0; i < m->on_device.n_segments && !s && plan; i++)
+        s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, plan, l->err);
+    if (!s && plan) s = make_boundary(m, plan, l->err);
+    if (devices) tn_boundary_has_room(m->engine);
     return s;
 }
 
@@ -160,12 +169,7 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     s = l.used ? tn_model_bind(&l) : tn_fail_nomem(err, 1, "the tensor list");
     if (!s && m->hp.n_expert && !random)
         s = tn_expert_counts_make(&m->chosen, m->hp.n_layers, m->hp.n_expert, m->a, err);
-    if (m->on_device.n_segments) make_room(m->engine);
-    if (!s) s = tn_load_run(&l);
-    if (!s && opt->plan && !l.map) s = tn_pins_new(&m->pins, m, opt->plan, err);
-    for (int32_t i = 0; i < m->on_device.n_segments && !s && opt->plan; i++)
-        s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, opt->plan, err);
-    if (!s && opt->plan) s = make_boundary(m, opt->plan, err);
+    if (!s) s = fetch_weights(&l);
     tn_free(m->a, l.used);
     tn_free(m->a, l.place);
     tn_free(m->a, l.jobs);

@@ -13,6 +13,8 @@
 #include "../engine/sides.h"
 #include "../kernels/device_ops.h"
 
+#include <pthread.h>
+
 static const char *one_device = "emu", *two_devices = "emu:2";
 
 static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
@@ -22,11 +24,11 @@ enum { n_archs = sizeof archs / sizeof *archs };
 
 /* The sanitizers are slow: a sample will do for them. */
 #if defined(__SANITIZE_THREAD__)
-enum { n_plans = 1, sample = 5 };
+enum { n_plans = 1, sample = 5, n_rounds = 2 };
 #elif defined(__SANITIZE_ADDRESS__)
-enum { n_plans = 1, sample = 1 };
+enum { n_plans = 1, sample = 1, n_rounds = 4 };
 #else
-enum { n_plans = 4, sample = 1 };
+enum { n_plans = 4, sample = 1, n_rounds = 8 };
 #endif
 
 enum { page = 16, n_ctx = 96, n_prompt = 12, n_grown = 53, max_layers = 8, n_kinds = 7 };
@@ -78,7 +80,40 @@ typedef struct setup {
     rules rules;
     tn_placement *p;
     size_t limit[2];
+    struct events *events; /* NULL: nobody listens */
 } setup;
+
+/* What the log has told of the boundary. */
+typedef struct events {
+    int32_t units[max_layers]; /* on a device */
+    bool evaluating;           /* a batch at least of the running evaluation is done */
+    int n;
+} events;
+
+/* Every move is told, with what was there before, and before the evaluation begins. */
+static void listen(void *user, tn_log_level level, const char *line)
+{
+    events *e = user;
+    const char *what = strstr(line, ": layer ");
+    int32_t l, now, of, before;
+    char units[20];
+    (void)level;
+    if (strncmp(line, "boundary: ", 10) != 0) return;
+    const int found = what ? sscanf(what, ": layer %d has %d of %d %19s on the device, had %d", &l, &now,
+                                    &of, units, &before)
+                           : 0;
+    CHECK_MSG(found == 5 && l >= 0 && l < max_layers && !e->evaluating, "'%s'", line);
+    if (found != 5 || l < 0 || l >= max_layers) return;
+    CHECK_MSG(before == e->units[l] && now != before && now <= of, "'%s' after %d", line, e->units[l]);
+    e->units[l] = now;
+    e->n++;
+}
+
+static void progress(void *user, uint64_t done, uint64_t total)
+{
+    events *e = user;
+    if (e) e->evaluating = done < total;
+}
 
 static bool moves(const tn_plan *p)
 {
@@ -134,14 +169,19 @@ static bool open_planned(run *r, const setup *t)
     const tn_engine_options eo = {.struct_size = sizeof eo,
                                   .threads = 2,
                                   .device = t->devices,
+                                  .log = t->events ? listen : NULL,
+                                  .log_user = t->events,
                                   .vram_limits = {t->limit[0], t->limit[1]}};
     const tn_model_options mo = {.struct_size = sizeof mo, .plan = t->p};
     const tn_context_options co = {.struct_size = sizeof co,
                                    .n_ctx = n_ctx,
                                    .n_batch = page,
                                    .kv = TN_KV_F32,
-                                   .page_size = page};
+                                   .page_size = page,
+                                   .progress = progress,
+                                   .user = t->events};
     memset(r, 0, sizeof *r);
+    if (t->events) memset(t->events, 0, sizeof *t->events);
     tn_status s = tn_engine_new(&r->engine, &eo, &err);
     if (!s) s = tn_model_open(&r->model, r->engine, t->g->path, &mo, &err);
     if (!s) s = tn_context_new(&r->ctx, r->model, &co, &err);
@@ -188,7 +228,13 @@ static void look_at_layer(const setup *t, const run *r, int32_t l, seen *what)
                   t->rules.text, l, kinds[i], (int)side[i]);
         what->ruled++;
     }
-    if (s.ffn != TN_ON_BOTH || !d->moves) return;
+    const tn_shape_layer *z = &t->p->shape.layer[l];
+    const int64_t rows = d->ffn_gate.rows, each = z->n_expert ? z->n_ff : z->granule;
+    if (!d->moves) return;
+    CHECK_MSG(t->events->units[l] == (rows == y->ffn_gate.rows ? z->n_units : rows / each),
+              "layer %d has %lld rows, the log tells of %d units", l, (long long)rows,
+              t->events->units[l]);
+    if (s.ffn != TN_ON_BOTH) return;
     CHECK(d->ffn_gate.rows > 0 && d->ffn_gate.rows < y->ffn_gate.rows);
     what->splits++;
     what->uneven += !r->model->hp.n_expert && r->model->hp.n_ff % t->granule != 0;
@@ -283,7 +329,8 @@ static bool two_there(void)
 static void check_plan(const golden *g, int i, int32_t n_layers, bool two, uint64_t *seed,
                        seen *what)
 {
-    setup t = {.g = g, .granule = i % 2 ? 16 : 48};
+    events heard;
+    setup t = {.g = g, .granule = i % 2 ? 16 : 48, .events = &heard};
     t.n_devices = two ? 2 : 1;
     t.devices = two ? two_devices : one_device;
     random_rules(&t.rules, n_layers, seed);
@@ -317,6 +364,142 @@ TEST(random_plans_move)
                   (all.uneven > 50 && all.ruled > 1000 && (!several || all.two == n_archs)),
               "%d uneven splits, %d tensors under rules, %d times two devices", all.uneven,
               all.ruled, all.two);
+}
+
+/* ---- several at once ---------------------------------------------------------------------------
+ */
+
+/* A thread that uses an engine which others use, too. */
+typedef struct guest {
+    const setup *t;
+    tn_engine *engine;
+    tn_model *model; /* NULL: opens one of its own every time */
+    int rounds;
+    char why[500]; /* "" where all went well */
+} guest;
+
+static void complain(guest *u, const char *what, int32_t at, tn_status s, const tn_error *err)
+{
+    snprintf(u->why, sizeof u->why, "%s, %s at %d: %d %.120s", u->t->g->path, what, at, (int)s,
+             err->msg);
+}
+
+/* A context of a model: a prompt, tokens, back, and tokens again. */
+static void talk(guest *u, tn_model *m)
+{
+    static const int32_t steps[] = {20, 1, 1, 14, 1, -30, 1, 12, 1};
+    const golden *g = u->t->g;
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = n_ctx,
+                                   .n_batch = page,
+                                   .kv = TN_KV_F32,
+                                   .page_size = page};
+    tn_context *c = NULL;
+    tn_error err = {0};
+    tn_status s = tn_context_new(&c, m, &co, &err);
+    if (s) complain(u, "a context", 0, s, &err);
+    for (size_t i = 0; i < sizeof steps / sizeof *steps && !s && !*u->why; i++) {
+        const int32_t at = tn_context_length(c), n = steps[i];
+        s = n < 0 ? tn_context_rewind(c, at + n, &err)
+                  : tn_context_eval(c, g->tokens + at, n, &err);
+        if (s) complain(u, "a step", at, s, &err);
+        if (s || n < 0) continue;
+        const distance d =
+            compare(tn_context_logits(c), g->logits + (size_t)(at + n - 1) * (size_t)g->n_vocab,
+                    (size_t)g->n_vocab);
+        if (!(d.max_abs <= g->tolerance)) complain(u, "wrong logits", at, s, &err);
+    }
+    tn_context_free(c);
+}
+
+static void *visit(void *arg)
+{
+    guest *u = arg;
+    for (int i = 0; i < u->rounds && !*u->why; i++) {
+        tn_model *m = u->model;
+        tn_error err = {0};
+        const tn_model_options mo = {.struct_size = sizeof mo, .plan = u->t->p};
+        const tn_status s = m ? TN_OK : tn_model_open(&m, u->engine, u->t->g->path, &mo, &err);
+        if (s) complain(u, "a model", i, s, &err);
+        if (!s) talk(u, m);
+        if (!u->model) tn_model_close(m);
+    }
+    return NULL;
+}
+
+/* Bytes of a context of a model that holds as much as it can, with nothing of it moving. */
+static uint64_t context_bytes(const setup *t)
+{
+    run r;
+    tn_context *c = NULL;
+    if (!open_planned(&r, t)) return 0;
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = n_ctx,
+                                   .n_batch = page,
+                                   .kv = TN_KV_F32,
+                                   .page_size = page};
+    const uint64_t before = used(&r, 0);
+    CHECK_INT(tn_context_new(&c, r.model, &co, NULL), TN_OK);
+    const uint64_t bytes = used(&r, 0) - before + kv_bytes(&r, 0, n_ctx);
+    tn_context_free(c);
+    run_close(&r);
+    return bytes;
+}
+
+static bool make_setup(setup *t, golden *g, const char *arch)
+{
+    *t = (setup){.g = g, .devices = one_device, .n_devices = 1, .granule = 16};
+    if (!golden_load(g, arch)) return false;
+    snprintf(t->rules.text, sizeof t->rules.text, "token_embd=host");
+    return make_plan(t);
+}
+
+/* Three threads: two talk to one model, the third opens and closes another; there is room for all
+ * of them only where what moves gives way. */
+static void check_guests(setup *t, size_t limit)
+{
+    setup first = t[0];
+    run r;
+    pthread_t thread[3];
+    tn_stats s;
+    tn_device_memory left = {0};
+    first.limit[0] = limit;
+    if (!open_planned(&r, &first)) return;
+    guest u[3] = {{.t = &t[0], .model = r.model, .rounds = n_rounds},
+                  {.t = &t[0], .model = r.model, .rounds = n_rounds},
+                  {.t = &t[1], .engine = r.engine, .rounds = n_rounds}};
+    for (int i = 0; i < 3; i++)
+        REQUIRE(pthread_create(&thread[i], NULL, visit, &u[i]) == 0);
+    for (int i = 0; i < 3; i++)
+        pthread_join(thread[i], NULL);
+    for (int i = 0; i < 3; i++)
+        CHECK_MSG(!*u[i].why, "thread %d: %s", i, u[i].why);
+    count_moves(&r, &s);
+    CHECK_MSG(s.units_dropped > 5 * n_rounds, "%llu dropped", (unsigned long long)s.units_dropped);
+    tn_context_free(r.ctx);
+    tn_model_close(r.model);
+    r.ctx = NULL;
+    r.model = NULL;
+    CHECK_INT(r.engine->device->api->memory(r.engine->device, &left, NULL), TN_OK);
+    CHECK_MSG(!left.allocations && !left.used_bytes && !left.pinned_bytes, "%zu bytes are left",
+              left.used_bytes);
+    run_close(&r);
+}
+
+TEST(models_and_contexts_come_and_go)
+{
+    golden g[2];
+    setup t[2];
+    if (!have_device(one_device)) return;
+    REQUIRE(make_setup(&t[0], &g[0], "llama") && make_setup(&t[1], &g[1], "qwen3"));
+    /* The context that open_planned makes beside those of the threads stays empty. */
+    const size_t contexts = (size_t)(2 * context_bytes(&t[0]));
+    if (tight_limits(&t[0]) && tight_limits(&t[1]))
+        check_guests(t, t[0].limit[0] + contexts + t[1].limit[0]);
+    for (int i = 0; i < 2; i++) {
+        tn_placement_close(t[i].p);
+        golden_free(&g[i]);
+    }
 }
 
 int main(int argc, char **argv)
