@@ -79,7 +79,7 @@ typedef struct setup {
     int32_t n_devices, granule;
     rules rules;
     tn_placement *p;
-    size_t limit[2];
+    size_t limit[2], fixed[2]; /* of memory, and of this what does not move */
     struct events *events; /* NULL: nobody listens */
 } setup;
 
@@ -202,7 +202,8 @@ static bool tight_limits(setup *t)
         const uint64_t moving = moving_bytes(r.model, d, &all);
         const uint64_t kv =
             live_kv_bytes(r.model, d, n_ctx, page) - live_kv_bytes(r.model, d, 1, page);
-        t->limit[d] = (size_t)(device_used(r.engine, d) + kv - moving + all / 3);
+        t->fixed[d] = (size_t)(device_used(r.engine, d) + kv - moving);
+        t->limit[d] = t->fixed[d] + (size_t)all / 3;
     }
     run_close(&r);
     return true;
@@ -438,9 +439,9 @@ static uint64_t context_bytes(const setup *t)
                                    .n_batch = page,
                                    .kv = TN_KV_F32,
                                    .page_size = page};
-    const uint64_t before = used(&r, 0);
+    const uint64_t before = device_used(r.engine, 0);
     CHECK_INT(tn_context_new(&c, r.model, &co, NULL), TN_OK);
-    const uint64_t bytes = used(&r, 0) - before + kv_bytes(&r, 0, n_ctx);
+    const uint64_t bytes = device_used(r.engine, 0) - before + live_kv_bytes(r.model, 0, n_ctx, page);
     tn_context_free(c);
     run_close(&r);
     return bytes;
@@ -486,6 +487,76 @@ static void check_guests(setup *t, size_t limit)
     run_close(&r);
 }
 
+/* An allocator of the engine that lets another context evaluate a token now and then: what arrives at
+ * the moment must find its room all the same. */
+typedef struct intruder {
+    tn_engine *engine;
+    tn_context *ctx; /* NULL: it sleeps */
+    const golden *g;
+    int calls, evals;
+    bool inside;
+} intruder;
+
+static void intrude(intruder *i)
+{
+    tn_error err = {0};
+    if (!i->ctx || i->inside || ++i->calls % 2 || pthread_mutex_trylock(&i->engine->turn)) return;
+    pthread_mutex_unlock(&i->engine->turn);
+    i->inside = true;
+    if (tn_context_length(i->ctx) > 40) CHECK_INT(tn_context_rewind(i->ctx, 5, NULL), TN_OK);
+    const tn_status s =
+        tn_context_eval(i->ctx, i->g->tokens + tn_context_length(i->ctx), 1, &err);
+    CHECK_MSG(s == TN_OK, "the intruder: %s", err.msg);
+    i->evals++;
+    i->inside = false;
+}
+
+static void *intruding_alloc(void *user, size_t bytes, size_t align)
+{
+    intrude(user);
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+static void plain_free(void *user, void *p)
+{
+    (void)user;
+    free(p);
+}
+
+/* A model, and a context of the first one, arrive while a context of the first one goes on. */
+static void check_arrivals(setup *t, size_t limit)
+{
+    run r = {NULL, NULL, NULL};
+    tn_error err = {0};
+    intruder i = {.g = t[0].g};
+    const tn_engine_options eo = {.struct_size = sizeof eo,
+                                  .threads = 2,
+                                  .device = one_device,
+                                  .allocator = {intruding_alloc, plain_free, &i},
+                                  .vram_limits = {limit}};
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = t[0].p};
+    const tn_context_options co = {.struct_size = sizeof co,
+                                   .n_ctx = n_ctx,
+                                   .n_batch = page,
+                                   .kv = TN_KV_F32,
+                                   .page_size = page};
+    REQUIRE(tn_engine_new(&r.engine, &eo, &err) == TN_OK);
+    REQUIRE(tn_model_open(&r.model, r.engine, t[0].g->path, &mo, &err) == TN_OK);
+    REQUIRE(tn_context_new(&r.ctx, r.model, &co, &err) == TN_OK);
+    CHECK_INT(tn_context_eval(r.ctx, t[0].g->tokens, 10, &err), TN_OK);
+    guest u[2] = {{.t = &t[1], .engine = r.engine, .rounds = 1},
+                  {.t = &t[0], .model = r.model, .rounds = 1}};
+    i.engine = r.engine;
+    i.ctx = r.ctx;
+    for (int k = 0; k < 2; k++) {
+        visit(&u[k]);
+        CHECK_MSG(!*u[k].why, "%s", u[k].why);
+    }
+    CHECK_MSG(i.evals > 5, "%d tokens meanwhile", i.evals);
+    i.ctx = NULL;
+    run_close(&r);
+}
+
 TEST(models_and_contexts_come_and_go)
 {
     golden g[2];
@@ -494,8 +565,11 @@ TEST(models_and_contexts_come_and_go)
     REQUIRE(make_setup(&t[0], &g[0], "llama") && make_setup(&t[1], &g[1], "qwen3"));
     /* The context that open_planned makes beside those of the threads stays empty. */
     const size_t contexts = (size_t)(2 * context_bytes(&t[0]));
-    if (tight_limits(&t[0]) && tight_limits(&t[1]))
-        check_guests(t, t[0].limit[0] + contexts + t[1].limit[0]);
+    if (tight_limits(&t[0]) && tight_limits(&t[1])) {
+        const size_t spare = (t[0].limit[0] - t[0].fixed[0]) / 3;
+        check_guests(t, t[0].fixed[0] + contexts + t[1].fixed[0] + spare);
+        check_arrivals(t, t[0].fixed[0] + t[1].fixed[0] + spare);
+    }
     for (int i = 0; i < 2; i++) {
         tn_placement_close(t[i].p);
         golden_free(&g[i]);
