@@ -43,7 +43,16 @@ static tn_status eval_prompt(tn_context *c, const golden *g, rows_sink *sink, tn
 typedef struct seen {
     int split_ffns, split_heads, mixed_attention, mixed_ffns, uneven;
     int several, embedded_last; /* segments; the first device gets its input from the last */
+    int pages;                  /* of the cache, at the end */
+    bool even;                  /* no granule leaves a rest: experts, or 96 neurons */
 } seen;
+
+static uint64_t kv_held(const run *r)
+{
+    tn_stats s = {.struct_size = sizeof s};
+    CHECK_INT(tn_context_stats(r->ctx, &s, NULL), TN_OK);
+    return s.kv_bytes_held;
+}
 
 static void look(const tn_model *m, const run_options *o, seen *s)
 {
@@ -57,6 +66,7 @@ static void look(const tn_model *m, const run_options *o, seen *s)
         s->split_ffns++;
         s->uneven += !m->hp.n_expert && m->hp.n_ff % o->granule != 0;
     }
+    s->even = m->hp.n_expert > 0 || m->hp.n_ff % 48 == 0;
     s->several += m->on_device.n_segments > 1;
     s->embedded_last += m->on_device.n_segments > 1 && m->tied && !m->token_embd.data;
     const tn_dweight *head = &m->on_device.output;
@@ -78,12 +88,15 @@ static float *run_sequence(const golden *g, const run_options *o, seen *what)
     tn_error err = {0};
     const int32_t loud = g->n - n_steps - n_quiet, batch = g->n - n_steps;
     tn_status s = eval_prompt(r.ctx, g, &sink, &err);
+    const uint64_t held = kv_held(&r);
     keep_rows(&sink, loud, n_quiet - 1, g->logits + (size_t)loud * row);
     if (!s) keep_rows(&sink, batch - 1, 1, tn_context_logits(r.ctx));
     for (int32_t i = batch; i < g->n && !s; i++) {
         s = tn_context_eval(r.ctx, g->tokens + i, 1, &err);
         if (!s) keep_rows(&sink, i, 1, tn_context_logits(r.ctx));
     }
+    /* The last tokens are on a page of their own. */
+    if (what && kv_held(&r) > held) what->pages = (int)(kv_held(&r) / (kv_held(&r) - held));
     run_close(&r);
     if (!s) return out;
     FAIL("%s: %s", g->path, err.msg);
@@ -182,14 +195,15 @@ static void check_placements(const char *name, int n, uint64_t seed, bool severa
     char place[4000];
     if (!golden_load(&g, name)) return;
     g.n = 53;
-    CHECK(g.n > 3 * 16); /* so many pages */
     for (int i = first_placement; i < n; i++) {
         random_place(place, sizeof place, &seed);
         run_options o = {
             .kv = TN_KV_F32, .page_size = 16, .granule = i % 3 ? 16 : 48, .place = place};
         use_devices(&o, i, several);
         o.n_batch = i % 2 ? 5 : 0;
+        what->pages = 0;
         check_golden(&g, &o, i % 2 ? "batches of 5" : "one batch", what);
+        CHECK_MSG(what->pages >= 3, "%d pages", what->pages);
     }
     golden_free(&g);
 }
@@ -197,7 +211,7 @@ static void check_placements(const char *name, int n, uint64_t seed, bool severa
 TEST(random_placements)
 {
     if (!have_device(device)) return;
-    int uneven = 0, embedded_last = 0;
+    int embedded_last = 0;
     const bool several = two_there();
     for (size_t i = 0; i < n_archs; i += sample) {
         seen what = {0};
@@ -205,14 +219,14 @@ TEST(random_placements)
         CHECK_MSG(!several || what.several * 5 >= n_placements, "%s: %d of %d over two devices",
                   archs[i], what.several, (int)n_placements);
         CHECK_MSG(n_placements < 50 || (what.split_ffns > 20 && what.split_heads > 5 &&
-                                        what.mixed_attention > 20 && what.mixed_ffns > 10),
-                  "%s: split %d FFNs and %d heads, mixed %d and %d", archs[i], what.split_ffns,
-                  what.split_heads, what.mixed_attention, what.mixed_ffns);
-        uneven += what.uneven;
+                                        what.mixed_attention > 20 && what.mixed_ffns > 10 &&
+                                        (what.even || what.uneven > 5)),
+                  "%s: split %d FFNs (%d unevenly) and %d heads, mixed %d and %d", archs[i],
+                  what.split_ffns, what.uneven, what.split_heads, what.mixed_attention,
+                  what.mixed_ffns);
         embedded_last += what.embedded_last;
     }
     CHECK_MSG(!several || n_placements < 50 || embedded_last > 5, "%d tied heads", embedded_last);
-    CHECK_MSG(n_placements < 50 || uneven > 20, "%d uneven splits", uneven);
 }
 
 /* The same placement gives the same bits, and other threads do not change them. */
