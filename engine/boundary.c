@@ -40,7 +40,11 @@ struct tn_boundary {
     size_t n_members, cap_members;
     int64_t level; /* tokens; -1: look again */
     bool frozen;   /* stays at what full contexts leave */
-    uint64_t version, dropped, promoted;
+    uint64_t version;
+    int64_t n_units; /* that move, on either side */
+    /* Written in the engine's turn, read at any time. */
+    _Atomic int64_t units_there;
+    _Atomic uint64_t dropped, promoted, replans;
 };
 
 /* ---- making ------------------------------------------------------------------------------------
@@ -72,6 +76,8 @@ static tn_status fill(tn_boundary *b, tn_error *err)
     b->memory = tn_alloc(b->m->a, n, sizeof *b->memory);
     if (!b->units || !b->want || !b->memory)
         return tn_fail_nomem(err, n * sizeof *b->memory, "the elastic boundary");
+    for (size_t l = 0; l < n; l++)
+        if (b->m->on_device.layers[l].moves) b->n_units += b->place->shape.layer[l].n_units;
     b->n_edges = b->m->on_device.n_segments;
     tn_status s = TN_OK;
     for (int32_t i = 0; i < b->n_edges && !s; i++) {
@@ -363,6 +369,7 @@ static void drop(tn_boundary *b, int32_t l)
     at->held -= bytes_of(b, l, b->units[l]);
     at->d->api->free(at->d, b->memory[l]);
     b->memory[l] = NULL;
+    b->units_there -= b->units[l];
     b->units[l] = 0;
     y->ffn_gate = y->ffn_up = y->ffn_down = (tn_dweight){0};
     b->version++;
@@ -405,6 +412,7 @@ static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err
     b->memory[l] = memory;
     at->held += f.bytes;
     b->units[l] = units;
+    b->units_there += units;
     y->ffn_gate = f.gate;
     y->ffn_up = f.up;
     y->ffn_down = f.down;
@@ -426,8 +434,10 @@ static tn_status move_layer(tn_boundary *b, int32_t l, int64_t live, tn_error *e
     if (before) drop(b, l);
     const tn_status s = after ? promote(b, l, after, err) : TN_OK;
     const int32_t now = b->units[l];
-    *(now < before ? &b->dropped : &b->promoted) +=
-        (uint64_t)(now < before ? before - now : now - before);
+    if (now < before)
+        b->dropped += (uint64_t)(before - now);
+    else
+        b->promoted += (uint64_t)(now - before);
     snprintf(why, sizeof why, "%lld tokens live", (long long)live);
     tell(b, why, l, before);
     return s;
@@ -529,14 +539,12 @@ bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except)
     return any;
 }
 
-bool tn_boundary_make_room(tn_engine *e)
+void tn_boundary_make_room(tn_engine *e)
 {
     pthread_mutex_lock(&e->turn);
     e->arriving++;
     tn_boundary_give_way(e, NULL);
-    const bool any = e->boundaries != NULL;
     pthread_mutex_unlock(&e->turn);
-    return any;
 }
 
 void tn_boundary_has_room(tn_engine *e)
@@ -608,6 +616,7 @@ tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured
     const tn_drift_verdict side = tn_drift_judge(&b->drift, predicted, &factor);
     if (side == TN_DRIFT_NONE) return TN_OK;
     s = refit(b, side, factor, err);
+    b->replans = b->refitted != NULL;
     if (!s) s = plan_again(b, err);
     if (s) return s;
     b->level = -1;
@@ -629,12 +638,9 @@ uint64_t tn_boundary_version(const tn_boundary *b)
 
 tn_boundary_counts tn_boundary_count(const tn_boundary *b)
 {
-    tn_boundary_counts c = {
-        .dropped = b->dropped, .promoted = b->promoted, .replans = b->refitted != NULL};
-    for (int32_t l = 0; l < b->m->hp.n_layers; l++) {
-        if (!b->m->on_device.layers[l].moves) continue;
-        c.units += b->units[l];
-        c.of += b->place->shape.layer[l].n_units;
-    }
-    return c;
+    return (tn_boundary_counts){.units = b->units_there,
+                                .of = b->n_units,
+                                .dropped = b->dropped,
+                                .promoted = b->promoted,
+                                .replans = b->replans};
 }

@@ -89,26 +89,19 @@ static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
     return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
 }
 
-/* Once more, without weights on devices, of any model, that are there only because there was room. */
-static tn_status make_buffers_again(tn_context *c, uint32_t kv_type, tn_error *err)
+/* All in one turn, so that no weights move meanwhile. Those on devices, of any model, that are there
+ * only because there was room make way; from now on the model's boundary follows this context, too. */
+static tn_status settle(tn_context *c, uint32_t kv_type, tn_error *err)
 {
-    tn_status s = TN_EDEVICE;
-    if (tn_boundary_make_room(c->m->engine)) {
+    tn_boundary *b = c->m->boundary;
+    pthread_mutex_lock(&c->m->engine->turn);
+    tn_status s = make_buffers(c, kv_type, err);
+    if (s == TN_EDEVICE && tn_boundary_give_way(c->m->engine, NULL)) {
         tn_kv_free(&c->kv);
         s = make_buffers(c, kv_type, err);
     }
-    tn_boundary_has_room(c->m->engine);
-    return s;
-}
-
-/* From now on the model's boundary follows this context, too. */
-static tn_status join(tn_context *c, tn_error *err)
-{
-    tn_boundary *b = c->m->boundary;
-    if (!b) return TN_OK;
-    pthread_mutex_lock(&c->m->engine->turn);
-    tn_status s = tn_boundary_join(b, &c->kv, c->opt.n_ctx, err);
-    if (!s) s = tn_boundary_move(b, err);
+    if (!s && b) s = tn_boundary_join(b, &c->kv, c->opt.n_ctx, err);
+    if (!s && b) s = tn_boundary_move(b, err);
     pthread_mutex_unlock(&c->m->engine->turn);
     return s;
 }
@@ -133,9 +126,7 @@ static tn_status fill(tn_context *c, tn_error *err)
     if (o->n_ctx > m->hp.n_ctx_train)
         tn_engine_log(m->engine, TN_LOG_WARN, "%s: a context of %d, but it was trained for %d",
                       m->name, o->n_ctx, m->hp.n_ctx_train);
-    tn_status s = make_buffers(c, kv_type, err);
-    if (s == TN_EDEVICE) s = make_buffers_again(c, kv_type, err);
-    if (!s) s = join(c, err);
+    const tn_status s = settle(c, kv_type, err);
     if (s) return s;
     c->logits = tn_alloc_raw(c->a, (size_t)m->hp.n_vocab, sizeof *c->logits);
     return c->logits ? TN_OK : tn_fail_nomem(err, (size_t)m->hp.n_vocab * 4, "logits");
@@ -493,9 +484,7 @@ tn_status tn_context_stats(const tn_context *c, tn_stats *stats, tn_error *err)
                      .device_bytes_held = device_bytes(c->m->engine)};
     tn_exec_stats(c->exec, &full);
     if (c->m->boundary) {
-        pthread_mutex_lock(&c->m->engine->turn);
         const tn_boundary_counts n = tn_boundary_count(c->m->boundary);
-        pthread_mutex_unlock(&c->m->engine->turn);
         full.units = (uint64_t)n.of;
         full.units_on_device = (uint64_t)n.units;
         full.units_dropped = n.dropped;

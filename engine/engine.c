@@ -106,11 +106,9 @@ tn_status tn_engine_open_blas(tn_engine *e, tn_error *err)
 {
     const char *why = NULL;
     tn_status s = TN_OK;
-    pthread_mutex_lock(&e->turn);
     const bool first = !e->blas_tried;
     if (first) s = tn_blas_open(&e->blas, &e->a, &why);
     e->blas_tried |= s == TN_OK;
-    pthread_mutex_unlock(&e->turn);
     if (s) return tn_fail_nomem(err, 1, "OpenBLAS");
     if (first)
         tn_engine_log(e, TN_LOG_INFO, "unquantised weights: %s",

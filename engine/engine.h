@@ -23,7 +23,7 @@ struct tn_engine {
     bool tunes;            /* nobody chose n_threads, so decode may use fewer (tune.h) */
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
     struct tn_boundary *boundaries; /* of its models: a list, for who holds the turn */
-    int arriving; /* models and contexts that look for room on devices: meanwhile nothing moves there */
+    int arriving; /* models that look for room on devices: meanwhile nothing moves there */
     char *cache_dir; /* NULL = measurements are not kept */
     tn_log_fn log;
     void *log_user;
@@ -37,7 +37,7 @@ static inline tn_layout tn_engine_packed(const tn_engine *e)
 }
 void tn_engine_log(const tn_engine *e, tn_log_level level, const char *fmt, ...) TN_PRINTF(3, 4);
 /* Opens OpenBLAS for the engine unless that was tried already; its absence is logged, not an error.
- * Takes the engine's turn. TN_ENOMEM. */
+ * With the engine's turn held. TN_ENOMEM. */
 tn_status tn_engine_open_blas(tn_engine *e, tn_error *err);
 /* Copies a caller's options struct into a zeroed full-size one, honouring its struct_size.
  * Returns TN_EARG if struct_size is zero or not a plausible size. */

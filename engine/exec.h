@@ -12,7 +12,8 @@
 
 typedef struct tn_exec tn_exec;
 
-/* Buffers for batches of up to n_batch tokens over the cache kv. Both m and kv outlive it. */
+/* Buffers for batches of up to n_batch tokens over the cache kv. Both m and kv outlive it. With the
+ * engine's turn held, because it looks where weights are. */
 tn_status tn_exec_new(tn_exec **out, const tn_model *m, const tn_kv *kv, int32_t n_batch,
                       tn_error *err);
 void tn_exec_free(tn_exec *x);

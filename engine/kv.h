@@ -18,7 +18,8 @@ typedef struct tn_kv_device {
     size_t page_bytes[TN_KV_LAYERS]; /* of a page of all layers of a kind there, 0: there are none */
     void **pages[TN_KV_LAYERS];      /* [tn_kv_held] device memory, one allocation each */
     void *table[TN_KV_LAYERS];       /* [cap_pages] their addresses by position, in device memory */
-    size_t n_pages, cap_pages;       /* pages of positions */
+    _Atomic size_t n_pages; /* of positions; tn_kv_trim, in another's evaluation, gives some back */
+    size_t cap_pages;
 } tn_kv_device;
 
 typedef struct tn_kv {
@@ -68,6 +69,7 @@ tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer);
 /* Writes one position of a layer: k[n_head_kv * head_dim_k], v[n_head_kv * head_dim_v]. */
 void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t pos, const float *k,
                const float *v);
+/* Whoever has the context may ask, even while another context's evaluation trims this cache. */
 uint64_t tn_kv_bytes(const tn_kv *kv);
 /* kv_device.c. The devices' part, for tn_kv_init, free, reserve and bytes. */
 tn_status tn_kv_device_init(tn_kv *kv, int64_t cap, tn_error *err);

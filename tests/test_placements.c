@@ -385,6 +385,16 @@ static void complain(guest *u, const char *what, int32_t at, tn_status s, const 
              err->msg);
 }
 
+/* Statistics may be asked for while others evaluate and move weights. */
+static void ask(guest *u, const tn_context *c)
+{
+    tn_stats st = {.struct_size = sizeof st};
+    tn_error err = {0};
+    const tn_status s = tn_context_stats(c, &st, &err);
+    if (s || st.units_on_device > st.units || !st.kv_bytes_held)
+        complain(u, "statistics", tn_context_length(c), s, &err);
+}
+
 /* A context of a model: a prompt, tokens, back, and tokens again. */
 static void talk(guest *u, tn_model *m)
 {
@@ -404,6 +414,7 @@ static void talk(guest *u, tn_model *m)
         s = n < 0 ? tn_context_rewind(c, at + n, &err)
                   : tn_context_eval(c, g->tokens + at, n, &err);
         if (s) complain(u, "a step", at, s, &err);
+        if (!s) ask(u, c);
         if (s || n < 0) continue;
         const distance d =
             compare(tn_context_logits(c), g->logits + (size_t)(at + n - 1) * (size_t)g->n_vocab,
