@@ -47,12 +47,12 @@ def run(folder, *args, card=None, sanitizer=None, smi=None, program=os.path.join
     return p.stdout.decode(), p.returncode, report
 
 
-def limited(folder, kind):
+def limited(folder):
     """gpu.py with a second for each step."""
     path = os.path.join(folder, "limited.py")
     with open(path, "w") as f:
-        f.write("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, %r)\nimport gpu\ngpu.LIMITS[%r] = 1\n"
-                "sys.exit(gpu.main())\n" % (HERE, kind))
+        f.write("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, %r)\nimport gpu\ngpu.LIMITS = dict.fromkeys(gpu.LIMITS, 1)\n"
+                "sys.exit(gpu.main())\n" % HERE)
     return path
 
 
@@ -147,7 +147,7 @@ def a_step_that_hangs_is_ended(t):
         programs(folder, "echo '1 passed, 0 failed'\n",
                  test_device_attend="sleep 50 & wait\n",
                  test_device_ops="grep -q '\"result\": \"passed\"' %s && echo '3 passed, 0 failed'\n" % out)
-        text, code, report = run(folder, "test", card=CARD, program=limited(folder, "test"))
+        text, code, report = run(folder, "test", card=CARD, program=limited(folder))
         equal(code, 1, text)
         steps = {step["name"]: step for step in report["steps"]}
         equal(steps["test_device_attend"]["why"], "it did not end within 1 s", "why")
@@ -175,17 +175,21 @@ def bench_keeps_the_reports(t):
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "12000"))
         equal(code, 0, text)
         equal(report["steps"][0]["report"], [{"row": 1}], "report['steps'][0]['report']")
-        equal([step["command"][10] for step in report["steps"] if "command" in step],
-              ["0,32768", "0,32768"], "depths")
+        commands = [step["command"] for step in report["steps"] if "command" in step]
+        equal([c[c.index("-d") + 1] for c in commands], ["0,2048,8192", "0,32768", "0,32768"],
+              "depths")
+        equal([c[c.index("--placements") + 1] for c in commands if "--placements" in c],
+              ["layers,ffn-host,auto"], "placements")
+        check("--vram" in commands[0], "placements have equal memory")
         equal(report["steps"][-1]["why"], "the card has 12000 MiB", "report['steps'][-1]['why']")
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "8192"))
         equal([step.get("why") for step in report["steps"]],
-              [None, "the card has 8192 MiB", None, "the card has 8192 MiB"], "what is skipped")
+              [None, None, "the card has 8192 MiB", None, "the card has 8192 MiB"], "what is skipped")
         # What was measured before it was broken off is kept.
         script(os.path.join(folder, "tenon-bench"),
                'for a; do file=$a; done\nprintf \'{"row": 1}\\n{"ro\' >"$file"\nsleep 60\n')
-        text, code, report = run(folder, "bench", card=CARD, program=limited(folder, "bench"))
-        equal((report["steps"][0]["result"], report["steps"][0]["report"]), ("failed", [{"row": 1}]),
+        text, code, report = run(folder, "bench", card=CARD, program=limited(folder))
+        equal((report["steps"][1]["result"], report["steps"][1]["report"]), ("failed", [{"row": 1}]),
               "a step that was broken off")
         script(os.path.join(folder, "tenon-bench"), "exit 0\n")
         text, code, report = run(folder, "bench", card=CARD)
