@@ -623,6 +623,8 @@ TEST(another_model_takes_room_and_gives_it_back)
         feed(&w, 0, 5, 5);
         const uint64_t alone = stats(&x).units_on_device;
         CHECK_MSG(!tn_model_open(&other, x.engine, h.path, &mo, &err), "%s", err.msg);
+        CHECK_MSG(strncmp(x.events.last, "boundary: memory is short", 25) == 0, "'%s'",
+                  x.events.last); /* what gave way is told, too */
         w.base = 0;
         feed(&w, 5, 6, 1);
         const uint64_t together = stats(&x).units_on_device;

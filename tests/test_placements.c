@@ -24,7 +24,7 @@ enum { n_archs = sizeof archs / sizeof *archs };
 
 /* The sanitizers are slow: a sample will do for them. */
 #if defined(__SANITIZE_THREAD__)
-enum { n_plans = 1, sample = 5, n_rounds = 2 };
+enum { n_plans = 1, sample = n_archs, n_rounds = 1 };
 #elif defined(__SANITIZE_ADDRESS__)
 enum { n_plans = 1, sample = 1, n_rounds = 4 };
 #else
