@@ -479,6 +479,31 @@ TEST(json_says_everything)
     check_json(&model_8b, "blk\\.[0-9]\\.ffn=split:0.3");
 }
 
+/* The remedy is as long as it can be, in steps of 256; more than the model was trained for is said. */
+TEST(the_context_that_fits_is_the_longest)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    long long ctx = 0;
+    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    tn_constraints c = {.n_ctx = 1 << 18, .ram = 8ull << 30};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(!out.plan.feasible && out.n_warnings == 1 && strstr(out.warning[0], "trained"));
+    for (int i = 0; i < out.n_remedies; i++)
+        sscanf(out.remedy[i].text, "--ctx %lld", &ctx);
+    tn_planned_free(&out);
+    REQUIRE(ctx > 0);
+    for (int more = 0; more <= 256; more += 256) {
+        c.n_ctx = ctx + more;
+        REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+        CHECK_MSG(out.plan.feasible == !more, "%lld tokens", (long long)c.n_ctx);
+        tn_planned_free(&out);
+    }
+    tn_shape_free(&s);
+}
+
 /* ---- the public header -------------------------------------------------------------------------
  */
 
