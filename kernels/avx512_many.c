@@ -2,23 +2,33 @@
  *
  * Up to GROUPS times 16 rows (one lane a row: two groups of 8 rows or one of 16) are unpacked into a
  * panel, once for many tokens: per 32 columns and 16 rows eight vectors of unsigned bytes, dword r of
- * vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 4 tokens
+ * vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 6 tokens
  * runs over the panel with one dot product instruction per vector and token. Activations are
  * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be as
  * busy as the arithmetic. Offsets of the quants are the start values of the integer sums. The two
  * halves of 32 columns are summed apart, because each has its own activation scale.
+ *
+ * What a sum costs beside its products counts: these are 8 of 12 instructions per 32 columns. No
+ * conversion is among them, because sums start at the bits of the float BASE; then they are, read as
+ * a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in the panel's
+ * scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that small products
+ * are not lost; it has two bits, and d only 22, so that BASE * d is exact.
  *
  * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
  * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
 enum {
-    TOKENS = 4,             /* of a tile */
+    TOKENS = 6,             /* of a tile */
     GROUPS = 2,             /* of 16 rows in a panel */
     SLAB = 24,              /* blocks of 32 columns of a panel, a whole number of 256 columns */
     PIECE = 3 * SLAB,       /* blocks of activations, */
     CHUNK_BYTES = 640 << 10 /* and bytes, that stay in L2 for all rows */
 };
+
+#define BASE 96.0f /* 1.5 * 2^6: sums of up to 2^22 in magnitude keep the exponent */
+#define UNITS 0x1p17f
+enum { BASE_BITS = 0x42c00000 };
 
 /* What distinguishes types once their quants are bytes. */
 typedef struct form {
@@ -56,13 +66,33 @@ INLINE act *packed_at(act *a, int64_t n, int64_t blocks, int64_t t, int64_t b)
     return a + t0 * blocks + b * m + (t - t0);
 }
 
+/* A float with 22 significant bits. */
+INLINE float shorter(float x)
+{
+    uint32_t v;
+    memcpy(&v, &x, sizeof v);
+    v = (v + 2) & ~UINT32_C(3);
+    memcpy(&x, &v, sizeof x);
+    return x;
+}
+
+INLINE void pack_for_tiles(uint32_t type, int high, act *o, const tn_q8 *x)
+{
+    pack(type, high, o, x);
+    for (int h = 0; h < 2; h++) {
+        o->d[h] = shorter(o->d[h]);
+        o->base[h] = -BASE * o->d[h];
+        o->c[h] += BASE_BITS;
+    }
+}
+
 INLINE void pack_all(tn_layout layout, uint32_t type, const tn_packing *p)
 {
     const int high = act_form_of(layout, type).high;
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack(type, high, packed_at(p->out, p->n, p->blocks, t, b), x + (b - p->b0));
+            pack_for_tiles(type, high, packed_at(p->out, p->n, p->blocks, t, b), x + (b - p->b0));
     }
 }
 
@@ -81,6 +111,10 @@ static const act *brought(tn_layout layout, uint32_t type, const tn_acts *x)
 INLINE wide join(vec low, vec high)
 {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+INLINE __m512 in_units(__m512 scale)
+{
+    return _mm512_mul_ps(scale, _mm512_set1_ps(UNITS));
 }
 INLINE __m512 join_ps(__m256 low, __m256 high)
 {
@@ -121,11 +155,11 @@ INLINE void put_pairs(float *out, vec low, vec high, __m512 d)
 INLINE void panel_scales(uint32_t type, const r8_head *low, const r8_head *high, int j, float *out)
 {
     if (!scaled_by_16(type)) {
-        _mm512_store_ps(out, join_ps(low->d[j], high->d[j]));
+        _mm512_store_ps(out, in_units(join_ps(low->d[j], high->d[j])));
         if (has_min(type)) _mm512_store_ps(out + 16, join_ps(low->m[j], high->m[j]));
         return;
     }
-    put_pairs(out, low->pair[j], high->pair[j], join_ps(low->d[0], high->d[0]));
+    put_pairs(out, low->pair[j], high->pair[j], in_units(join_ps(low->d[0], high->d[0])));
     if (has_min(type))
         put_pairs(out + 32, low->min[j], high->min[j], join_ps(low->m[0], high->m[0]));
 }
@@ -166,6 +200,7 @@ INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64
         const uint8_t *unit = group + tn_unit_bytes(s) * u;
         r16_head h;
         r16_read_head(type, unit, &h);
+        h.d = in_units(h.d);
         for (int j = 0; j < s.cols / 32; j++, out += stride) {
             float *scale = (float *)(void *)(out + 512),
                   *min = scale + (scaled_by_16(type) ? 32 : 16);
@@ -195,11 +230,10 @@ typedef struct shape {
     int g, n;
 } shape;
 
-/* p (+)= half h of a block, as far as activations know its scale. */
-INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, bool add, __m512 *p)
+/* The sums of half h of a block, from their start values on. */
+INLINE void half_sums_of(shape s, const uint8_t *w, const act *a, int h, wide *sum)
 {
-    wide sum[GROUPS * TOKENS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++)
         sum[i] = _mm512_set1_epi32(a[i % s.n].c[h]);
 #pragma GCC unroll 4
@@ -208,7 +242,7 @@ INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, bool add,
 #pragma GCC unroll 2
         for (int i = 0; i < s.g; i++)
             v[i] = _mm512_load_si512(w + i * panel_block(s.f) + 64 * j);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int t = 0; t < s.n; t++) {
             const wide x = broadcast4(a[t].q + 4 * j);
 #pragma GCC unroll 2
@@ -216,25 +250,34 @@ INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, bool add,
                 sum[i * s.n + t] = _mm512_dpbusd_epi32(sum[i * s.n + t], v[i], x);
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < s.g * s.n; i++) {
-        const __m512 f = _mm512_cvtepi32_ps(sum[i]), d = _mm512_set1_ps(a[i % s.n].d[h]);
-        p[i] = add ? _mm512_fmadd_ps(f, d, p[i]) : _mm512_mul_ps(f, d);
-    }
 }
 
-/* acc += p * scale */
-INLINE void scaled(shape s, __m512 *acc, const __m512 *p, const uint8_t *scale)
+/* acc += half h of a block, whose scales of the first group are at `scale`. */
+INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
+                       __m512 *acc)
 {
-#pragma GCC unroll 8
-    for (int i = 0; i < s.g * s.n; i++)
-        acc[i] = _mm512_fmadd_ps(p[i], _mm512_load_ps(scale + i / s.n * panel_block(s.f)), acc[i]);
+    wide sum[GROUPS * TOKENS];
+    half_sums_of(s, w, a, h, sum);
+    __m512 d[GROUPS];
+#pragma GCC unroll 2
+    for (int i = 0; i < s.g; i++)
+        d[i] = _mm512_load_ps(scale + i * panel_block(s.f));
+#pragma GCC unroll 6
+    for (int t = 0; t < s.n; t++) {
+        const __m512 base = _mm512_set1_ps(a[t].base[h]);
+#pragma GCC unroll 2
+        for (int i = t; i < s.g * s.n; i += s.n) {
+            const __m512 f = _mm512_castsi512_ps(sum[i]);
+            const __m512 q = _mm512_fmadd_ps(f, _mm512_set1_ps(a[t].d[h]), base);
+            acc[i] = _mm512_fmadd_ps(q, d[i / s.n], acc[i]);
+        }
+    }
 }
 
 /* acc += minimum * sum of the activations in half h, or in both */
 INLINE void minima(shape s, __m512 *acc, const act *a, int h, const uint8_t *min)
 {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++)
         acc[i] = _mm512_fmadd_ps(_mm512_load_ps(min + i / s.n * panel_block(s.f)),
                                  _mm512_set1_ps(a[i % s.n].s[h]), acc[i]);
@@ -245,22 +288,19 @@ INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float 
                  uint32_t rows, bool add)
 {
     __m512 acc[GROUPS * TOKENS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++) {
         const __mmask16 k = (__mmask16)(rows >> 16 * (i / s.n));
         acc[i] = _mm512_maskz_loadu_ps(add ? k : 0, y + i % s.n * y_stride + 16 * (i / s.n));
     }
     for (int64_t b = 0; b < blocks; b++, w += s.g * panel_block(s.f), a += s.n) {
         const uint8_t *scale = w + 512;
-        __m512 p[GROUPS * TOKENS];
-        half_block(s, w, a, 0, false, p);
-        if (s.f.by_16) scaled(s, acc, p, scale);
-        half_block(s, w, a, 1, !s.f.by_16, p);
-        scaled(s, acc, p, scale + (s.f.by_16 ? 64 : 0));
+        half_block(s, w, a, 0, scale, acc);
+        half_block(s, w, a, 1, scale + (s.f.by_16 ? 64 : 0), acc);
         if (s.f.min) minima(s, acc, a, 0, scale + (s.f.by_16 ? 128 : 64));
         if (s.f.min && s.f.by_16) minima(s, acc, a, 1, scale + 192);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++)
         _mm512_mask_storeu_ps(y + i % s.n * y_stride + 16 * (i / s.n),
                               (__mmask16)(rows >> 16 * (i / s.n)), acc[i]);
@@ -273,7 +313,9 @@ INLINE void any_tile(form f, int g, int64_t n, const uint8_t *w, const act *a, i
     case 1: tile((shape){f, g, 1}, w, a, blocks, y, y_stride, rows, add); return;
     case 2: tile((shape){f, g, 2}, w, a, blocks, y, y_stride, rows, add); return;
     case 3: tile((shape){f, g, 3}, w, a, blocks, y, y_stride, rows, add); return;
-    default: tile((shape){f, g, 4}, w, a, blocks, y, y_stride, rows, add); return;
+    case 4: tile((shape){f, g, 4}, w, a, blocks, y, y_stride, rows, add); return;
+    case 5: tile((shape){f, g, 5}, w, a, blocks, y, y_stride, rows, add); return;
+    default: tile((shape){f, g, 6}, w, a, blocks, y, y_stride, rows, add); return;
     }
 }
 
@@ -339,6 +381,16 @@ static inline void fetch_ahead(const coming *a, int64_t i, int64_t n)
             _mm_prefetch((const char *)a->at + s * a->stride + at, _MM_HINT_T1);
 }
 
+/* Asks for the sums of the next tile, of up to n tokens. With rows of a power of two they share few
+ * sets of the caches, and are far away by now. */
+static inline void fetch_sums(const float *y, int64_t y_stride, int64_t n)
+{
+    for (int64_t t = 0; t < n && t < TOKENS; t++, y += y_stride) {
+        _mm_prefetch((const char *)y, _MM_HINT_T0);
+        _mm_prefetch((const char *)(y + 16), _MM_HINT_T0);
+    }
+}
+
 /* A piece of the product: blocks [b0, b1) of n tokens of packed activations, whose tiles have
  * `blocks` blocks of which the first is a_b0. */
 typedef struct piece {
@@ -363,6 +415,7 @@ INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const
             const act *x = p->a + t * p->blocks + (b0 - p->a_b0) * m;
             float *to = y + t * y_stride + row0;
             fetch_ahead(&next, t / TOKENS, (p->n + TOKENS - 1) / TOKENS);
+            fetch_sums(to + TOKENS * y_stride, y_stride, p->n - t - TOKENS);
             if (f.min && f.by_16)
                 tile_min_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
             else if (f.by_16)

@@ -20,6 +20,7 @@ typedef struct act {
     _Alignas(64) int8_t q[32];
     float d[2], s[2]; /* of types with one scale per 32 columns s[0] is the sum of both halves */
     int32_t c[2];
+    float base[2]; /* of avx512_many.c */
 } act;
 
 /* high: what the quants of the second half are multiplied with in the kernel, a power of two. */

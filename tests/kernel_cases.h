@@ -169,12 +169,15 @@ typedef enum act_fill {
     ACT_EXTREME, /* all -127 and 127, half scales up to 127 */
     ACT_MAX,     /* all 127, half scales 127 */
     ACT_ZERO,
-    ACT_COUNT
+    ACT_COUNT,
+    ACT_LARGE, /* random, scales near the ends of float32 */
+    ACT_SMALL
 } act_fill;
 
 static inline void fill_q8(tn_q8 *x, act_fill fill, uint64_t *seed)
 {
-    x->d = fill == ACT_ZERO ? 0 : (test_randf(seed) + 1.001f) * 1e-3f;
+    const float unit = fill == ACT_LARGE ? 1e30f : fill == ACT_SMALL ? 2e-35f : 1e-3f;
+    x->d = fill == ACT_ZERO ? 0 : (test_randf(seed) + 1.001f) * unit;
     for (int h = 0; h < 2; h++) {
         int sum = 0;
         x->m[h] = (int16_t)(fill == ACT_ZERO ? 1 : fill == ACT_MAX ? 127 : 1 + test_rand(seed) % 127);

@@ -249,6 +249,12 @@ TEST(extreme_values)
             test_shape(type, 17, 256, 9, (weight_fill)fill, (act_fill)act, &seed);
             if (width_fits(type, 32)) test_shape(type, 9, 160, 5, (weight_fill)fill, (act_fill)act, &seed);
         }
+    FOR_MATMUL_TYPES(type)
+    {
+        /* The K types' products of few tokens are 2^24 times too large within a unit. */
+        if (width_fits(type, 32)) test_shape(type, 17, 256, 9, FILL_RANDOM, ACT_LARGE, &seed);
+        test_shape(type, 17, 256, 9, FILL_RANDOM, ACT_SMALL, &seed);
+    }
 }
 
 /* Wider than one panel of columns that kernels cut rows into, and more tokens than scratch holds. */
