@@ -602,53 +602,76 @@ TEST(the_likeliest_token_comes_without_logits)
     }
 }
 
-/* The model's file with a final norm of NaN; freed by the caller. */
-static uint8_t *spoiled_file(const char *path, size_t *size)
+/* The model's file with a final norm of one value; freed by the caller. */
+static uint8_t *spoiled_file(const char *path, float value, size_t *size)
 {
     tn_gguf *file = NULL;
     uint8_t *bytes = NULL;
-    const float bad = NAN;
     if (tn_gguf_open(&file, path, NULL, NULL)) return NULL;
     const tn_gguf_tensor *t = tn_gguf_find_tensor(file, "output_norm.weight");
     const uint8_t *data = tn_gguf_part_data(file, 0, size);
     if (t && t->type == TN_TYPE_F32 && (bytes = malloc(*size))) {
         memcpy(bytes, data, *size);
-        for (uint64_t at = 0; at < t->bytes; at += sizeof bad)
-            memcpy(bytes + t->offset + at, &bad, sizeof bad);
+        for (uint64_t at = 0; at < t->bytes; at += sizeof value)
+            memcpy(bytes + t->offset + at, &value, sizeof value);
     }
     tn_gguf_close(file);
     return bytes;
 }
 
 /* Where no token is the likeliest that is an error, and the context stays as it was. */
-TEST(no_token_is_the_likeliest_of_nan)
+static void check_nan(tn_context *c)
+{
+    static const int32_t tokens[] = {5, 17, 33};
+    tn_error err = {0};
+    int32_t best = 77;
+    for (int n = 3; n > 0; n -= 2) {
+        CHECK_INT(tn_context_eval_best(c, tokens, n, &best, &err), TN_EINTERNAL);
+        CHECK_MSG(strstr(err.msg, "no token is the likeliest"), "%s", err.msg);
+        CHECK_INT(best, 77);
+        CHECK_INT(tn_context_length(c), 0);
+    }
+}
+
+/* All logits are 0: the lowest id. */
+static void check_equal(tn_context *c)
+{
+    const int32_t token = 5;
+    int32_t best = 77;
+    CHECK_INT(tn_context_eval_best(c, &token, 1, &best, NULL), TN_OK);
+    CHECK_INT(best, 0);
+}
+
+static void with_final_norm(float value, void (*check)(tn_context *c))
 {
     static const char *const places[] = {".=device", ".=host"};
     size_t size;
-    if (!have_device(device)) return;
-    uint8_t *bytes = spoiled_file(fault_model, &size);
+    uint8_t *bytes = spoiled_file(fault_model, value, &size);
     tn_engine *e = new_engine(0);
     REQUIRE(bytes && e);
     for (int p = 0; p < 2; p++) {
-        static const int32_t tokens[] = {5, 17, 33};
         const tn_model_options mo = {.struct_size = sizeof mo, .place = &places[p], .n_place = 1};
         tn_model *m = NULL;
         tn_context *c = NULL;
         tn_error err = {0};
-        int32_t best = 77;
         CHECK_INT(tn_model_open_memory(&m, e, bytes, size, "spoiled", &mo, &err), TN_OK);
         if (m) CHECK_INT(tn_context_new(&c, m, NULL, &err), TN_OK);
-        for (int n = 3; c && n > 0; n -= 2) {
-            CHECK_INT(tn_context_eval_best(c, tokens, n, &best, &err), TN_EINTERNAL);
-            CHECK_MSG(strstr(err.msg, "no token is the likeliest"), "%s", err.msg);
-            CHECK_INT(best, 77);
-            CHECK_INT(tn_context_length(c), 0);
-        }
+        if (c) check(c);
         tn_context_free(c);
         tn_model_close(m);
     }
     tn_engine_free(e);
     free(bytes);
+}
+
+TEST(no_token_is_the_likeliest_of_nan)
+{
+    if (have_device(device)) with_final_norm(NAN, check_nan);
+}
+
+TEST(the_likeliest_of_equals_is_the_first)
+{
+    if (have_device(device)) with_final_norm(0.0f, check_equal);
 }
 
 /* ---- canceling at every hand-over --------------------------------------------------------------
