@@ -164,10 +164,12 @@ static tn_status alloc_pinned(tn_dev *d, tn_error *err)
         d->device, (size_t)d->n_batch * 2 * sizeof *d->pinned_numbers, "token ids", &numbers, err);
     if (s) return s;
     d->pinned_numbers = numbers;
-    s = d->api->alloc_pinned(d->device, (size_t)d->logit_rows * head * sizeof *d->pinned_logits,
-                             "logits", &logits, err);
-    if (s) return s;
-    d->pinned_logits = logits;
+    if (head) {
+        s = d->api->alloc_pinned(d->device, (size_t)d->logit_rows * head * sizeof *d->pinned_logits,
+                                 "logits", &logits, err);
+        if (s) return s;
+        d->pinned_logits = logits;
+    }
     if (!d->m->hp.n_expert) return TN_OK;
     s = d->api->alloc_pinned(d->device,
                              (size_t)d->m->hp.n_layers * (size_t)d->n_batch * (size_t)d->used *

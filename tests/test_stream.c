@@ -455,18 +455,17 @@ TEST(the_same_plan_gives_the_same_bits)
  */
 
 static tn_status whole_life(const golden *g, const tn_placement *p, tn_engine *e, uint64_t *bytes,
-                            float *logits)
+                            float *logits, tn_error *err)
 {
-    tn_error err = {0};
     run r = {.engine = e};
     const tn_model_options mo = {.struct_size = sizeof mo, .plan = p};
     const tn_context_options co = {
         .struct_size = sizeof co, .n_ctx = 96, .n_batch = n_batch, .page_size = page};
-    tn_status s = tn_model_open(&r.model, e, g->path, &mo, &err);
-    if (!s) s = tn_context_new(&r.ctx, r.model, &co, &err);
-    if (!s) s = tn_context_eval(r.ctx, g->tokens, 40, &err);
+    tn_status s = tn_model_open(&r.model, e, g->path, &mo, err);
+    if (!s) s = tn_context_new(&r.ctx, r.model, &co, err);
+    if (!s) s = tn_context_eval(r.ctx, g->tokens, 40, err);
     if (!s) memcpy(logits, tn_context_logits(r.ctx), (size_t)g->n_vocab * sizeof *logits);
-    if (!s) s = tn_context_eval(r.ctx, g->tokens + 40, 1, &err);
+    if (!s) s = tn_context_eval(r.ctx, g->tokens + 40, 1, err);
     if (!s) *bytes = streamed(&r);
     tn_context_free(r.ctx);
     tn_model_close(r.model);
@@ -483,14 +482,17 @@ static int check_faults(const golden *g, const tn_placement *p, tn_device_fault 
     float *first = calloc(2 * (size_t)g->n_vocab, sizeof *first), *got = first + g->n_vocab;
     uint64_t bytes = 0, all = 0;
     if (tn_engine_new(&e, &o, NULL)) return 0;
-    CHECK_INT(whole_life(g, p, e, &all, first), TN_OK);
+    CHECK_INT(whole_life(g, p, e, &all, first, NULL), TN_OK);
     int k = 1;
     for (bool failed = true; failed && !tn_failures; k += step) {
         tn_device_memory m = {0};
+        tn_error err = {0};
         const uint64_t before = e->device->api->fail_at(e->device, kind, (uint64_t)k);
-        const tn_status s = whole_life(g, p, e, &bytes, got);
+        const tn_status s = whole_life(g, p, e, &bytes, got, &err);
         failed = e->device->api->fail_at(e->device, kind, 0) >= before + (uint64_t)k;
         CHECK_MSG(!s || s == TN_EDEVICE, "fault %d of kind %d: %d", k, (int)kind, (int)s);
+        CHECK_MSG(!s || (kind == TN_FAULT_ALLOC ? says_missing(err.msg) : strlen(err.msg) > 10),
+                  "fault %d of kind %d: %s", k, (int)kind, err.msg);
         CHECK_INT(e->device->api->memory(e->device, &m, NULL), TN_OK);
         CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes, "fault %d of kind %d leaks", k,
                   (int)kind);
