@@ -316,7 +316,7 @@ run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS)
 bench-gpu: ## generated models of 1B to 70B on this machine's GPU; writes a JSON report
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-bench-gpu,$(GPU_PY) bench)
 
-run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon-bench
+run-bench-gpu: need-nvcc $(CUDA_PLUGIN) $(BIN)tenon $(BIN)tenon-bench
 	@$(GPU_PY) bench --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')
 
 # For a machine that has a GPU but not what a build needs: unpack this tree there and run
@@ -325,12 +325,12 @@ gpu-kit: ## what test-gpu and bench-gpu run, for CUDA_ARCHS='80 86 89 90', gathe
 	@+$(SUBMAKE) CUDA=on CUDA_ARCHS='$(or $(CUDA_ARCHS),80 86 89 90)' BUILD=build/gpu BIN=build/gpu/ \
 	    run-gpu-kit
 
-run-gpu-kit: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS) $(BIN)tenon-bench
+run-gpu-kit: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS) $(BIN)tenon $(BIN)tenon-bench
 	@rm -rf build/gpu-kit && mkdir -p build/gpu-kit/tests build/gpu-kit/lib
 	@cp $(CUDA_PLUGIN) build/gpu-kit
-	@strip -o build/gpu-kit/tenon-bench $(BIN)tenon-bench
+	@for p in tenon tenon-bench; do strip -o build/gpu-kit/$$p $(BIN)$$p || exit 1; done
 	@for t in $(GPU_TESTS); do strip -o build/gpu-kit/tests/$${t##*/} $$t || exit 1; done
-	@ldd $(BIN)tenon-bench | awk '/pcre2|utf8proc|jansson/ {print $$3}' | xargs cp -Lt build/gpu-kit/lib
+	@ldd $(BIN)tenon $(BIN)tenon-bench | awk '/pcre2|utf8proc|jansson/ && !seen[$$3]++ {print $$3}' | xargs cp -Lt build/gpu-kit/lib
 	@du -sh build/gpu-kit
 
 # The build without device code (CUDA=off) differs in one file, so what is built already is taken over.

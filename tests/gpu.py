@@ -205,8 +205,14 @@ def rows_of(path):
     return rows
 
 
+def json_of(path):
+    with open(path) as f:
+        return json.load(f)
+
+
 def run_bench(session, build, cards):
-    bench = os.path.join(build, "tenon-bench") if build != "build/release" else "./tenon-bench"
+    folder = build if build != "build/release" else "."
+    bench = os.path.join(folder, "tenon-bench")
     sizes = [card["memory.total"] for card in cards if card["memory.total"]]
     memory = max(sizes) if sizes else None # not known: try
     report = os.path.join("build", "gpu-bench-part.jsonl")
@@ -218,8 +224,17 @@ def run_bench(session, build, cards):
         session.run(title, [bench, "--device", "cuda", *args, "-o", "jsonl", "--out", report], kind,
                     lambda: rows_of(report))
 
+    # What predictions are made of: crossing latency, contended pairs, the host's attention, ...
+    cache = os.path.abspath(os.path.join("build", "gpu-cache"))
+    profile = os.path.join(cache, "tenon", "hardware.json")
+    os.environ["XDG_CACHE_HOME"] = cache
+    if os.path.exists(profile):
+        os.unlink(profile)
+    session.run("calibration", [os.path.join(folder, "tenon"), "calibrate", "--device", "cuda"],
+                "placements", lambda: json_of(profile))
+
     # The ways to place a model in half the memory that its weights take: predicted, measured, regret.
-    # It comes first: a large model may take what time there is.
+    # They come before others: a large model may take what time there is.
     measure("placements", "placements", "--synthetic", PLACED, "--placements", "layers,ffn-host,auto",
             "--vram", "3G", "-p", "512", "-n", "32", "-d", "0,2048,8192", "-r", "2")
     for shape, weights, kv in SHAPES:

@@ -170,12 +170,16 @@ def fields_that_a_driver_does_not_know(t):
 @case
 def bench_keeps_the_reports(t):
     with tempfile.TemporaryDirectory() as folder:
+        script(os.path.join(folder, "tenon"),
+               '[ "$*" = "calibrate --device cuda" ] || exit 64\nd=$XDG_CACHE_HOME/tenon\n'
+               '%s -p $d\necho \'{"crossing": 2}\' >$d/hardware.json\n' % shutil.which("mkdir"))
         script(os.path.join(folder, "tenon-bench"),
                'for a; do file=$a; done\necho \'{"row": 1}\' >"$file"\n')
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "12000"))
         equal(code, 0, text)
-        equal(report["steps"][0]["report"], [{"row": 1}], "report['steps'][0]['report']")
-        commands = [step["command"] for step in report["steps"] if "command" in step]
+        equal(report["steps"][0]["report"], {"crossing": 2}, "report['steps'][0]['report']")
+        equal(report["steps"][1]["report"], [{"row": 1}], "report['steps'][1]['report']")
+        commands = [step["command"] for step in report["steps"][1:] if "command" in step]
         equal([c[c.index("-d") + 1] for c in commands], ["0,2048,8192", "0,32768", "0,32768"],
               "depths")
         equal([c[c.index("--placements") + 1] for c in commands if "--placements" in c],
@@ -184,12 +188,13 @@ def bench_keeps_the_reports(t):
         equal(report["steps"][-1]["why"], "the card has 12000 MiB", "report['steps'][-1]['why']")
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "8192"))
         equal([step.get("why") for step in report["steps"]],
-              [None, None, "the card has 8192 MiB", None, "the card has 8192 MiB"], "what is skipped")
+              [None, None, None, "the card has 8192 MiB", None, "the card has 8192 MiB"],
+              "what is skipped")
         # What was measured before it was broken off is kept.
         script(os.path.join(folder, "tenon-bench"),
                'for a; do file=$a; done\nprintf \'{"row": 1}\\n{"ro\' >"$file"\nsleep 60\n')
         text, code, report = run(folder, "bench", card=CARD, program=limited(folder))
-        equal((report["steps"][1]["result"], report["steps"][1]["report"]), ("failed", [{"row": 1}]),
+        equal((report["steps"][2]["result"], report["steps"][2]["report"]), ("failed", [{"row": 1}]),
               "a step that was broken off")
         script(os.path.join(folder, "tenon-bench"), "exit 0\n")
         text, code, report = run(folder, "bench", card=CARD)
