@@ -467,8 +467,10 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         if (!r->status) r->status = tn_constraints_fill(&out->c, &wanted, s, p, r->err);
         out->c.rules = NULL;
         read_overrides(r, doc, s, &out->plan, fixed);
-        tn_cost_init(&k, s, p, &out->c, fixed);
-        read_units(r, doc, &k, &out->plan, seen);
+        if (!r->status) {
+            tn_cost_init(&k, s, p, &out->c, fixed);
+            read_units(r, doc, &k, &out->plan, seen);
+        }
         out->plan.strategy = TN_PLAN_FILE;
         out->plan.elastic = tn_json_bool(r, doc, "elastic");
         out->plan.dropping = tn_json_bool(r, doc, "dropping");

@@ -178,7 +178,7 @@ tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int
     if (live == (int64_t)plan->live) return TN_OK;
     for (int32_t d = 0; d < k->p->n_devices; d++) {
         uint64_t kv;
-        const uint64_t other = rigid(plan, k, d, live, &kv) + tn_cost_device_buffers(k);
+        const uint64_t other = rigid(plan, k, d, live, &kv) + k->device_buffers;
         const uint64_t budget = tn_cost_budget(k, d);
         room[d] = budget > other + kv ? budget - other - kv : 0;
     }
@@ -341,7 +341,7 @@ static void device_memory(tn_plan *plan, const tn_cost *k, int32_t d)
         if (movable(plan, k, l))
             m->weights += tn_shape_ffn_bytes(&k->s->layer[l], plan->layer[l].units);
     }
-    m->buffers = serves ? tn_cost_device_buffers(k) : 0;
+    m->buffers = serves ? k->device_buffers : 0;
 }
 
 static void host_memory(tn_plan *plan, const tn_cost *k)

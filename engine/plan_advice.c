@@ -146,7 +146,7 @@ static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, con
         *budget = (device ? tn_cost_budget(k, 0) : tn_cost_host_budget(k)) + more;
         if (device) p.device[0].memory_bytes = k->p->device[0].memory_bytes + more;
         s = try_with(k, &p, &c, &t, a, err);
-        if (!isfinite(t)) more += ((tn_cost_device_buffers(k) >> 20) + 1) << 20;
+        if (!isfinite(t)) more += ((k->device_buffers >> 20) + 1) << 20;
     }
     if (!s && isfinite(t))
         note(out->remedy, &out->n_remedies, t, "%.0f MiB more %s memory (--%s %.0fM)",

@@ -22,7 +22,7 @@ uint64_t tn_cost_host_budget(const tn_cost *k)
 /* Bytes a device keeps for anything but layers and head. */
 static uint64_t overhead(const tn_cost *k, int32_t d)
 {
-    uint64_t bytes = tn_cost_device_buffers(k);
+    uint64_t bytes = k->device_buffers;
     for (int32_t i = 0; k->fixed && d == 0 && i < k->s->n_tensors; i++) {
         const tn_shape_tensor *t = &k->s->tensor[i];
         if (t->layer < 0 && i != k->s->head && k->fixed[i] > 0) bytes += t->bytes;

@@ -80,6 +80,7 @@ void tn_cost_init(tn_cost *k, const tn_shape *s, const tn_profile *p, const tn_c
     *k = (tn_cost){.s = s, .p = p, .c = *c, .fixed = fixed};
     k->host_scale = tn_profile_scale(&p->host, c->threads);
     tn_cost_pin(k, c->mapped ? 0 : c->pinned > 0 ? c->pinned : tn_cost_pinned(k, s->weight_bytes));
+    k->device_buffers = tn_cost_device_buffers(k);
 }
 
 uint64_t tn_cost_pin_limit(uint64_t memory_bytes)

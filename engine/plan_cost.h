@@ -28,6 +28,7 @@ typedef struct tn_cost {
     double host_scale;           /* of the host's rates, for the number of threads */
     double link[TN_MAX_DEVICES]; /* bytes/s of streamed weights: pinned as far as that goes */
     bool pinned;                 /* that is all of them */
+    uint64_t device_buffers;     /* bytes for activations, logits and streaming on a device */
 } tn_cost;
 
 /* Bytes of weights that may be pinned on a machine with so much memory. */
@@ -94,8 +95,9 @@ bool tn_cost_attn_plain(const tn_cost *k, int32_t l, bool home);
 /* Bytes on the device: of the attention part's weights, of the FFN's. */
 uint64_t tn_cost_attn_bytes(const tn_cost *k, int32_t l, bool home);
 uint64_t tn_cost_ffn_device_bytes(const tn_cost *k, int32_t l, int32_t units);
-/* Buffers for activations, logits and streaming on a device, and on the host. */
+/* plan_buffers.c. Counts device_buffers, for tn_cost_init. */
 uint64_t tn_cost_device_buffers(const tn_cost *k);
+/* The same on the host. */
 uint64_t tn_cost_host_buffers(const tn_cost *k);
 /* Tokens live when the request ends. */
 int64_t tn_cost_live(const tn_cost *k);
