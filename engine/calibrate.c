@@ -174,7 +174,7 @@ static double kv_rate(const bench *b, uint32_t type)
         .pos0 = n - 1,
         .n_head = kv_heads * group,
         .scale = 0.1f};
-    r.a.chunk = ((n + attend_chunks - 1) / attend_chunks + 15) / 16 * 16;
+    r.a.chunk = ((n + attend_chunks - 1) / attend_chunks + 63) / 64 * 64;
     r.a.n_chunks = (n + r.a.chunk - 1) / r.a.chunk;
     r.a.partial = b->y + cols;
     return 2.0 * (double)n_pages * (double)page / measure(b, attend_pass, &r);

@@ -10,7 +10,7 @@
 
 enum {
     attend_chunks = 32,    /* pieces of the context in decode, at most */
-    attend_min_chunk = 64, /* positions */
+    attend_unit = 64,      /* positions: pieces are multiples, see tn_attend */
     least_tile = 1 << 18,  /* floats */
     least_parts = 1 << 14, /* floats */
 };
@@ -531,7 +531,7 @@ static void split_context(attend_run *r, float *partial)
     a->pos0 -= lo / page * page;
     const int64_t span = a->pos0 + 1;
     const int64_t even = (span + attend_chunks - 1) / attend_chunks;
-    a->chunk = max64(attend_min_chunk, (even + 15) / 16 * 16);
+    a->chunk = (even + attend_unit - 1) / attend_unit * attend_unit;
     a->n_chunks = (span + a->chunk - 1) / a->chunk;
     a->partial = partial;
     if (a->n_chunks == 1) a->chunk = 0;

@@ -1,17 +1,12 @@
 #include "kv.h"
 
-#include <string.h>
+#include "../kernels/kv_page.h"
 
-/* Of one head at one position; dim is a multiple of the type's block. */
-static size_t row_bytes(uint32_t type, int32_t dim)
-{
-    const tn_type_info *t = tn_type_get(type);
-    return (size_t)dim / t->block * t->bytes;
-}
+#include <string.h>
 
 size_t tn_kv_layer_position_bytes(const tn_hparams *hp, uint32_t type)
 {
-    const size_t head = row_bytes(type, hp->head_dim_k) + row_bytes(type, hp->head_dim_v);
+    const size_t head = tn_kv_row_bytes(type, hp->head_dim_k) + tn_kv_row_bytes(type, hp->head_dim_v);
     return (size_t)hp->n_head_kv * head;
 }
 
@@ -61,8 +56,8 @@ tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_s
                   .n_head_kv = hp->n_head_kv, .head_dim_k = hp->head_dim_k,
                   .head_dim_v = hp->head_dim_v, .ring = SIZE_MAX, .short_of = -1};
     const size_t rows = (size_t)hp->n_head_kv * (size_t)page_size;
-    kv->k_bytes = rows * row_bytes(type, hp->head_dim_k);
-    kv->v_bytes = rows * row_bytes(type, hp->head_dim_v);
+    kv->k_bytes = rows * tn_kv_row_bytes(type, hp->head_dim_k);
+    kv->v_bytes = rows * tn_kv_row_bytes(type, hp->head_dim_v);
     if (tn_kv_position_bytes(m, type, TN_KV_LOCAL))
         kv->ring = (size_t)tn_kv_ring(hp->n_swa, n_batch, page_size);
     const size_t here = n_here(kv, TN_KV_GLOBAL) + n_here(kv, TN_KV_LOCAL);
@@ -176,16 +171,49 @@ tn_kv_view tn_kv_layer(const tn_kv *kv, int32_t layer)
                         .v = kv->v + (size_t)layer * kv->cap_pages};
 }
 
-/* Scatters one position's heads into a page: x[n_head_kv][dim] -> page[head][slot][dim]. */
-static void put(const tn_kv *kv, const tn_kernels *kern, void *page, int32_t slot, int32_t dim,
-                const float *x)
+/* n elements of size bytes each, at x, to places `stride` bytes apart. */
+static void scatter(char *to, size_t stride, const void *x, int32_t n, size_t size)
 {
-    const size_t bytes = row_bytes(kv->type, dim);
-    for (int32_t h = 0; h < kv->n_head_kv; h++, x += dim) {
-        void *to = (char *)page + ((size_t)h * (size_t)kv->page_size + (size_t)slot) * bytes;
-        if (kv->type == TN_TYPE_F32) memcpy(to, x, bytes);
-        else if (kv->type == TN_TYPE_F16) kern->to_f16(to, x, dim);
-        else kern->to_q8_0(to, x, dim);
+    const char *from = x;
+    for (int32_t i = 0; i < n; i++)
+        memcpy(to + (size_t)i * stride, from + (size_t)i * size, size);
+}
+
+/* A Q8_0 block: elements d .. d + 31 of position i of a unit. */
+static void put_block(char *unit, bool value, int32_t dim, int32_t i, int32_t d,
+                      const tn_block_q8_0 *b)
+{
+    memcpy(unit + tn_kv_scale_at(i, d), &b->d, sizeof b->d);
+    if (value) {
+        scatter(unit + tn_kv_v_at(TN_TYPE_Q8_0, dim, i, d), 4, b->qs, TN_QK, 1);
+        return;
+    }
+    uint8_t q[TN_QK];
+    for (int j = 0; j < TN_QK; j++)
+        q[j] = (uint8_t)(b->qs[j] + TN_KV_K_OFFSET);
+    scatter(unit + tn_kv_k_at(TN_TYPE_Q8_0, dim, i, d), 64, q, TN_QK / 4, 4);
+}
+
+/* Row x[dim] becomes position i of a unit. */
+static void put_row(const tn_kv *kv, const tn_kernels *kern, char *unit, bool value, int32_t dim,
+                    int32_t i, const float *x)
+{
+    enum { piece = 128 };
+    for (int32_t d = 0, n; d < dim; d += n) {
+        n = dim - d < piece ? dim - d : piece;
+        const size_t at = (value ? tn_kv_v_at : tn_kv_k_at)(kv->type, dim, i, d);
+        if (kv->type == TN_TYPE_F32) {
+            scatter(unit + at, value ? 4 : 4 * TN_KV_UNIT, x + d, n, 4);
+        } else if (kv->type == TN_TYPE_F16) {
+            uint16_t half[piece];
+            kern->to_f16(half, x + d, n);
+            scatter(unit + at, value ? 2 : 2 * TN_KV_UNIT, half, n, 2);
+        } else {
+            tn_block_q8_0 block[piece / TN_QK];
+            kern->to_q8_0(block, x + d, n);
+            for (int32_t b = 0; b < n; b += TN_QK)
+                put_block(unit, value, dim, i, d + b, &block[b / TN_QK]);
+        }
     }
 }
 
@@ -193,10 +221,14 @@ void tn_kv_put(const tn_kv *kv, const tn_kernels *kern, int32_t layer, int64_t p
                const float *v)
 {
     const tn_kv_view view = tn_kv_layer(kv, layer);
-    const int64_t page = pos / kv->page_size;
-    const int32_t slot = (int32_t)(pos % kv->page_size);
-    put(kv, kern, view.k[page], slot, kv->head_dim_k, k);
-    put(kv, kern, view.v[page], slot, kv->head_dim_v, v);
+    const int64_t page = pos / kv->page_size, slot = pos % kv->page_size;
+    const int32_t i = (int32_t)(pos % TN_KV_UNIT), dim_k = kv->head_dim_k, dim_v = kv->head_dim_v;
+    for (int32_t h = 0; h < kv->n_head_kv; h++) {
+        char *to_k = (char *)view.k[page] + tn_kv_unit_at(&view, dim_k, h, slot);
+        char *to_v = (char *)view.v[page] + tn_kv_unit_at(&view, dim_v, h, slot);
+        put_row(kv, kern, to_k, false, dim_k, i, k + (int64_t)h * dim_k);
+        put_row(kv, kern, to_v, true, dim_v, i, v + (int64_t)h * dim_v);
+    }
 }
 
 uint64_t tn_kv_bytes(const tn_kv *kv)

@@ -16,7 +16,8 @@ INLINE wide max_of(wide a, wide b, __mmask16 high, wide swapped)
     return _mm512_max_epi32(_mm512_mask_blend_epi32(high, a, b), swapped);
 }
 
-/* Lane i: the largest lane of a[i], as v_sums16. */
+/* Lane i: the largest lane of a[i]. One level halves the number of vectors and the lanes of each:
+ * where `high` is set they come from b, and `swapped` is the other half of both. */
 INLINE wide max_lanes(const wide a[16])
 {
     const wide i4 = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);

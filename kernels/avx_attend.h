@@ -13,14 +13,14 @@ INLINE bool attend_fits(const tn_attend *a)
            kv->head_dim_k <= MAX_DIM && kv->head_dim_v <= MAX_DIM;
 }
 
+/* A Q8_0 cache is multiplied in integers by one token and by several alike. */
 INLINE void attend_item(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                         void *scratch)
 {
-    const int32_t group = a->n_head / a->kv.n_head_kv;
-    if (t1 - t0 > 1) attend_many(a, kv_head, t0, t1, c, scratch);
-    for (int32_t h = 0; t1 - t0 == 1 && h < group; h += MAX_ONE)
-        attend_one(a, kv_head, t0, kv_head * group + h, group - h < MAX_ONE ? group - h : MAX_ONE,
-                   c, scratch);
+    if (t1 - t0 > 1 && a->kv.type != TN_TYPE_Q8_0)
+        attend_many(a, kv_head, t0, t1, c, scratch);
+    else
+        attend_rows(a, kv_head, t0, t1, c, scratch);
 }
 
 #endif

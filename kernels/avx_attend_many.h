@@ -1,12 +1,16 @@
-/* Attention of several tokens (prefill): 64 keys at a time are converted to float32 in scratch, K
- * transposed to panels [dim][two vectors of keys], and both products run as small matrix products
- * of ROWS rows x 2 vectors. Row r of an item belongs to token t0 + r / group. */
+/* Attention of several tokens (prefill) to an F16 or F32 cache: 64 keys at a time are converted to
+ * float32 in scratch, K to panels [dim][two vectors of keys], and both products run as small matrix
+ * products of ROWS rows x 2 vectors. Row r of an item belongs to token t0 + r / group. */
 #ifndef TN_AVX_ATTEND_MANY_H
 #define TN_AVX_ATTEND_MANY_H
 
 #include "avx_attend_row.h"
 
 enum { PANEL = 2 * LANES, ROWS = LANES == 16 ? 12 : 6, MAX_SLICE = 192 };
+
+/* Of functions whose loops need all registers: where gcc inlines them, it keeps constants of
+ * others there, and spills. */
+#define APART static __attribute__((noinline))
 
 /* A slice of an item's rows, in scratch. */
 typedef struct slice {
@@ -36,57 +40,25 @@ static inline void rows_range(const slice *z, int64_t r0, int64_t r1, int64_t *l
     tn_attend_range(z->a, row_token(z, r1 - 1), z->c, &unused, hi);
 }
 
-INLINE void transpose8(__m256 *r)
+INLINE vf load_floats(const char *at, uint32_t type)
 {
-    __m256 t[8], u[8];
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-    }
+    return type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
 }
 
-/* Elements d .. d + 7 of a row of the cache; d is a multiple of 8. */
-INLINE __m256 row8(const char *row, int32_t d, uint32_t type)
-{
-    if (type == TN_TYPE_F16)
-        return _mm256_cvtph_ps(
-            _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)d)));
-    if (type == TN_TYPE_F32) return _mm256_loadu_ps((const float *)(const void *)row + d);
-    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
-    const __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)(b->qs + d % TN_QK));
-    const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d)));
-    return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
-}
-
-/* Keys [pos, pos + PANEL) to a panel. Keys outside [lo, hi) repeat a neighbour: their
- * scores are masked later, and what lies in their place in the page is never read. */
+/* Keys [pos, pos + PANEL) to a panel. Those of units without a key in [lo, hi) are zero; what else
+ * is outside is whatever lies there, and its scores are masked later. */
 INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, float *panel,
                        uint32_t type)
 {
     const tn_kv_view *kv = &z->a->kv;
-    const char *key[PANEL];
-    for (int i = 0; i < PANEL; i++) {
-        int64_t p = pos + i < lo ? lo : pos + i >= hi ? hi - 1 : pos + i;
-        key[i] = kv_row(kv, kv->k, z->dim_k, z->kv_head, p);
+    for (int i = 0; i < PANEL; i += TN_KV_UNIT) {
+        const bool some = pos + i < hi && pos + i + TN_KV_UNIT > lo;
+        const char *unit = some ? kv_unit(kv, kv->k, z->dim_k, z->kv_head, pos + i) : NULL;
+        for (int32_t d = 0; d < z->dim_k; d++)
+            UNROLL for (int l = 0; l < TN_KV_UNIT; l += LANES) v_store(
+                panel + (size_t)d * PANEL + i + l,
+                some ? load_floats(unit + tn_kv_k_at(type, z->dim_k, l, d), type) : v_zero());
     }
-    for (int32_t d = 0; d < z->dim_k; d += 8)
-        for (int part = 0; part < PANEL; part += 8) {
-            __m256 r[8];
-            UNROLL for (int i = 0; i < 8; i++) r[i] = row8(key[part + i], d, type);
-            transpose8(r);
-            UNROLL for (int i = 0; i < 8; i++)
-                _mm256_store_ps(panel + (size_t)(d + i) * PANEL + part, r[i]);
-        }
 }
 
 /* V rows [pos, pos + n) in float32, zero outside [lo, hi): a weight of 0 must not meet a NaN. */
@@ -100,14 +72,16 @@ INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int6
             memset(v, 0, (size_t)z->dim_v * sizeof *v);
             continue;
         }
-        const char *row = kv_row(kv, kv->v, z->dim_v, z->kv_head, pos + i);
-        for (int32_t d = 0; d < z->dim_v; d += 8)
-            _mm256_store_ps(v + d, row8(row, d, type));
+        const char *unit = kv_unit(kv, kv->v, z->dim_v, z->kv_head, pos + i);
+        for (int32_t d = 0; d < z->dim_v; d += LANES)
+            v_store(v + d, load_floats(unit + tn_kv_v_at(type, z->dim_v,
+                                                         (int32_t)((pos + i) % TN_KV_UNIT), d),
+                                       type));
     }
 }
 
 /* s[ROWS][PANEL columns] = q[dim][ROWS] x panel[dim][PANEL] */
-static inline void score_block(const float *q, const float *panel, int32_t dim, float *s)
+APART void score_block(const float *q, const float *panel, int32_t dim, float *s)
 {
     vf acc[ROWS][2];
     UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = v_zero();
@@ -127,9 +101,9 @@ static inline void score_block(const float *q, const float *panel, int32_t dim, 
     }
 }
 
-/* o[ROWS][LANES * vecs columns] = o * fade + s[ROWS][n] x v[n][dim] */
-INLINE void value_block(const float *s, const float *fade, const float *v, int64_t n, int32_t dim,
-                        float *o, const int vecs)
+/* o[ROWS][LANES * vecs columns from d on] = o * fade + s[ROWS][n] x v[n][dim] */
+INLINE void value_columns(const float *s, const float *fade, const float *v, int64_t n, int32_t dim,
+                          float *o, const int vecs)
 {
     vf acc[ROWS][2];
     UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < vecs; j++) acc[i][j] =
@@ -145,6 +119,16 @@ INLINE void value_block(const float *s, const float *fade, const float *v, int64
     }
     UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < vecs; j++)
         v_store(o + (size_t)i * (size_t)dim + LANES * j, acc[i][j]);
+}
+
+/* o[ROWS][dim] = o * fade + s[ROWS][n] x v[n][dim] */
+APART void value_block(const float *s, const float *fade, const float *v, int64_t n, int32_t dim,
+                       float *o)
+{
+    int32_t d = 0;
+    for (; d + 2 * LANES <= dim; d += 2 * LANES)
+        value_columns(s, fade, v + d, n, dim, o + d, 2);
+    if (d < dim) value_columns(s, fade, v + d, n, dim, o + d, 1);
 }
 
 /* Turns the scores of one row against keys [from, to) of the tile at pos into weights. */
@@ -178,10 +162,8 @@ static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo
     const uint32_t type = z->a->kv.type;
     if (type == TN_TYPE_F16)
         load_tile(z, pos, n, lo, hi, TN_TYPE_F16);
-    else if (type == TN_TYPE_F32)
-        load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
     else
-        load_tile(z, pos, n, lo, hi, TN_TYPE_Q8_0);
+        load_tile(z, pos, n, lo, hi, TN_TYPE_F32);
     for (int64_t r = 0; r < z->n_rows; r += ROWS) {
         const int64_t end = r + ROWS < z->n_rows ? r + ROWS : z->n_rows;
         int64_t from, to;
@@ -193,12 +175,8 @@ static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo
             score_block(z->q + r * z->dim_k, z->k + k * z->dim_k, z->dim_k, z->s + r * TILE + k);
         for (int64_t i = r; i < end; i++)
             weigh_row(z, i, pos, from, to);
-        const float *s = z->s + r * TILE + from, *v = z->v + from * z->dim_v;
-        float *o = z->o + r * z->dim_v;
-        int32_t d = 0;
-        for (; d + 2 * LANES <= z->dim_v; d += 2 * LANES)
-            value_block(s, z->fade + r, v + d, to - from, z->dim_v, o + d, 2);
-        if (d < z->dim_v) value_block(s, z->fade + r, v + d, to - from, z->dim_v, o + d, 1);
+        value_block(z->s + r * TILE + from, z->fade + r, z->v + from * z->dim_v, to - from,
+                    z->dim_v, z->o + r * z->dim_v);
     }
 }
 

@@ -1,255 +1,425 @@
-/* Attention of one token (decode): dot products straight from the cache, up to four heads for each
- * load, with the next rows on their way from memory meanwhile. */
+/* Attention of one token (decode): scores of a vector of positions at a time straight from the
+ * cache, up to four heads for each load, with what comes next on its way from memory meanwhile. */
 #ifndef TN_AVX_ATTEND_ONE_H
 #define TN_AVX_ATTEND_ONE_H
 
 #include "avx_attend_row.h"
+#include "avx_attend_q8.h"
 
 enum {
     MAX_ONE = 16,  /* heads of a group at a time */
     MAX_DIM = 1024 /* of a head */
 };
 
-/* State of one token's heads, in scratch; rows of dim_k and dim_v floats. */
+/* State of query rows, in scratch: heads of one or more tokens, all of one KV head. */
 typedef struct one {
-    int32_t group, dim_k, dim_v;
-    size_t k_bytes, v_bytes; /* of a row */
-    float *q, *o, *max, *sum, *fade;
-    float *s;                 /* [group][TILE] */
-    float *k_scale, *v_scale; /* [TILE][blocks], [blocks][TILE] of a Q8_0 tile */
-    float *weight;            /* [group][blocks][TILE]: s times the scale of V */
+    int32_t n_rows, dim_k, dim_v;
+    int32_t from, to; /* rows that see the tile */
+    uint32_t type;
+    size_t k_bytes, v_bytes; /* of a unit */
+    float *q;                /* [dim_k][n_rows], scaled */
+    float *o;                /* [n_rows][dim_v] */
+    float *s;                /* [n_rows][TILE]: scores, then weights */
+    float *max, *fade;       /* [n_rows] */
+    float *sum;              /* [n_rows][LANES] */
+    /* Q8_0: q as integers q_scale apart, see q8_split, and what K's offset adds to their products.
+     */
+    int32_t *q_int;  /* [dim_k / 4][n_rows][2] */
+    float *q_scale;  /* [dim_k / 32][n_rows] */
+    int32_t *q_seed; /* [dim_k / 32][n_rows] */
+    float *v_scale;  /* [dim_v / 32][TILE], as shares of */
+    float *v_most;   /* [dim_v / 32] the largest */
+    float *s_most;   /* [n_rows] largest weight of the tile */
+    int32_t *weight; /* [dim_v / 32][n_rows][TILE / 2]: s times the scale of V, see q8_weights */
 } one;
 
-/* A tile of keys; `next`: K of the tile after it. */
+/* A tile of keys, whole units; `next`: K of the tile after it. */
 typedef struct keys {
     const char *k, *v, *next;
-    int64_t n;
+    int64_t skip, n; /* positions [skip, n) are seen */
 } keys;
 
-/* Asks for the cache lines of [p, p + bytes). */
-INLINE void fetch(const char *p, const int bytes)
+INLINE const char *vector_at(const char *units, size_t unit_bytes, int64_t i, size_t lane_bytes)
 {
-    UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+    const int64_t pos = i * LANES;
+    return units + (size_t)(pos / TN_KV_UNIT) * unit_bytes +
+           (size_t)(pos % TN_KV_UNIT) * lane_bytes;
 }
 
-/* Heads and keys of a block of scores fit the registers together with what they are made of. */
-INLINE int keys_at_once(int heads)
+/* ---- scores ------------------------------------------------------------------------------------
+ */
+
+/* Vectors of positions for `heads` heads that fit the registers. */
+INLINE int vectors_at_once(int heads)
 {
-    if (LANES == 16) return heads == 4 ? 4 : 8;
-    return heads == 1 ? 8 : heads == 4 ? 2 : 4;
+    if (LANES == 16) return heads == 1 ? 4 : 2;
+    return heads == 1 ? 4 : heads == 2 ? 4 : 2;
 }
 
-/* s[h * TILE + i]: the sum of a[h][i]. */
-#ifdef __AVX512F__
-INLINE void put_sums(const vf *a, int heads, int n, float *s)
+/* Scores of heads h .. h + heads - 1 with vectors i .. i + n - 1 of the tile (heads, n constants).
+ * V of the same positions is asked for. */
+INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint32_t type,
+                         const int heads, const int n)
 {
-    if (n == 8) {
-        UNROLL for (int h = 0; h < heads; h++) _mm256_storeu_ps(s + h * TILE, v_sums8(a + 8 * h));
-        return;
-    }
-    const __m512 x = v_sums16(a);
-    _mm_storeu_ps(s, _mm512_castps512_ps128(x));
-    _mm_storeu_ps(s + TILE, _mm512_extractf32x4_ps(x, 1));
-    _mm_storeu_ps(s + 2 * TILE, _mm512_extractf32x4_ps(x, 2));
-    _mm_storeu_ps(s + 3 * TILE, _mm512_extractf32x4_ps(x, 3));
-}
-#else
-INLINE void put_sums(const vf *a, int heads, int n, float *s)
-{
-    if (n == 8) {
-        _mm256_storeu_ps(s, v_sums8(a));
-    } else if (n == 4) {
-        UNROLL for (int h = 0; h < heads; h++) _mm_storeu_ps(s + h * TILE, v_sums4(a + 4 * h));
-    } else {
-        UNROLL for (int h = 0; h < heads; h += 2)
-        {
-            const __m128 x = v_sums4(a + 2 * h);
-            _mm_storel_pi((__m64 *)(void *)(s + h * TILE), x);
-            _mm_storeh_pi((__m64 *)(void *)(s + (h + 1) * TILE), x);
-        }
-    }
-}
-#endif
-
-/* Scores of heads h .. h + heads - 1 with keys j .. j + n - 1 (heads, n constants); keys after the
- * last repeat it. V of the same keys is asked for. */
-INLINE void dots(const one *z, const keys *x, int64_t j, int32_t h, uint32_t type, const int heads,
-                 const int n, bool ahead)
-{
-    const int32_t step = type == TN_TYPE_Q8_0 ? TN_QK : LANES;
-    const float *q = z->q + (int64_t)h * z->dim_k;
-    const char *key[8];
-    const float *scale[8];
-    const char *v = x->v + (size_t)j * z->v_bytes;
-    const int share = n * (int)row_bytes_of(type, step); /* of V, for each step */
-    vf acc[24];
-    UNROLL for (int i = 0; i < n; i++)
+    const size_t size = type == TN_TYPE_F16 ? 2 : 4;
+    const char *k[4], *v[4];
+    const float *q = z->q + h;
+    vf acc[16];
+    UNROLL for (int u = 0; u < n; u++)
     {
-        const int64_t at = j + i < x->n ? j + i : x->n - 1;
-        key[i] = x->k + (size_t)at * z->k_bytes;
-        scale[i] = z->k_scale + at * (z->dim_k / TN_QK);
+        k[u] = vector_at(x->k, z->k_bytes, i + u, size);
+        v[u] = x->v + (size_t)((i + u) * LANES * z->dim_v) * size;
     }
-    UNROLL for (int i = 0; i < heads * n; i++) acc[i] = v_zero();
-    for (int32_t d = 0; d < z->dim_k; d += step, v += share) {
-        if (ahead) fetch(v, share);
-        UNROLL for (int32_t u = 0; u < step; u += LANES)
+    UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
+    for (int32_t d = 0; d < z->dim_k; d += 4) {
+        UNROLL for (int u = 0; u < n; u++)
+            fetch(v[u] + (size_t)(d * LANES) * size, 4 * LANES * (int)size);
+        UNROLL for (int e = 0; e < 4; e++, q += z->n_rows)
         {
-            vf w[4];
-            UNROLL for (int i = 0; i < heads; i++) w[i] = v_load(q + (int64_t)i * z->dim_k + d + u);
-            UNROLL for (int i = 0; i < n; i++)
+            vf y[4];
+            UNROLL for (int u = 0; u < n; u++)
             {
-                vf y = row_piece(key[i], d + u, type);
-                if (type == TN_TYPE_Q8_0) y = v_mul(y, v_set(scale[i][d / TN_QK]));
-                UNROLL for (int g = 0; g < heads; g++) acc[g * n + i] =
-                    v_fma(w[g], y, acc[g * n + i]);
+                const char *at = k[u] + (size_t)(d + e) * TN_KV_UNIT * size;
+                y[u] = type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
+            }
+            UNROLL for (int g = 0; g < heads; g++)
+            {
+                const vf w = v_set(q[g]);
+                UNROLL for (int u = 0; u < n; u++) acc[g * n + u] = v_fma(w, y[u], acc[g * n + u]);
             }
         }
     }
-    put_sums(acc, heads, n, z->s + h * TILE + j);
+    UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++)
+        v_store(z->s + (h + g) * TILE + (i + u) * LANES, acc[g * n + u]);
 }
 
-INLINE void scores_of(const one *z, const keys *x, int32_t h, uint32_t type, const int heads,
-                      bool ahead)
+/* The same of a Q8_0 cache: sums of 32 dims are integers. */
+INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const int heads,
+                      const int n)
 {
-    const int n = keys_at_once(heads);
-    for (int64_t j = 0; j < x->n; j += n) {
-        dots(z, x, j, h, type, heads, n, ahead);
+    const char *k[4], *v[4];
+    vf acc[16];
+    UNROLL for (int u = 0; u < n; u++)
+    {
+        k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
+        v[u] = vector_at(x->v, z->v_bytes, i + u, 0);
     }
+    UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
+    for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
+        q8_sum sum[16];
+        const int32_t *q = z->q_int + (b * 8 * z->n_rows + h) * 2;
+        UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++) sum[g * n + u] =
+            q8_start(z->q_seed[b * z->n_rows + h + g]);
+        for (int j = 0; j < 8; j++, q += 2 * z->n_rows) {
+            q8_quads y[4];
+            UNROLL for (int u = 0; u < n; u++)
+            {
+                const int at = (b * 8 + j) * 64;
+                if (u * LANES % TN_KV_UNIT == 0) _mm_prefetch(v[u] + at, _MM_HINT_T1);
+                y[u] = q8_keys(k[u] + at);
+            }
+            UNROLL for (int g = 0; g < heads; g++)
+            {
+                const vi q0 = q8_set(q[2 * g]), q1 = q8_set(q[2 * g + 1]);
+                UNROLL for (int u = 0; u < n; u++) q8_add_keys(&sum[g * n + u], y[u], q0, q1);
+            }
+        }
+        UNROLL for (int u = 0; u < n; u++)
+        {
+            const vf scale = v_halves(vector_at(x->k, z->k_bytes, i + u, 2) + b * 32);
+            UNROLL for (int g = 0; g < heads; g++) acc[g * n + u] =
+                v_fma(q8_float(sum[g * n + u]),
+                      v_mul(scale, v_set(z->q_scale[b * z->n_rows + h + g])), acc[g * n + u]);
+        }
+    }
+    UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++)
+        v_store(z->s + (h + g) * TILE + (i + u) * LANES, acc[g * n + u]);
+}
+
+INLINE void scores_at(const one *z, const keys *x, int64_t i, int32_t h, uint32_t type,
+                      const int heads, const int n)
+{
+    if (type == TN_TYPE_Q8_0)
+        scores_q8(z, x, i, h, heads, n);
+    else
+        scores_float(z, x, i, h, type, heads, n);
+}
+
+INLINE void scores_of(const one *z, const keys *x, int32_t h, uint32_t type, const int heads)
+{
+    const int n = vectors_at_once(heads);
+    const int64_t all = (x->n + TN_KV_UNIT - 1) / TN_KV_UNIT * (TN_KV_UNIT / LANES);
+    int64_t i = 0;
+    for (; i + n <= all; i += n)
+        scores_at(z, x, i, h, type, heads, n);
+    for (; i < all; i++)
+        scores_at(z, x, i, h, type, heads, 1);
 }
 
 INLINE void scores(const one *z, const keys *x, uint32_t type)
 {
-    int32_t h = 0;
-    for (; z->group - h >= 4; h += 4)
-        scores_of(z, x, h, type, 4, h == 0);
-    switch (z->group - h) {
-    case 3: scores_of(z, x, h, type, 3, h == 0); return;
-    case 2: scores_of(z, x, h, type, 2, h == 0); return;
-    case 1: scores_of(z, x, h, type, 1, h == 0); return;
+    int32_t h = z->from;
+    for (; z->to - h >= 4; h += 4)
+        scores_of(z, x, h, type, 4);
+    switch (z->to - h) {
+    case 3: scores_of(z, x, h, type, 3); return;
+    case 2: scores_of(z, x, h, type, 2); return;
+    case 1: scores_of(z, x, h, type, 1); return;
     default: return;
     }
 }
 
+/* ---- softmax -----------------------------------------------------------------------------------
+ */
+
+/* Scores of head h become weights, those not seen zero. The running max is looked for only where
+ * some lane is above it. */
+INLINE void soften(const one *z, const keys *x, int32_t h, float softcap)
+{
+    float *s = z->s + h * TILE;
+    vf m = v_set(-INFINITY);
+    UNROLL for (int i = 0; i < TILE; i += LANES)
+    {
+        vf v = v_load(s + i);
+        if (softcap > 0) v = v_mul(v_tanh(v_div(v, v_set(softcap))), v_set(softcap));
+        v = v_select(v_between(x->skip - i, x->n - i), v, v_set(-INFINITY));
+        v_store(s + i, v);
+        m = v_max(v, m);
+    }
+    z->fade[h] = 1;
+    if (v_any(v_less(v_set(z->max[h]), m))) {
+        const float top = v_max_lanes(m);
+        z->fade[h] = expf(z->max[h] - top);
+        z->max[h] = top;
+    }
+    /* With every score -inf nothing is seen, but a NaN must come through. */
+    const vf base = v_set(z->max[h] == -INFINITY ? 0 : z->max[h]);
+    vf l = v_mul(v_load(z->sum + h * LANES), v_set(z->fade[h])), most = v_zero();
+    UNROLL for (int i = 0; i < TILE; i += LANES)
+    {
+        const vf e = v_exp(v_sub(v_load(s + i), base));
+        v_store(s + i, e);
+        l = v_add(l, e);
+        most = v_max(e, most);
+    }
+    v_store(z->sum + h * LANES, l);
+    z->s_most[h] = v_max_lanes(most);
+}
+
+/* ---- values ------------------------------------------------------------------------------------
+ */
+
 /* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of columns from d on.
  */
 INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t type, const int heads,
-                  const int vecs, bool ahead)
+                  const int vecs)
 {
-    const bool q8 = type == TN_TYPE_Q8_0;
-    const int size = q8 ? 1 : type == TN_TYPE_F16 ? 2 : 4;
-    const int64_t blocks = z->dim_v / TN_QK, row = q8 ? blocks * TILE : TILE;
-    const float *s = (q8 ? z->weight + d / TN_QK * TILE : z->s) + h * row;
+    const size_t size = type == TN_TYPE_F16 ? 2 : 4, row = (size_t)z->dim_v * size;
+    const float *s = z->s + h * TILE;
     float *o = z->o + (int64_t)h * z->dim_v + d;
-    const char *v = x->v, *next = x->next + row_bytes_of(type, d);
+    const char *v = x->v + (size_t)x->skip * row + (size_t)d * size;
+    const char *next = x->next + (size_t)d * size;
     vf acc[16];
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++) acc[g * vecs + i] =
         v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
-    for (int64_t k = 0; k < x->n; k++, v += z->v_bytes, next += z->k_bytes) {
-        if (ahead) fetch(next, vecs * LANES * size);
+    for (int64_t k = x->skip; k < x->n; k++, v += row, next += row) {
+        fetch(next, vecs * LANES * (int)size);
         UNROLL for (int i = 0; i < vecs; i++)
         {
-            const vf y = row_piece(v, d + LANES * i, type);
-            const float *w = s + k + (q8 ? d % TN_QK + LANES * i : 0) / TN_QK * TILE;
+            const char *at = v + (size_t)(LANES * i) * size;
+            const vf y =
+                type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             UNROLL for (int g = 0; g < heads; g++) acc[g * vecs + i] =
-                v_fma(y, v_set(w[g * row]), acc[g * vecs + i]);
+                v_fma(y, v_set(s[g * TILE + k]), acc[g * vecs + i]);
         }
     }
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++)
         v_store(o + (int64_t)g * z->dim_v + LANES * i, acc[g * vecs + i]);
 }
 
-INLINE void weigh_heads(const one *z, const keys *x, int32_t h, uint32_t type, const int heads,
-                        bool ahead)
+INLINE void weigh_float(const one *z, const keys *x, int32_t h, uint32_t type, const int heads)
 {
     const int most = LANES == 16 ? (heads <= 2 ? 8 : 4) : (heads == 1 ? 8 : heads == 4 ? 2 : 4);
     int32_t d = 0, left = z->dim_v / LANES;
     for (; left >= most; left -= most, d += most * LANES)
-        weigh(z, x, h, d, type, heads, most, ahead);
+        weigh(z, x, h, d, type, heads, most);
     if (most > 4 && left >= 4) {
-        weigh(z, x, h, d, type, heads, 4, ahead);
+        weigh(z, x, h, d, type, heads, 4);
         left -= 4;
         d += 4 * LANES;
     }
     if (most > 2 && left >= 2) {
-        weigh(z, x, h, d, type, heads, 2, ahead);
+        weigh(z, x, h, d, type, heads, 2);
         left -= 2;
         d += 2 * LANES;
     }
-    if (left) weigh(z, x, h, d, type, heads, 1, ahead);
+    if (left) weigh(z, x, h, d, type, heads, 1);
+}
+
+/* The same for a Q8_0 cache: sums over the tile are integers. */
+INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
+{
+    const int64_t row = 4 * (int64_t)z->dim_v; /* of four positions */
+    const char *next = x->next;
+    for (int32_t d = 0; d < z->dim_v; d += 2 * LANES) {
+        const int32_t b = d / TN_QK;
+        const int32_t *w = z->weight + (b * z->n_rows + h) * (TILE / 2);
+        const char *v = x->v + z->dim_v + 4 * d;
+        q8_sum sum[8];
+        UNROLL for (int a = 0; a < 2 * heads; a++) sum[a] = q8_start(0);
+        for (int i = 0; i * TN_KV_UNIT < x->n; i++, v += z->v_bytes)
+            UNROLL for (int t = 0; t < 4; t++)
+            {
+                const int32_t *at = w + q8_weight_at(i, t);
+                const q8_quads y0 = q8_values(v + t * row), y1 = q8_values(v + t * row + 4 * LANES);
+                fetch(next, 8 * LANES);
+                next += 8 * LANES;
+                UNROLL for (int g = 0; g < heads; g++)
+                {
+                    const vi w0 = q8_set(at[g * (TILE / 2)]), w1 = q8_set(at[g * (TILE / 2) + 1]);
+                    q8_add_values(&sum[2 * g], y0, w0, w1);
+                    q8_add_values(&sum[2 * g + 1], y1, w0, w1);
+                }
+            }
+        UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < 2; i++)
+        {
+            float *o = z->o + (int64_t)(h + g) * z->dim_v + d + LANES * i;
+            const float scale = z->s_most[h + g] * z->v_most[b] / q8_most_weight;
+            v_store(o, v_fma(q8_float(sum[2 * g + i]), v_set(scale),
+                             v_mul(v_load(o), v_set(z->fade[h + g]))));
+        }
+    }
+}
+
+INLINE void weigh_heads(const one *z, const keys *x, int32_t h, uint32_t type, const int heads)
+{
+    if (type == TN_TYPE_Q8_0)
+        weigh_q8(z, x, h, heads);
+    else
+        weigh_float(z, x, h, type, heads);
 }
 
 INLINE void weigh_all(const one *z, const keys *x, uint32_t type)
 {
-    int32_t h = 0;
-    for (; z->group - h >= 4; h += 4)
-        weigh_heads(z, x, h, type, 4, h == 0);
-    switch (z->group - h) {
-    case 3: weigh_heads(z, x, h, type, 3, h == 0); return;
-    case 2: weigh_heads(z, x, h, type, 2, h == 0); return;
-    case 1: weigh_heads(z, x, h, type, 1, h == 0); return;
+    int32_t h = z->from;
+    for (; z->to - h >= 4; h += 4)
+        weigh_heads(z, x, h, type, 4);
+    switch (z->to - h) {
+    case 3: weigh_heads(z, x, h, type, 3); return;
+    case 2: weigh_heads(z, x, h, type, 2); return;
+    case 1: weigh_heads(z, x, h, type, 1); return;
     default: return;
     }
 }
 
-/* The scales of n blocks as floats, each `stride` blocks after the one before. */
-static inline void read_scales(const tn_block_q8_0 *b, int64_t n, int64_t stride, float *out)
+/* Scales of V as shares of the largest of each block of dims, which is NaN where one of them is;
+ * those of positions not seen are zero. */
+INLINE void read_scales(const one *z, const keys *x)
 {
-    uint16_t half[TILE];
-    for (; n > 0; n -= TILE, b += TILE * stride, out += TILE) {
-        const int64_t m = n < TILE ? n : TILE;
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < m; i++)
-            half[i] = b[i * stride].d;
-        for (int64_t i = 0; i < m; i += LANES)
-            v_store(out + i, v_halves(half + i));
+    for (int32_t b = 0; b < z->dim_v / TN_QK; b++) {
+        float *share = z->v_scale + b * TILE;
+        vf most = v_zero(), sum = v_zero();
+        UNROLL for (int i = 0; i < TILE; i += LANES)
+        {
+            vf v = v_zero();
+            if (i < x->n) {
+                v = v_halves(vector_at(x->v, z->v_bytes, i / LANES, 2) + b * 32);
+                v = v_select(v_between(x->skip - i, x->n - i), v, v_zero());
+            }
+            v_store(share + i, v);
+            most = v_max(v, most);
+            sum = v_add(sum, v);
+        }
+        const float top = v_max_lanes(most), all = v_sum_lanes(sum);
+        const vf f = v_set(top > 0 ? 1 / top : 0);
+        UNROLL for (int i = 0; i < TILE; i += LANES)
+            v_store(share + i, v_mul(v_load(share + i), f));
+        z->v_most[b] = all >= 0 ? top : NAN;
     }
 }
 
-/* weight[h][block][key] = s[h][key] * scale of V */
-static inline void scale_weights(const one *z, int64_t n)
+/* weight[block][h] = s[h] times the scales of V, as integers. */
+INLINE void scale_weights(const one *z)
 {
-    const int32_t blocks = z->dim_v / TN_QK;
-    for (int32_t h = 0; h < z->group; h++)
-        for (int32_t b = 0; b < blocks; b++)
-            for (int64_t i = 0; i < n; i += LANES)
-                v_store(z->weight + (h * blocks + b) * TILE + i,
-                        v_mul(v_load(z->s + h * TILE + i), v_load(z->v_scale + b * TILE + i)));
+    for (int32_t h = z->from; h < z->to; h++) {
+        /* What is too small beside 1, the weight of the largest score, counts as nothing. */
+        const vf f = v_set(z->s_most[h] > 1e-30f ? (float)q8_most_weight / z->s_most[h] : 0);
+        vf s[TILE / LANES], w[TILE / LANES];
+        UNROLL for (int i = 0; i < TILE / LANES; i++) s[i] =
+            v_mul(v_load(z->s + h * TILE + i * LANES), f);
+        for (int32_t b = 0; b < z->dim_v / TN_QK; b++) {
+            UNROLL for (int i = 0; i < TILE / LANES; i++) w[i] =
+                v_mul(s[i], v_load(z->v_scale + b * TILE + i * LANES));
+            q8_weights(z->weight + (b * z->n_rows + h) * (TILE / 2), w);
+        }
+    }
 }
 
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
-    const int64_t k_blocks = z->dim_k / TN_QK, v_blocks = z->dim_v / TN_QK;
-    if (type == TN_TYPE_Q8_0) read_scales((const void *)x->k, x->n * k_blocks, 1, z->k_scale);
     scores(z, x, type);
-    for (int32_t h = 0; h < z->group; h++)
-        z->fade[h] = softmax_tile(z->s + h * TILE, 0, x->n, a->softcap, &z->max[h], &z->sum[h]);
+    for (int32_t h = z->from; h < z->to; h++)
+        soften(z, x, h, a->softcap);
     if (type == TN_TYPE_Q8_0) {
-        for (int64_t j = 0; j < v_blocks; j++)
-            read_scales((const tn_block_q8_0 *)(const void *)x->v + j, x->n, v_blocks,
-                        z->v_scale + j * TILE);
-        scale_weights(z, x->n);
+        read_scales(z, x);
+        scale_weights(z);
     }
     weigh_all(z, x, type);
 }
 
-/* Keys from lo on, of one page. */
-static inline int64_t tile_keys(const tn_kv_view *kv, int64_t lo, int64_t hi)
-{
-    int64_t n = kv->page_size - (lo & (kv->page_size - 1));
-    if (n > hi - lo) n = hi - lo;
-    return n < TILE ? n : TILE;
-}
+/* ---- rows of one or more tokens ----------------------------------------------------------------
+ */
 
-INLINE void one_context(const tn_attend *a, const one *z, int32_t kv_head, int64_t lo, int64_t hi,
-                        uint32_t type)
+/* Rows [0, n_rows) are heads [h0, h0 + group) of tokens [t0, t1), chunk c. */
+typedef struct one_item {
+    int32_t kv_head, h0, group;
+    int64_t t0, t1, c;
+} one_item;
+
+/* The keys of [lo, hi) up to the next multiple of TILE or the end of the page. Tiles lie alike
+ * however the keys are cut into chunks and tokens into batches, as weights are rounded by tile. */
+INLINE keys keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t lo, int64_t hi)
 {
     const tn_kv_view *kv = &a->kv;
+    const int64_t tile = kv->page_size < TILE ? kv->page_size : TILE;
+    const int64_t start = lo / TN_KV_UNIT * TN_KV_UNIT, end = (lo / tile + 1) * tile;
+    keys x = {.skip = lo - start, .n = (end < hi ? end : hi) - start};
+    x.k = kv_unit(kv, kv->k, z->dim_k, kv_head, start);
+    x.v = kv_unit(kv, kv->v, z->dim_v, kv_head, start);
+    x.next = end < hi ? kv_unit(kv, kv->k, z->dim_k, kv_head, end) : x.k;
+    return x;
+}
+
+/* Keys [lo, hi) of a tile of a Q8_0 cache, where tokens do not see the same ones. */
+static inline void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo, int64_t hi)
+{
+    for (int64_t t = m->t0; t < m->t1; t++) {
+        int64_t from, to;
+        tn_attend_range(a, t, m->c, &from, &to);
+        if (from < lo) from = lo;
+        if (to > hi) to = hi;
+        if (from >= to) continue;
+        const keys x = keys_at(a, z, m->kv_head, from, to);
+        z->from = (int32_t)(t - m->t0) * m->group;
+        z->to = z->from + m->group;
+        one_tile(a, z, &x, TN_TYPE_Q8_0);
+    }
+}
+
+INLINE void one_context(const tn_attend *a, one *z, const one_item *m, uint32_t type)
+{
+    int64_t lo, hi, all_lo, all_hi; /* keys that some row sees, and that all see */
+    tn_attend_range(a, m->t0, m->c, &lo, &all_hi);
+    tn_attend_range(a, m->t1 - 1, m->c, &all_lo, &hi);
     for (int64_t n; lo < hi; lo += n) {
-        n = tile_keys(kv, lo, hi);
-        keys x = {.n = n};
-        x.k = kv_row(kv, kv->k, z->dim_k, kv_head, lo);
-        x.v = kv_row(kv, kv->v, z->dim_v, kv_head, lo);
-        x.next = lo + n < hi ? kv_row(kv, kv->k, z->dim_k, kv_head, lo + n) : x.k;
+        const keys x = keys_at(a, z, m->kv_head, lo, hi);
+        n = x.n - x.skip;
+        if (type == TN_TYPE_Q8_0 && (lo < all_lo || lo + n > all_hi)) {
+            edge_tile(a, z, m, lo, lo + n);
+            continue;
+        }
+        z->from = 0;
+        z->to = z->n_rows;
         one_tile(a, z, &x, type);
     }
 }
@@ -262,47 +432,87 @@ INLINE float *floats(char **scratch, int64_t n)
     return p;
 }
 
-static inline void one_init(one *z, const tn_attend *a, int32_t group, char *scratch)
+static inline void one_init(one *z, const tn_attend *a, int32_t n_rows, char *scratch)
 {
-    const int64_t dim_k = a->kv.head_dim_k, dim_v = a->kv.head_dim_v;
-    *z = (one){.group = group, .dim_k = (int32_t)dim_k, .dim_v = (int32_t)dim_v};
-    z->k_bytes = row_bytes_of(a->kv.type, z->dim_k);
-    z->v_bytes = row_bytes_of(a->kv.type, z->dim_v);
-    z->q = floats(&scratch, group * dim_k);
-    z->o = floats(&scratch, group * dim_v);
-    z->s = floats(&scratch, group * TILE);
-    z->max = floats(&scratch, group);
-    z->sum = floats(&scratch, group);
-    z->fade = floats(&scratch, group);
-    z->k_scale = floats(&scratch, dim_k / TN_QK * TILE);
+    const int64_t dim_k = a->kv.head_dim_k, dim_v = a->kv.head_dim_v, n = n_rows;
+    *z = (one){.n_rows = n_rows, .dim_k = (int32_t)dim_k, .dim_v = (int32_t)dim_v};
+    z->type = a->kv.type;
+    z->k_bytes = TN_KV_UNIT * tn_kv_row_bytes(z->type, z->dim_k);
+    z->v_bytes = TN_KV_UNIT * tn_kv_row_bytes(z->type, z->dim_v);
+    z->o = floats(&scratch, n * dim_v);
+    z->s = floats(&scratch, n * TILE);
+    z->max = floats(&scratch, n);
+    z->fade = floats(&scratch, n);
+    z->sum = floats(&scratch, n * LANES);
+    z->s_most = floats(&scratch, n);
+    memset(z->o, 0, (size_t)(n * dim_v) * sizeof(float));
+    memset(z->sum, 0, (size_t)(n * LANES) * sizeof(float));
+    if (z->type != TN_TYPE_Q8_0) {
+        z->q = floats(&scratch, n * dim_k);
+        return;
+    }
+    z->q_int = (int32_t *)(void *)floats(&scratch, n * dim_k / 2);
+    z->q_scale = floats(&scratch, n * dim_k / TN_QK);
+    z->q_seed = (int32_t *)(void *)floats(&scratch, n * dim_k / TN_QK);
     z->v_scale = floats(&scratch, dim_v / TN_QK * TILE);
-    z->weight = floats(&scratch, group * (dim_v / TN_QK) * TILE);
+    z->v_most = floats(&scratch, dim_v / TN_QK);
+    z->weight = (int32_t *)(void *)floats(&scratch, dim_v / TN_QK * n * TILE / 2);
 }
 
-/* Heads [h0, h0 + group) of token t, all of one KV head; group is at most MAX_ONE. */
-static inline void attend_one(const tn_attend *a, int32_t kv_head, int64_t t, int32_t h0,
-                              int32_t group, int64_t c, void *scratch)
+/* Query q becomes row h, scaled, as the kernels read it. */
+INLINE void put_query(const one *z, int32_t h, const float *q, float scale)
+{
+    z->max[h] = -INFINITY;
+    if (z->type != TN_TYPE_Q8_0) {
+        for (int32_t d = 0; d < z->dim_k; d++)
+            z->q[d * z->n_rows + h] = q[d] * scale;
+        return;
+    }
+    for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
+        const int32_t at = b * z->n_rows + h;
+        q8_split(q + b * TN_QK, scale, z->q_int + (b * 8 * z->n_rows + h) * 2, 2 * z->n_rows,
+                 z->q_scale + at, z->q_seed + at);
+    }
+}
+
+static inline void run_item(const tn_attend *a, const one_item *m, void *scratch)
 {
     one z;
-    one_init(&z, a, group, scratch);
-    const float *q = a->q + t * a->q_stride + (int64_t)h0 * z.dim_k;
-    for (int64_t i = 0; i < (int64_t)group * z.dim_k; i += LANES)
-        v_store(z.q + i, v_mul(v_load(q + i), v_set(a->scale)));
-    memset(z.o, 0, (size_t)group * (size_t)z.dim_v * sizeof(float));
-    for (int32_t h = 0; h < group; h++) {
-        z.max[h] = -INFINITY;
-        z.sum[h] = 0;
-    }
-    int64_t lo, hi;
-    tn_attend_range(a, t, c, &lo, &hi);
-    if (a->kv.type == TN_TYPE_F16)
-        one_context(a, &z, kv_head, lo, hi, TN_TYPE_F16);
-    else if (a->kv.type == TN_TYPE_F32)
-        one_context(a, &z, kv_head, lo, hi, TN_TYPE_F32);
+    const int32_t n = (int32_t)(m->t1 - m->t0) * m->group;
+    one_init(&z, a, n, scratch);
+    for (int32_t r = 0; r < n; r++)
+        put_query(&z, r,
+                  a->q + (m->t0 + r / m->group) * a->q_stride +
+                      (int64_t)(m->h0 + r % m->group) * z.dim_k,
+                  a->scale);
+    if (z.type == TN_TYPE_F16)
+        one_context(a, &z, m, TN_TYPE_F16);
+    else if (z.type == TN_TYPE_F32)
+        one_context(a, &z, m, TN_TYPE_F32);
     else
-        one_context(a, &z, kv_head, lo, hi, TN_TYPE_Q8_0);
-    for (int32_t h = 0; h < group; h++)
-        store_row(a, t, h0 + h, c, z.max[h], z.sum[h], z.o + (int64_t)h * z.dim_v);
+        one_context(a, &z, m, TN_TYPE_Q8_0);
+    for (int32_t r = 0; r < n; r++)
+        store_row(a, m->t0 + r / m->group, m->h0 + r % m->group, m->c, z.max[r],
+                  v_sum_lanes(v_load(z.sum + r * LANES)), z.o + (int64_t)r * z.dim_v);
+}
+
+/* As many tokens at a time as MAX_ONE rows are, or the heads of one in several parts. A cache in
+ * F16 or F32 takes one token. */
+static inline void attend_rows(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1,
+                               int64_t c, void *scratch)
+{
+    const int32_t group = a->n_head / a->kv.n_head_kv;
+    const int64_t n = group < MAX_ONE ? MAX_ONE / group : 1;
+    for (int64_t t = t0; t < t1; t += n)
+        for (int32_t h = 0; h < group; h += MAX_ONE) {
+            const one_item m = {.kv_head = kv_head,
+                                .h0 = kv_head * group + h,
+                                .group = group - h < MAX_ONE ? group - h : MAX_ONE,
+                                .t0 = t,
+                                .t1 = t + n < t1 ? t + n : t1,
+                                .c = c};
+            run_item(a, &m, scratch);
+        }
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* Attention with the vectors of avx_vec.h: what decoding and prefill share. All query heads of a KV
- * head are computed together, so that each K and V row is read once for the group. A query row is
+ * head are computed together, so that K and V are read once for the group. A query row is
  * one head of one token. Both keep per row the running max m, sum l and weighted V o of the online
  * softmax:
  *     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m-m') + sum v e^(s-m') */
@@ -8,36 +8,27 @@
 
 #include "attend.h"
 
-#include "../gguf/blocks.h"
 #include "avx_math.h"
+#include "kv_page.h"
 
 #include <math.h>
 #include <string.h>
 
 enum { TILE = 64 }; /* keys at a time */
 
-INLINE size_t row_bytes_of(uint32_t type, int32_t dim)
+/* First byte of the unit of a KV head that holds position `pos`. */
+static inline const char *kv_unit(const tn_kv_view *kv, void *const *pages, int32_t dim,
+                                  int32_t head, int64_t pos)
 {
-    if (type == TN_TYPE_Q8_0) return (size_t)dim / TN_QK * sizeof(tn_block_q8_0);
-    return (size_t)dim * (type == TN_TYPE_F16 ? 2 : 4);
+    return (const char *)pages[pos / kv->page_size] +
+           tn_kv_unit_at(kv, dim, head, pos & (kv->page_size - 1));
 }
 
-/* First byte of row `pos` of a KV head. */
-static inline const char *kv_row(const tn_kv_view *kv, void *const *pages, int32_t dim,
-                                 int32_t head, int64_t pos)
+/* Asks for the cache lines of [p, p + bytes), to the second level: measured, a cache in DRAM is
+ * read 10 % faster than with prefetch to the first, and one in L3 as fast. */
+INLINE void fetch(const char *p, const int bytes)
 {
-    const size_t row = (size_t)head * (size_t)kv->page_size + (size_t)(pos & (kv->page_size - 1));
-    return (const char *)pages[pos / kv->page_size] + row * row_bytes_of(kv->type, dim);
-}
-
-/* Elements d .. d + LANES - 1 of a row of the cache, d a multiple of LANES; those of a Q8_0 row
- * without their scale. */
-INLINE vf row_piece(const char *row, int32_t d, uint32_t type)
-{
-    if (type == TN_TYPE_F16) return v_halves(row + 2 * (size_t)d);
-    if (type == TN_TYPE_F32) return v_load((const float *)(const void *)row + d);
-    const tn_block_q8_0 *b = (const tn_block_q8_0 *)(const void *)row + d / TN_QK;
-    return v_bytes(b->qs + d % TN_QK);
+    UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
 }
 
 /* ---- online softmax -------------------------------------------------------------------------- */

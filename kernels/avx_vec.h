@@ -4,6 +4,7 @@
 #define TN_AVX_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __clang__
@@ -105,11 +106,6 @@ INLINE vf v_halves(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
-INLINE vf v_bytes(const int8_t *p)
-{
-    __m128i q = _mm_loadu_si128((const __m128i *)(const void *)p);
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
-}
 
 INLINE vmask v_less(vf a, vf b)
 {
@@ -118,6 +114,10 @@ INLINE vmask v_less(vf a, vf b)
 INLINE vmask v_not_less(vf a, vf b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ);
+}
+INLINE bool v_any(vmask m)
+{
+    return m != 0;
 }
 INLINE vmask v_negative(vf x)
 {
@@ -151,48 +151,6 @@ INLINE float v_max_lanes(vf v)
 INLINE float v_sum_lanes(vf v)
 {
     return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
-}
-
-/* Sums of all lanes of many vectors: one level halves the number of vectors and the lanes of each.
- * Lanes where `high` is set come from b and `swapped` is the other half of both, so that a level
- * costs one shuffle and not two. */
-INLINE vf halved(vf a, vf b, vmask high, vf swapped)
-{
-    return v_add(v_select(high, b, a), swapped);
-}
-INLINE vf halved_8(vf a, vf b)
-{
-    return halved(a, b, 0xff00, _mm512_shuffle_f32x4(a, b, 0x4e));
-}
-INLINE vf halved_4(vf a, vf b)
-{
-    const __m512i i = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
-    return halved(a, b, 0xf0f0, _mm512_permutex2var_ps(a, i, b));
-}
-INLINE vf halved_2(vf a, vf b)
-{
-    return halved(a, b, 0xcccc, _mm512_shuffle_ps(a, b, 0x4e));
-}
-INLINE vf halved_1(vf a, vf b)
-{
-    const __m512i i = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
-    return halved(a, b, 0xaaaa, _mm512_permutex2var_ps(a, i, b));
-}
-/* Lane i: the sum of a[i]. */
-INLINE __m512 v_sums16(const vf *a)
-{
-    vf b[8];
-    UNROLL for (int i = 0; i < 8; i++) b[i] = halved_8(a[i], a[i + 8]);
-    UNROLL for (int i = 0; i < 4; i++) b[i] = halved_4(b[i], b[i + 4]);
-    return halved_1(halved_2(b[0], b[2]), halved_2(b[1], b[3]));
-}
-INLINE __m256 v_sums8(const vf *a)
-{
-    vf b[4];
-    UNROLL for (int i = 0; i < 4; i++) b[i] = halved_8(a[i], a[i + 4]);
-    const vf c = halved_2(halved_4(b[0], b[2]), halved_4(b[1], b[3]));
-    return _mm512_castps512_ps256(
-        _mm512_maskz_compress_ps(0x5555, v_add(c, _mm512_permute_ps(c, 0xb1))));
 }
 
 #else
@@ -272,11 +230,6 @@ INLINE vf v_halves(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
-INLINE vf v_bytes(const int8_t *p)
-{
-    __m128i q = _mm_loadl_epi64((const __m128i *)(const void *)p);
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
-}
 
 INLINE vmask v_less(vf a, vf b)
 {
@@ -285,6 +238,10 @@ INLINE vmask v_less(vf a, vf b)
 INLINE vmask v_not_less(vf a, vf b)
 {
     return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLT_UQ));
+}
+INLINE bool v_any(vmask m)
+{
+    return _mm256_movemask_ps(_mm256_castsi256_ps(m)) != 0;
 }
 INLINE vmask v_negative(vf x)
 {
@@ -320,17 +277,6 @@ INLINE float v_max_lanes(vf v)
 INLINE float v_sum_lanes(vf v)
 {
     return sum8(v);
-}
-
-/* Lane i: the sum of a[i]. */
-INLINE __m128 v_sums4(const vf *a)
-{
-    vf t = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-    return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
-}
-INLINE __m256 v_sums8(const vf *a)
-{
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(v_sums4(a)), v_sums4(a + 4), 1);
 }
 
 #endif

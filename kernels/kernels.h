@@ -112,9 +112,11 @@ typedef void (*tn_dequantize_fn)(const tn_weight *w, int64_t row, float *out);
 typedef void (*tn_repack_fn)(void *dst, const void *src, int64_t n_rows, int64_t cols);
 
 /* One head-major KV cache read through its page table. Page p holds positions
- * [p * page_size, (p + 1) * page_size) of one layer:
- * K and V pages are [n_head_kv][page_size][head_dim] elements of `type`: F16, F32, or Q8_0, whose
- * rows are blocks as in blocks.h, and whose head dims are multiples of 32. What lies at positions that
+ * [p * page_size, (p + 1) * page_size) of one layer, [n_head_kv][page_size / 16] units of 16
+ * positions of `type`: F16, F32, or Q8_0, whose head dims are multiples of 32. Vectors of positions
+ * give scores without sums across lanes: F16, F32: K [dim][16], V [16][dim] Q8_0:     scales [dim /
+ * 32][16], float16 and not negative, then bytes: K [dim / 4][16][4] plus 128, V [4][dim][4], that
+ * is four dims or four positions in a dword kv_page.h has the offsets. What lies at positions that
  * no token has been put to may be anything, and has no effect. */
 typedef struct tn_kv_view {
     uint32_t type;
@@ -136,7 +138,8 @@ typedef struct tn_attend {
     float scale;     /* scores are scale * q.k */
     float softcap;   /* > 0: scores become softcap * tanh(score / softcap) */
     int32_t window;  /* > 0: position p sees keys (p - window, p]; 0: all keys up to p */
-    /* Decode splits the context: chunk c covers keys [c * chunk, (c + 1) * chunk). 0: not split. */
+    /* Decode splits the context: chunk c covers keys [c * chunk, (c + 1) * chunk). 0: not split.
+     * Weights of a Q8_0 cache are rounded by 64 keys: the same bits need a multiple of 64. */
     int64_t chunk;
     float *partial; /* [n][n_head][n_chunks][2 + head_dim_v]: running max, sum, weighted V */
     int64_t n_chunks;

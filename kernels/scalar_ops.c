@@ -2,35 +2,39 @@
  * reference for all other levels. */
 #include "attend.h"
 
-#include "../gguf/blocks.h"
 #include "f16.h"
+#include "kv_page.h"
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* Element i of row `pos` of KV head `head` in a paged K or V cache with rows of `dim` elements. */
-static float kv_element(const tn_kv_view *kv, void *const *pages, int32_t dim, int32_t head,
-                        int64_t pos, int32_t i)
+/* Element d at position pos of a head of K, or of V. */
+static float kv_element(const tn_kv_view *kv, bool value, int32_t head, int64_t pos, int32_t d)
 {
-    const void *page = pages[pos / kv->page_size];
-    size_t at =
-        ((size_t)head * (size_t)kv->page_size + (size_t)(pos % kv->page_size)) * (size_t)dim +
-        (size_t)i;
-    if (kv->type == TN_TYPE_Q8_0) {
-        const tn_block_q8_0 *block = (const tn_block_q8_0 *)page + at / TN_QK;
-        return tn_f16_to_f32(block->d) * (float)block->qs[at % TN_QK];
+    const int32_t dim = value ? kv->head_dim_v : kv->head_dim_k, i = (int32_t)(pos % TN_KV_UNIT);
+    const char *page = (value ? kv->v : kv->k)[pos / kv->page_size];
+    const char *unit = page + tn_kv_unit_at(kv, dim, head, pos % kv->page_size);
+    const char *at = unit + (value ? tn_kv_v_at : tn_kv_k_at)(kv->type, dim, i, d);
+    uint16_t half;
+    float f;
+    switch (kv->type) {
+    case TN_TYPE_Q8_0:
+        memcpy(&half, unit + tn_kv_scale_at(i, d), sizeof half);
+        return tn_f16_to_f32(half) *
+               (float)(value ? *(const int8_t *)at : *(const uint8_t *)at - TN_KV_K_OFFSET);
+    case TN_TYPE_F16: memcpy(&half, at, sizeof half); return tn_f16_to_f32(half);
+    default: memcpy(&f, at, sizeof f); return f;
     }
-    return kv->type == TN_TYPE_F16 ? tn_f16_to_f32(((const uint16_t *)page)[at])
-                                   : ((const float *)page)[at];
 }
 
 static float attend_score(const tn_attend *a, const float *q, int32_t kv_head, int64_t pos)
 {
     double dot = 0;
     for (int32_t i = 0; i < a->kv.head_dim_k; i++)
-        dot += (double)q[i] * kv_element(&a->kv, a->kv.k, a->kv.head_dim_k, kv_head, pos, i);
+        dot += (double)q[i] * kv_element(&a->kv, false, kv_head, pos, i);
     float s = (float)dot * a->scale;
     return a->softcap > 0 ? a->softcap * tanhf(s / a->softcap) : s;
 }
@@ -55,7 +59,7 @@ static void attend_head(const tn_attend *a, int32_t kv_head, int64_t t, int32_t 
         float fade = old == *max ? 1 : expf(old - *max), weight = expf(s - *max);
         *sum = *sum * fade + weight;
         for (int32_t i = 0; i < dim; i++)
-            v[i] = v[i] * fade + weight * kv_element(&a->kv, a->kv.v, dim, kv_head, pos, i);
+            v[i] = v[i] * fade + weight * kv_element(&a->kv, true, kv_head, pos, i);
     }
 }
 

@@ -247,8 +247,9 @@ TEST(the_same_placement_gives_the_same_bits)
     golden_free(&g);
 }
 
-/* Wherever attention is, a Q8_0 cache holds the same, but for values between two quants. Its kernel
- * for many tokens rounds queries to float16. Measured: 0.0101 and 0.099. */
+/* Wherever attention is, a Q8_0 cache holds the same, but for values between two quants. The host
+ * rounds queries and weights to 16 bits, the device's kernel for many tokens queries to float16.
+ * Measured: 0.0564 and 0.099. */
 static void check_q8_0_cache(const golden *g, int32_t n_batch, double most)
 {
     static const char *const places[] = {".*=device", "attn=host", "blk.1.attn=host,ffn_up=host",
@@ -274,7 +275,7 @@ TEST(a_q8_0_cache_on_either_side)
     for (size_t m = 0; m < sizeof names / sizeof *names; m += sample) {
         golden g;
         if (!have_device(device) || !golden_load(&g, names[m])) return;
-        check_q8_0_cache(&g, 7, 0.025);
+        check_q8_0_cache(&g, 7, 0.11);
         check_q8_0_cache(&g, 0, 0.2);
         golden_free(&g);
     }

@@ -125,17 +125,20 @@ static void check_q8_0(const golden *g, const float *got, const distance *most)
 }
 
 /* Keys and values rounded to 8 bits: the bounds are twice what was measured. Other ways to compute
- * the same are nearer, and differ where a value lies between two quants: by at most 0.0101. */
+ * the same are nearer, and differ where a value lies between two quants: by at most 0.0005. The
+ * scalar kernels, whose queries and weights do not have 16 bits, and small pages, where weights are
+ * rounded in other company, differ by 0.0532. */
 TEST(kv_in_8_bits_stays_near)
 {
     static const struct {
         const char *name;
         distance most;
     } models[] = {{"llama3", {1.22, 0.137}}, {"gemma3", {0.22, 0.038}}, {"qwen3", {0.19, 0.028}}};
-    static const run_options how[] = {{.kv = TN_KV_Q8_0},
-                                      {.kv = TN_KV_Q8_0, .step = true, .page_size = 16},
-                                      {.kv = TN_KV_Q8_0, .isa = "scalar", .n_batch = 7},
-                                      {.kv = TN_KV_Q8_0, .threads = 3, .exact = true}};
+    static const run_options how[] = {
+        {.kv = TN_KV_Q8_0},
+        {.kv = TN_KV_Q8_0, .step = true},
+        {.kv = TN_KV_Q8_0, .isa = "scalar", .n_batch = 7},
+        {.kv = TN_KV_Q8_0, .page_size = 16, .threads = 3, .exact = true}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         golden g;
         if (!golden_load(&g, models[i].name)) return;
@@ -146,8 +149,9 @@ TEST(kv_in_8_bits_stays_near)
             if (!got) continue;
             check_q8_0(&g, got, &models[i].most);
             const distance d = compare(got, first, n);
-            CHECK_MSG(d.max_abs <= 0.025, "%s, way %zu: off by %g from the first, rms %g", g.path, w,
-                      d.max_abs, d.rms);
+            const double bound = how[w].isa || how[w].page_size ? 0.11 : 0.0025;
+            CHECK_MSG(d.max_abs <= bound, "%s, way %zu: off by %g from the first, rms %g", g.path,
+                      w, d.max_abs, d.rms);
             free(got);
         }
         if (first) check_q8_0(&g, first, &models[i].most);
