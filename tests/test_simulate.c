@@ -166,6 +166,17 @@ TEST(predictions_agree_for_real_shapes_on_shipped_machines)
     CHECK(t.n >= 20);
 }
 
+/* A machine whose host does nothing but read, weights of any type and KV at these rates. */
+static tn_profile plain_profile(uint64_t *seed, double matvec, double kv)
+{
+    tn_profile p = random_profile(seed, 1);
+    p.host.rate.op_s = 0;
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        if (tn_type_get(i)->block) p.host.rate.matvec[i] = matvec;
+    p.host.rate.kv[TN_KV_KIND_F16] = kv;
+    return p;
+}
+
 /* One layer by hand: nothing of the planner's arithmetic is involved. */
 TEST(a_token_on_the_host_takes_as_long_as_its_bytes)
 {
@@ -177,11 +188,7 @@ TEST(a_token_on_the_host_takes_as_long_as_its_bytes)
     tn_constraints full;
     test_model m = random_model(&seed, 2, false);
     m.arch = "llama", m.window = 0, m.tied = 0;
-    tn_profile p = random_profile(&seed, 1);
-    p.host.rate.op_s = 0;
-    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
-        if (tn_type_get(i)->block) p.host.rate.matvec[i] = 1e6;
-    p.host.rate.kv[TN_KV_KIND_F16] = 1e5;
+    tn_profile p = plain_profile(&seed, 1e6, 1e5);
     REQUIRE(test_shape(&s, &m, 16) == TN_OK);
     const tn_constraints c = {.n_batch = 16, .page_size = 16, .request = {0, 8, 8}};
     REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
@@ -213,11 +220,7 @@ TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
     tn_constraints full;
     test_model m = random_model(&seed, 2, false);
     m.arch = "llama", m.window = 0, m.tied = 0;
-    tn_profile p = random_profile(&seed, 1);
-    p.host.rate.op_s = 0;
-    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
-        if (tn_type_get(i)->block) p.host.rate.matvec[i] = bandwidth;
-    p.host.rate.kv[TN_KV_KIND_F16] = kv_rate;
+    tn_profile p = plain_profile(&seed, bandwidth, kv_rate);
     p.host.rate.flops[0] = p.host.rate.flops[1] = flops;
     REQUIRE(test_shape(&s, &m, 16) == TN_OK);
     const tn_constraints c = {.n_batch = batch, .page_size = 16, .request = {0, prompt, 0}};
