@@ -44,11 +44,13 @@ START = "start to first token, ms (less is better)"
 AGAIN = "second start, --load image, ms (less is better)"
 SMALL = ("smollm2-135m", "gemma3-270m")
 LARGE = tuple("llama-1b:" + t for t in ("q4_k_m", "q4_0", "q8_0", "q6_k"))
+# Model, tokens, type of the KV cache
 DEPTHS = (
-    ("smollm2-135m", 4096),
-    ("gemma3-270m", 4096),
-    ("gemma3-270m", 16384),
-    ("llama-1b:q4_k_m", 4096),
+    ("smollm2-135m", 4096, "f16"),
+    ("smollm2-135m", 4096, "q8_0"),
+    ("gemma3-270m", 4096, "f16"),
+    ("gemma3-270m", 16384, "f16"),
+    ("llama-1b:q4_k_m", 4096, "f16"),
 )
 # Of a peer's best setting beside the best peer's in the trial: those below do not alternate, which
 # would cost as much time again and change nothing in the table.
@@ -79,9 +81,10 @@ def prefill_cells():
 def cells():
     yield from decode_cells()
     yield from prefill_cells()
-    for model, depth in DEPTHS:
-        args = ("-p", "512", "-n", "32", "-d", str(depth))
-        yield Cell(f"depth {depth}", model, 0, None, args, 2.0, None)
+    for model, depth, kv in DEPTHS:
+        args = ("-p", "512", "-n", "32", "-d", str(depth), "--kv", kv)
+        name = f"depth {depth}" + (f", {kv} cache" if kv != "f16" else "")
+        yield Cell(name, model, 0, None, args, 2.0, None)
     yield Cell(BUSY, SMALL[0], 0, None, ("-p", "0", "-n", "64"), 0.8, None)
     for group in (START, AGAIN):
         for model in SMALL + LARGE[:1]:
@@ -220,13 +223,14 @@ def is_deep(cell):
 
 def trial_key(cell):
     """Cells of the same key share a trial."""
-    return f"{cell.model}{', ' + cell.isa if cell.isa else ''}{', at depth' if is_deep(cell) else ''}"
+    depth = f", at depth, {after(cell.args, '--kv')} cache" if is_deep(cell) else ""
+    return f"{cell.model}{', ' + cell.isa if cell.isa else ''}{depth}"
 
 
 def try_at_depth(args, every, cell, model):
     """As try_settings, behind 512 tokens."""
     once = ("-r", "1", "--warmup", "0")
-    short = (*isa_words(cell), "-p", "512", "-n", "8", "-d", "512")
+    short = (*isa_words(cell), "-p", "512", "-n", "8", "-d", "512", "--kv", after(cell.args, "--kv"))
     report = bench(args, model, *short, *peer_words(every), runs=once)
     rates = {label_of(*c): {} for c in every}
     for test, group in tests_of(report).items():

@@ -258,6 +258,9 @@ def slow_peers_do_not_alternate(t):
     equal(peers.pick(every, {"B 1": {"tg": 1}}, ["tg"], 0.8), [every[2]], "a peer that failed")
     cell = next(c for c in peers.cells() if c.group.startswith("depth"))
     equal(peers.tests_wanted(cell), ["pp", "tg"], "both tests at depth")
+    deep = [c for c in peers.cells() if c.group.startswith("depth") and c.model == cell.model]
+    equal(len({peers.trial_key(c) for c in deep}), 2, "an F16 and a Q8_0 cache have trials of their own")
+    equal(len({peers.key_of(c) for c in deep}), len(deep), "every row has a name of its own")
     equal(peers.tests_wanted(next(peers.decode_cells())), ["tg"], "generation")
     equal(peers.tests_wanted(next(peers.prefill_cells())), ["pp"], "prompts")
 
