@@ -289,7 +289,8 @@ test: ## all tests that need no network, no GPU and no model from outside
 	@+$(SUBMAKE) run-tests
 
 # The longest first, so that no processor waits for another's last test.
-LONG := $(call program,$(patsubst %,tests/test_%.c,exec_device budget calibrate exec_devices elastic plan))
+LONG := $(call program,$(patsubst %,tests/test_%.c,placements exec_device budget calibrate exec_devices elastic \
+          plan))
 MORE := $(if $(filter release,$(CONFIG)),$(SM75_TESTS) $(wildcard tests/test_*.py),tests/test_cli.py tests/test_bench.py)
 run-tests: $(TESTS) $(EMU_PLUGIN) $(BIN)tenon $(BIN)tenon-bench $(STATIC) $(SHARED) $(filter-out %.py,$(MORE))
 	@sh tests/run.sh $(BIN)tenon $(LONG) $(MORE) $(filter-out $(LONG),$(TESTS))
@@ -308,7 +309,7 @@ test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included;
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
 
 GPU_TESTS := $(call program,tests/test_device*.c tests/test_exec_device*.c tests/test_elastic.c \
-    tests/test_stream.c tests/test_experts.c tests/modeltest_forward.c)
+    tests/test_stream.c tests/test_placements.c tests/test_experts.c tests/modeltest_forward.c)
 
 run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS)
 	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')

@@ -1,12 +1,11 @@
 /* Whole models with tensors on the device, on the emulated one unless --cuda is given: the logits
- * are those of the host, wherever the tensors are. */
+ * are those of the host. Random placements: see test_placements.c. */
 #include "golden.h"
 
 #include "../engine/engine.h"
 #include "../engine/exec_device.h"
 #include "../engine/exec_sizes.h"
 #include "../engine/model.h"
-#include "../engine/sides.h"
 #include "../kernels/emu/emu.h"
 
 static const char *device = "emu", *two_devices = "emu:2";
@@ -14,13 +13,14 @@ static const char *device = "emu", *two_devices = "emu:2";
 static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
                                     "llama3",     "mistral",   "mixtral",    "qwen2",
                                     "qwen2-yarn", "qwen3",     "qwen3moe",   "gemma3"};
-/* The sanitizers are slow: a sample will do for them. sample: every so manieth of a list. */
+/* The sanitizers are slow: a sample will do for them. sample: every so manieth of a list; synthetic:
+ * the same of synthetic models. */
 #if defined(__SANITIZE_THREAD__)
-enum { n_placements = 10, first_placement = 7, sample = 20, fault_step = 29 };
+enum { sample = 20, synthetic = 24, fault_step = 29 };
 #elif defined(__SANITIZE_ADDRESS__)
-enum { n_placements = 10, first_placement = 5, sample = 1, fault_step = 1 };
+enum { sample = 1, synthetic = 5, fault_step = 1 };
 #else
-enum { n_placements = 50, first_placement = 0, sample = 1, fault_step = 1 };
+enum { sample = 1, synthetic = 1, fault_step = 1 };
 #endif
 enum { n_archs = sizeof archs / sizeof *archs };
 
@@ -39,48 +39,12 @@ static tn_status eval_prompt(tn_context *c, const golden *g, rows_sink *sink, tn
     return s ? s : tn_context_eval(c, g->tokens + loud, n_quiet, err);
 }
 
-/* What the placements of a test have in them. */
-typedef struct seen {
-    int split_ffns, split_heads, mixed_attention, mixed_ffns, uneven;
-    int several, embedded_last; /* segments; the first device gets its input from the last */
-    int pages;                  /* of the cache, at the end */
-    bool even;                  /* no granule leaves a rest: experts, or 96 neurons */
-} seen;
-
-static uint64_t kv_held(const run *r)
-{
-    tn_stats s = {.struct_size = sizeof s};
-    CHECK_INT(tn_context_stats(r->ctx, &s, NULL), TN_OK);
-    return s.kv_bytes_held;
-}
-
-static void look(const tn_model *m, const run_options *o, seen *s)
-{
-    for (int32_t l = 0; l < m->hp.n_layers; l++) {
-        const tn_dweight *gate = &m->on_device.layers[l].ffn_gate;
-        const tn_sides p = tn_sides_of(&m->layers[l], &m->on_device.layers[l]);
-        s->mixed_attention += p.attn == TN_MIXED;
-        s->mixed_ffns += p.ffn == TN_MIXED;
-        if (p.ffn != TN_ON_BOTH) continue;
-        CHECK(gate->rows > 0 && gate->rows < m->layers[l].ffn_gate.rows);
-        s->split_ffns++;
-        s->uneven += !m->hp.n_expert && m->hp.n_ff % o->granule != 0;
-    }
-    s->even = m->hp.n_expert > 0 || m->hp.n_ff % 48 == 0;
-    s->several += m->on_device.n_segments > 1;
-    s->embedded_last += m->on_device.n_segments > 1 && m->tied && !m->token_embd.data;
-    const tn_dweight *head = &m->on_device.output;
-    s->split_heads += tn_is_split(&m->output, head) && head->rows < m->output.rows;
-}
-
-/* Logits of all tokens; of the quiet ones those expected. NULL after a failure. what: NULL, or
- * receives what the placement has in it. */
-static float *run_sequence(const golden *g, const run_options *o, seen *what)
+/* Logits of all tokens; of the quiet ones those expected. NULL after a failure. */
+static float *run_sequence(const golden *g, const run_options *o)
 {
     run r;
     const size_t row = (size_t)g->n_vocab;
     if (!run_open(&r, g->path, o)) return NULL;
-    if (what) look(r.model, o, what);
     float *out = malloc((size_t)g->n * row * sizeof *out);
     for (size_t i = 0; out && i < (size_t)g->n * row; i++)
         out[i] = NAN; /* what is not written must not pass */
@@ -88,15 +52,12 @@ static float *run_sequence(const golden *g, const run_options *o, seen *what)
     tn_error err = {0};
     const int32_t loud = g->n - n_steps - n_quiet, batch = g->n - n_steps;
     tn_status s = eval_prompt(r.ctx, g, &sink, &err);
-    const uint64_t held = kv_held(&r);
     keep_rows(&sink, loud, n_quiet - 1, g->logits + (size_t)loud * row);
     if (!s) keep_rows(&sink, batch - 1, 1, tn_context_logits(r.ctx));
     for (int32_t i = batch; i < g->n && !s; i++) {
         s = tn_context_eval(r.ctx, g->tokens + i, 1, &err);
         if (!s) keep_rows(&sink, i, 1, tn_context_logits(r.ctx));
     }
-    /* The last tokens are on a page of their own. */
-    if (what && kv_held(&r) > held) what->pages = (int)(kv_held(&r) / (kv_held(&r) - held));
     run_close(&r);
     if (!s) return out;
     FAIL("%s: %s", g->path, err.msg);
@@ -104,10 +65,10 @@ static float *run_sequence(const golden *g, const run_options *o, seen *what)
     return NULL;
 }
 
-static void check_golden(const golden *g, const run_options *o, const char *how, seen *what)
+static void check_golden(const golden *g, const run_options *o, const char *how)
 {
     const char *place = o->place ? o->place : "by default";
-    float *got = run_sequence(g, o, what);
+    float *got = run_sequence(g, o);
     if (!got) FAIL("%s, placed %s: no logits", how, place);
     if (!got) return;
     const distance d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
@@ -121,9 +82,9 @@ static void check_whole(const char *name)
     golden g;
     if (!golden_load(&g, name)) return;
     run_options o = {.kv = TN_KV_F32, .device = device, .page_size = 16};
-    check_golden(&g, &o, "one batch", NULL);
+    check_golden(&g, &o, "one batch");
     o.n_batch = 7;
-    check_golden(&g, &o, "batches of 7", NULL);
+    check_golden(&g, &o, "batches of 7");
     golden_free(&g);
 }
 
@@ -137,98 +98,6 @@ TEST(whole_models_on_the_device)
 /* ---- any mix of sides --------------------------------------------------------------------------
  */
 
-/* A random rule for every kind of tensor of some layers; now and then the FFN, the experts or the
- * head are split. */
-static void random_place(char *out, size_t cap, uint64_t *seed)
-{
-    static const char *const names[] = {"attn_q",       "attn_k",   "attn_v", "attn_output",
-                                        "ffn_gate_inp", "ffn_gate", "ffn_up", "ffn_down"};
-    size_t n = 0;
-    out[0] = 0;
-    for (int layer = 0; layer < 8; layer++) {
-        const int style = (int)(test_rand(seed) % 4);
-        if (style < 2) /* a split FFN */
-            n += (size_t)snprintf(out + n, cap - n,
-                                  "blk.%d.ffn_(gate|up|down)(_exps)?.weight=split:%.2f,", layer,
-                                  0.05 + 0.9 * (double)(test_rand(seed) % 100) / 100);
-        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-            if (style == 3 && i > 4) { /* the FFN on one side */
-                n += (size_t)snprintf(out + n, cap - n, "blk.%d.ffn=%s,", layer,
-                                      test_rand(seed) % 2 ? "host" : "device");
-                break;
-            }
-            n += (size_t)snprintf(out + n, cap - n, "blk.%d.%s[._]=%s,", layer, names[i],
-                                  test_rand(seed) % 2 ? "host" : "device");
-        }
-    }
-    const int head = (int)(test_rand(seed) % 3);
-    snprintf(out + n, cap - n, "^output.weight=%s,token_embd=%s",
-             head == 2 ? "split:0.4"
-             : head    ? "host"
-                       : "device",
-             test_rand(seed) % 3 == 0 ? "split:0.7"
-             : test_rand(seed) % 2    ? "host"
-                                      : "device");
-}
-
-/* Whether there are two devices. */
-static bool two_there(void)
-{
-    int n = 0;
-    tn_device_count(strcmp(device, "emu") == 0 ? TN_DEVICE_EMULATED : TN_DEVICE_CUDA, &n, NULL);
-    return n > 1;
-}
-
-/* Of every ten placements, three are over two devices that have unequal memory. */
-static void use_devices(run_options *o, int i, bool several)
-{
-    o->device = device;
-    if (!several || i % 10 < 7) return;
-    o->device = two_devices;
-    o->vram[0] = (size_t)(i % 10 == 7 ? 16 : i % 10 == 8 ? 10 : 6) << 20;
-    o->vram[1] = (size_t)(i % 10 == 7 ? 12 : i % 10 == 8 ? 16 : 7) << 20;
-}
-
-static void check_placements(const char *name, int n, uint64_t seed, bool several, seen *what)
-{
-    golden g;
-    char place[4000];
-    if (!golden_load(&g, name)) return;
-    g.n = 53;
-    for (int i = first_placement; i < n; i++) {
-        random_place(place, sizeof place, &seed);
-        run_options o = {
-            .kv = TN_KV_F32, .page_size = 16, .granule = i % 3 ? 16 : 48, .place = place};
-        use_devices(&o, i, several);
-        o.n_batch = i % 2 ? 5 : 0;
-        what->pages = 0;
-        check_golden(&g, &o, i % 2 ? "batches of 5" : "one batch", what);
-        CHECK_MSG(what->pages >= 3, "%d pages", what->pages);
-    }
-    golden_free(&g);
-}
-
-TEST(random_placements)
-{
-    if (!have_device(device)) return;
-    int embedded_last = 0;
-    const bool several = two_there();
-    for (size_t i = 0; i < n_archs; i += sample) {
-        seen what = {0};
-        check_placements(archs[i], n_placements, 1000 + i, several, &what);
-        CHECK_MSG(!several || what.several * 5 >= n_placements, "%s: %d of %d over two devices",
-                  archs[i], what.several, (int)n_placements);
-        CHECK_MSG(n_placements < 50 || (what.split_ffns > 20 && what.split_heads > 5 &&
-                                        what.mixed_attention > 20 && what.mixed_ffns > 10 &&
-                                        (what.even || what.uneven > 5)),
-                  "%s: split %d FFNs (%d unevenly) and %d heads, mixed %d and %d", archs[i],
-                  what.split_ffns, what.uneven, what.split_heads, what.mixed_attention,
-                  what.mixed_ffns);
-        embedded_last += what.embedded_last;
-    }
-    CHECK_MSG(!several || n_placements < 50 || embedded_last > 5, "%d tied heads", embedded_last);
-}
-
 /* The same placement gives the same bits, and other threads do not change them. */
 TEST(the_same_placement_gives_the_same_bits)
 {
@@ -236,9 +105,9 @@ TEST(the_same_placement_gives_the_same_bits)
     if (!have_device(device) || !golden_load(&g, "qwen3")) return;
     run_options o = {.kv = TN_KV_F16, .device = device, .page_size = 16, .granule = 16};
     o.place = "ffn_=split:0.4,blk.1.attn=host,output=split:0.5";
-    float *a = run_sequence(&g, &o, NULL), *b = run_sequence(&g, &o, NULL);
+    float *a = run_sequence(&g, &o), *b = run_sequence(&g, &o);
     o.threads = 3;
-    float *c = run_sequence(&g, &o, NULL);
+    float *c = run_sequence(&g, &o);
     const size_t bytes = (size_t)g.n * (size_t)g.n_vocab * sizeof *a;
     CHECK(a && b && c && memcmp(a, b, bytes) == 0 && memcmp(a, c, bytes) == 0);
     free(a);
@@ -255,11 +124,11 @@ static void check_q8_0_cache(const golden *g, int32_t n_batch, double most)
     static const char *const places[] = {".*=device", "attn=host", "blk.1.attn=host,ffn_up=host",
                                          "attn_k=host", "attn_v=host,attn_q=host"};
     run_options o = {.kv = TN_KV_Q8_0, .page_size = 16, .granule = 16, .n_batch = n_batch};
-    float *want = run_sequence(g, &o, NULL);
+    float *want = run_sequence(g, &o);
     o.device = device;
     for (size_t p = 0; want && p < sizeof places / sizeof *places; p += sample) {
         o.place = places[p];
-        float *got = run_sequence(g, &o, NULL);
+        float *got = run_sequence(g, &o);
         if (!got) continue;
         const distance d = compare(got, want, (size_t)g->n * (size_t)g->n_vocab);
         CHECK_MSG(d.max_abs <= most, "%s placed %s, batch %d: off by %g, rms %g", g->path,
@@ -314,7 +183,7 @@ static void check_quantised(const char *type, const run_options *o, const char *
 {
     quantised q;
     if (!quantised_load(&q, type)) return;
-    float *got = run_sequence(&q.g, o, NULL);
+    float *got = run_sequence(&q.g, o);
     if (got) {
         const distance d = compare(got, q.g.logits, (size_t)q.g.n * (size_t)q.g.n_vocab);
         const double max_abs = o->exact ? 1e-3 : 2 * q.max_abs, rms = o->exact ? 1e-3 : q.rms;
@@ -369,7 +238,7 @@ static bool synthetic_load(golden *g, const char *path)
 static distance from_exact(const golden *g, const run_options *o)
 {
     distance d = {NAN, NAN};
-    float *got = run_sequence(g, o, NULL);
+    float *got = run_sequence(g, o);
     if (got) d = compare(got, g->logits, (size_t)g->n * (size_t)g->n_vocab);
     free(got);
     return d;
@@ -399,7 +268,7 @@ TEST(synthetic_models_wholly_on_the_device)
     static const char *const paths[] = {"tiny-moe:q4_k", "tiny-moe:q6_k", "tiny-moe:q4_0",
                                         "tiny-moe:q5_1", "tiny-moe:q2_k", "tiny-llama:q4_k_m"};
     if (!have_device(device)) return;
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i += n_placements < 50 ? sample + 4 : 1)
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i += synthetic)
         check_synthetic(paths[i]);
 }
 
@@ -558,7 +427,7 @@ TEST(canceled_at_every_join)
                            .page_size = 16,
                            .granule = 16,
                            .place = "ffn_=split:0.4,blk.1.attn_q=host,output=split:0.5"};
-    float *want = run_sequence(&g, &o, NULL);
+    float *want = run_sequence(&g, &o);
     canceler c = {0, 0};
     if (!run_open(&r, g.path, &o)) return;
     tn_context_free(r.ctx);
@@ -629,6 +498,14 @@ TEST(statistics_tell_the_sides_apart)
         run_close(&r);
     }
     golden_free(&g);
+}
+
+/* Whether there are two devices. */
+static bool two_there(void)
+{
+    int n = 0;
+    tn_device_count(strcmp(device, "emu") == 0 ? TN_DEVICE_EMULATED : TN_DEVICE_CUDA, &n, NULL);
+    return n > 1;
 }
 
 /* Counts of all experts after a prompt in batches and single tokens; their sum. */
