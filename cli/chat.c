@@ -165,20 +165,17 @@ static void cmd_params(chat *c, const char *arg)
     print_params(c);
 }
 
-/* The last answer's speed beside the plan's, at the largest of its depths that was reached. */
+/* The last answer's speed beside the plan's. */
 static void note_prediction(const chat *c, const tn_stats *st)
 {
     tn_placement_info f = {.struct_size = sizeof f};
+    const int64_t live = tn_generation_depth(c->t.s.ctx, st);
     if (!c->t.s.placed.plan || !st->decode_tokens || st->decode_s <= 0) return;
     if (tn_placement_get_info(c->t.s.placed.plan, &f, NULL)) return;
-    int32_t at = 0;
-    while (at + 1 < f.predicted.n_depths &&
-           f.predicted.depth[at + 1] <= tn_context_length(c->t.s.ctx))
-        at++;
     tn_note("decoding: %s %.1f tok/s, predicted %.1f tok/s (%s, %lld tokens live)",
             tn_is_emulated(c->t.s.engine) ? "emulated" : "measured",
-            (double)st->decode_tokens / st->decode_s, f.predicted.decode_tok_s[at], f.hardware,
-            (long long)f.predicted.depth[at]);
+            (double)st->decode_tokens / st->decode_s, tn_placed_rate(&c->t.s.placed, live),
+            f.hardware, (long long)live);
 }
 
 static void cmd_stats(chat *c, const char *arg)
@@ -217,8 +214,7 @@ static void cmd_plan(chat *c, const char *arg)
     if (c->t.s.placed.plan)
         tn_plan_print(c->t.s.placed.plan, &c->t.set);
     else
-        tn_note("no plan: %s", c->t.set.n_places ? "the rules of --place say where tensors are"
-                                                 : "everything is on the host");
+        tn_note("no plan: everything is on the host");
 }
 
 static void cmd_help(chat *c, const char *arg);

@@ -70,24 +70,32 @@ double tn_rate(uint64_t n, double seconds)
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-/* "10 tokens, 31.0 tok/s"; without a speed where nothing was measured: a prompt that the context held,
- * a single token that came with the prompt. */
+/* "10 tokens, 31.0 tok/s"; without a speed where nothing was measured: a prompt that the context
+ * held, a single token that came with the prompt. */
 static void counted(char text[64], uint64_t n, double rate)
 {
     const int used = snprintf(text, 64, "%llu token%s", (unsigned long long)n, n == 1 ? "" : "s");
     if (rate > 0) snprintf(text + used, 64 - (size_t)used, ", %.1f tok/s", rate);
 }
 
-void tn_generation_report(const tn_generation *g, const tn_engine *engine)
+int64_t tn_generation_depth(const tn_context *ctx, const tn_stats *st)
+{
+    return tn_context_length(ctx) - (int64_t)st->decode_tokens / 2;
+}
+
+void tn_generation_report(const tn_generation *g, const tn_session *s)
 {
     tn_stats st = {.struct_size = sizeof st};
     if (tn_context_stats(g->ctx, &st, NULL) != TN_OK) return;
-    char prompt[64], generated[64];
+    char prompt[64], generated[64], predicted[40] = "";
     counted(prompt, st.prefill_tokens, tn_rate(st.prefill_tokens, st.prefill_s));
     counted(generated, (uint64_t)g->n_tokens, tn_rate(st.decode_tokens, st.decode_s));
-    tn_note("stop: %s | prompt %s | generated %s | context %d/%d%s", tn_stop_name(g->reason), prompt,
-            generated, (int)tn_context_length(g->ctx), (int)tn_context_capacity(g->ctx),
-            tn_is_emulated(engine) ? " | emulated" : "");
+    const double rate =
+        st.decode_tokens ? tn_placed_rate(&s->placed, tn_generation_depth(g->ctx, &st)) : 0;
+    if (rate > 0) snprintf(predicted, sizeof predicted, " (predicted %.1f)", rate);
+    tn_note("stop: %s | prompt %s | generated %s%s | context %d/%d%s", tn_stop_name(g->reason),
+            prompt, generated, predicted, (int)tn_context_length(g->ctx),
+            (int)tn_context_capacity(g->ctx), tn_is_emulated(s->engine) ? " | emulated" : "");
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 #ifndef TN_CLI_GENERATE_H
 #define TN_CLI_GENERATE_H
 
-#include "options.h"
+#include "session.h"
 
 #include "../engine/tenon.h"
 
@@ -53,9 +53,11 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
 /* A seed nobody chose. */
 uint64_t tn_random_seed(void);
 
-/* The closing line on stderr: why it stopped, speeds, context use. Speeds are those of the
- * context's statistics; with an emulated device they are labelled so. */
-void tn_generation_report(const tn_generation *g, const tn_engine *engine);
+/* The closing line on stderr: why it stopped, speeds beside what a plan predicts, context use. Speeds
+ * are those of the context's statistics; with an emulated device they are labelled so. */
+void tn_generation_report(const tn_generation *g, const tn_session *s);
+/* Tokens in the context as an answer was generated, on average. */
+int64_t tn_generation_depth(const tn_context *ctx, const tn_stats *st);
 /* Whether what is measured on this engine is the emulated device's, and has to be labelled so. */
 bool tn_is_emulated(const tn_engine *engine);
 /* n per second, 0 for no time. */

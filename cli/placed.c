@@ -39,16 +39,18 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
         share += row.ffn_share / f->n_layers;
     }
     list_devices(p, f, devices, sizeof devices);
-    tn_say("plan %s for %s: attention of %d of %d layers and %.0f %% of the FFNs on the device%s%s%s",
-           f->chosen, f->hardware, attn, f->n_layers, 100 * share, *devices ? "s" : "", devices,
-           f->elastic ? ", moving with the context" : "");
+    tn_say(
+        "plan %s for %s: attention of %d of %d layers and %.0f %% of the FFNs on the device%s%s%s",
+        f->chosen, f->hardware, attn, f->n_layers, 100 * share, *devices ? "s" : "", devices,
+        f->elastic ? ", moving with the context" : "");
 }
 
-/* Nothing at all is on the device. */
-static bool is_host_only(const tn_placement *p, int32_t n_layers)
+/* Nothing at all is on the device, nor carried there for a batch. */
+static bool is_host_only(const tn_placement *p, const tn_placement_info *f)
 {
     tn_placement_row row;
-    for (int32_t l = 0; l <= n_layers; l++)
+    if (f->predicted.streamed_from) return false;
+    for (int32_t l = 0; l <= f->n_layers; l++)
         if (tn_placement_get_row(p, l, &row, NULL) || row.attn || row.ffn_share > 0) return false;
     return true;
 }
@@ -73,13 +75,26 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     s = tn_placement_get_info(r->plan, &f, &err);
     if (s) return tn_session_fail(s, &err);
     if (!f.feasible) {
-        tn_say("the plan does not fit: %.1f MiB are missing; `tenon plan` names remedies",
-               (double)f.short_bytes / (1024 * 1024));
+        tn_plan_say_short(r->plan, &f);
         return TN_EXIT_MEMORY;
     }
     say_plan(r->plan, &f);
-    r->host_only = set->n_places == 0 && is_host_only(r->plan, f.n_layers);
+    r->host_only = set->n_places == 0 && is_host_only(r->plan, &f);
     return TN_EXIT_OK;
+}
+
+double tn_placed_rate(const tn_placed *r, int64_t live)
+{
+    tn_placement_info f = {.struct_size = sizeof f};
+    if (!r->plan || tn_placement_get_info(r->plan, &f, NULL) || !f.predicted.n_depths) return 0;
+    const tn_placement_prediction *p = &f.predicted;
+    int32_t i = 1;
+    while (i < p->n_depths - 1 && p->depth[i] < live)
+        i++;
+    if (p->n_depths == 1 || p->depth[i] <= p->depth[i - 1]) return p->decode_tok_s[0];
+    const double t = (double)(live - p->depth[i - 1]) / (double)(p->depth[i] - p->depth[i - 1]);
+    const double share = t < 0 ? 0 : t > 1 ? 1 : t;
+    return 1 / ((1 - share) / p->decode_tok_s[i - 1] + share / p->decode_tok_s[i]);
 }
 
 void tn_placed_free(tn_placed *r)

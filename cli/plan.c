@@ -78,8 +78,9 @@ static void print_table(FILE *out, const tn_placement *p, const tn_placement_inf
     for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++)
         if (strcmp(name, f->chosen) != 0) print_prediction(out, name, fits, &c);
     if (f->predicted.streamed_from)
-        fprintf(out, "  prefill: FFN weights of the host are streamed to the device from batches of "
-                     "%lld tokens on\n",
+        fprintf(out,
+                "  prefill: FFN weights of the host are streamed to the device from batches of "
+                "%lld tokens on\n",
                 (long long)f->predicted.streamed_from);
 }
 
@@ -159,8 +160,7 @@ static void print_notes(FILE *out, const tn_placement *p)
         fprintf(out, "%s%s\n", i ? "  " : "\nprices\n  ", text);
 }
 
-/* What is missing and what would help, for a plan that does not fit. */
-static void say_short(const tn_placement *p, const tn_placement_info *f)
+void tn_plan_say_short(const tn_placement *p, const tn_placement_info *f)
 {
     const char *text;
     double seconds;
@@ -252,14 +252,17 @@ static void svg_rect(FILE *out, double x, double y, double w, const char *class,
     fputs("</title></rect>\n", out);
 }
 
-static void svg_row(FILE *out, const tn_placement_row *r, int32_t l, bool head)
+/* Of several devices the row names its own. */
+static void svg_row(FILE *out, const tn_placement_row *r, int32_t l, bool head, bool which)
 {
     const double y = top + (double)l * row_height, x = left + attn_width + gap;
     fprintf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">", left - gap, y + row_height - 3);
     if (head)
-        fputs("head</text>\n", out);
+        fputs("head", out);
     else
-        fprintf(out, "%d</text>\n", l);
+        fprintf(out, "%d", l);
+    if (which && r->device >= 0) fprintf(out, " (%d)", r->device);
+    fputs("</text>\n", out);
     if (!head) svg_rect(out, left, y, attn_width, r->attn ? "d" : "h", r->attn_reason);
     svg_rect(out, x, y, ffn_width, "h", r->ffn_reason);
     if (r->ffn_share > 0) svg_rect(out, x, y, ffn_width * r->ffn_share, "d", r->ffn_reason);
@@ -278,10 +281,13 @@ static void svg_head(FILE *out, const tn_settings *set, const tn_placement_info 
     svg_text(out, set->model);
     fputs(" on ", out);
     svg_text(out, f->hardware);
-    fprintf(out,
-            "</text>\n<text x=\"%d\" y=\"34\">plan: %s, predicted %.2f tok/s; device green, host "
-            "sand</text>\n",
-            left, f->chosen, f->predicted.n_depths ? f->predicted.decode_tok_s[0] : 0);
+    fprintf(out, "</text>\n<text x=\"%d\" y=\"34\">", left);
+    if (f->feasible)
+        fprintf(out, "plan: %s, predicted %.2f tok/s", f->chosen, f->predicted.decode_tok_s[0]);
+    else
+        fprintf(out, "does not fit: %.0f MiB are missing", ceil((double)f->short_bytes / MiB));
+    fprintf(out, "; device green, host sand%s</text>\n",
+            f->n_devices > 1 ? "; (number of the device)" : "");
     fprintf(
         out,
         "<text x=\"%d\" y=\"%d\">attention, KV</text><text x=\"%d\" y=\"%d\">feed-forward</text>\n",
@@ -299,7 +305,8 @@ static int write_svg(const char *path, const tn_settings *set, const tn_placemen
     svg_head(out, set, f);
     for (int32_t l = 0; l <= f->n_layers; l++) {
         tn_placement_row r;
-        if (tn_placement_get_row(p, l, &r, NULL) == TN_OK) svg_row(out, &r, l, l == f->n_layers);
+        if (tn_placement_get_row(p, l, &r, NULL) == TN_OK)
+            svg_row(out, &r, l, l == f->n_layers, f->n_devices > 1);
     }
     fputs("</svg>\n", out);
     const bool failed = fflush(out) != 0 || ferror(out);
@@ -324,13 +331,19 @@ int tn_cmd_plan(const tn_settings *set)
     tn_placement_options opt;
     tn_placement *p;
     tn_error err = {0};
+    const char *picture = set->svg ? set->svg : set->out;
     int code = tn_plan_options(&opt, set);
     if (code) return code;
+    if (set->json && picture && strcmp(picture, "-") == 0) {
+        tn_say("options --json and --svg -: only one of them can have standard output");
+        return TN_EXIT_USAGE;
+    }
     char *cache_dir = tn_cache_dir();
     opt.cache_dir = cache_dir;
     if (set->device && !opt.hardware && strncmp(set->device, "emu", 3) == 0)
         opt.hardware = TN_EMULATED_HARDWARE;
-    for (int i = 0; set->device && strcmp(set->device, "none") == 0 && i < TN_PLACEMENT_DEVICES; i++)
+    for (int i = 0; set->device && strcmp(set->device, "none") == 0 && i < TN_PLACEMENT_DEVICES;
+         i++)
         opt.vram[i] = UINT64_MAX;
     tn_status s = tn_placement_open(&p, set->model, &opt, &err);
     free(cache_dir);
@@ -338,7 +351,6 @@ int tn_cmd_plan(const tn_settings *set)
     tn_placement_info f = {.struct_size = sizeof f};
     s = tn_placement_get_info(p, &f, &err);
     if (s) code = tn_session_fail(s, &err);
-    const char *picture = set->svg ? set->svg : set->out;
     say_warnings(p);
     if (!code && picture) code = write_svg(picture, set, p, &f);
     if (!code && set->json)
@@ -346,7 +358,7 @@ int tn_cmd_plan(const tn_settings *set)
     else if (!code && !(picture && strcmp(picture, "-") == 0))
         code = print_text(stdout, set, p, &f);
     if (!code && !f.feasible) {
-        say_short(p, &f);
+        tn_plan_say_short(p, &f);
         code = TN_EXIT_MEMORY;
     }
     tn_placement_close(p);

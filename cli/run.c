@@ -143,7 +143,7 @@ static int finish(one_turn *t, const tn_generation *g)
         tn_out("\n", 1);
     const int code = tn_out_finish();
     if (code) return code;
-    if (!t->set->json) tn_generation_report(g, t->s.engine);
+    if (!t->set->json) tn_generation_report(g, &t->s);
     if (g->reason == TN_STOP_INTERRUPTED) return TN_EXIT_SIGNAL + tn_signal_pending();
     if (g->reason != TN_STOP_FULL) return TN_EXIT_OK;
     tn_say("the context of %d tokens is full; a larger one is asked for with -c",

@@ -107,15 +107,15 @@ static int check_device(const tn_session *s, const tn_settings *set)
     return TN_EXIT_USAGE;
 }
 
-/* A plan, unless the user's rules are all there is: for the machine as it was measured, once. The
- * emulated device stands for a card that one can buy. */
+/* A plan, which fills in what the user's rules leave open: for the machine as it was measured, once.
+ * The emulated device stands for a card that one can buy. */
 static int make_plan(tn_session *s, const tn_settings *set)
 {
     const bool emulated = strcmp(tn_engine_devices(s->engine), "emu") == 0;
     tn_error err = {0};
     char *measured = NULL;
     if (set->plan || set->hardware) return tn_placed_make(&s->placed, set, set->hardware);
-    if (set->n_places || set->exact) return TN_EXIT_OK;
+    if (set->exact) return TN_EXIT_OK;
     if (emulated) return tn_placed_make(&s->placed, set, TN_EMULATED_HARDWARE);
     free(tn_cache_dir_make());
     const tn_status status = tn_engine_calibrate(s->engine, false, &measured, &err);

@@ -30,12 +30,17 @@ int tn_session_fail(tn_status status, const tn_error *err);
  * way. */
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
+/* Tokens a second that the plan predicts with so many in the context: between the depths it was made
+ * for, times are taken as even. 0 without a plan. */
+double tn_placed_rate(const tn_placed *r, int64_t live);
 /* What emulated devices stand for where no hardware is named: a card that one can buy. */
 #define TN_EMULATED_HARDWARE "rtx3060-ddr4"
 /* plan.c. The planner's options; an exit code as above. */
 int tn_plan_options(tn_placement_options *o, const tn_settings *set);
 /* plan.c. Prints a plan as `tenon plan` does, on stderr; an exit code. */
 int tn_plan_print(const tn_placement *p, const tn_settings *set);
+/* plan.c. Says what is missing and what would help, of a plan that does not fit. */
+void tn_plan_say_short(const tn_placement *p, const tn_placement_info *f);
 
 /* Engine and model. TN_EXIT_OK, or the exit code after saying why; the session is to be closed
  * either way. */

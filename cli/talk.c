@@ -227,7 +227,7 @@ int tn_talk_answer(tn_talk *t)
     if (status) return status == TN_ECANCELED ? TN_EXIT_OK : tn_session_fail(status, &err);
     code = tn_out_finish();
     if (code) return code;
-    tn_generation_report(&g, t->s.engine);
+    tn_generation_report(&g, &t->s);
     if (g.reason != TN_STOP_FULL) return TN_EXIT_OK;
     tell_full(t);
     return t->interactive ? TN_EXIT_OK : TN_EXIT_FULL;

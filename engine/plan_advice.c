@@ -130,8 +130,8 @@ static tn_status smaller_context(tn_planned *out, const tn_cost *k, const tn_all
     return s;
 }
 
-/* What the missing bytes would cost as memory of the host, or of the first device; that one may need
- * buffers besides. */
+/* What the missing bytes would cost as memory of the host, or of the first device; that one may
+ * need buffers besides. */
 static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, const tn_allocator *a,
                              tn_error *err)
 {
@@ -148,11 +148,15 @@ static tn_status more_memory(tn_planned *out, const tn_cost *k, bool device, con
         s = try_with(k, &p, &c, &t, a, err);
         if (!isfinite(t)) more += ((k->device_buffers >> 20) + 1) << 20;
     }
-    if (!s && isfinite(t))
-        note(out->remedy, &out->n_remedies, t, "%.0f MiB more %s memory (--%s %.0fM)",
-             (double)more / MiB, device ? "device" : "host", device ? "vram" : "ram",
-             ceil((double)*budget / MiB));
-    return s;
+    if (s || !isfinite(t)) return s;
+    /* The option helps where it was that which held the memory back. */
+    char option[40] = "";
+    if (*budget <= (device ? k->p->device[0].memory_bytes : k->p->host.memory_bytes))
+        snprintf(option, sizeof option, " (--%s %.0fM)", device ? "vram" : "ram",
+                 ceil((double)*budget / MiB));
+    note(out->remedy, &out->n_remedies, t, "%.0f MiB more %s memory%s", (double)more / MiB,
+         device ? "device" : "host", option);
+    return TN_OK;
 }
 
 /* A KV cache in fewer bytes. */

@@ -310,33 +310,43 @@ void tn_plan_free(tn_plan *plan, const tn_allocator *a)
     plan->rule = NULL;
 }
 
+/* Gives two stages of the same menu about the same modes, if that costs no more and uses no more. */
+static bool share_out(const tn_menu *m, tn_choice *x, tn_choice *y)
+{
+    const int32_t mean = (x->mode + y->mode) / 2, rest = x->mode + y->mode - mean;
+    const double before = m->mode[x->mode].cost + m->mode[y->mode].cost;
+    const double after = m->mode[mean].cost + m->mode[rest].cost;
+    if (!(after <= before + 1e-12 * before)) return false;
+    for (int u = 0; u < TN_USES; u++)
+        if (m->mode[mean].use[u] + m->mode[rest].use[u] >
+            m->mode[x->mode].use[u] + m->mode[y->mode].use[u])
+            return false;
+    x->mode = rest;
+    y->mode = mean;
+    return true;
+}
+
 /* In the linear part of the costs it does not matter which layer has the units: spread them evenly,
  * so that no layer is a straggler when units move. */
 static void even_out(tn_planner *p)
 {
+    enum { most_rounds = 16 }; /* differences about halve in each */
     const tn_chain *c = &p->chain;
-    for (int32_t i = 0; i + 1 < c->n_stages; i++)
-        for (int32_t j = i + 1; j + 1 < c->n_stages; j++) {
-            tn_choice *x = &p->choice[i], *y = &p->choice[j];
-            const tn_menu *m = &c->menu[c->cls[i] * c->n_places + x->place];
+    bool changed = p->room != TN_ROOM_HOST;
+    for (int round = 0; changed && round < most_rounds; round++) {
+        changed = false;
+        for (int32_t i = 0; i + 1 < c->n_stages; i++) {
             int32_t fixed, n_modes;
-            if (p->room == TN_ROOM_HOST ||
-                tn_cost_ffn_kind(&p->k, i, &fixed, &n_modes) != TN_FFN_FREE)
-                break;
-            if (c->cls[i] != c->cls[j] || x->place != y->place || abs(x->mode - y->mode) < 2)
-                continue;
-            const int32_t mean = (x->mode + y->mode) / 2, rest = x->mode + y->mode - mean;
-            const double before = m->mode[x->mode].cost + m->mode[y->mode].cost;
-            const double after = m->mode[mean].cost + m->mode[rest].cost;
-            bool same = after <= before + 1e-12 * before;
-            for (int u = 0; u < TN_USES; u++)
-                if (m->mode[mean].use[u] + m->mode[rest].use[u] >
-                    m->mode[x->mode].use[u] + m->mode[y->mode].use[u])
-                    same = false;
-            if (!same) continue;
-            x->mode = rest;
-            y->mode = mean;
+            tn_choice *x = &p->choice[i];
+            if (tn_cost_ffn_kind(&p->k, i, &fixed, &n_modes) != TN_FFN_FREE) continue;
+            const tn_menu *m = &c->menu[c->cls[i] * c->n_places + x->place];
+            for (int32_t j = i + 1; j + 1 < c->n_stages; j++) {
+                tn_choice *y = &p->choice[j];
+                if (c->cls[i] == c->cls[j] && x->place == y->place && abs(x->mode - y->mode) > 1)
+                    changed |= share_out(m, x, y);
+            }
         }
+    }
 }
 
 /* Whether units would have to be dropped before n_ctx tokens are live. */
@@ -386,9 +396,12 @@ tn_status tn_planner_plan(tn_planner *p, tn_strategy strategy, const int16_t *ru
 {
     tn_status s = tn_plan_alloc(out, p->k.s, p->a, err);
     if (s) return s;
-    even_out(p);
+    /* The others are shown as people place them. */
+    if (strategy == TN_PLAN_OPTIMUM || strategy == TN_PLAN_WATER_FILL) even_out(p);
     out->strategy = strategy;
-    out->feasible = isfinite(tn_chain_cost(&p->chain, p->choice));
+    /* A chain knows what is left for it, which may be nothing, but not less than that. */
+    out->feasible = isfinite(tn_chain_cost(&p->chain, p->choice)) &&
+                    tn_cost_host_buffers(&p->k) <= tn_cost_host_budget(&p->k);
     fill_layers(p, out);
     out->dropping = p->room == TN_ROOM_ELASTIC && must_drop(p);
     out->elastic = p->room == TN_ROOM_ELASTIC ||

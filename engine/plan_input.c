@@ -107,6 +107,16 @@ static tn_str shape_name(const void *of, int64_t i)
     return (tn_str){name, strlen(name)};
 }
 
+/* Whether a rule would match a tensor if there were no others. */
+static bool alone_matches(const tn_rule *rule, const tn_shape *s)
+{
+    tn_rule one = *rule;
+    const tn_rules rules = {.rule = &one, .n = 1};
+    for (int32_t i = 0; i < s->n_tensors; i++)
+        if (tn_rules_match(&rules, s->tensor[i].name) == 0) return true;
+    return false;
+}
+
 static tn_status match_all(tn_planned *out, const tn_overrides *o, const tn_shape *s,
                            const tn_profile *p, const tn_rules *rules, bool *hit, tn_error *err)
 {
@@ -131,10 +141,14 @@ static tn_status match_all(tn_planned *out, const tn_overrides *o, const tn_shap
         char near_names[100];
         if (hit[m]) continue;
         const tn_names names = {shape_name, s, s->n_tensors};
+        if (alone_matches(&rules->rule[m], s)) {
+            tn_plan_warn(out, "--place '%.60s' decides nothing: earlier rules took what it matches",
+                         rules->rule[m].regex);
+            continue;
+        }
         tn_rules_near(&rules->rule[m], &names, near_names, sizeof near_names);
-        tn_plan_warn(out,
-                     "--place '%.60s' matches no tensor (or only ones that earlier rules took)%s%s",
-                     rules->rule[m].regex, *near_names ? "; near: " : "", near_names);
+        tn_plan_warn(out, "--place '%.60s' matches no tensor%s%s", rules->rule[m].regex,
+                     *near_names ? "; near: " : "", near_names);
     }
     return TN_OK;
 }

@@ -30,8 +30,8 @@ static void attn_reason(const tn_planned *p, const tn_cost *k, int32_t l, char *
     const double attended = tn_cost_attended(live - 1, 1, k->s->layer[l].window);
     const double here = tn_cost_attn(k, l, y->device, true, 1, 1, attended);
     const double there = tn_cost_attn(k, l, y->device, false, 1, 1, attended);
-    const uint64_t need = tn_cost_attn_bytes(k, l, true) +
-                          tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
+    const uint64_t need =
+        tn_cost_attn_bytes(k, l, true) + tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
     if (y->attn)
         snprintf(out, cap, "weights and KV at device speed: %.3g instead of %.3g ms/token",
                  1e3 * here, 1e3 * there);
@@ -53,6 +53,10 @@ static void ffn_reason(const tn_planned *p, const tn_cost *k, int32_t l, char *o
     const double whole = tn_cost_ffn(k, l, y->device, y->attn, z->n_units, 1);
     if (y->units == z->n_units)
         snprintf(out, cap, "fits whole: no hand-over, %.3g ms/token", 1e3 * whole);
+    else if (y->units == 0 && now <= whole)
+        snprintf(out, cap,
+                 "no gain: the host reads it in %.3g ms/token, the device would take %.3g",
+                 1e3 * now, 1e3 * whole);
     else if (y->units == 0)
         snprintf(out, cap, "no room: the host reads it in %.3g ms/token, %.3g if it fitted whole",
                  1e3 * now, 1e3 * whole);

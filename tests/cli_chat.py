@@ -1,5 +1,6 @@
 """Chat: in a pipe, on a terminal, its commands and its keys."""
 
+import json
 import os
 import re
 import signal
@@ -85,6 +86,19 @@ def plan_and_stats_of_a_chat(t):
     _, err = on_device(t, *args, "--hardware", "rtx3060-ddr4", stdin=script)
     for word in (b"plan ", b"all-host ", b"budget", b"head ", b"decoding: emulated", b"predicted "):
         check(word in err, f"{word!r} is not in {err!r}")
+    closing = re.search(rb"generated 6 tokens, [0-9.]+ tok/s \(predicted ([0-9.]+)\)", err)
+    stats = re.search(rb"predicted ([0-9.]+) tok/s \(rtx3060-ddr4, (\d+) tokens live\)", err)
+    check(closing and stats and closing.group(1) == stats.group(1), f"predictions: {err!r}")
+    # Between the depths that `tenon plan` names, of which the context has two.
+    j = json.loads(t.ok("plan", t.model, "--hardware", "rtx3060-ddr4", "--json"))
+    (a, at_a), (b, at_b) = ((int(k), v) for k, v in j["predicted"]["decode_tok_s"].items())
+    share = (int(stats.group(2)) - a) / (b - a)
+    want = 1 / ((1 - share) / at_a + share / at_b)
+    check(abs(float(stats.group(1)) / want - 1) < 0.02, f"predicted {stats.group(1)}, not {want}")
+    # Rules are kept, and what they leave open is planned.
+    _, err = on_device(t, *args, "--place", "ffn_up=host,attn_=device", stdin=script)
+    check(b"plan " in err and b"by single tensors" in err, f"a plan with rules: {err!r}")
+    check(b"attention of 3 of 3 layers" in err, f"a plan with rules: {err!r}")
 
 
 @case

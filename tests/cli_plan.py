@@ -139,14 +139,48 @@ def plan_says_what_is_missing(t):
     check(abs(fits["optimum"]["request_s"] / remedy[0]["request_s"] - 1) < 0.01, "its time")
 
 
+def rows_of(root):
+    """Each row of the picture: share of the device and reason, of attention and FFN."""
+    svg = "{http://www.w3.org/2000/svg}"
+    rows, wide = {}, {}
+    for e in root:
+        if e.tag == svg + "text" and e.get("text-anchor") == "end":
+            name = e.text
+            rows[name] = {}
+        elif e.tag == svg + "rect" and e.get("class"):
+            part = "attn" if float(e.get("x")) < 100 else "ffn"
+            width = float(e.get("width"))
+            whole = wide.setdefault((name, part), width)  # the host's part is below the device's
+            share = width / whole if e.get("class") == "d" else 0
+            rows[name][part] = (share, e.find(svg + "title").text)
+    return rows
+
+
 @case
 def plan_draws_a_picture(t):
     path = os.path.join(t.dir, "plan.svg")
     t.ok("plan", BIG, *ON, "--svg", path)
     root = xml.etree.ElementTree.parse(path).getroot()
     equal(root.tag, "{http://www.w3.org/2000/svg}svg", "root element")
-    titles = root.findall(".//{http://www.w3.org/2000/svg}title")
-    check(len(titles) >= 161, f"{len(titles)} rectangles say why")
+    j = plan(t, BIG, *ON)
+    drawn = rows_of(root)
+    equal(list(drawn), [*map(str, range(80)), "head"], "rows of the picture")
+    for u in j["units"]:
+        row = drawn["head" if u["layer"] < 0 else str(u["layer"])]
+        got, why = row["attn" if u["part"] == "attn" else "ffn"]
+        check(abs(got - u["share"]) < 1e-3, f"{u['match']}: {got} is drawn, not {u['share']}")
+        equal(why, u["reason"], "reason")
+    said = "".join(root.itertext())
+    check(f"{j['predicted']['decode_tok_s']['0']:.2f} tok/s" in said, f"picture: {said[:300]}")
+    two = ("--device", "cuda:0,1", "--vram", "20G,8G")
+    t.ok("plan", BIG, *ON, *two, "--svg", path)
+    names = list(rows_of(xml.etree.ElementTree.parse(path).getroot()))
+    of = [u["device"] for u in plan(t, BIG, *ON, *two)["units"] if u["part"] == "attn"]
+    equal(names, [f"{i} ({d})" for i, d in enumerate(of)] + ["head (1)"], "devices of the rows")
+    t.run("plan", "llama-405b:q4_k_m", *ON, "--svg", path)
+    said = "".join(xml.etree.ElementTree.parse(path).getroot().itertext())
+    check("does not fit: " in said and "tok/s;" not in said, f"picture: {said[:300]}")
+    t.fails(64, "plan", BIG, *ON, "--svg", "-", "--json", words=("--json", "--svg"))
     t.fails(74, "plan", BIG, *ON, "--svg", os.path.join(t.dir, "no/such.svg"), words=("such.svg",))
 
 

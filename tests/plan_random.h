@@ -5,6 +5,8 @@
 #include "harness.h"
 #include "plan_shapes.h"
 
+#include "../engine/plan_chain.h"
+
 static inline double test_uniform(uint64_t *seed, double lo, double hi)
 {
     return lo + (hi - lo) * (double)(test_rand(seed) >> 11) / 9007199254740992.0;
@@ -93,6 +95,25 @@ static inline tn_profile random_profile(uint64_t *seed, int n_devices)
         d->cross_p95_s = d->cross_s;
     }
     return p;
+}
+
+/* Budgets from nothing to plenty. */
+static inline void random_constraints(uint64_t *seed, const tn_shape *s, const tn_profile *p,
+                                      tn_constraints *c)
+{
+    *c = (tn_constraints){
+        .n_batch = 1 << test_int(seed, 2, 6), .page_size = 16, .fixed = test_int(seed, 0, 3) == 0};
+    c->request = (tn_request){0, test_int(seed, 0, 60), test_int(seed, 1, 40)};
+    tn_cost k;
+    tn_constraints full;
+    tn_constraints_fill(&full, c, s, p, NULL);
+    tn_cost_init(&k, s, p, &full, NULL);
+    const double all = (double)s->weight_bytes + (double)s->n_layers * 64 * 4 * full.n_ctx;
+    for (int d = 0; d < p->n_devices; d++)
+        c->vram[d] = tn_cost_device_buffers(&k) +
+                     (uint64_t)(test_uniform(seed, 0, 1.1) * all / p->n_devices);
+    if (test_int(seed, 0, 3) == 0)
+        c->ram = tn_cost_host_buffers(&k) + (uint64_t)(test_uniform(seed, 0.3, 1.3) * all);
 }
 
 #endif

@@ -105,7 +105,7 @@ TEST(rules_without_a_match_warn_with_near_names)
     warns("ffn_gat=host", NULL); /* unanchored: "ffn_gat" is in ffn_gate */
     warns("ffn_dwn=host", "near: ffn_down");
     warns("blk\\.3\\.attn_qq\\.=host", "attn_q");
-    warns("ffn_up=host,ffn_up=device", "'ffn_up'"); /* the second one never decides */
+    warns("ffn_up=host,ffn_u=device", "'ffn_u' decides nothing: earlier rules");
     warns("zzzzzz=host", "matches no tensor");
 }
 

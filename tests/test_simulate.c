@@ -45,6 +45,21 @@ static void compare_depths(const tn_plan *plan, const tn_cost *k, uint64_t seed,
     }
 }
 
+/* The optimum, if it fits. */
+static void compare_best(const tn_shape *s, const tn_profile *p, const tn_constraints *c,
+                         uint64_t seed, bool depths, const char *what, tally *t)
+{
+    tn_plan plan;
+    tn_constraints full;
+    tn_cost k;
+    REQUIRE(tn_constraints_fill(&full, c, s, p, NULL) == TN_OK);
+    REQUIRE(tn_plan_candidate(&plan, s, p, c, TN_PLAN_OPTIMUM, heap, NULL) == TN_OK);
+    tn_cost_init(&k, s, p, &full, NULL);
+    if (plan.feasible) compare_request(&plan, &k, seed, what, t);
+    if (plan.feasible && depths) compare_depths(&plan, &k, seed, what, t);
+    tn_plan_free(&plan, heap);
+}
+
 /* A model whose FFNs have enough slabs that a ring of two of them is a small part. */
 static test_model streaming_model(uint64_t *seed, int layers, bool experts)
 {
@@ -103,14 +118,14 @@ TEST(predictions_agree_under_random_overrides)
                                        "attn_k", "attn"};
     static const char *const side[] = {"host", "device", "split:0.4", "split:0.75"};
     tally t = {0, 0, 0, 0};
-    int mixed = 0;
+    int mixed = 0, experts = 0;
     for (uint64_t i = 0; i < 150; i++) {
         uint64_t seed = 83000 + i;
         tn_shape s;
         tn_planned out;
         tn_cost k;
         tn_rules r = {.a = heap};
-        const test_model m = streaming_model(&seed, 2 + (int)(i % 3), false);
+        const test_model m = streaming_model(&seed, 2 + (int)(i % 3), i % 5 == 4);
         const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
         REQUIRE(test_shape(&s, &m, 16) == TN_OK);
         for (int n = test_int(&seed, 1, 3); n > 0; n--) {
@@ -119,14 +134,18 @@ TEST(predictions_agree_under_random_overrides)
                      side[test_int(&seed, 0, 3)]);
             REQUIRE(tn_rules_add(&r, text, NULL) == TN_OK);
         }
-        const tn_constraints c = {
-            .n_batch = 64, .page_size = 16, .rules = &r, .request = {0, 100, 50}};
+        /* Many tokens where chance has a say. */
+        const tn_constraints c = {.n_batch = 64,
+                                  .page_size = 16,
+                                  .rules = &r,
+                                  .request = {0, 100, m.experts ? 1000 : 50}};
         if (tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK) {
             float *fixed = tn_plan_fixed(&out.plan, &s, heap);
             tn_cost_init(&k, &s, &p, &out.c, fixed);
             for (int l = 0; l < s.n_layers; l++)
                 mixed += out.plan.layer[l].mixed;
             if (out.plan.feasible) compare_request(&out.plan, &k, 83000 + i, "rules", &t);
+            experts += out.plan.feasible && m.experts;
             tn_free(heap, fixed);
             tn_planned_free(&out);
         }
@@ -134,36 +153,87 @@ TEST(predictions_agree_under_random_overrides)
         tn_shape_free(&s);
     }
     printf("%d plans under overrides, %d mixed layers: worst %.2f %%\n", t.n, mixed, 100 * t.worst);
-    CHECK_MSG(t.n > 100 && mixed > 50, "%d plans, %d mixed layers", t.n, mixed);
+    CHECK_MSG(t.n > 100 && mixed > 50 && experts > 15, "%d plans, %d mixed layers, %d with experts",
+              t.n, mixed, experts);
 }
+
+static const struct {
+    const char *name;
+    const test_model *model;
+} real[] = {{"8b", &model_8b},
+            {"70b", &model_70b},
+            {"30b-a3b", &model_30b_a3b},
+            {"gemma-27b", &model_gemma_27b}};
+enum { n_real = sizeof real / sizeof *real };
 
 TEST(predictions_agree_for_real_shapes_on_shipped_machines)
 {
-    static const struct {
-        const char *name;
-        const test_model *model;
-    } real[] = {{"8b", &model_8b}, {"70b", &model_70b}, {"30b-a3b", &model_30b_a3b}};
     tally t = {0, 0, 0, 0};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < n_real; i++) {
         tn_shape s;
         REQUIRE(test_shape(&s, real[i].model, 0) == TN_OK);
         for (size_t j = 0; tn_profile_shipped_name(j); j++) {
             tn_profile p;
-            tn_planned out;
-            tn_cost k;
             char what[80];
             snprintf(what, sizeof what, "%s on %s", real[i].name, tn_profile_shipped_name(j));
             REQUIRE(tn_profile_shipped(&p, tn_profile_shipped_name(j)));
-            const tn_constraints c = {.n_ctx = 32768, .request = {0, 2048, 128}};
-            REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
-            tn_cost_init(&k, &s, &p, &out.c, NULL);
-            if (out.plan.feasible) compare_request(&out.plan, &k, j, what, &t);
-            tn_planned_free(&out);
+            compare_best(&s, &p, &(tn_constraints){.n_ctx = 32768, .request = {0, 2048, 128}}, j,
+                         false, what, &t);
         }
         tn_shape_free(&s);
     }
     printf("%d real plans: worst %.2f %%\n", t.n, 100 * t.worst);
-    CHECK(t.n >= 20);
+    CHECK(t.n >= 28);
+}
+
+static void vary(uint64_t *seed, double *rate)
+{
+    *rate *= test_scale(seed, 0.4, 2.5);
+}
+
+static void vary_rates(uint64_t *seed, tn_side_rates *r)
+{
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        vary(seed, &r->matvec[i]);
+    for (int i = 0; i < TN_KV_KINDS; i++)
+        vary(seed, &r->kv[i]);
+    vary(seed, &r->flops[0]);
+    vary(seed, &r->flops[1]);
+    vary(seed, &r->op_s);
+}
+
+/* Machines as nobody sells them: every figure of a shipped one by a factor of its own. */
+TEST(predictions_agree_on_varied_machines)
+{
+    tally t = {0, 0, 0, 0};
+    for (uint64_t i = 0; i < 20; i++) {
+        uint64_t seed = 91000 + i;
+        tn_shape s;
+        tn_profile p;
+        char what[120];
+        REQUIRE(test_shape(&s, real[i % n_real].model, 0) == TN_OK);
+        REQUIRE(tn_profile_shipped(&p, tn_profile_shipped_name(i % 7)));
+        vary_rates(&seed, &p.host.rate);
+        for (int d = 0; d < p.n_devices; d++) {
+            tn_profile_device *dev = &p.device[d];
+            vary_rates(&seed, &dev->rate);
+            vary(&seed, &dev->pinned);
+            dev->pageable = dev->pinned * test_uniform(&seed, 0.2, 1);
+            vary(&seed, &dev->cross_s);
+            dev->memory_bytes =
+                (uint64_t)(test_uniform(&seed, 0.3, 1.2) * (double)dev->memory_bytes);
+        }
+        p.host.memory_bytes = (uint64_t)(test_uniform(&seed, 0.6, 2) * (double)p.host.memory_bytes);
+        snprintf(what, sizeof what, "%s on another %.80s", real[i % n_real].name, p.name);
+        const tn_constraints c = {.n_ctx = 1024 << test_int(&seed, 2, 5),
+                                  .request = {test_int(&seed, 0, 1500), 1500, 128}};
+        compare_best(&s, &p, &c, i, !s.layer[0].n_expert, what, &t);
+        tn_shape_free(&s);
+    }
+    printf("%d plans on varied machines, %d split layers, %d with streaming: worst %.2f %%\n", t.n,
+           t.split, t.streamed, 100 * t.worst);
+    CHECK_MSG(t.n >= 15 && t.split > 100 && t.streamed >= 5, "%d plans, %d split, %d streaming",
+              t.n, t.split, t.streamed);
 }
 
 /* A machine whose host does nothing but read, weights of any type and KV at these rates. */
@@ -231,10 +301,9 @@ TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
     double want = 0;
     for (int i = 0; i < s.n_tensors; i++) {
         const tn_shape_tensor *t = &s.tensor[i];
-        const bool last = t->layer == 1, stores = strstr(t->name, "attn_norm") ||
-                                                  strstr(t->name, "attn_q.") ||
-                                                  strstr(t->name, "attn_k.") ||
-                                                  strstr(t->name, "attn_v.");
+        const bool last = t->layer == 1,
+                   stores = strstr(t->name, "attn_norm") || strstr(t->name, "attn_q.") ||
+                            strstr(t->name, "attn_k.") || strstr(t->name, "attn_v.");
         if (t->layer < 0 && i != s.head) continue;
         for (int n = batch; n >= rest; n -= rest) {
             if (n == batch && (i == s.head || (last && !stores))) continue;
@@ -253,6 +322,73 @@ TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
     CHECK_NEAR(plan.predicted.request_s / want, 1, 1e-9);
     tn_plan_free(&plan, heap);
     tn_shape_free(&s);
+}
+
+/* Attention on the device, FFNs on the host or on both sides, by hand: every hand-over counts half
+ * a crossing, and the activations of a batch. */
+TEST(hand_overs_by_hand)
+{
+    enum { prompt = 8, embd = 64 };
+    const double host = 1e6, device = 4e6, kv_rate = 1e5, cross = 1e-3, pinned = 1e7;
+    for (int split = 0; split < 2; split++) {
+        uint64_t seed = 5;
+        tn_shape s;
+        tn_planned out;
+        tn_cost k;
+        tn_simulated batch, token;
+        tn_rules r = {.a = heap};
+        test_model m = random_model(&seed, 2, false);
+        m.arch = "llama", m.window = 0, m.tied = 0;
+        tn_profile p = plain_profile(&seed, host, kv_rate);
+        tn_profile_device *dev = &p.device[0];
+        p.contended = (tn_profile_contended){1, 1, 1, 1};
+        for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+            if (tn_type_get(i)->block) dev->rate.matvec[i] = device;
+        dev->rate.kv[TN_KV_KIND_F16] = kv_rate;
+        dev->rate.op_s = 0;
+        p.host.rate.flops[0] = p.host.rate.flops[1] = 1e30;
+        dev->rate.flops[0] = dev->rate.flops[1] = 1e30;
+        dev->cross_s = cross, dev->pinned = pinned;
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        REQUIRE(tn_rules_add(
+                    &r, split ? "ffn_(up|gate|down)\\.=split:0.5" : "ffn_(up|gate|down)\\.=host",
+                    NULL) == TN_OK);
+        REQUIRE(tn_rules_add(&r, "attn=device,ffn_norm=device,output=device", NULL) == TN_OK);
+        const tn_constraints c = {
+            .n_batch = prompt, .page_size = 16, .rules = &r, .request = {0, prompt, 1}};
+        REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK && out.plan.feasible);
+        float *fixed = tn_plan_fixed(&out.plan, &s, heap);
+        tn_cost_init(&k, &s, &p, &out.c, fixed);
+        REQUIRE(tn_simulate_request(&batch, &out.plan, &k, 1, heap, NULL) == TN_OK);
+        REQUIRE(tn_simulate_decode(&token, &out.plan, &k, prompt, 1, 1, heap, NULL) == TN_OK);
+        const double hop1 = cross / 2, hop = cross / 2 + prompt * embd * 4 / pinned;
+        const double kv = 2.0 * m.kv_heads * m.head_dim * 2; /* bytes of a layer and position */
+        const double head = (double)s.tensor[s.head].bytes / device;
+        double all = 0, ffn = 0;
+        for (int l = 0; l < 2; l++) {
+            const tn_shape_layer *y = &s.layer[l];
+            for (int j = 0; j < y->n; j++)
+                all += (double)s.tensor[s.of_layer[y->first + j]].bytes / device;
+            all -= (double)y->ffn_bytes / device;
+            const double on = (double)tn_shape_ffn_bytes(y, out.plan.layer[l].units);
+            CHECK(split ? on > 0 && on < (double)y->ffn_bytes : on == 0);
+            ffn += fmax(on / device, ((double)y->ffn_bytes - on) / host);
+        }
+        /* In, out and in again for both FFNs, and the logits out. */
+        CHECK_NEAR(token.decode_s / (hop1 + all + 2 * (prompt + 1) * kv / kv_rate + 4 * hop1 + ffn +
+                                     head + hop1),
+                   1, 1e-9);
+        /* A KV read serves the batch: (1 + 2 + ... + n) / n; behind the last layer one token goes
+         * on. */
+        const double want = hop + all + (prompt + 1) / 2.0 * kv / kv_rate + prompt * kv / kv_rate +
+                            2 * hop + 2 * hop1 + ffn + head + hop1;
+        CHECK_NEAR(batch.prefill_s / want, 1, 1e-9);
+        CHECK_NEAR(out.plan.predicted.request_s / (want + token.decode_s), 1, 1e-9);
+        tn_free(heap, fixed);
+        tn_planned_free(&out);
+        tn_rules_free(&r);
+        tn_shape_free(&s);
+    }
 }
 
 TEST(the_same_seed_gives_the_same_bits)
