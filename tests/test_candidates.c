@@ -1,4 +1,4 @@
-/* The simple ways to place, and which of all plans is chosen. */
+/* The simple ways to place, which of all plans is chosen, and what is said beside it. */
 #include "plan_random.h"
 
 static const tn_allocator *const heap = &tn_default_allocator;
@@ -204,6 +204,87 @@ TEST(reasons_are_true)
     }
     for (int j = 0; j < 5; j++)
         CHECK_MSG(seen[j] >= 5, "'%s': %d layers", all[j], seen[j]);
+}
+
+/* ---- prices and remedies -----------------------------------------------------------------------
+ */
+
+/* The optimum under changed constraints. */
+static tn_prediction best(const tn_shape *s, const tn_profile *p, const tn_constraints *c)
+{
+    tn_planned out;
+    tn_prediction none = {.step_s = NAN};
+    if (tn_plan_make(&out, s, p, c, heap, NULL)) return none;
+    if (out.optimum.feasible) none = out.optimum.predicted;
+    tn_planned_free(&out);
+    return none;
+}
+
+/* The figure in a price, as the text says it. */
+static double figure(const tn_planned *out, const char *format)
+{
+    double x = NAN;
+    for (int i = 0; i < out->n_prices; i++)
+        if (sscanf(out->price[i].text, format, &x) == 1) return x;
+    return NAN;
+}
+
+/* Prices are the differences of plans that anybody can make. */
+TEST(prices_are_true)
+{
+    for (int i = 0; i < 3; i++) {
+        tn_shape s;
+        tn_profile p;
+        tn_planned out;
+        REQUIRE(test_shape(&s, i == 2 ? &model_30b_a3b : &model_70b, 0) == TN_OK);
+        REQUIRE(tn_profile_shipped(&p, i ? "rtx3060-ddr4" : "rtx3090-ddr5"));
+        p.host.memory_bytes = 1ull << 36;
+        const tn_constraints c = {.n_ctx = 16384, .vram = {9ull << 30}};
+        REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK && out.plan.feasible);
+        const double now = out.optimum.predicted.step_s;
+        tn_constraints other = c;
+        other.vram[0] += 1ull << 30;
+        const double memory = 1e3 * (best(&s, &p, &other).step_s - now);
+        other = c;
+        other.kv = TN_KV_KIND_Q8_0;
+        const double kv = 100 * (now / best(&s, &p, &other).step_s - 1);
+        other = c;
+        other.request = (tn_request){1024, 2048, 512};
+        const double depth = 1e3 * (best(&s, &p, &other).step_s - now);
+        CHECK(memory < 0 && kv > 0 && depth > 0);
+        CHECK_NEAR(figure(&out, "1 GiB more device memory = %lf ms") / memory, 1, 0.02);
+        CHECK_NEAR(figure(&out, "KV q8_0 instead of f16 = %lf %%") / kv, 1, 0.05);
+        CHECK_NEAR(figure(&out, "1,024 more tokens in the context = %lf ms") / depth, 1, 0.02);
+        tn_planned_free(&out);
+        tn_shape_free(&s);
+    }
+}
+
+/* Rules that ask too much of a card, of which nobody said how much to use. */
+TEST(rules_that_do_not_fit_may_be_lifted)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    tn_rules r = {.a = heap};
+    REQUIRE(test_shape(&s, &model_gemma_27b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    REQUIRE(tn_rules_add(&r, ".*=device", NULL) == TN_OK);
+    tn_constraints c = {.n_ctx = 8192, .rules = &r};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    CHECK(!out.plan.feasible && out.n_remedies == 2);
+    c.rules = NULL;
+    const double want = best(&s, &p, &c).request_s;
+    int n = 0;
+    for (int i = 0; i < out.n_remedies; i++)
+        if (strcmp(out.remedy[i].text, "without --place") == 0) {
+            CHECK_NEAR(out.remedy[i].request_s / want, 1, 0.02);
+            n++;
+        }
+    CHECK_INT(n, 1);
+    tn_planned_free(&out);
+    tn_rules_free(&r);
+    tn_shape_free(&s);
 }
 
 /* ---- a pure function ---------------------------------------------------------------------------
