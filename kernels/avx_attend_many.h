@@ -6,7 +6,7 @@
 
 #include "avx_attend_row.h"
 
-enum { PANEL = 2 * LANES, ROWS = LANES == 16 ? 12 : 6, MAX_SLICE = 192 };
+enum { PANEL = 2 * LANES, ROWS = LANES == 16 ? 12 : 6, MAX_SLICE = 288 };
 
 /* Of functions whose loops need all registers: where gcc inlines them, it keeps constants of
  * others there, and spills. */
@@ -23,8 +23,8 @@ typedef struct slice {
     float *v; /* [TILE][dim_v] */
     float *q; /* [rows / ROWS][dim_k][ROWS], scaled */
     float *o; /* [rows][dim_v] */
-    float *s; /* [rows][TILE] */
-    float *max, *sum, *fade;
+    float *max, *sum; /* [rows], [rows][LANES] */
+    float *s, *fade;  /* [ROWS][TILE], [ROWS]: of the rows at hand */
 } slice;
 
 static inline int64_t row_token(const slice *z, int64_t r)
@@ -61,22 +61,25 @@ INLINE void load_panel(const slice *z, int64_t pos, int64_t lo, int64_t hi, floa
     }
 }
 
-/* V rows [pos, pos + n) in float32, zero outside [lo, hi): a weight of 0 must not meet a NaN. */
+/* V rows [pos, pos + n) in float32, zero outside [lo, hi): a weight of 0 must not meet a NaN.
+ * pos is where a unit begins. */
 INLINE void load_values(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi,
                         uint32_t type)
 {
     const tn_kv_view *kv = &z->a->kv;
+    const char *unit = NULL;
     for (int64_t i = 0; i < n; i++) {
         float *v = z->v + i * z->dim_v;
         if (pos + i < lo || pos + i >= hi) {
             memset(v, 0, (size_t)z->dim_v * sizeof *v);
             continue;
         }
-        const char *unit = kv_unit(kv, kv->v, z->dim_v, z->kv_head, pos + i);
+        const int32_t in_unit = (int32_t)(i % TN_KV_UNIT);
+        if (!unit || !in_unit) unit = kv_unit(kv, kv->v, z->dim_v, z->kv_head, pos + i);
+        const char *row = unit + tn_kv_v_at(type, z->dim_v, in_unit, 0);
+        const size_t size = type == TN_TYPE_F16 ? 2 : 4;
         for (int32_t d = 0; d < z->dim_v; d += LANES)
-            v_store(v + d, load_floats(unit + tn_kv_v_at(type, z->dim_v,
-                                                         (int32_t)((pos + i) % TN_KV_UNIT), d),
-                                       type));
+            v_store(v + d, load_floats(row + (size_t)d * size, type));
     }
 }
 
@@ -131,22 +134,16 @@ APART void value_block(const float *s, const float *fade, const float *v, int64_
     if (d < dim) value_columns(s, fade, v + d, n, dim, o + d, 1);
 }
 
-/* Turns the scores of one row against keys [from, to) of the tile at pos into weights. */
-static inline void weigh_row(const slice *z, int64_t r, int64_t pos, int64_t from, int64_t to)
+/* Turns the scores of rows [r, end), in s, against the tile at pos into weights. */
+APART void weigh_rows(const slice *z, int64_t r, int64_t end, int64_t pos)
 {
-    float *s = z->s + r * TILE + from;
-    const int64_t n = to - from;
-    int64_t lo, hi;
-    tn_attend_range(z->a, row_token(z, r), z->c, &lo, &hi);
-    lo = lo > pos + from ? lo - pos - from : 0;
-    hi = hi < pos + to ? hi - pos - from : n;
-    z->fade[r] = 1;
-    if (lo >= hi) {
-        memset(s, 0, (size_t)n * sizeof *s);
-        return;
+    for (int64_t i = r; i < end; i++) {
+        const soft_row row = {z->max + i, z->sum + i * LANES, z->a->softcap};
+        int64_t lo, hi;
+        vf most;
+        tn_attend_range(z->a, row_token(z, i), z->c, &lo, &hi);
+        z->fade[i - r] = soften(&row, z->s + (i - r) * TILE, lo - pos, hi - pos, &most);
     }
-    z->fade[r] = softmax_tile(s, lo, hi, z->a->softcap, &z->max[r], &z->sum[r]);
-    if (hi < n) memset(s + hi, 0, (size_t)(n - hi) * sizeof *s);
 }
 
 INLINE void load_tile(const slice *z, int64_t pos, int64_t n, int64_t lo, int64_t hi, uint32_t type)
@@ -172,11 +169,10 @@ static inline void slice_tile(const slice *z, int64_t pos, int64_t n, int64_t lo
         to = to < pos + n ? to - pos : n;
         if (from >= to) continue;
         for (int64_t k = from; k < to; k += PANEL)
-            score_block(z->q + r * z->dim_k, z->k + k * z->dim_k, z->dim_k, z->s + r * TILE + k);
-        for (int64_t i = r; i < end; i++)
-            weigh_row(z, i, pos, from, to);
-        value_block(z->s + r * TILE + from, z->fade + r, z->v + from * z->dim_v, to - from,
-                    z->dim_v, z->o + r * z->dim_v);
+            score_block(z->q + r * z->dim_k, z->k + k * z->dim_k, z->dim_k, z->s + k);
+        weigh_rows(z, r, end, pos);
+        value_block(z->s + from, z->fade, z->v + from * z->dim_v, to - from, z->dim_v,
+                    z->o + r * z->dim_v);
     }
 }
 
@@ -189,8 +185,6 @@ static inline void slice_start(slice *z)
         for (int32_t d = 0; d < z->dim_k; d++)
             to[d * ROWS] = 0;
         z->max[r] = -INFINITY;
-        z->sum[r] = 0;
-        z->fade[r] = 1;
         if (r >= z->n_rows) continue;
         const int64_t h = (int64_t)z->kv_head * z->group + (z->row0 + r) % z->group;
         const float *q = z->a->q + row_token(z, r) * z->a->q_stride + h * z->dim_k;
@@ -198,7 +192,9 @@ static inline void slice_start(slice *z)
             to[d * ROWS] = q[d] * z->a->scale;
     }
     memset(z->o, 0, (size_t)padded * (size_t)z->dim_v * sizeof(float));
-    memset(z->s, 0, (size_t)padded * TILE * sizeof(float));
+    memset(z->sum, 0, (size_t)padded * LANES * sizeof(float));
+    memset(z->s, 0, ROWS * TILE * sizeof(float));
+    memset(z->fade, 0, ROWS * sizeof(float));
 }
 
 static inline void slice_run(slice *z)
@@ -206,12 +202,12 @@ static inline void slice_run(slice *z)
     int64_t lo, hi;
     slice_start(z);
     rows_range(z, 0, z->n_rows, &lo, &hi);
-    for (int64_t pos = lo & ~(int64_t)(PANEL - 1); pos < hi; pos += TILE)
+    for (int64_t pos = lo / TILE * TILE; pos < hi; pos += TILE)
         slice_tile(z, pos, hi - pos < TILE ? hi - pos : TILE, lo, hi);
     for (int64_t r = 0; r < z->n_rows; r++)
         store_row(z->a, row_token(z, r),
                   z->kv_head * z->group + (int32_t)((z->row0 + r) % z->group), z->c, z->max[r],
-                  z->sum[r], z->o + r * z->dim_v);
+                  v_sum_lanes(v_load(z->sum + r * LANES)), z->o + r * z->dim_v);
 }
 
 /* As many rows at a time as scratch holds. */
@@ -222,17 +218,18 @@ static inline void attend_many(const tn_attend *a, int32_t kv_head, int64_t t0, 
     z.dim_k = a->kv.head_dim_k;
     z.dim_v = a->kv.head_dim_v;
     const int64_t dims = (int64_t)z.dim_k + z.dim_v;
-    const int64_t room = (int64_t)TN_SCRATCH_BYTES / (int64_t)sizeof(float) - TILE * dims;
-    int64_t most = room / (dims + TILE + 3) / 48 * 48; /* of ROWS and of 16 */
+    const int64_t room =
+        (int64_t)TN_SCRATCH_BYTES / (int64_t)sizeof(float) - TILE * dims - ROWS * (TILE + 1);
+    int64_t most = room / (dims + LANES + 1) / 48 * 48; /* of ROWS and of 16 */
     if (most > MAX_SLICE) most = MAX_SLICE;
     z.k = scratch;
     z.v = z.k + (int64_t)TILE * z.dim_k;
     z.q = z.v + (int64_t)TILE * z.dim_v;
     z.o = z.q + most * z.dim_k;
-    z.s = z.o + most * z.dim_v;
-    z.max = z.s + most * TILE;
-    z.sum = z.max + most;
-    z.fade = z.sum + most;
+    z.sum = z.o + most * z.dim_v;
+    z.max = z.sum + most * LANES;
+    z.s = z.max + most;
+    z.fade = z.s + ROWS * TILE;
     const int64_t rows = (t1 - t0) * z.group;
     for (z.row0 = 0; z.row0 < rows; z.row0 += most) {
         z.n_rows = rows - z.row0 < most ? rows - z.row0 : most;

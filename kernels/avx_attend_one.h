@@ -169,43 +169,6 @@ INLINE void scores(const one *z, const keys *x, uint32_t type)
     }
 }
 
-/* ---- softmax -----------------------------------------------------------------------------------
- */
-
-/* Scores of head h become weights, those not seen zero. The running max is looked for only where
- * some lane is above it. */
-INLINE void soften(const one *z, const keys *x, int32_t h, float softcap)
-{
-    float *s = z->s + h * TILE;
-    vf m = v_set(-INFINITY);
-    UNROLL for (int i = 0; i < TILE; i += LANES)
-    {
-        vf v = v_load(s + i);
-        if (softcap > 0) v = v_mul(v_tanh(v_div(v, v_set(softcap))), v_set(softcap));
-        v = v_select(v_between(x->skip - i, x->n - i), v, v_set(-INFINITY));
-        v_store(s + i, v);
-        m = v_max(v, m);
-    }
-    z->fade[h] = 1;
-    if (v_any(v_less(v_set(z->max[h]), m))) {
-        const float top = v_max_lanes(m);
-        z->fade[h] = expf(z->max[h] - top);
-        z->max[h] = top;
-    }
-    /* With every score -inf nothing is seen, but a NaN must come through. */
-    const vf base = v_set(z->max[h] == -INFINITY ? 0 : z->max[h]);
-    vf l = v_mul(v_load(z->sum + h * LANES), v_set(z->fade[h])), most = v_zero();
-    UNROLL for (int i = 0; i < TILE; i += LANES)
-    {
-        const vf e = v_exp(v_sub(v_load(s + i), base));
-        v_store(s + i, e);
-        l = v_add(l, e);
-        most = v_max(e, most);
-    }
-    v_store(z->sum + h * LANES, l);
-    z->s_most[h] = v_max_lanes(most);
-}
-
 /* ---- values ------------------------------------------------------------------------------------
  */
 
@@ -358,8 +321,12 @@ INLINE void scale_weights(const one *z)
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
     scores(z, x, type);
-    for (int32_t h = z->from; h < z->to; h++)
-        soften(z, x, h, a->softcap);
+    for (int32_t h = z->from; h < z->to; h++) {
+        const soft_row row = {z->max + h, z->sum + h * LANES, a->softcap};
+        vf most;
+        z->fade[h] = soften(&row, z->s + h * TILE, x->skip, x->n, &most);
+        if (type == TN_TYPE_Q8_0) z->s_most[h] = v_max_lanes(most);
+    }
     if (type == TN_TYPE_Q8_0) {
         read_scales(z, x);
         scale_weights(z);

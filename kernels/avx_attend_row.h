@@ -33,32 +33,55 @@ INLINE void fetch(const char *p, const int bytes)
 
 /* ---- online softmax -------------------------------------------------------------------------- */
 
-/* Scores s[skip .. n) of a row become weights, the others, up to n rounded up to a vector, zero.
- * Returns the factor on what was summed before. */
-static inline float softmax_tile(float *s, int64_t skip, int64_t n, float softcap, float *max,
-                                 float *sum)
+/* State of a row's online softmax: the running max, and the sum by lane. */
+typedef struct soft_row {
+    float *max, *sum; /* sum: [LANES] */
+    float softcap;
+} soft_row;
+
+/* Scores s[TILE] of a row become weights; `whole`, a constant: all are seen, as they are, else those
+ * of [skip, n), and the others become zero. The running max is looked for only where some lane is
+ * above it. Returns the factor on what was summed before; *most: the largest weights. */
+INLINE float soften_tile(const soft_row *r, float *s, int64_t skip, int64_t n, vf *most,
+                         const bool whole)
 {
-    vf m = v_set(-INFINITY);
-    for (int64_t i = 0; i < n; i += LANES) {
-        vf v = v_load(s + i);
-        if (softcap > 0) v = v_mul(v_tanh(v_div(v, v_set(softcap))), v_set(softcap));
-        v = v_select(v_between(skip - i, n - i), v, v_set(-INFINITY));
-        v_store(s + i, v);
-        m = v_max(v, m);
+    vf m = v_set(-INFINITY), v[TILE / LANES];
+    UNROLL for (int i = 0; i < TILE / LANES; i++)
+    {
+        v[i] = v_load(s + i * LANES);
+        if (!whole) {
+            const vf cap = v_set(r->softcap);
+            if (r->softcap > 0) v[i] = v_mul(v_tanh(v_div(v[i], cap)), cap);
+            const vmask seen = v_between(skip - i * LANES, n - i * LANES);
+            v[i] = v_select(seen, v[i], v_set(-INFINITY));
+        }
+        m = v_max(v[i], m);
     }
-    const float old = *max, tile = v_max_lanes(m), top = tile > old ? tile : old;
+    float fade = 1;
+    if (v_any(v_less(v_set(*r->max), m))) {
+        const float top = v_max_lanes(m);
+        fade = expf(*r->max - top);
+        *r->max = top;
+    }
     /* With every score -inf nothing is seen, but a NaN must come through. */
-    const vf base = v_set(top == -INFINITY ? 0 : top);
-    vf l = v_zero();
-    for (int64_t i = 0; i < n; i += LANES) {
-        vf e = v_exp(v_sub(v_load(s + i), base));
-        v_store(s + i, e);
+    const vf base = v_set(*r->max == -INFINITY ? 0 : *r->max);
+    vf l = v_mul(v_load(r->sum), v_set(fade));
+    *most = v_zero();
+    UNROLL for (int i = 0; i < TILE / LANES; i++)
+    {
+        const vf e = v_exp(v_sub(v[i], base));
+        v_store(s + i * LANES, e);
         l = v_add(l, e);
+        *most = v_max(e, *most);
     }
-    const float fade = old == top ? 1 : expf(old - top);
-    *max = top;
-    *sum = *sum * fade + v_sum_lanes(l);
+    v_store(r->sum, l);
     return fade;
+}
+
+INLINE float soften(const soft_row *r, float *s, int64_t skip, int64_t n, vf *most)
+{
+    if (skip <= 0 && n >= TILE && !(r->softcap > 0)) return soften_tile(r, s, 0, TILE, most, true);
+    return soften_tile(r, s, skip, n, most, false);
 }
 
 /* Writes a finished row to out, or as the partial of chunk c. */

@@ -91,17 +91,6 @@ INLINE vf v_andnot(vf a, vf b)
 {
     return _mm512_andnot_ps(a, b);
 } /* ~a & b */
-INLINE vf v_round(vf x)
-{
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
-}
-
-/* 2^n for whole n in [-126, 127]. */
-INLINE vf v_pow2(vf n)
-{
-    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
-}
 INLINE vf v_halves(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
@@ -127,6 +116,12 @@ INLINE vf v_select(vmask m, vf a, vf b)
 {
     return _mm512_mask_blend_ps(m, b, a);
 } /* m ? a : b */
+/* m ? p * 2^n : 0 for the whole n in the lowest bits of `bits`; both are normal numbers. */
+INLINE vf v_times_pow2(vf p, vf bits, vmask m)
+{
+    const __m512i e = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(m, _mm512_castps_si512(p), e));
+}
 /* Lanes from `from` on, below `to`. */
 INLINE vmask v_between(int64_t from, int64_t to)
 {
@@ -215,17 +210,6 @@ INLINE vf v_andnot(vf a, vf b)
 {
     return _mm256_andnot_ps(a, b);
 } /* ~a & b */
-INLINE vf v_round(vf x)
-{
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-/* 2^n for whole n in [-126, 127]. */
-INLINE vf v_pow2(vf n)
-{
-    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
-}
 INLINE vf v_halves(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
@@ -250,6 +234,13 @@ INLINE vmask v_negative(vf x)
 INLINE vf v_select(vmask m, vf a, vf b) /* m ? a : b */
 {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m));
+}
+/* m ? p * 2^n : 0 for the whole n in the lowest bits of `bits`; both are normal numbers. */
+INLINE vf v_times_pow2(vf p, vf bits, vmask m)
+{
+    const __m256i e = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);
+    const __m256i x = _mm256_add_epi32(_mm256_castps_si256(p), e);
+    return _mm256_castsi256_ps(_mm256_and_si256(x, m));
 }
 /* Lanes below n: all ones. */
 INLINE __m256i first8(int64_t n)

@@ -150,7 +150,7 @@ typedef struct tn_attend {
  * Online softmax, no n x n matrix; scratch as for matmul. */
 typedef void (*tn_attend_fn)(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                              void *scratch);
-enum { TN_ATTEND_TILE = 32 };
+enum { TN_ATTEND_TILE = 64 };
 /* Joins the partials of token t, query head h into out, chunks in ascending order. A chunk that saw
  * no key has sum 0 and is skipped. */
 typedef void (*tn_attend_join_fn)(const tn_attend *a, int64_t t, int32_t h);

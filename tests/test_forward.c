@@ -125,7 +125,7 @@ static void check_q8_0(const golden *g, const float *got, const distance *most)
 }
 
 /* Keys and values rounded to 8 bits: the bounds are twice what was measured. Other ways to compute
- * the same are nearer, and differ where a value lies between two quants: by at most 0.0005. The
+ * the same are nearer, and differ where a value lies between two quants: by at most 0.0037. The
  * scalar kernels, whose queries and weights do not have 16 bits, and small pages, where weights are
  * rounded in other company, differ by 0.0532. */
 TEST(kv_in_8_bits_stays_near)
@@ -149,7 +149,7 @@ TEST(kv_in_8_bits_stays_near)
             if (!got) continue;
             check_q8_0(&g, got, &models[i].most);
             const distance d = compare(got, first, n);
-            const double bound = how[w].isa || how[w].page_size ? 0.11 : 0.0025;
+            const double bound = how[w].isa || how[w].page_size ? 0.11 : 0.0075;
             CHECK_MSG(d.max_abs <= bound, "%s, way %zu: off by %g from the first, rms %g", g.path,
                       w, d.max_abs, d.rms);
             free(got);
