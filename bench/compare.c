@@ -215,14 +215,14 @@ static void print_row(const json_t *o)
     const json_t *ci = json_object_get(o, "ci95"), *p = json_object_get(o, "parameters");
     const char *test = json_string_value(json_object_get(o, "test"));
     const char *engine = json_string_value(json_object_get(o, "engine"));
-    char interval[40] = "", name[120];
+    char interval[40] = "", name[160];
     if (json_array_size(ci) == 2)
         snprintf(interval, sizeof interval, "%.3f - %.3f", json_number_value(json_array_get(ci, 0)),
                  json_number_value(json_array_get(ci, 1)));
     const bool ours = !engine || strcmp(engine, "tenon") == 0;
     const char *label = json_string_value(json_object_get(o, "label"));
     const bool plain = !label || strcmp(label, "measured") == 0;
-    snprintf(name, sizeof name, "%.60s%s%.40s%s%.12s", test ? test : "?", ours ? "" : " ",
+    snprintf(name, sizeof name, "%.60s%s%.40s%s%.48s", test ? test : "?", ours ? "" : " ",
              ours ? "" : engine, plain ? "" : ", ", plain ? "" : label);
     printf("| %-24s | %7.0f | %11.4g | %11.4g | %6.3f | %-15s | %6.4f | %s%s |\n", name,
            number_of(p, "threads"), number_of(o, "old"), number_of(o, "new"), number_of(o, "ratio"),

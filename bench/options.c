@@ -55,6 +55,8 @@ const tn_bench_option tn_bench_options[] = {
      "REGEX=host|device a line); measured on --device, or only predicted for --hardware"},
     {0, "device", "NAME", TN_BENCH_TEXT, F(device), 0, 0,
      "device to use: cuda, cuda:1, cuda:0,1 (several), emu, emu:2 (emulated: its rows are labelled so)"},
+    {0, "throttle", "GBPS", TN_BENCH_FLOAT, F(throttle), 1e-6, 1e6,
+     "with --device: make it as slow as one that reads GBPS GB/s; its rows are labelled so"},
     {0, "place", "REGEX=SIDE", TN_BENCH_REPEAT, F(places), 0, 0,
      "with --device: tensors whose name matches go to SIDE: host, device or split:X; may be "
      "repeated"},
@@ -303,6 +305,7 @@ static int check_device(const tn_bench_settings *s)
     if (planned && s->places.n) return wrong("--placements and --place contradict each other");
     if (!s->device) {
         if (s->places.n) return wrong("--place needs a --device");
+        if (s->throttle > 0) return wrong("--throttle needs a --device");
         if (planned && s->peers.n) return wrong("--peer needs something measured: name a --device");
         if (planned != (s->hardware != NULL) || (s->vram.n && !planned))
             return wrong("--placements needs --device NAME to measure or --hardware NAME to "

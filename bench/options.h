@@ -39,6 +39,7 @@ typedef struct tn_bench_settings {
     tn_bench_words peers;
     tn_bench_words placements, vram; /* names; sizes */
     const char *hardware, *device;
+    double throttle; /* GB/s; 0 = as it is */
     tn_bench_words places; /* rules for the device */
     bool help, version;
     tn_bench_words rest; /* arguments that are no options: models, or two files to compare */

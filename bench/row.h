@@ -37,7 +37,7 @@ typedef struct tn_bench_row {
     const char *isa_used; /* NULL = unknown */
     const char *peer;     /* another program's row: its command; NULL = ours */
     const char *engine;   /* its name, or "tenon" */
-    const char *label;    /* "measured", "emulated", "simulated" */
+    const char *label;    /* "simulated", or what the engine calls its speeds: "measured", "emulated", ... */
 
     tn_bench_samples rate;    /* tokens (load: 1e9 bytes) per second of each run */
     tn_bench_samples ttft_s;  /* time to first token */

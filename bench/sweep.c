@@ -33,6 +33,7 @@ typedef struct sweep {
     tn_bench_planned placed; /* what the open model carries out; placement NULL = nothing */
     double predicted[2];     /* tokens per second of prompt and generation; NaN = nothing was */
     char *places;            /* all rules of --place in one text */
+    char *label;             /* of measured rows, which name it; NULL: no engine was opened yet */
     tn_bench_row like;       /* what rows of now have in common */
     tn_bench_cell *cells;
     size_t n_cells;
@@ -445,6 +446,7 @@ static tn_status open_engine(sweep *w, const char *vram, tn_error *err)
     tn_engine_options opt = {.struct_size = sizeof opt,
                              .threads = w->like.params.threads,
                              .device = w->set->device,
+                             .throttle = w->set->throttle * 1e9,
                              .isa = best ? NULL : w->like.params.isa};
     for (int i = 0; i < count_devices(w->set->device); i++)
         opt.vram_limits[i] = bytes;
@@ -526,7 +528,8 @@ static void run_engine(sweep *w, const char *vram)
         return;
     }
     add_engine_json(w);
-    w->like.label = strstr(tn_engine_devices(w->engine), "emu") ? "emulated" : "measured";
+    if (!w->label) w->label = tn_bench_strdup(tn_engine_label(w->engine));
+    w->like.label = w->label;
     run_loads(w);
     close_engine(w);
 }
@@ -631,5 +634,6 @@ int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv)
     const int drawn = set->svg ? tn_bench_svg_write(set->svg, &w.report) : TN_EXIT_OK;
     const int written = tn_bench_report_close(&w.report);
     free(w.places); /* rows named it */
+    free(w.label);
     return w.code ? w.code : written ? written : drawn;
 }

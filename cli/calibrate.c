@@ -1,7 +1,9 @@
 /* tenon calibrate: measures this machine and keeps the result where plan finds it. */
+#include "generate.h"
 #include "session.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,13 +47,17 @@ int tn_cmd_calibrate(const tn_settings *set)
                                    .threads = set->threads == TN_UNSET ? 0 : set->threads,
                                    .isa = set->isa,
                                    .device = set->device,
+                                   .throttle = isnan(set->throttle) ? 0 : set->throttle * 1e9,
                                    .cache_dir = dir};
     tn_status s = tn_engine_new(&engine, &opt, &err);
     if (!s) s = tn_engine_calibrate(engine, true, &text, &err);
     if (!s) {
         tn_out(text, strlen(text));
         tn_out("\n", 1);
-        if (dir) tn_note("kept in %s/hardware.json", dir);
+        if (dir && strcmp(tn_engine_label(engine), "measured") == 0)
+            tn_note("kept in %s/hardware.json", dir);
+        else if (dir && !tn_is_emulated(engine))
+            tn_note("kept in %s/hardware-throttled.json", dir);
         tn_string_free(engine, text);
     }
     tn_engine_free(engine);

@@ -173,9 +173,8 @@ static void note_prediction(const chat *c, const tn_stats *st)
     if (!c->t.s.placed.plan || !st->decode_tokens || st->decode_s <= 0) return;
     if (tn_placement_get_info(c->t.s.placed.plan, &f, NULL)) return;
     tn_note("decoding: %s %.1f tok/s, predicted %.1f tok/s (%s, %lld tokens live)",
-            tn_is_emulated(c->t.s.engine) ? "emulated" : "measured",
-            (double)st->decode_tokens / st->decode_s, tn_placed_rate(&c->t.s.placed, live),
-            f.hardware, (long long)live);
+            tn_engine_label(c->t.s.engine), (double)st->decode_tokens / st->decode_s,
+            tn_placed_rate(&c->t.s.placed, live), f.hardware, (long long)live);
 }
 
 static void cmd_stats(chat *c, const char *arg)
@@ -183,8 +182,9 @@ static void cmd_stats(chat *c, const char *arg)
     (void)arg;
     tn_stats st = {.struct_size = sizeof st};
     tn_context_stats(c->t.s.ctx, &st, NULL);
-    tn_note("last answer%s: prompt %llu tokens in %.2f s, generated %llu tokens in %.2f s",
-            tn_is_emulated(c->t.s.engine) ? " (emulated)" : "",
+    const char *label = tn_speed_label(c->t.s.engine);
+    tn_note("last answer%s%s%s: prompt %llu tokens in %.2f s, generated %llu tokens in %.2f s",
+            label ? " (" : "", label ? label : "", label ? ")" : "",
             (unsigned long long)st.prefill_tokens, st.prefill_s,
             (unsigned long long)st.decode_tokens, st.decode_s);
     tn_note("weights read: host %.1f MiB, device %.1f MiB | hops %llu, waited %.2f s",

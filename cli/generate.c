@@ -65,6 +65,12 @@ bool tn_is_emulated(const tn_engine *engine)
     return strcmp(tn_engine_devices(engine), "emu") == 0;
 }
 
+const char *tn_speed_label(const tn_engine *engine)
+{
+    const char *label = tn_engine_label(engine);
+    return strcmp(label, "measured") == 0 ? NULL : label;
+}
+
 double tn_rate(uint64_t n, double seconds)
 {
     return seconds > 0 ? (double)n / seconds : 0;
@@ -93,9 +99,10 @@ void tn_generation_report(const tn_generation *g, const tn_session *s)
     const double rate =
         st.decode_tokens ? tn_placed_rate(&s->placed, tn_generation_depth(g->ctx, &st)) : 0;
     if (rate > 0) snprintf(predicted, sizeof predicted, " (predicted %.1f)", rate);
-    tn_note("stop: %s | prompt %s | generated %s%s | context %d/%d%s", tn_stop_name(g->reason),
+    const char *label = tn_speed_label(s->engine);
+    tn_note("stop: %s | prompt %s | generated %s%s | context %d/%d%s%s", tn_stop_name(g->reason),
             prompt, generated, predicted, (int)tn_context_length(g->ctx),
-            (int)tn_context_capacity(g->ctx), tn_is_emulated(s->engine) ? " | emulated" : "");
+            (int)tn_context_capacity(g->ctx), label ? " | " : "", label ? label : "");
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------

@@ -54,12 +54,14 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
 uint64_t tn_random_seed(void);
 
 /* The closing line on stderr: why it stopped, speeds beside what a plan predicts, context use. Speeds
- * are those of the context's statistics; with an emulated device they are labelled so. */
+ * are those of the context's statistics, under the engine's label where it has one. */
 void tn_generation_report(const tn_generation *g, const tn_session *s);
 /* Tokens in the context as an answer was generated, on average. */
 int64_t tn_generation_depth(const tn_context *ctx, const tn_stats *st);
-/* Whether what is measured on this engine is the emulated device's, and has to be labelled so. */
+/* Whether it is the emulated device that computes. */
 bool tn_is_emulated(const tn_engine *engine);
+/* What speeds have to be labelled with: "emulated", "throttled to 400 GB/s"; NULL: nothing. */
+const char *tn_speed_label(const tn_engine *engine);
 /* n per second, 0 for no time. */
 double tn_rate(uint64_t n, double seconds);
 

@@ -114,6 +114,7 @@ const tn_option tn_options[] = {
     {0, "device", "NAME", TN_OPT_TEXT, F(device), 0, 0, EVAL | C(CALIBRATE) | C(PLAN),
      "cuda, cuda:1 (its number), cuda:0,1 (several), none, or emu, emu:2 (emulated, for tests); "
      "default cuda where there is one"},
+    {0, "throttle", "GBPS", TN_OPT_FLOAT, F(throttle), 1e-6, 1e6, EVAL | C(CALIBRATE), NULL},
     {0, "place", "REGEX=SIDE", TN_OPT_PLACE, F(places), 0, 0, EVAL | C(PLAN),
      "tensors whose name matches go to SIDE: host, device or split:X; may be repeated"},
     {0, "vram", "SIZE", TN_OPT_TEXT, F(vram), 0, 0, EVAL | C(PLAN),

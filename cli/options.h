@@ -45,6 +45,7 @@ typedef struct tn_bias_option {
 typedef struct tn_settings {
     tn_command command;
     const char *model, *prompt, *file, *system, *format, *isa, *tokens, *out, *generate;
+    float throttle; /* GB/s; NaN: no */
     const char *device, *hardware, *plan, *vram, *ram, *request, *svg;
     int32_t predict, ctx, batch, threads, top_k, repeat_last_n;
     int32_t kv, load; /* number of the choice */

@@ -63,13 +63,13 @@ static bool emit_event(void *user, const tn_generated *piece)
 static bool print_stop(const one_turn *t, const tn_generation *g, const tn_stats *st)
 {
     return print_event(json_pack(
-        "{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:b}", "event", "stop", "reason",
+        "{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:b, s:s}", "event", "stop", "reason",
         tn_stop_name(g->reason), "prompt_tokens", (int)t->n, "generated_tokens", (int)g->n_tokens,
         "context_used", (int)tn_context_length(t->s.ctx), "load_seconds", st->load_s,
         "prompt_seconds", st->prefill_s, "generation_seconds", st->decode_s,
         "prompt_tokens_per_second", tn_rate(st->prefill_tokens, st->prefill_s),
         "generated_tokens_per_second", tn_rate(st->decode_tokens, st->decode_s), "emulated",
-        (int)tn_is_emulated(t->s.engine)));
+        (int)tn_is_emulated(t->s.engine), "label", tn_engine_label(t->s.engine)));
 }
 
 static int chat_ids(one_turn *t, const char *prompt)

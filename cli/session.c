@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,6 +91,7 @@ static int open_engine(tn_session *s, const tn_settings *set, tn_engine_options 
     if (look && (status == TN_EUNSUPPORTED || status == TN_EDEVICE)) {
         if (set->verbose) tn_note("no device is used: %s", err.msg);
         opt->device = NULL;
+        opt->throttle = 0;
         memset(opt->vram_limits, 0, sizeof opt->vram_limits);
         err = (tn_error){0};
         status = tn_engine_new(&s->engine, opt, &err);
@@ -102,6 +104,7 @@ static int check_device(const tn_session *s, const tn_settings *set)
 {
     const char *without = set->n_places ? "place" : set->vram ? "vram" : set->plan ? "plan" : NULL;
     if (!without && set->hardware) without = "hardware";
+    if (!without && !isnan(set->throttle)) without = "throttle";
     if (!without || has_device(s)) return TN_EXIT_OK;
     tn_say("option --%s: there is no device; name one with --device", without);
     return TN_EXIT_USAGE;
@@ -131,6 +134,7 @@ static int drop_device(tn_session *s, const tn_settings *set, tn_engine_options 
     tn_engine_free(s->engine);
     s->engine = NULL;
     opt->device = NULL;
+    opt->throttle = 0;
     memset(opt->vram_limits, 0, sizeof opt->vram_limits);
     return open_engine(s, set, opt, false);
 }
@@ -181,6 +185,7 @@ int tn_session_open(tn_session *s, const tn_settings *set, bool vocab_only)
         .log_user = (void *)(uintptr_t)&set->verbose,
         .cache_dir = cache_dir,
         .device = none ? NULL : set->device,
+        .throttle = none || isnan(set->throttle) ? 0 : set->throttle * 1e9,
     };
     int code = none ? TN_EXIT_OK : read_vram(set, opt.vram_limits);
     if (code) {

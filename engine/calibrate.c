@@ -386,11 +386,11 @@ void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT])
              tn_pool_default_threads(), isa, tn_version(), tn_commit());
 }
 
-char *tn_calibration_path(const char *dir, const tn_allocator *a)
+char *tn_calibration_path(const char *dir, bool throttled, const tn_allocator *a)
 {
-    static const char name[] = "/hardware.json";
-    char *path = tn_alloc(a, strlen(dir) + sizeof name, 1);
-    if (path) sprintf(path, "%s%s", dir, name);
+    static const char most[] = "/hardware-throttled.json";
+    char *path = tn_alloc(a, strlen(dir) + sizeof most, 1);
+    if (path) sprintf(path, "%s%s", dir, throttled ? most : "/hardware.json");
     return path;
 }
 
@@ -418,6 +418,11 @@ tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_a
     return s;
 }
 
+static bool is_throttled(const tn_engine *e)
+{
+    return e->device && e->device->api->info(e->device)->throttle > 0;
+}
+
 /* The key of host and devices; false where the measurement is not to be kept: an emulated device is
  * never taken for a real one. */
 static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
@@ -425,6 +430,11 @@ static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
     tn_calibration_key(tn_engine_isa(e), key);
     if (!e->device) return true;
     bool emulated = false;
+    if (is_throttled(e)) { /* first: names may be cut short */
+        const size_t used = strlen(key);
+        snprintf(key + used, TN_PROFILE_TEXT - used, ", throttled to %.6g GB/s",
+                 e->device->api->info(e->device)->throttle * 1e-9);
+    }
     for (int i = 0; i < e->devices.n; i++) {
         const tn_device_info *info = e->devices.at[i]->api->info(e->devices.at[i]);
         const size_t used = strlen(key);
@@ -455,7 +465,7 @@ tn_status tn_engine_calibrate(tn_engine *e, bool again, char **json, tn_error *e
     tn_status s = p ? TN_OK : tn_fail_nomem(err, sizeof *p, "the profile");
     const bool keep = full_key(e, key) && e->cache_dir;
     *json = NULL;
-    if (!s && keep && !(path = tn_calibration_path(e->cache_dir, &e->a)))
+    if (!s && keep && !(path = tn_calibration_path(e->cache_dir, is_throttled(e), &e->a)))
         s = tn_fail_nomem(err, strlen(e->cache_dir), "the profile's name");
     const bool cached = !s && !again && path && tn_calibration_read(p, path, key, &e->a) &&
                         strcmp(p->key, key) == 0 && p->host.threads == e->n_threads;

@@ -17,7 +17,8 @@ bool tn_calibration_read(tn_profile *out, const char *path, const char *key, con
 /* Replaces the file as a whole. TN_EIO, TN_ENOMEM. */
 tn_status tn_calibration_write(const tn_profile *p, const char *path, const tn_allocator *a,
                                tn_error *err);
-/* "DIR/hardware.json", freed by the caller; NULL = no memory. */
-char *tn_calibration_path(const char *dir, const tn_allocator *a);
+/* "DIR/hardware.json", or of throttled devices, which nobody else is to plan with,
+ * "DIR/hardware-throttled.json"; freed by the caller; NULL = no memory. */
+char *tn_calibration_path(const char *dir, bool throttled, const tn_allocator *a);
 
 #endif

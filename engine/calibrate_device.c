@@ -329,6 +329,9 @@ static void describe(tn_device *device, tn_profile *p, tn_profile_device *d)
         snprintf(p->label, sizeof p->label,
                  "measured; the device is emulated: its figures are those "
                  "of this processor");
+    if (info->throttle > 0)
+        snprintf(p->label, sizeof p->label, "measured; the device is %sthrottled to %.4g GB/s",
+                 info->kind == TN_DEVICE_EMULATED ? "emulated and " : "", info->throttle * 1e-9);
 }
 
 /* One device, and with the first one the contended pairs. */
@@ -390,9 +393,14 @@ static bool measured(tn_profile *p, int i, const tn_engine *e)
 tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host, void *host_arg,
                               tn_error *err)
 {
-    const char *const how = e->device->api->info(e->device)->kind == TN_DEVICE_EMULATED
-                                ? "measured on the emulated device"
-                                : "measured";
+    const tn_device_info *info = e->device->api->info(e->device);
+    char how[TN_PROFILE_TEXT];
+    int n = snprintf(how, sizeof how, "measured%s",
+                     info->kind == TN_DEVICE_EMULATED ? " on the emulated device" : "");
+    if (info->throttle > 0)
+        snprintf(how + n, sizeof how - (size_t)n,
+                 ", throttled to %.4g GB/s: mat-vecs and attention take %.3g times as long",
+                 info->throttle * 1e-9, info->slower);
     for (int i = 0; i < e->devices.n; i++) {
         const tn_status s =
             measured(p, i, e) ? TN_OK : measure_device(p, i, e, host, host_arg, err);

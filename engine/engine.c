@@ -72,6 +72,31 @@ static tn_status open_devices(tn_engine *e, const char *name, const size_t *limi
     return s;
 }
 
+static tn_status throttle_devices(tn_engine *e, double rate, tn_error *err)
+{
+    if (rate == 0) return TN_OK;
+    if (!e->device)
+        return tn_fail(err, TN_EARG, -1, "throttle: the engine was opened without a device");
+    for (int i = 0; i < e->devices.n; i++) {
+        tn_device *d = e->devices.at[i];
+        const tn_status s = d->api->throttle(d, rate, err);
+        if (s) return s;
+        tn_engine_log(e, TN_LOG_INFO, "device %d is throttled to %.4g GB/s: what waits for its memory "
+                      "takes %.3g times as long", i, rate * 1e-9, d->api->info(d)->slower);
+    }
+    return TN_OK;
+}
+
+static void name_speeds(tn_engine *e, double throttle)
+{
+    const bool emulated = strcmp(tn_engine_devices(e), "emu") == 0;
+    const char *what = emulated ? "emulated" : throttle > 0 ? "" : "measured";
+    snprintf(e->label, sizeof e->label, "%s", what);
+    if (throttle > 0)
+        snprintf(e->label, sizeof e->label, "%s%sthrottled to %.4g GB/s", what, *what ? ", " : "",
+                 throttle * 1e-9);
+}
+
 /* The threads of each NUMA node own the rows that lie in its memory (tn_load_order). */
 static tn_status new_pool(tn_engine *e, tn_error *err)
 {
@@ -143,6 +168,8 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
         s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
     if (!s) s = new_pool(e, err);
     if (!s) s = open_devices(e, opt.device, opt.vram_limits, err);
+    if (!s) s = throttle_devices(e, opt.throttle, err);
+    if (!s) name_speeds(e, opt.throttle);
     /* Beside a device, times tell of other things as well; a node's threads go with its memory. */
     if (!s) e->tunes = !opt.threads && !e->device && tn_pool_nodes_count(e->pool) == 1;
     if (s) {
@@ -197,6 +224,11 @@ const char *tn_engine_devices(const tn_engine *e)
 {
     if (!e->device) return "none";
     return e->device->api->info(e->device)->kind == TN_DEVICE_EMULATED ? "emu" : "cuda";
+}
+
+const char *tn_engine_label(const tn_engine *e)
+{
+    return e->label;
 }
 
 const tn_allocator *tn_engine_allocator(const tn_engine *e)

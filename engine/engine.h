@@ -24,6 +24,7 @@ struct tn_engine {
     pthread_mutex_t turn;  /* evaluations and loads take turns on the pool */
     struct tn_boundary *boundaries; /* of its models: a list, for who holds the turn */
     int arriving; /* models that look for room on devices: meanwhile nothing moves there */
+    char label[64]; /* what its speeds are called */
     char *cache_dir; /* NULL = measurements are not kept */
     tn_log_fn log;
     void *log_user;

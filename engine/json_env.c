@@ -42,11 +42,12 @@ static json_t *engine(const tn_engine *e)
 
 static json_t *device(const tn_device_info *d)
 {
-    return json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I, s:i, s:i}", "name", d->name, "emulated",
+    return json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:f, s:f}", "name", d->name, "emulated",
                      d->kind == TN_DEVICE_EMULATED, "index", d->index, "capability", d->capability,
                      "processors", d->processors, "memory_bytes", (json_int_t)d->total_bytes,
                      "l2_bytes", (json_int_t)d->l2_bytes, "driver_version", d->driver_version,
-                     "cuda_version", d->api_version);
+                     "cuda_version", d->api_version, "throttle_gb_per_second", d->throttle * 1e-9,
+                     "slower", d->slower);
 }
 
 /* As their driver describes them. */

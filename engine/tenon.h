@@ -73,9 +73,15 @@ typedef struct tn_engine_options {
                                 for tests), "emu:2" (two of them); NULL = none. Several devices serve
                                 a model together, each a run of its layers. */
     size_t vram_limits[TN_ENGINE_DEVICES]; /* bytes of each device's memory to use at most; 0 = all */
+    double throttle; /* makes the devices slow, so that a fast card shows what placement does on a slower
+                        one: what waits for device memory (mat-vecs, decode attention) is followed by
+                        further reads, until it takes as long as where so many bytes are read a second;
+                        0 = no. Results are the same to the bit; prompts and copies keep their speed.
+                        Profiles are measured and kept apart, and figures are labelled: tn_engine_label */
 } tn_engine_options;
 
-/* TN_EARG (unknown isa or device name, negative threads), TN_EUNSUPPORTED (a level this CPU lacks, a
+/* TN_EARG (unknown isa or device name, negative threads, throttle without a device or faster than it is),
+ * TN_EUNSUPPORTED (a level this CPU lacks, a
  * device this build lacks), TN_EDEVICE, TN_ENOMEM. */
 TN_API tn_status tn_engine_new(tn_engine **out, const tn_engine_options *opt, tn_error *err);
 /* Every model of the engine must have been closed. */
@@ -84,6 +90,9 @@ TN_API int tn_engine_threads(const tn_engine *engine);
 /* Names of the ISA levels in use and of the devices: "avx2", "cuda" or "none". Never NULL. */
 TN_API const char *tn_engine_isa(const tn_engine *engine);
 TN_API const char *tn_engine_devices(const tn_engine *engine);
+/* What speeds of this engine are to be called: "measured", "emulated", "throttled to 400 GB/s", "emulated,
+ * throttled to 0.4 GB/s". Never NULL. */
+TN_API const char *tn_engine_label(const tn_engine *engine);
 /* The i-th ISA level that this CPU has, lowest first; NULL: there are fewer. Static. */
 TN_API const char *tn_isa_level(int i);
 /* OpenBLAS, which serves prompts of unquantised models, reads its environment when the first model
@@ -95,13 +104,13 @@ TN_API const char *tn_openblas_core(void);
 TN_API tn_status tn_env_json(const tn_engine *engine, char **out, tn_error *err);
 TN_API void tn_string_free(const tn_engine *engine, char *s);
 /* What this machine can do, as a profile for placement (JSON, see tn_hardware_json): read from
- * cache_dir where it was measured before with the same hardware and build, unless `again`; otherwise
+ * cache_dir where it was measured before with the same hardware, build and throttle, unless `again`; otherwise
  * measured with the engine's threads, in a second or two, and kept there. Every figure tells where it
  * is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given; without `again` that is a
  * line in the log). Freed with tn_string_free. */
 TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json, tn_error *err);
 
-/* The most that the first device reads of its own memory, bytes per second: the best of several passes
+/* The most that the first device reads of its own memory (throttled: what is left of it), bytes per second: the best of several passes
  * of a kernel that only reads, over 512 MiB (4 MiB where the device is emulated) or a quarter of what
  * is free. TN_EUNSUPPORTED without a device, TN_ENOMEM, TN_EDEVICE. Takes its turn with evaluations. */
 TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_second, tn_error *err);

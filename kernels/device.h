@@ -53,6 +53,8 @@ typedef struct tn_device_info {
     size_t shared_bytes;             /* shared memory a block may ask for */
     int driver_version, api_version; /* 13000 = 13.0 */
     bool memory_ops;                 /* flags are served by the hardware, not by host functions */
+    double throttle; /* bytes per second that it was slowed to; 0: it was not */
+    double slower;   /* by that factor: what it reads at most divided by throttle; else 1 */
 } tn_device_info;
 
 typedef struct tn_device_memory {
@@ -145,6 +147,16 @@ typedef struct tn_device_api {
     tn_status (*flag_write)(tn_device *d, tn_stream *s, uint32_t *flag, uint32_t value,
                             tn_error *err);
 
+    /* Makes a fast device slow, for trying what is meant for slower ones: from now on whatever waits
+     * for its memory (mat-vecs, decode attention, the op `read`) is followed by reads of other
+     * memory, so that it takes as long as where so many bytes are read a second. Results stay the
+     * same to the bit; batches (gemm, attend_tiles) and copies keep their speed. The memory read is
+     * part of no account of alloc's. 0 makes it as fast as it is. Measures the device for that, so
+     * nothing else is under way on it. TN_EARG: the device is no faster than that. */
+    tn_status (*throttle)(tn_device *d, double bytes_per_second, tn_error *err);
+    /* Bytes that it has read for that. Waits for all streams. */
+    tn_status (*throttled_bytes)(tn_device *d, uint64_t *bytes, tn_error *err);
+
     /* The k-th call of a kind from now on fails (k = 1 the next one), once; 0 switches it off.
      * Returns how many of them there have been since the device was opened. */
     uint64_t (*fail_at)(tn_device *d, tn_device_fault what, uint64_t k);
@@ -191,7 +203,7 @@ void tn_devices_close(tn_devices *list);
 /* ---- between device.c and a plug-in ------------------------------------------------------------
  */
 
-enum { TN_DEVICE_PLUGIN_VERSION = 3 };
+enum { TN_DEVICE_PLUGIN_VERSION = 4 };
 
 typedef struct tn_device_plugin {
     uint32_t version;

@@ -223,6 +223,26 @@ def emulated_device(t):
         check(word in table, f"{word} is not in the table:\n{table}")
 
 
+@case
+def throttled_device(t):
+    need_emulated(t)
+    label = "emulated, throttled to 0.02 GB/s"
+    args = ("-r", "1", "--no-hash", "--device", "emu", "--throttle", "0.02")
+    r = t.report(*args)
+    equal([(row["label"], row["error"]) for row in r["results"]], [(label, None)] * len(r["results"]), "labels")
+    device = r["environment"]["engine"]["devices"][0]
+    check(device["slower"] > 1 and device["throttle_gb_per_second"] == 0.02, f"{device}")
+    report, picture = os.path.join(t.dir, "slow.json"), os.path.join(t.dir, "slow.svg")
+    table = t.ok(*t.quick(*args, "--svg", picture)).decode()
+    check(f"device emu ({label})" in table, f"no label in\n{table}")
+    check(f", {label}<" in open(picture).read(), "the drawing does not say it")
+    with open(report, "w") as f:
+        json.dump(r, f)
+    compared = t.ok("--compare", report, report).decode()
+    equal(compared.count(", " + label), len(r["results"]), f"labels in\n{compared}")
+    t.fails(64, t.model, "--throttle", "1", words=("--throttle needs a --device",))
+
+
 def check_csv_regret(t, args):
     """The requests end the CSV, each beside the rows it is made of."""
     rows = list(csv.DictReader(io.StringIO(t.ok(*t.quick(*args, "-o", "csv")).decode())))

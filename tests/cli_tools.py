@@ -212,6 +212,15 @@ def tensors_go_where_place_says(t):
         said = "".join(e["text"] for e in events if "text" in e)
         equal(said.rstrip("\n"), text.decode().rstrip("\n"), "text of the events")
         equal(events[-1]["emulated"], want, f"the label with {args}")
+    # A device made slow computes the same, and speeds say so.
+    slow = ("--place", ".*=device", "--throttle", "0.02")
+    out, err = on_device(t, *run, *slow)
+    equal(out, text, "text with a throttled device")
+    check(b"| emulated, throttled to 0.02 GB/s" in err, f"no label: {err!r}")
+    event = json.loads(on_device(t, *run, *slow, "--json")[0].splitlines()[-1])
+    equal(event["label"], "emulated, throttled to 0.02 GB/s", "the label of the event")
+    t.fails(64, *run, "--device", "emu", "--throttle", "1000000", words=("cannot be slowed",))
+    t.fails(64, *run, "--device", "none", "--throttle", "1", words=("--throttle", "no device"))
     # The emulated device is used only where it was asked for.
     check(b"emulated" not in t.run(*run)[2], "an emulated device was chosen")
     path = t.file("place.txt", b"Once upon a time there was a king who had a daughter. " * 12)

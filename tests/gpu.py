@@ -31,7 +31,7 @@ SANITIZERS = "memcheck racecheck initcheck synccheck".split()
 # What the sanitizers, which are slow, look at: memory and streams, then ops.
 SANITIZED = ["test_device", "test_device_ops"]
 # Seconds after which a step hangs.
-LIMITS = {"test": 200, "sanitizer": 100, "bench": 400, "placements": 200}
+LIMITS = {"test": 200, "sanitizer": 100, "bench": 400, "placements": 200, "throttled": 90}
 
 
 def value(text):
@@ -140,13 +140,13 @@ class Session:
         elif not parse:
             step["result"] = "passed" if passed else "skipped"
         if parse:
-            passed, failed = self.keep(step, parse, passed, failed)
+            passed, failed = self.keep(step, parse, text, passed, failed)
         step.update(passed=passed, failed=failed, skipped=skipped)
 
-    def keep(self, step, parse, passed, failed):
+    def keep(self, step, parse, text, passed, failed):
         """The report that a step has left, also of one that was ended on the way."""
         try:
-            step["report"] = parse()
+            step["report"] = parse(text)
         except (OSError, ValueError) as e:
             if "result" in step:
                 return passed, failed
@@ -193,7 +193,14 @@ def run_tests(session, build, models):
 # A shape, and MiB for its weights and, at a depth of 32,768, for its keys and values besides.
 SHAPES = (("llama-1b:q4_k_m", 2000, 1100), ("llama-8b:q4_k_m", 6500, 4400),
           ("llama-70b:q4_k_m", 45000, 10800))
-PLACED = "llama-8b:q4_k_m"
+SHAPED, DEEP = ["-p", "2048", "-n", "64", "-r", "3"], 32768
+# The ways to place a model in half the memory that its weights take: predicted, measured, regret.
+PLACED = ["--synthetic", "llama-8b:q4_k_m", "--placements", "layers,ffn-host,auto", "--vram", "3G",
+          "-p", "512", "-n", "32", "-r", "2"]
+PLACED_DEPTHS, THROTTLED_DEPTHS = "0,2048,8192", "0,4096"
+# A card that reads faster (GB/s) is made slow besides, as slow as cards that people have.
+FAST, THROTTLED = 1500, (350, 1000)
+DEVICE = "cuda"
 
 
 def rows_of(path):
@@ -206,9 +213,17 @@ def rows_of(path):
     return rows
 
 
-def json_of(path):
-    with open(path) as f:
-        return json.load(f)
+def json_in(text):
+    """The object that a program has printed, among its messages."""
+    return json.loads(text[text.index("{"):text.rindex("}") + 1])
+
+
+def rate_of(calibration):
+    """GB/s that the first device's mat-vecs read at most, as it was calibrated; 0: not known."""
+    try:
+        return max(calibration["report"]["devices"][0]["matvec_gb_s"].values())
+    except (KeyError, IndexError, ValueError):
+        return 0
 
 
 def run_bench(session, build, cards):
@@ -222,33 +237,34 @@ def run_bench(session, build, cards):
     def measure(kind, title, *args):
         if os.path.exists(report):
             os.unlink(report)
-        session.run(title, [bench, "--device", "cuda", *args, "-o", "jsonl", "--out", report], kind,
-                    lambda: rows_of(report))
+        session.run(title, [bench, "--device", DEVICE, *args, "-o", "jsonl", "--out", report], kind,
+                    lambda text: rows_of(report))
 
     # What predictions are made of: crossing latency, contended pairs, the host's attention, ...
-    cache = os.path.abspath(os.path.join("build", "gpu-cache"))
-    profile = os.path.join(cache, "tenon", "hardware.json")
-    os.environ["XDG_CACHE_HOME"] = cache
-    if os.path.exists(profile):
-        os.unlink(profile)
-    session.run("calibration", [os.path.join(folder, "tenon"), "calibrate", "--device", "cuda"],
-                "placements", lambda: json_of(profile))
+    os.environ["XDG_CACHE_HOME"] = os.path.abspath(os.path.join("build", "gpu-cache"))
+    session.run("calibration", [os.path.join(folder, "tenon"), "calibrate", "--device", DEVICE],
+                "placements", json_in)
 
-    # The ways to place a model in half the memory that its weights take: predicted, measured, regret.
-    # They come before others: a large model may take what time there is.
-    measure("placements", "placements", "--synthetic", PLACED, "--placements", "layers,ffn-host,auto",
-            "--vram", "3G", "-p", "512", "-n", "32", "-d", "0,2048,8192", "-r", "2")
-    for shape, weights, kv in SHAPES:
-        depths = "0,32768"
+    def measure_shape(shape, weights, kv):
+        depths = "0,%d" % DEEP
         if memory and memory < weights:
             session.skip(shape, "the card has %s MiB" % memory)
-            continue
+            return
         if memory and memory < weights + kv:
-            session.skip("%s at depth 32768" % shape, "the card has %s MiB" % memory)
+            session.skip("%s at depth %d" % (shape, DEEP), "the card has %s MiB" % memory)
             depths = "0"
         # One process a shape: its weights are made once.
         measure("bench", "%s at depth %s" % (shape, depths), "--synthetic", shape, "-d", depths,
-                "-p", "2048", "-n", "64", "-r", "3")
+                *SHAPED)
+
+    # The largest comes last: it may take what time there is.
+    measure("placements", "placements", *PLACED, "-d", PLACED_DEPTHS)
+    for shape in SHAPES[:-1]:
+        measure_shape(*shape)
+    for wanted in THROTTLED if rate_of(session.steps[0]) > FAST else ():
+        measure("throttled", "placements, throttled to %g GB/s" % wanted, *PLACED, "-d",
+                THROTTLED_DEPTHS, "--warmup", "2", "--throttle", "%g" % wanted)
+    measure_shape(*SHAPES[-1])
 
 
 def main():

@@ -185,7 +185,7 @@ TEST(a_cache_that_cannot_be_written_is_named)
     tn_engine_free(e);
 }
 
-/* The emulated device: every figure is there and says what it is, and nothing is kept. */
+/* The emulated device, throttled besides: every figure is there and says what it is, and nothing is kept. */
 TEST(an_emulated_device_is_measured_and_labelled)
 {
     int n;
@@ -197,6 +197,7 @@ TEST(an_emulated_device_is_measured_and_labelled)
                                    .threads = 2,
                                    .cache_dir = dir,
                                    .device = "emu",
+                                   .throttle = 2e7,
                                    .vram_limits = {256u << 20}};
     REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
     char *text = NULL;
@@ -212,8 +213,12 @@ TEST(an_emulated_device_is_measured_and_labelled)
     CHECK(p.device[0].cross_s > 0 && p.device[0].cross_p95_s >= p.device[0].cross_s);
     int labelled = 0;
     for (int i = 0; i < p.n_sources; i++)
-        labelled += strstr(p.source[i].text, "emulated") != NULL;
-    CHECK(labelled >= 2);
+        labelled += strstr(p.source[i].text, "emulated device, throttled to 0.02 GB/s") != NULL;
+    CHECK_INT(labelled, 2);
+    CHECK_MSG(strstr(p.label, "throttled to 0.02 GB/s"), "'%s'", p.label);
+    CHECK_MSG(strstr(p.key, ", throttled to 0.02 GB/s, emulated"), "'%s'", p.key);
+    uint64_t besides = 0;
+    CHECK(e->device->api->throttled_bytes(e->device, &besides, &err) == TN_OK && besides > 0);
     tn_device_memory m;
     CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
           m.pinned_bytes == 0);
@@ -234,6 +239,36 @@ TEST(an_emulated_device_is_measured_and_labelled)
     tn_engine_free(e);
     CHECK_MSG(access(path, F_OK) != 0, "an emulated device's figures are kept");
     remove_dir();
+}
+
+/* Slow devices have a profile of their own, and nobody plans with it who did not ask for them. */
+TEST(a_throttled_device_is_labelled_and_kept_apart)
+{
+    int n;
+    if (tn_device_count(TN_DEVICE_EMULATED, &n, NULL) || n == 0) SKIP("no emulated device");
+    tn_engine *e = NULL;
+    tn_error err = {0};
+    static const char *const labels[] = {"emulated, throttled to 0.02 GB/s", "emulated", "measured"};
+    tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .throttle = 2e7};
+    CHECK_INT(tn_engine_new(&e, &opt, &err), TN_EARG);
+    CHECK_MSG(!e && strstr(err.msg, "without a device"), "'%s'", err.msg);
+    for (int i = 0; i < 3; i++) {
+        opt.device = i < 2 ? "emu" : NULL;
+        opt.throttle = i == 0 ? 2e7 : 0;
+        REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
+        CHECK_STR(tn_engine_label(e), labels[i]);
+        char *text = NULL;
+        CHECK_INT(tn_env_json(e, &text, &err), TN_OK);
+        CHECK_MSG((strstr(text, "\"throttle_gb_per_second\":0.02,\"slower\":") != NULL) == (i == 0),
+                  "%s", text);
+        tn_string_free(e, text);
+        tn_engine_free(e);
+    }
+    char *plain = tn_calibration_path("d", false, heap), *slow = tn_calibration_path("d", true, heap);
+    CHECK_STR(plain, "d/hardware.json");
+    CHECK_STR(slow, "d/hardware-throttled.json");
+    tn_free(heap, plain);
+    tn_free(heap, slow);
 }
 
 TEST(placement_uses_what_was_measured)

@@ -543,6 +543,51 @@ static uint64_t expert_counts(const golden *g, const char *on, const char *place
 }
 
 /* The same experts are counted wherever the router is, and wherever they are. */
+/* Slowed down by whatever it takes, at most to a third: bits and what was read besides. */
+static void check_throttled(const char *arch, const char *place)
+{
+    golden g;
+    run plain, slow;
+    tn_error err = {0};
+    uint64_t before = 0, after = 0;
+    if (!golden_load(&g, arch)) return;
+    const run_options o = {.kv = TN_KV_F16, .device = device, .page_size = 16, .place = place};
+    if (!run_open(&plain, g.path, &o) || !run_open(&slow, g.path, &o)) return;
+    tn_device *d = slow.engine->device;
+    tn_status s = d->api->throttle(d, 1, &err);
+    for (double rate = d->api->info(d)->slower / 3; !s && d->api->info(d)->throttle <= 1; rate /= 2)
+        if (d->api->throttle(d, rate, &err) != TN_EARG) break;
+    CHECK(d->api->info(d)->slower > 1);
+    for (int32_t i = 0, n = 6; i < 14 && !tn_failures; i += n, n = 1) {
+        if (i == 6) { /* what follows is decoding: recorded, replayed */
+            tn_context_stats_reset(slow.ctx);
+            CHECK_INT(d->api->throttled_bytes(d, &before, &err), TN_OK);
+        }
+        CHECK_INT(tn_context_eval(plain.ctx, g.tokens + i, n, &err), TN_OK);
+        CHECK_INT(tn_context_eval(slow.ctx, g.tokens + i, n, &err), TN_OK);
+        CHECK(memcmp(tn_context_logits(plain.ctx), tn_context_logits(slow.ctx),
+                     (size_t)g.n_vocab * sizeof(float)) == 0);
+    }
+    tn_stats st = {.struct_size = sizeof st};
+    CHECK_INT(tn_context_stats(slow.ctx, &st, NULL), TN_OK);
+    CHECK_INT(d->api->throttled_bytes(d, &after, &err), TN_OK);
+    const double rows = slow.model->token_embd.data ? 0 : 8 * (double)slow.model->token_embd.row_bytes;
+    const double ops = (double)(st.device.weight_bytes + st.device.kv_bytes) - rows;
+    const double want = ops * (d->api->info(d)->slower - 1);
+    CHECK_MSG(fabs((double)(after - before) / want - 1) <= 0.01, "%s %s: %g bytes besides, want %g", arch,
+              place, (double)(after - before), want);
+    run_close(&plain);
+    run_close(&slow);
+    golden_free(&g);
+}
+
+TEST(a_throttled_device_computes_the_same)
+{
+    if (!have_device(device)) return;
+    check_throttled("qwen2", "ffn_=split:0.4,output=split:0.5");
+    check_throttled("qwen3moe", ".*=device"); /* with all experts here, their reads are known */
+}
+
 TEST(experts_are_counted_on_either_side)
 {
     static const char *const places[] = {".=device", "ffn_gate_inp=host,.=device",

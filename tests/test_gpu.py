@@ -167,17 +167,87 @@ def fields_that_a_driver_does_not_know(t):
         equal((card["index"], card["memory.total"], card["pcie.link.gen.max"]), (0, 24576, None), "card")
 
 
+def rows(step):
+    return [line["result"] for line in step["report"] if "result" in line]
+
+
+def on_the_emulated_device(folder, seconds):
+    """gpu.py with everything small and the emulated device in the place of a GPU."""
+    path = os.path.join(folder, "emulated.py")
+    with open(path, "w") as f:
+        f.write("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, %r)\nimport gpu\n"
+                "gpu.DEVICE, gpu.DEEP, few = 'emu', 8, '-p 4 -n 2 -r 1 -t 1 --warmup 0 --no-hash'.split()\n"
+                "gpu.SHAPES = (('tiny-llama:q4_k_m', 100, 50), ('tiny-moe:q4_0', 100, 50))\n"
+                "gpu.SHAPED, gpu.PLACED[1:2], gpu.PLACED[-7:] = few, ['tiny-llama:q4_k_m'], ['8M', *few]\n"
+                "gpu.PLACED += ['--hardware', 'rtx3060-ddr4']\ngpu.FAST, gpu.THROTTLED = 0, (0.05,)\n"
+                "gpu.PLACED_DEPTHS = gpu.THROTTLED_DEPTHS = '0,8'\n"
+                "gpu.LIMITS = dict.fromkeys(gpu.LIMITS, %d)\nsys.exit(gpu.main())\n" % (HERE, seconds))
+    return path
+
+
+@case
+def every_step_runs_on_the_emulated_device(t):
+    """The real programs: command lines, reports and labels of all steps, but for the speed of a GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "tenon", "tenon-bench":
+            os.symlink(os.path.join(os.path.dirname(t.path), name), os.path.join(folder, name))
+        text, code, report = run(folder, "bench", card=CARD, program=on_the_emulated_device(folder, 100))
+        if "libtenon-emu.so" in json.dumps(report):
+            raise cli_lib.Skip("built without the emulated device")
+        equal(code, 0, text)
+        calibration, placed, small, slow, last = report["steps"]
+        check("emulated" in calibration["report"]["label"], "the profile's label")
+        equal([len(rows(s)) for s in (placed, small, slow, last)], [12, 4, 12, 4], "rows")
+        equal(slow["name"], "placements, throttled to 0.05 GB/s", "name of the slow step")
+        for step in placed, small, slow, last:
+            label = "emulated" + (", throttled to 0.05 GB/s" if step is slow else "")
+            for row in rows(step):
+                equal((row["label"], row["error"]), (label, None), step["name"])
+                placed_row = step in (placed, slow)
+                check((row["predicted_tokens_per_second"] is not None) == placed_row, "%s" % row)
+        equal({row["parameters"]["placement"] for row in rows(slow)}, {"layers", "ffn-host", "auto"},
+              "placements")
+
+
+# A case of each that ends soon.
+QUICK = {"test_device": "opens_and_tells", "test_device_attend": "rope_table", "test_device_ops": "glu",
+         "test_device_throttle": "faster_than", "test_device_weights": "weight_sizes",
+         "test_exec_device": "rules_without_a_tensor", "test_exec_device_best": "no_token_is",
+         "test_exec_devices": "a_plan_for_more", "test_elastic": "a_context_at_an_edge",
+         "test_stream": "what_is_on_devices", "test_experts": "equal_counts",
+         "test_placements": "models_and_contexts"}
+
+
+@case
+def every_test_runs_on_the_emulated_device(t):
+    real = os.path.join(os.path.dirname(t.path), "build/release/tests")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case_name in QUICK.items():
+            script(os.path.join(folder, "tests", name),
+                   'shift\nexec %s/%s "$@" %s\n' % (real, name, case_name))
+        text, code, report = run(folder, "test", card=CARD, sanitizer='shift 4; "$@"\n')
+        equal(code, 0, text)
+        equal({s["name"]: s["result"] for s in report["steps"]},
+              {s["name"]: "skipped" if s["name"] == "real models" else "passed" for s in report["steps"]},
+              "results")
+
+
+def card_of_speed(folder, speed):
+    """A calibration that finds GB/s."""
+    script(os.path.join(folder, "tenon"),
+           '[ "$*" = "calibrate --device cuda" ] || exit 64\necho note >&2\n'
+           'echo \'{"devices": [{"matvec_gb_s": {"Q4_K": %d}}]}\'\necho kept >&2\n' % speed)
+
+
 @case
 def bench_keeps_the_reports(t):
     with tempfile.TemporaryDirectory() as folder:
-        script(os.path.join(folder, "tenon"),
-               '[ "$*" = "calibrate --device cuda" ] || exit 64\nd=$XDG_CACHE_HOME/tenon\n'
-               '%s -p $d\necho \'{"crossing": 2}\' >$d/hardware.json\n' % shutil.which("mkdir"))
+        card_of_speed(folder, 1500)
         script(os.path.join(folder, "tenon-bench"),
                'for a; do file=$a; done\necho \'{"row": 1}\' >"$file"\n')
         text, code, report = run(folder, "bench", card=CARD.replace("81559", "12000"))
         equal(code, 0, text)
-        equal(report["steps"][0]["report"], {"crossing": 2}, "report['steps'][0]['report']")
+        equal(report["steps"][0]["report"], {"devices": [{"matvec_gb_s": {"Q4_K": 1500}}]}, "report['steps'][0]['report']")
         equal(report["steps"][1]["report"], [{"row": 1}], "report['steps'][1]['report']")
         commands = [step["command"] for step in report["steps"][1:] if "command" in step]
         equal([c[c.index("-d") + 1] for c in commands], ["0,2048,8192", "0,32768", "0,32768"],
@@ -190,6 +260,16 @@ def bench_keeps_the_reports(t):
         equal([step.get("why") for step in report["steps"]],
               [None, None, None, "the card has 8192 MiB", None, "the card has 8192 MiB"],
               "what is skipped")
+        # A fast card is measured as a slow one, too; before the largest model.
+        card_of_speed(folder, 1501)
+        text, code, report = run(folder, "bench", card=CARD)
+        slow = [step["command"] for step in report["steps"][4:6]]
+        equal([c[c.index("--throttle") + 1] for c in slow], ["350", "1000"], "throttled to")
+        check(all("--placements" in c for c in slow), "%s" % slow)
+        equal([step["name"] for step in report["steps"][4:]],
+              ["placements, throttled to 350 GB/s", "placements, throttled to 1000 GB/s",
+               "llama-70b:q4_k_m at depth 0,32768"], "the last steps")
+        check(sum("--throttle" in step["command"] for step in report["steps"]) == 2, "slow steps")
         # What was measured before it was broken off is kept.
         script(os.path.join(folder, "tenon-bench"),
                'for a; do file=$a; done\nprintf \'{"row": 1}\\n{"ro\' >"$file"\nsleep 60\n')

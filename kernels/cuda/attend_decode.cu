@@ -328,14 +328,15 @@ tn_status tn_cuda_attend(tn_stream *stream, const tn_dattend *a)
     d.scale = a->scale, d.softcap = a->softcap, d.window = a->window;
     d.pos = a->pos, d.seq = a->seq;
     d.n_splits = a->n_splits, d.partial = a->workspace;
-    const tn_status status = a->kv.type == TN_TYPE_F32   ? launch_type<TN_TYPE_F32>(s, d, a->n)
+    tn_status status = a->kv.type == TN_TYPE_F32   ? launch_type<TN_TYPE_F32>(s, d, a->n)
                              : a->kv.type == TN_TYPE_F16 ? launch_type<TN_TYPE_F16>(s, d, a->n)
                                                          : launch_type<TN_TYPE_Q8_0>(s, d, a->n);
     if (status) return status;
     LAUNCH(attend_join, dim3((unsigned)a->n_head, (unsigned)a->n), THREADS, 0, s,
            (const float *)a->workspace, a->out, a->out_stride, (int)a->n_splits,
            (int)a->kv.head_dim_v, a->sinks);
-    return tn_cuda_launched();
+    status = tn_cuda_launched();
+    return status ? status : tn_cuda_slow_attend(stream, a);
 }
 
 size_t tn_cuda_attend_bytes(int64_t n, int32_t n_head, int32_t head_dim_v, int32_t n_splits)

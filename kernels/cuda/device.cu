@@ -60,9 +60,14 @@ static uint64_t fail_at(tn_device *dev, tn_device_fault what, uint64_t k)
 
 static thread_local tn_stream *launching; /* the stream of the op that this thread is in */
 
-cudaStream_t tn_cuda_stream(tn_stream *s)
+void tn_cuda_set_launching(tn_stream *s)
 {
     launching = s;
+}
+
+cudaStream_t tn_cuda_stream(tn_stream *s)
+{
+    tn_cuda_set_launching(s);
     tn_cuda_enter(s->device);
     return s->stream;
 }
@@ -92,6 +97,7 @@ static void close_device(tn_device *dev)
     tn_cuda_enter(d);
     cudaDeviceSynchronize();
     tn_cuda_close_blas(d);
+    tn_cuda_end_throttle(d);
     if (d->copies) cudaStreamDestroy(d->copies);
     cudaGetLastError();
     d->~tn_cuda_device();
@@ -120,6 +126,7 @@ static cudaError_t describe(tn_device_info *about, int index)
     if (DEVICE_KIND == TN_DEVICE_CUDA)
         snprintf(about->pci, sizeof about->pci, "%04x:%02x:%02x.0", p.pciDomainID & 0xffff,
                  p.pciBusID & 0xff, p.pciDeviceID & 0xff);
+    about->slower = 1;
     about->capability = p.major * 10 + p.minor;
     about->processors = p.multiProcessorCount;
     about->total_bytes = p.totalGlobalMem;
@@ -142,6 +149,7 @@ static const tn_device_api *api(void)
 #endif
         tn_cuda_fill_memory(&t);
         tn_cuda_fill_streams(&t);
+        tn_cuda_fill_throttle(&t);
         return t;
     }();
     return &table;

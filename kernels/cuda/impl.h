@@ -17,6 +17,14 @@ struct tn_cuda_device : tn_device {
     cudaStream_t copies;        /* of upload and download */
     struct cublasContext *blas; /* NULL until it is needed, if it could not be made before: blas.h */
 
+    /* Of a device that is made slow: throttle.cu. */
+    struct {
+        double extra;             /* bytes read for each that an op reads; 0: none */
+        void *ballast;            /* NULL: it never was made slow */
+        unsigned long long *read; /* on the device: words of the ballast read so far */
+        std::atomic<uint64_t> next; /* word of the ballast at which the next read begins */
+    } slow;
+
     std::mutex lock; /* for what follows */
     size_t used_bytes, pinned_bytes;
     std::unordered_map<void *, size_t> allocated, pinned; /* bytes as asked for */
@@ -74,6 +82,11 @@ bool tn_cuda_fault(tn_cuda_device *d, tn_device_fault what);
 tn_status tn_cuda_result(tn_cuda_device *d, tn_stream *s, tn_error *err, const char *what,
                          cudaError_t e);
 
+/* The stream that tn_cuda_launched speaks of; NULL: none, where it is no op that launches. */
+void tn_cuda_set_launching(tn_stream *s);
+/* throttle.cu. Gives the ballast back, if there is one. */
+void tn_cuda_end_throttle(tn_cuda_device *d);
+
 /* Whether the driver's stream memory operations work, also in graphs; tried in s. */
 bool tn_cuda_has_memory_ops(cudaStream_t s);
 /* device_blas.cu. The handle, made now if there is none yet; of the current device. */
@@ -82,5 +95,6 @@ void tn_cuda_close_blas(tn_cuda_device *d);
 
 void tn_cuda_fill_memory(tn_device_api *api);  /* device_memory.cu */
 void tn_cuda_fill_streams(tn_device_api *api); /* device_stream.cu */
+void tn_cuda_fill_throttle(tn_device_api *api); /* throttle.cu */
 
 #endif

@@ -153,5 +153,7 @@ tn_status tn_cuda_matvec(tn_stream *stream, const tn_dmatvec *a)
     const tn_type_info *t = tn_type_get(a->w.type);
     if (!t || !t->matmul) return TN_EUNSUPPORTED;
     if (!valid(a, t->block > 1)) return TN_EARG;
-    return a->expert ? matvec_items(s, a, t->block) : matvec_any(s, a, t->block);
+    const tn_status status =
+        a->expert ? matvec_items(s, a, t->block) : matvec_any(s, a, t->block);
+    return status ? status : tn_cuda_slow_matvec(stream, a);
 }

@@ -47,6 +47,10 @@ tn_status tn_cuda_to_f32(cudaStream_t s, const tn_dweight *w, float *out, int64_
 bool tn_cuda_attend_valid(const tn_dattend *a);
 /* attend_tiles on tensor cores, for F16 and Q8_0 pages. */
 tn_status tn_cuda_attend_tensor(cudaStream_t s, const tn_dattend *a);
+/* What makes a throttled device slow, behind the op that reads so much; throttle.cu. */
+tn_status tn_cuda_slow_read(tn_stream *s, size_t bytes);
+tn_status tn_cuda_slow_matvec(tn_stream *s, const tn_dmatvec *a);
+tn_status tn_cuda_slow_attend(tn_stream *s, const tn_dattend *a);
 /* The families of matvec; matvec_*.cu. */
 tn_status tn_cuda_matvec_small(cudaStream_t s, const tn_dmatvec *a); /* blocks of 32 */
 tn_status tn_cuda_matvec_k(cudaStream_t s, const tn_dmatvec *a);     /* super-blocks */

@@ -24,5 +24,6 @@ tn_status tn_cuda_read(tn_stream *stream, const void *p, size_t bytes, uint32_t 
     const int64_t need = (n + read_threads - 1) / read_threads, grid = need < most ? need : most;
     LAUNCH(read_words, dim3((unsigned)grid), read_threads, 0, tn_cuda_stream(stream),
            (const uint4 *)p, n, sum);
-    return tn_cuda_launched();
+    const tn_status status = tn_cuda_launched();
+    return status ? status : tn_cuda_slow_read(stream, bytes);
 }
