@@ -1,5 +1,5 @@
 /* The host side of exec: the operations of a transformer on the pool. Decode of one token takes
- * four loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
+ * five loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
  * them is too short to share and runs in the calling thread. */
 #include "exec_host.h"
 #include "exec_packed.h"

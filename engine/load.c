@@ -275,26 +275,35 @@ typedef struct load_run {
     _Atomic uint64_t done;
     tn_error *errs; /* [threads] */
     tn_status *status;
+    tn_beside_fn beside; /* the first item, before the jobs; or NULL */
 } load_run;
+
+/* A job; NULL: what is done beside them. */
+static tn_status run_item(load_run *r, const struct tn_load_job *j, int worker)
+{
+    tn_load *l = r->l;
+    tn_error *err = &r->errs[worker];
+    if (l->opt->cancel && l->opt->cancel(l->opt->user))
+        return tn_fail(err, TN_ECANCELED, -1, "%s: loading was canceled", l->m->name);
+    if (!j) return r->beside(l->m, err);
+    const tn_status s = run_job(l, j, r->bounce[worker], err);
+    if (s) return s;
+    const uint64_t bytes = (uint64_t)j->n_rows * j->file->row_bytes;
+    const uint64_t done = atomic_fetch_add(&r->done, bytes) + bytes;
+    if (l->opt->progress && worker == 0) l->opt->progress(l->opt->user, done, l->total_bytes);
+    return TN_OK;
+}
 
 static void load_task(void *arg, int64_t begin, int64_t end, int worker)
 {
     load_run *r = arg;
-    tn_load *l = r->l;
+    const int64_t first_job = r->beside != NULL;
     for (int64_t i = begin; i < end && !atomic_load(&r->failed); i++) {
-        tn_status s = TN_OK;
-        if (l->opt->cancel && l->opt->cancel(l->opt->user))
-            s = tn_fail(&r->errs[worker], TN_ECANCELED, -1, "%s: loading was canceled", l->m->name);
-        const struct tn_load_job *j = &r->jobs[r->order[i]];
-        if (!s) s = run_job(l, j, r->bounce[worker], &r->errs[worker]);
-        if (s) {
-            r->status[worker] = s;
-            atomic_store(&r->failed, 1);
-            return;
-        }
-        uint64_t bytes = (uint64_t)j->n_rows * j->file->row_bytes;
-        uint64_t done = atomic_fetch_add(&r->done, bytes) + bytes;
-        if (l->opt->progress && worker == 0) l->opt->progress(l->opt->user, done, l->total_bytes);
+        const tn_status s =
+            run_item(r, i < first_job ? NULL : &r->jobs[r->order[i - first_job]], worker);
+        if (!s) continue;
+        r->status[worker] = s;
+        atomic_store(&r->failed, 1);
     }
 }
 
@@ -335,7 +344,7 @@ static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
     tn_load_order(e->pool, r->jobs, n_jobs, r->order);
     pthread_mutex_lock(&e->turn);
     tn_pool_use(e->pool, e->n_threads);
-    tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs, 1);
+    tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs + (r->beside != NULL), 1);
     pthread_mutex_unlock(&e->turn);
     l->done_bytes = atomic_load(&r->done);
     for (int i = 0; i < e->n_threads; i++)
@@ -346,11 +355,13 @@ static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
     return TN_OK;
 }
 
-tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs)
+/* All jobs, and beside them what else there is to do. */
+static tn_status read_all(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs,
+                          tn_beside_fn beside)
 {
     const tn_engine *e = l->m->engine;
     const size_t n = (size_t)e->n_threads;
-    load_run r = {.l = l, .jobs = jobs, .done = l->done_bytes};
+    load_run r = {.l = l, .jobs = jobs, .done = l->done_bytes, .beside = beside};
     r.bounce = tn_alloc(&e->a, n, sizeof *r.bounce);
     r.errs = tn_alloc(&e->a, n, sizeof *r.errs);
     r.status = tn_alloc(&e->a, n, sizeof *r.status);
@@ -364,6 +375,11 @@ tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs
     tn_free(&e->a, r.errs);
     tn_free(&e->a, r.status);
     return s;
+}
+
+tn_status tn_load_jobs(tn_load *l, const struct tn_load_job *jobs, size_t n_jobs)
+{
+    return read_all(l, jobs, n_jobs, NULL);
 }
 
 /* The image is a help for the next start; that it cannot be kept is no reason to fail this one. */
@@ -398,7 +414,7 @@ tn_status tn_load_run(tn_load *l)
 {
     /* First, because what does not fit should be said before anything is read. */
     tn_status s = tn_load_device_alloc(l);
-    if (!s) s = tn_load_jobs(l, l->jobs, l->n_jobs);
+    if (!s) s = read_all(l, l->jobs, l->n_jobs, l->beside);
     if (!s) s = tn_load_device_run(l);
     if (!s) s = finish_image(l);
     if (!s && l->opt->progress) l->opt->progress(l->opt->user, l->total_bytes, l->total_bytes);

@@ -161,6 +161,9 @@ typedef struct tn_tensor_place {
     const int32_t *order; /* experts of the file in the order of the device; NULL: the same */
 } tn_tensor_place;
 
+/* What one thread does while the others read weights. */
+typedef tn_status (*tn_beside_fn)(tn_model *m, tn_error *err);
+
 /* How tensors become weights; made by tn_model_open from the options and the memory at hand. */
 typedef struct tn_load {
     tn_model *m;
@@ -175,6 +178,7 @@ typedef struct tn_load {
     struct tn_upload *uploads;   /* what still goes to the device */
     size_t n_uploads, cap_uploads;
     uint64_t total_bytes, done_bytes; /* of all reading, for progress */
+    tn_beside_fn beside;              /* or NULL */
 } tn_load;
 
 /* load.c. Whether the weights of the host are pages of the file: as asked for; else where their bytes
@@ -192,7 +196,7 @@ tn_status tn_load_weight(tn_load *l, tn_weight *w, tn_dweight *d, const tn_gguf_
                          int32_t n_experts, bool row_major);
 /* Binds a vector as float32 on the sides in use; on the host it is read at once. */
 tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor *t);
-/* Reads everything queued, on all threads. */
+/* Reads everything queued, on all threads, and does what is to be done beside. */
 tn_status tn_load_run(tn_load *l);
 /* Memory the model will own; added to m->owned. NULL when memory is short. */
 void *tn_load_alloc(tn_load *l, size_t bytes);

@@ -162,6 +162,7 @@ static tn_status fetch_weights(tn_load *l)
 static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool random, tn_error *err)
 {
     tn_load l = {.m = m, .opt = opt, .err = err, .exact = opt->exact, .random = random};
+    l.beside = load_vocab;
     tn_status s = TN_OK;
     if (opt->load == TN_LOAD_IMAGE && !opt->exact && !random) s = find_image(m, err);
     if (s) return s;
@@ -202,8 +203,7 @@ static tn_status finish(tn_model **out, tn_model *m, const tn_model_options *opt
 {
     tn_status s = copy_title(m, err);
     if (!s && !opt->vocab_only) s = find_arch(m, err);
-    if (!s) s = load_vocab(m, err);
-    if (!s && !opt->vocab_only) s = load_weights(m, opt, random, err);
+    if (!s) s = opt->vocab_only ? load_vocab(m, err) : load_weights(m, opt, random, err);
     if (s) {
         tn_model_close(m);
         return s;

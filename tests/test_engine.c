@@ -1,8 +1,10 @@
 /* Engines: options, levels, and what they say about themselves. */
 #include "golden.h"
 
+#include "../engine/model.h"
 #include "../kernels/kernels.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
@@ -161,6 +163,96 @@ TEST(opening_is_canceled_at_every_moment)
     }
     CHECK_MSG(canceled > 3, "asked %ld times", canceled - 1);
     tn_engine_free(e);
+}
+
+/* Sees who asks whether to cancel, that is, who takes a piece of reading; and makes the first
+ * allocation after that, which is the vocabulary's, wait until somebody else has taken one. */
+typedef struct meeting {
+    pthread_t opener;
+    atomic_bool here, elsewhere, read, allocated, met;
+} meeting;
+
+static bool note_reader(void *user)
+{
+    meeting *m = user;
+    atomic_store(pthread_equal(pthread_self(), m->opener) ? &m->here : &m->elsewhere, true);
+    return false;
+}
+
+static void note_end(void *user, uint64_t done, uint64_t total)
+{
+    if (done == total) atomic_store(&((meeting *)user)->read, true);
+}
+
+static void *waiting_alloc(void *user, size_t bytes, size_t align)
+{
+    meeting *m = user;
+    const bool opener = pthread_equal(pthread_self(), m->opener);
+    if ((m->here || m->elsewhere) && !m->read && !atomic_exchange(&m->allocated, true)) {
+        for (int i = 0; i < 20000 && !(opener ? m->elsewhere : m->here); i++) usleep(500);
+        m->met = opener ? m->elsewhere : m->here;
+    }
+    return tn_default_allocator.alloc(NULL, bytes, align);
+}
+
+static void waiting_free(void *user, void *p)
+{
+    (void)user;
+    tn_default_allocator.free(NULL, p);
+}
+
+TEST(threads_read_weights_while_one_reads_the_vocabulary)
+{
+    meeting meet = {.opener = pthread_self()};
+    tn_engine *e;
+    tn_model *m = NULL;
+    tn_error err;
+    const tn_engine_options eo = {
+        .threads = 2, .allocator = {.user = &meet, .alloc = waiting_alloc, .free = waiting_free}};
+    REQUIRE(try_engine(eo, &e, &err) == TN_OK);
+    const tn_model_options mo = {.struct_size = sizeof mo, .load = TN_LOAD_READ,
+                                 .progress = note_end, .cancel = note_reader, .user = &meet};
+    CHECK_INT(tn_model_open(&m, e, "tests/data/quant/Q4_K_S.gguf", &mo, &err), TN_OK);
+    CHECK(m && tn_model_vocab(m));
+    CHECK_MSG(meet.allocated, "the vocabulary was not read beside the weights");
+    CHECK_MSG(meet.met, "one thread did all the reading");
+    tn_model_close(m);
+    tn_engine_free(e);
+}
+
+/* The most memory this process has had in RAM, in bytes; 0 where that is unknown. */
+static size_t peak_memory(void)
+{
+    char line[128];
+    size_t kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %zu", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib << 10;
+}
+
+/* Rearranging takes no more than one tensor beside the model. */
+TEST(opening_needs_little_more_memory_than_the_model)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    SKIP("sanitizers have memory of their own");
+#endif
+    const size_t embedding = (size_t)49152 * 576 * 18 / 32;
+    run r = {0};
+    tn_error err;
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (!f || fputs("5", f) < 0 || fclose(f) != 0) SKIP("the peak cannot be reset");
+    const size_t before = peak_memory();
+    REQUIRE(try_engine((tn_engine_options){.threads = 2}, &r.engine, &err) == TN_OK);
+    REQUIRE(tn_model_open_synthetic(&r.model, r.engine, "llama-135m", "q4_0", NULL, &err) == TN_OK);
+    tn_model_info info = {.struct_size = sizeof info};
+    REQUIRE(tn_model_get_info(r.model, &info, NULL) == TN_OK);
+    const size_t grown = peak_memory() - before;
+    CHECK_MSG(grown > info.weight_bytes / 2 && grown < info.weight_bytes + embedding,
+              "%.1f MiB for a model of %.1f", (double)grown / (1 << 20),
+              (double)info.weight_bytes / (1 << 20));
+    run_close(&r);
 }
 
 /* Takes a byte from the file as soon as its weights are to be read. */
