@@ -4,13 +4,17 @@
  *
  * One token is bound by memory. Measured on Zen 4: one stream reaches 95 % of what plain reading
  * does, several groups in step only half of that, and software prefetch costs 5 to 15 %. On Xeons
- * software prefetch in four groups in step is best; so a CPU gets what suits it. */
+ * software prefetch in four groups in step is best; so a CPU gets what suits it. With prefetch and two
+ * groups in step 2 and 4 tokens cost 1.3 and 1.5 times what one does (one core of a Xeon, from memory),
+ * and 1.8 and 2.1 times without. */
 #include "avx2_r8.h"
 
 enum {
     TILE = 64,               /* most tokens of a tile */
     PIECE = 64,              /* blocks of columns at a time: a tile's activations stay in L2 */
+    FEW = 4,                 /* tokens whose weights are asked for ahead of use: */
     STREAMS = 4,             /* groups in step, with software prefetch; */
+    FEW_STREAMS = 2,         /* of several tokens */
     AHEAD = 1152,            /* bytes between what is read and what is asked for, in each */
 };
 
@@ -100,56 +104,75 @@ INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t
     }
 }
 
-/* acc[i] += units of group i, each `next` bytes after the one before, times one token; n (a constant)
- * groups in step. */
-INLINE void groups_in_step(uint32_t type, int n, const uint8_t *w, int64_t next, const r8_act *a,
-                           int64_t units, __m256 *acc)
+/* acc[i * n + t] += units of group i, each `next` bytes after the one before, times token t; g groups
+ * in step and n tokens (constants). */
+INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next,
+                           const r8_act *a, int64_t units, __m256 *acc)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
-    __m256 sum[STREAMS];
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++)
+    __m256 sum[STREAMS * FEW];
+#pragma GCC unroll 16
+    for (int i = 0; i < g * n; i++)
         sum[i] = acc[i];
     for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
         r8_head h[STREAMS];
 #pragma GCC unroll 4
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; i < g; i++) {
             fetch_lines(w + i * next + AHEAD, s.head);
             read_head(type, w + i * next, &h[i]);
         }
 #pragma GCC unroll 1
-        for (int j = 0; j < steps; j++, a++)
+        for (int j = 0; j < steps; j++, a += n)
 #pragma GCC unroll 4
-            for (int i = 0; i < n; i++) {
+            for (int i = 0; i < g; i++) {
                 const uint8_t *step = w + i * next + s.head + step_bytes * j;
                 vec v[8];
                 fetch_lines(step + AHEAD, step_bytes);
                 read_quants(s.bits, step, v);
-                sum[i] = step_product(type, &h[i], j, v, a, sum[i]);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++)
+                    sum[i * n + t] = step_product(type, &h[i], j, v, a + t, sum[i * n + t]);
             }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++)
+#pragma GCC unroll 16
+    for (int i = 0; i < g * n; i++)
         acc[i] = sum[i];
 }
 
-/* As many groups from g on as run in step times one token; returns how many. */
-INLINE int64_t some_groups(uint32_t type, const uint8_t *w, int64_t next, const r8_act *a,
-                           int64_t units, float *y, int64_t g, int64_t row1, bool add)
+/* As many groups from g on as run in step times n tokens (a constant); returns how many. */
+INLINE int64_t some_groups(uint32_t type, int n, const uint8_t *w, int64_t next, const r8_act *a,
+                           int64_t units, float *y, int64_t y_stride, int64_t g, int64_t row1,
+                           bool add)
 {
-    const int n = 8 * (g + STREAMS) <= row1 ? STREAMS : 1;
-    __m256 acc[STREAMS];
-    for (int i = 0; i < STREAMS; i++)
-        acc[i] = add && i < n ? _mm256_maskload_ps(y + 8 * (g + i), group_rows(g + i, row1))
-                              : _mm256_setzero_ps();
-    if (n == STREAMS)
-        groups_in_step(type, STREAMS, w, next, a, units, acc);
+    const int streams = n == 1 ? STREAMS : FEW_STREAMS;
+    const int groups = 8 * (g + streams) <= row1 ? streams : 1;
+    __m256 acc[STREAMS * FEW];
+    for (int i = 0; i < groups * n; i++)
+        acc[i] = add ? _mm256_maskload_ps(y + i % n * y_stride + 8 * (g + i / n),
+                                          group_rows(g + i / n, row1))
+                     : _mm256_setzero_ps();
+    if (groups == streams)
+        groups_in_step(type, streams, n, w, next, a, units, acc);
     else
-        groups_in_step(type, 1, w, next, a, units, acc);
-    for (int i = 0; i < n; i++)
-        _mm256_maskstore_ps(y + 8 * (g + i), group_rows(g + i, row1), acc[i]);
-    return n;
+        groups_in_step(type, 1, n, w, next, a, units, acc);
+    for (int i = 0; i < groups * n; i++)
+        _mm256_maskstore_ps(y + i % n * y_stride + 8 * (g + i / n), group_rows(g + i / n, row1),
+                            acc[i]);
+    return groups;
+}
+
+/* some_groups of up to FEW tokens. */
+INLINE int64_t few_tokens(uint32_t type, int64_t n, const uint8_t *w, int64_t next, const r8_act *a,
+                          int64_t units, float *y, int64_t y_stride, int64_t g, int64_t row1,
+                          bool add)
+{
+    switch (n) {
+    case 1: return some_groups(type, 1, w, next, a, units, y, y_stride, g, row1, add);
+    case 2: return some_groups(type, 2, w, next, a, units, y, y_stride, g, row1, add);
+    case 3: return some_groups(type, 3, w, next, a, units, y, y_stride, g, row1, add);
+    default: return some_groups(type, 4, w, next, a, units, y, y_stride, g, row1, add);
+    }
 }
 
 /* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens; sums continue in y. */
@@ -163,8 +186,8 @@ INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_a
     for (int64_t g = row0 / 8, done = 1; 8 * g < row1; g += done) {
         const __m256i rows = group_rows(g, row1);
         __m256 acc[TILE];
-        if (n == 1 && ahead) {
-            done = some_groups(type, p + g * next, next, a, units, y, g, row1, b0 > 0);
+        if (n <= FEW && ahead) {
+            done = few_tokens(type, n, p + g * next, next, a, units, y, y_stride, g, row1, b0 > 0);
             continue;
         }
         for (int64_t t = 0; t < n; t++)
