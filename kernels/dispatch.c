@@ -51,6 +51,7 @@ static void add_avx2(tn_kernels *k)
     tn_kernels_avx2_float(k);
     tn_kernels_avx2_ops(k);
     tn_kernels_avx2_attend(k);
+    if (k->isa & TN_ISA_AVXVNNI) tn_kernels_avxvnni_many(k);
 }
 
 static void add_avx512(tn_kernels *k)
