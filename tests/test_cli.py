@@ -110,6 +110,36 @@ def version_has_four_lines(t):
 
 
 @case
+def openblas_gets_the_core_of_this_cpu(t):
+    """tenon names it, as OpenBLAS may be older than the CPU; where another program has chosen an old
+    one, that is a line of the log, and our own kernel serves."""
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        if " avx2" not in f.read():
+            raise Skip("this CPU has no AVX2")
+    tokens = ",".join(str(3 + i) for i in range(40))
+
+    def logits(name, **env):
+        out = os.path.join(t.dir, name)
+        words = ("logits", t.model, "--tokens", tokens, "--out", out, "-v")
+        code, _, err = t.run(*words, env=t.env(**env))
+        equal(code, 0, f"exit code ({err})")
+        (line,) = re.findall("unquantised weights: (.*)", err.decode())
+        with open(out, "rb") as f:
+            content = f.read()
+        return line, struct.unpack(f"<{len(content) // 4}f", content)
+
+    line, want = logits("best")
+    if "was not found" in line:
+        raise Skip("no OpenBLAS")
+    check(re.fullmatch(r"OpenBLAS [\d.]+ (Haswell|SkylakeX) pthread", line), f"core: {line}")
+    line, got = logits("old", OPENBLAS_CORETYPE="Prescott")
+    check("without AVX2" in line and "OPENBLAS_CORETYPE=" in line, f"an old core: {line}")
+    worst = max(abs(a - b) for a, b in zip(want, got, strict=True))
+    check(worst < 1e-4, f"logits differ by {worst}")
+    check(got != want, "the refused OpenBLAS computed them")
+
+
+@case
 def without_a_driver_the_host_serves(t):
     """The plug-in for GPUs is there, a driver is not: nothing but --device cuda notices."""
     folder = os.path.dirname(t.path)
