@@ -52,6 +52,13 @@ DEPTHS = (
     ("gemma3-270m", 16384, "f16"),
     ("llama-1b:q4_k_m", 4096, "f16"),
 )
+# What a token of a prompt costs: weights it is multiplied by (all but the embedding and the head), and
+# elements of all heads of the layers that see every key and of those that see a window, and the window.
+WORK = {
+    "smollm2-135m": (106_168_320, 30 * 9 * 64, 0, 0),
+    "gemma3-270m": (100_270_080, 3 * 4 * 256, 15 * 4 * 256, 512),
+    "llama-1b": (973_078_528, 16 * 32 * 64, 0, 0),
+}
 # Of a peer's best setting beside the best peer's in the trial: those below do not alternate, which
 # would cost as much time again and change nothing in the table.
 WORTH = 0.8
@@ -336,7 +343,7 @@ def what_limits(cell, ours, ratio, peers):
     share = ours["percent_of_limit"]
     if ratio >= cell.target and not (cell.share and not (share and share >= cell.share)):
         return ""
-    return f"{share:.0f} % of the read limit" if share and cell.args[1] == "0" else "arithmetic"
+    return f"{share:.0f} % of the read limit" if share and ours["test"].startswith("tg") else "arithmetic"
 
 
 def commit_in(report):
@@ -500,6 +507,30 @@ def verdict(row):
     return "met" if row["ratio"] >= row["target"] and enough else "missed"
 
 
+def gops(row):
+    """10^9 multiplications and additions a second of a prompt's row."""
+    weights, full, local, window = WORK[row["model"].split(":")[0]]
+    numbers = [int(n) for n in re.findall(r"\d+", row["test"])]
+    keys = numbers[0] / 2 + sum(numbers[1:])
+    each = 2 * weights + 4 * (full * keys + local * min(keys, window))
+    return each * row["tenon"] / 1e9
+
+
+def file_bytes(model, rows):
+    """From the report of another row of the model; None where there is none."""
+    reports = [r["report"] for r in rows if r["model"] == model and r["report"]]
+    return next((x["model"]["file_bytes"] for x in reports if "model" in x), None)
+
+
+def limit_words(row, rows):
+    """The note, and how fast that is which limits the row."""
+    if row["note"] == "arithmetic":
+        return f"arithmetic: {gops(row) / row['threads']:.0f} GOP/s a thread"
+    if row["note"] == "loading" and file_bytes(row["model"], rows):
+        return f"loading: {file_bytes(row['model'], rows) / row['tenon'] / 1e6:.2f} GB/s"
+    return row["note"]
+
+
 def markdown(rows, environment):
     cpu = environment.get("cpu", {})
     build = environment.get("build", {})
@@ -518,7 +549,7 @@ def markdown(rows, environment):
         want = "" if target is None else f"<= {-target:g}" if target < 0 else f">= {target:g}"
         if r.get("target_percent"):
             want += f" and {r['target_percent']} % of the limit"
-        words = ", ".join(w for w in (verdict(r), r["note"]) if w)
+        words = ", ".join(w for w in (verdict(r), limit_words(r, rows)) if w)
         others = ", ".join(f"{o['who']}: {o['ratio']:.2f}" for o in r.get("others") or ())
         yield (
             f"| {r['group']} | {r['model']} | {r['test']} | {r['threads'] or ''} | {r['isa']} | "

@@ -282,6 +282,34 @@ def rows_miss_by_the_read_limit_too(t):
 
 
 @case
+def what_limits_a_row_is_said_in_figures(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    for model in {c.model for c in peers.cells()}:
+        check(model.split(":")[0] in peers.WORK, f"nothing is known of the work of {model}")
+    row = {"model": "llama-1b:q8_0", "test": "pp512", "tenon": 100.0, "threads": 2, "report": None}
+    row["note"] = "arithmetic"
+    # 2 * 973,078,528 + 4 * 256 keys * 32,768 elements, 50 tokens a second and thread
+    equal(peers.limit_words(row, []), "arithmetic: 99 GOP/s a thread", "of a prompt")
+    row["test"] = "pp512 @ d16384"
+    equal(peers.limit_words(row, []), "arithmetic: 206 GOP/s a thread", "at depth")
+    row.update(model="gemma3-270m", tenon=1000.0)
+    # 2 * 100,270,080 + 4 * (16,640 * 3,072 + 512 * 15,360)
+    equal(peers.limit_words(row, []), "arithmetic: 218 GOP/s a thread", "with windows")
+    load = {**row, "note": "loading", "report": {"seconds": {}}}
+    equal(peers.limit_words(load, [load]), "loading", "without a size")
+    size = {**row, "report": {"model": {"file_bytes": 2e9}}}
+    equal(peers.limit_words(load, [load, size]), "loading: 2.00 GB/s", "with a size")
+    equal(peers.limit_words({**row, "note": "70 %"}, []), "70 %", "another note")
+    deep = next(c for c in peers.cells() if peers.is_deep(c))
+    ours = {"disturbed": None, "percent_of_limit": 40.0, "test": "tg32 @ d4096"}
+    equal(peers.what_limits(deep, ours, 1.9, []), "40 % of the read limit", "generation at depth")
+    ours["test"] = "pp512 @ d4096"
+    equal(peers.what_limits(deep, ours, 1.9, []), "arithmetic", "a prompt at depth")
+
+
+@case
 def quick_rows_come_first(t):
     sys.path.insert(0, os.path.join(TOP, "bench"))
     import peers  # pylint: disable=import-outside-toplevel,import-error
