@@ -243,16 +243,16 @@ static void check_loads(const quantised *q, run_options o, double max_abs, doubl
     free(mapped);
 }
 
-/* In one batch, token by token, and as scalar.c defines it. */
+/* In one batch, token by token, and at each level of this CPU, scalar.c among them. */
 static void check_ways(const quantised *q, tn_kv_type kv, double max_abs, double rms, const char *how)
 {
     check_loads(q, (run_options){.kv = kv}, max_abs, rms, how);
     for (int map = 0; map < 2; map++) {
         run_options o = {.kv = kv, .load = map ? TN_LOAD_MAP : TN_LOAD_READ, .step = true};
         free(check_quantised_run(q, &o, max_abs, rms, how));
-        o.isa = "scalar";
         o.step = false;
-        if (map == (kv == TN_KV_F32)) free(check_quantised_run(q, &o, max_abs, rms, how));
+        for (int i = 0; map == (kv == TN_KV_F32) && (o.isa = tn_isa_level(i)); i++)
+            free(check_quantised_run(q, &o, max_abs, rms, o.isa));
     }
 }
 

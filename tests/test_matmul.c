@@ -314,6 +314,28 @@ TEST(nan_stays_nan)
     }
 }
 
+/* At this level every quantised type has a product of its own in this layout, not that of `below`. */
+static void check_own(unsigned isa, unsigned below, tn_layout layout)
+{
+    tn_kernels k, lower;
+    if (isa & ~tn_isa_detect()) return;
+    tn_kernels_init(&k, isa);
+    tn_kernels_init(&lower, below);
+    FOR_MATMUL_TYPES(type)
+    CHECK_MSG(!is_quantised(type) || k.matmul[layout][type] != lower.matmul[layout][type],
+              "%s, %s: level %u has the product of level %u", tn_type_get(type)->name,
+              layout_names[layout], isa, below);
+}
+
+TEST(levels_have_products_of_their_own)
+{
+    const unsigned avx512 = TN_ISA_AVX2 | TN_ISA_AVX512 | TN_ISA_VNNI512;
+    check_own(TN_ISA_AVX2, TN_ISA_SCALAR, TN_LAYOUT_R8);
+    check_own(TN_ISA_AVX2 | TN_ISA_AVXVNNI, TN_ISA_AVX2, TN_LAYOUT_R8);
+    check_own(avx512, TN_ISA_AVX2, TN_LAYOUT_R8);
+    check_own(avx512, TN_ISA_SCALAR, TN_LAYOUT_R16);
+}
+
 /* Levels the CPU lacks are left out, and every level fills the same slots as scalar or more. */
 TEST(tables_are_complete)
 {
