@@ -154,7 +154,7 @@ NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
 
 # cuBLAS is found where the compiler's own is, whatever the loader knows of that place.
 CUDA_LIBS  = $(firstword $(wildcard $(abspath $(dir $(NVCC))..)/lib64 $(abspath $(dir $(NVCC))..)/lib))
-CUDA_RPATH = $(CUDA_LIBS:%=-L% -Xlinker -rpath -Xlinker %)
+CUDA_RPATH = $(foreach d,$(CUDA_LIBS),-L$d -Xlinker -rpath -Xlinker $d)
 
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
@@ -331,7 +331,8 @@ run-gpu-kit: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS) $(BIN)tenon $(BIN)tenon-bench
 	@cp $(CUDA_PLUGIN) build/gpu-kit
 	@for p in tenon tenon-bench; do strip -o build/gpu-kit/$$p $(BIN)$$p || exit 1; done
 	@for t in $(GPU_TESTS); do strip -o build/gpu-kit/tests/$${t##*/} $$t || exit 1; done
-	@ldd $(BIN)tenon $(BIN)tenon-bench | awk '/pcre2|utf8proc|jansson/ && !seen[$$3]++ {print $$3}' | xargs cp -Lt build/gpu-kit/lib
+	@ldd $(BIN)tenon $(BIN)tenon-bench | awk '$$3 ~ /^\// && $$1 !~ /^lib(c|m)\.so/ && !seen[$$3]++ {print $$3}' | \
+	    xargs cp -Lt build/gpu-kit/lib
 	@du -sh build/gpu-kit
 
 # The build without device code (CUDA=off) differs in one file, so what is built already is taken over.

@@ -129,6 +129,50 @@ def a_sanitizer_that_finds_something_fails(t):
 
 
 @case
+def a_sanitizer_that_refuses_the_device_is_missed_aloud(t):
+    with tempfile.TemporaryDirectory() as folder:
+        programs(folder, "echo '1 passed, 0 failed'\n")
+        text, code, report = run(folder, "test", card=CARD,
+                                 sanitizer="echo '= Error: Device not supported'; exit 1\n")
+        equal(code, 0, text)
+        equal((report["failed"], report["skipped"]), (0, 8), "failed and skipped")
+        check("test_device under memcheck" in text and "compute-sanitizer: Device not supported" in text, text)
+
+
+@case
+def libraries_are_found(t):
+    """The kit's own, and cuBLAS where the loader does not look: in a package of this Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        cublas = os.path.join(folder, "site", "nvidia", "cu13", "lib")
+        for path in cublas, os.path.join(folder, "lib"):
+            os.makedirs(path)
+        programs(folder, 'echo "$LD_LIBRARY_PATH" >>%s/paths\necho "1 passed, 0 failed"\n' % folder)
+        program = os.path.join(folder, "there.py")
+        with open(program, "w") as f:
+            f.write("import sys\nsys.dont_write_bytecode = True\nsys.path[:0] = %r\nimport gpu\nsys.exit(gpu.main())\n"
+                    % [HERE, os.path.join(folder, "site")])
+        for there in False, True:
+            if there:
+                open(os.path.join(cublas, "libcublas.so.13"), "w").close()
+            run(folder, "test", card=CARD, program=program)
+            with open(os.path.join(folder, "paths")) as f:
+                paths = f.read().splitlines()[-1].split(":")
+            check(os.path.join(folder, "lib") in paths, "the kit's: %s" % paths)
+            equal(cublas in paths, there, "cuBLAS in %s" % paths)
+
+
+@case
+def the_plug_in_remembers_where_cublas_is(t):
+    with tempfile.TemporaryDirectory() as folder:
+        script(os.path.join(folder, "bin", "nvcc"), "exit 1\n")
+        os.makedirs(os.path.join(folder, "lib64"))
+        p = subprocess.run(["make", "-n", "CUDA=on", "NVCC=" + os.path.join(folder, "bin", "nvcc"), "cuda-plugin"],
+                           cwd=os.path.dirname(HERE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        want = "-L{0} -Xlinker -rpath -Xlinker {0} -lcublas".format(os.path.join(folder, "lib64"))
+        check(want in p.stdout.decode(), p.stdout.decode()[-1000:] + p.stderr.decode()[-300:])
+
+
+@case
 def what_does_not_fit_is_skipped(t):
     with tempfile.TemporaryDirectory() as folder:
         programs(folder, "echo '1 passed, 0 failed'\n")
