@@ -18,30 +18,31 @@ enum {
     AHEAD = 1152,            /* bytes between what is read and what is asked for, in each */
 };
 
-/* The sums of both halves of q as int16 neighbours. */
-INLINE int32_t half_sums(__m256i q)
+/* The sums of both halves of four dwords of q, as two int16 in every dword. */
+INLINE __m128i half_sums(__m128i q)
 {
-    vec s = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
-    s = _mm256_hadd_epi32(s, s);
-    s = _mm256_hadd_epi32(s, s);
-    __m128i low = _mm256_castsi256_si128(s), high = _mm256_extracti128_si256(s, 1);
-    return _mm_cvtsi128_si32(_mm_unpacklo_epi16(low, high));
+    __m128i s = _mm_maddubs_epi16(_mm_set1_epi8(1), q);
+    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
 }
 
 INLINE void pack_act(uint32_t type, r8_act *o, const tn_q8 *a)
 {
-    __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
-    __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
-    _mm_store_si128((__m128i *)(void *)o->q, _mm_unpacklo_epi16(low, high));
-    _mm_store_si128((__m128i *)(void *)(o->q + 16), _mm_unpackhi_epi16(low, high));
+    const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
+    const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
+    const __m128i first = _mm_unpacklo_epi16(low, high), second = _mm_unpackhi_epi16(low, high);
+    _mm_store_si128((__m128i *)(void *)o->q, first);
+    _mm_store_si128((__m128i *)(void *)(o->q + 16), second);
     o->d = a->d;
     memcpy(o->m, a->m, sizeof o->m);
-    o->s = a->s[0] + a->s[1];
-    o->c = 0;
-    if (!scaled_by_16(type) && !quant_offset(type)) return;
-    o->c = half_sums(_mm256_set_m128i(high, low));
-    if (!scaled_by_16(type))
-        o->c = quant_offset(type) * ((int16_t)o->c * a->m[0] + (o->c >> 16) * a->m[1]);
+    const __m128i offset = _mm_set1_epi16((int16_t)quant_offset(type));
+    __m128i s0 = half_sums(first), s1 = half_sums(second);
+    if (tn_group_shape_of(type, 8).bits != 6) s0 = s1 = _mm_add_epi16(s0, s1);
+    o->c1 = _mm_cvtsi128_si32(quant_offset(type) ? _mm_mullo_epi16(s1, offset) : s1);
+    if (quant_offset(type))
+        o->c = _mm_cvtsi128_si32(_mm_mullo_epi16(s0, offset));
+    else
+        o->s = a->s[0] + a->s[1];
 }
 
 /* Tokens of a tile, as even as possible. */
@@ -67,8 +68,7 @@ INLINE void pack_acts(uint32_t type, const tn_packing *p, int64_t tile)
 static const r8_act *brought(uint32_t type, const tn_acts *x)
 {
     if (!x->packed || x->packed_layout != TN_LAYOUT_R8) return NULL;
-    const bool by_16 = scaled_by_16(type), same = quant_offset(type) == quant_offset(x->packed_type);
-    return scaled_by_16(x->packed_type) == by_16 && (by_16 || same) ? x->packed : NULL;
+    return quant_offset(type) == quant_offset(x->packed_type) ? x->packed : NULL;
 }
 
 /* The rows of group g that lie before row1. */

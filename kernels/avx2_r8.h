@@ -34,10 +34,14 @@ typedef struct r8_act {
     int8_t q[32];
     float d;
     int16_t m[2];
-    float s; /* sum of the block */
-    /* Types scaled by 16: the sums of the q of both halves as two int16. Others: what the offset of
-     * the quants adds to an integer sum, offset * (m[0] * first sum + m[1] * second sum). */
-    int32_t c;
+    /* Types without an offset: the sum of the block, and the sums of the q of both halves as two
+     * int16. Others: offset times the sums of the q of both halves, as two int16; where quants have 6
+     * bits those of dwords 0 to 3, then those of the others. */
+    union {
+        float s;
+        int32_t c;
+    };
+    int32_t c1;
 } r8_act;
 
 /* What was added to a type's quants to make them unsigned: those of Q8_0 stay signed in R8. */
@@ -267,35 +271,34 @@ INLINE vec mul2_signed(vec v0, vec y0, vec v1, vec y1, vec factor)
     return pinned(add32(_mm256_madd_epi16(p0, factor), _mm256_madd_epi16(p1, factor)));
 }
 
-/* The sum over the step of q * activation * factor, lane = row. Short trees, as the length of the
- * chain decides how many steps overlap. Partners are unpacked from the same vector where there is
- * one. int16 holds 8 products of 4-bit quants (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of
- * 6 bits (32004). int32 holds the sum of a step for every type but Q6_K, whose sums wrap: the
- * offset taken off later brings them back (32 * 32 * 127 * 128 * 127 < 2^31). */
-INLINE vec step_sum(int width, const vec v[8], const int8_t *q, vec factor)
+/* The sum over the step of (q - offset) * activation * factor, lane = row. Short trees, as the length
+ * of the chain decides how many steps overlap. Partners are unpacked from the same vector where there
+ * is one. int16 holds 16 products of 4-bit quants (16 * 15 * 127 = 30480), 8 of 5 bits (31496). The
+ * offset is taken off in int16: these wrap before, but what they are then is in range, for 16 products
+ * of quants of 5 bits (16 * 16 * 127 = 32512) and 8 of 6 bits. int32 holds the sum of a step of
+ * Q6_K: 32 * 32 * 127 * 128 * 127 < 2^31. */
+INLINE vec step_sum(uint32_t type, const vec v[8], const r8_act *a, vec factor)
 {
+    const int width = tn_group_shape_of(type, 8).bits, offset = quant_offset(type);
     vec p[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const int j0 = width == 4 ? i : 2 * i, j1 = width == 4 ? i + 4 : 2 * i + 1;
-        const vec y0 = broadcast(q + 4 * j0), y1 = broadcast(q + 4 * j1);
+        const vec y0 = broadcast(a->q + 4 * j0), y1 = broadcast(a->q + 4 * j1);
         p[i] = width == 8 ? mul2_signed(v[j0], y0, v[j1], y1, factor) : mul2(v[j0], y0, v[j1], y1);
-        if (width == 6) p[i] = _mm256_madd_epi16(p[i], factor);
-        if (i % 2 == 0) continue;
-        p[i] = width < 6 ? add16(p[i - 1], p[i]) : pinned(add32(p[i - 1], p[i]));
-        if (width == 5) p[i] = pinned(_mm256_madd_epi16(p[i], factor));
+        if (i % 2) p[i] = width == 8 ? pinned(add32(p[i - 1], p[i])) : add16(p[i - 1], p[i]);
     }
-    return width < 5 ? _mm256_madd_epi16(add16(p[1], p[3]), factor) : add32(p[1], p[3]);
-}
-
-/* Takes off what the offset of the quants added. */
-INLINE vec take_offset(uint32_t type, vec sum, vec factor, const r8_act *a)
-{
-    if (!quant_offset(type)) return sum;
-    vec c = broadcast(&a->c);
-    if (scaled_by_16(type))
-        c = _mm256_slli_epi32(_mm256_madd_epi16(factor, c), type == TN_TYPE_Q6_K ? 5 : 2);
-    return _mm256_sub_epi32(sum, c);
+    if (width == 8) return add32(p[1], p[3]);
+    if (width < 5 || (width == 5 && offset)) {
+        vec sum = add16(p[1], p[3]);
+        if (offset) sum = _mm256_sub_epi16(sum, broadcast(&a->c));
+        return _mm256_madd_epi16(sum, factor);
+    }
+    if (offset) {
+        p[1] = _mm256_sub_epi16(p[1], broadcast(&a->c));
+        p[3] = _mm256_sub_epi16(p[3], broadcast(&a->c1));
+    }
+    return add32(_mm256_madd_epi16(p[1], factor), _mm256_madd_epi16(p[3], factor));
 }
 
 /* acc + step j of a unit times one activation block. */
@@ -305,14 +308,13 @@ INLINE __m256 step_product(uint32_t type, const r8_head *h, int j, const vec v[8
     const bool by_16 = scaled_by_16(type);
     const vec m = broadcast(a->m), factor = by_16 ? _mm256_mullo_epi16(h->pair[j], m) : m;
     const __m256 d = _mm256_broadcast_ss(&a->d);
-    vec sum = step_sum(tn_group_shape_of(type, 8).bits, v, a->q, factor);
+    const vec sum = step_sum(type, v, a, factor);
     if (has_min(type) && by_16) {
-        vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h->min[j], m), broadcast(&a->c));
+        vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h->min[j], m), broadcast(&a->c1));
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h->m[0], d), acc);
     } else if (has_min(type)) {
         acc = _mm256_fmadd_ps(h->m[j], _mm256_broadcast_ss(&a->s), acc);
     }
-    sum = take_offset(type, sum, factor, a);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(h->d[by_16 ? 0 : j], d), acc);
 }
 
