@@ -57,7 +57,7 @@ TESTS    := $(call program,tests/test_*.c) $(BUILD)/tests/test_emu_bugs
 MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
 THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward device \
-                device_ops device_attend device_weights exec_device exec_device_best exec_devices placements)) \
+                device_ops device_attend device_weights exec_device exec_device_best exec_devices placements turns)) \
             $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a
@@ -309,7 +309,8 @@ test-gpu: ## the device tests on this machine's GPU, compute-sanitizer included;
 	@+$(if $(GPU),$(SUBMAKE) CUDA=on run-test-gpu,$(GPU_PY) test)
 
 GPU_TESTS := $(call program,tests/test_device*.c tests/test_exec_device*.c tests/test_elastic.c \
-    tests/test_stream.c tests/test_placements.c tests/test_experts.c tests/modeltest_forward.c)
+    tests/test_stream.c tests/test_placements.c tests/test_turns.c tests/test_experts.c \
+    tests/modeltest_forward.c)
 
 run-test-gpu: need-nvcc $(CUDA_PLUGIN) $(GPU_TESTS)
 	@$(GPU_PY) test --build $(BUILD) $(if $(REPORT),--out '$(REPORT)')

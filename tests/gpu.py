@@ -183,7 +183,7 @@ def cublas_folders():
 def run_tests(session, build, models):
     names = sorted(glob.glob("tests/test_device*.c") + glob.glob("tests/test_exec_device*.c"))
     names += ["tests/test_elastic.c", "tests/test_stream.c", "tests/test_placements.c",
-              "tests/test_experts.c"]
+              "tests/test_turns.c", "tests/test_experts.c"]
     names = [os.path.basename(n)[:-2] for n in names]
     for name in names:
         session.run(name, [os.path.join(build, "tests", name), "--cuda"])

@@ -59,7 +59,8 @@ def limited(folder):
 def programs(folder, text, **other):
     for name in os.listdir(HERE):
         if name.startswith(("test_device", "test_exec_device", "test_elastic", "test_stream",
-                            "test_placements", "test_experts", "modeltest_forward")) and name.endswith(".c"):
+                            "test_placements", "test_turns", "test_experts",
+                            "modeltest_forward")) and name.endswith(".c"):
             script(os.path.join(folder, "tests", name[:-2]), other.get(name[:-2], text))
     os.makedirs(os.path.join(folder, "models"))
     for name in "a.gguf", "b.gguf":
