@@ -260,7 +260,7 @@ QUICK = {"test_device": "opens_and_tells", "test_device_attend": "rope_table", "
          "test_exec_device": "rules_without_a_tensor", "test_exec_device_best": "no_token_is",
          "test_exec_devices": "a_plan_for_more", "test_elastic": "a_context_at_an_edge",
          "test_stream": "what_is_on_devices", "test_experts": "equal_counts",
-         "test_placements": "models_and_contexts"}
+         "test_placements": "a_placement_by_rules", "test_turns": "no_weights_move"}
 
 
 @case

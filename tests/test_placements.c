@@ -303,6 +303,20 @@ static void check_seen(const char *arch, const seen *w, bool several)
               w->ruled, w->moving, w->dropped, w->promoted);
 }
 
+/* A first look, for who cannot wait for all of them. */
+TEST(a_placement_by_rules_and_one_that_moves)
+{
+    golden g;
+    seen what = {0};
+    uint64_t seed = 1;
+    if (!have_device(one_device) || !golden_load(&g, "qwen3")) return;
+    for (int i = 3; i < 5; i++)
+        check_placement(&g, i, layers_of(&g), false, &seed, &what);
+    CHECK_INT(what.moving, 1);
+    CHECK(what.ruled > 0 && what.dropped > 0);
+    golden_free(&g);
+}
+
 TEST(random_placements)
 {
     if (!have_device(one_device)) return;
