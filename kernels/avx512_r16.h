@@ -94,7 +94,9 @@ INLINE wide select_bits(int mask, wide a, wide b)
     return _mm512_ternarylogic_epi64(_mm512_set1_epi8((char)mask), a, b, 0xca);
 }
 
-/* Byte k of every dword, signed, times 2^24: d and m of a K type are times 2^-24. */
+/* Byte k of every dword, signed, times 2^24: d and m of a K type are times 2^-24. So the sum of a unit
+ * before that is up to 2^52 times the scale of the activations, which overflows from a scale of about
+ * 1e22 on, that is from activations of about 1e26 on; to take it off them instead would lose small ones. */
 INLINE __m512 byte_times(wide v, int k)
 {
     const wide at = _mm512_add_epi32(
