@@ -106,10 +106,14 @@ static tn_status settle(tn_context *c, uint32_t kv_type, tn_error *err)
     return s;
 }
 
-static void leave_boundary(tn_context *c)
+/* Gives back what devices hold, too, in the engine's turn: giving memory back waits for the device, which
+ * may wait for the host thread that evaluates, and the driver may let neither of the two in meanwhile. */
+static void give_back(tn_context *c)
 {
     pthread_mutex_lock(&c->m->engine->turn);
+    tn_exec_free(c->exec);
     if (c->m->boundary) tn_boundary_leave(c->m->boundary, &c->kv);
+    tn_kv_free(&c->kv);
     tn_boundary_look_again(c->m->engine);
     pthread_mutex_unlock(&c->m->engine->turn);
 }
@@ -158,9 +162,7 @@ tn_status tn_context_new(tn_context **out, tn_model *m, const tn_context_options
 void tn_context_free(tn_context *c)
 {
     if (!c) return;
-    tn_exec_free(c->exec);
-    leave_boundary(c);
-    tn_kv_free(&c->kv);
+    give_back(c);
     tn_free(c->a, c->tokens);
     tn_free(c->a, c->logits);
     tn_free(c->a, c->slice);

@@ -64,13 +64,13 @@ void tn_model_close(tn_model *m)
     pthread_mutex_lock(&m->engine->turn);
     tn_boundary_free(m->boundary);
     tn_boundary_look_again(m->engine);
-    pthread_mutex_unlock(&m->engine->turn);
     for (int32_t i = 0; i < m->on_device.n_segments; i++) {
         const tn_segment *y = &m->on_device.segment[i];
         tn_streamer_free(y->streamer);
         y->device->api->free(y->device, y->arena);
     }
     tn_pins_free(m->pins);
+    pthread_mutex_unlock(&m->engine->turn);
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
     tn_image_close(m->image);

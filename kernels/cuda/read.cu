@@ -6,6 +6,7 @@ enum { read_threads = 256, read_blocks = 2048 };
 
 __global__ void read_words(const uint4 *p, int64_t n, uint32_t *sum)
 {
+    SHARED(uint32_t, part, [read_threads / 32]);
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
     uint32_t mine = 0;
 #pragma unroll 4
@@ -13,8 +14,13 @@ __global__ void read_words(const uint4 *p, int64_t n, uint32_t *sum)
         const uint4 v = p[i];
         mine += v.x + v.y + v.z + v.w;
     }
-    const uint32_t all = (uint32_t)warp_sum((int)mine);
-    if (threadIdx.x % 32 == 0) atomicAdd(sum, all);
+    mine = (uint32_t)warp_sum((int)mine);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = mine;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int w = 1; w < read_threads / 32; w++)
+        mine += part[w];
+    atomicAdd(sum, mine); /* one of a block: to one address they wait for each other */
 }
 
 tn_status tn_cuda_read(tn_stream *stream, const void *p, size_t bytes, uint32_t *sum)
