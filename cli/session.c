@@ -117,9 +117,9 @@ static int make_plan(tn_session *s, const tn_settings *set)
     const bool emulated = strcmp(tn_engine_devices(s->engine), "emu") == 0;
     tn_error err = {0};
     char *measured = NULL;
-    if (set->plan || set->hardware) return tn_placed_make(&s->placed, set, set->hardware);
-    if (set->exact) return TN_EXIT_OK;
-    if (emulated) return tn_placed_make(&s->placed, set, TN_EMULATED_HARDWARE);
+    const char *machine = set->hardware ? set->hardware : emulated ? TN_EMULATED_HARDWARE : NULL;
+    if (set->exact && !set->plan && !set->hardware) return TN_EXIT_OK;
+    if (machine || set->plan) return tn_placed_make(&s->placed, set, machine);
     free(tn_cache_dir_make());
     const tn_status status = tn_engine_calibrate(s->engine, false, &measured, &err);
     if (status) return tn_session_fail(status, &err);

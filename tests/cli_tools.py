@@ -285,6 +285,7 @@ def a_plan_is_carried_out(t):
         ("--hardware", "rtx3060-ddr4"),
         ("--hardware", "rtx3060-ddr4", "--place", "ffn_up=host"),
         ("--hardware", "rtx3060-ddr4", "--plan", plan),
+        ("--plan", plan),
     ):
         out, err = on_device(t, *logits, "--kv", "f32", *args)
         check(b"plan " in err and b"rtx3060-ddr4" in err, f"{args}: stderr {err!r}")

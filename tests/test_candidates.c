@@ -287,6 +287,69 @@ TEST(rules_that_do_not_fit_may_be_lifted)
     tn_shape_free(&s);
 }
 
+/* ---- the boundary ------------------------------------------------------------------------------
+ */
+
+/* With more room than planned no layer could gain by what is left of it: by one unit, or by all of
+ * them, which pays where some do not. *whole: layers that are whole only then. */
+static void check_room(const tn_planned *out, const tn_shape *s, const tn_profile *p, double more,
+                       int *whole)
+{
+    const tn_plan *plan = &out->plan;
+    uint64_t room[TN_MAX_DEVICES] = {0};
+    int32_t units[8];
+    tn_cost k;
+    tn_cost_init(&k, s, p, &out->c, NULL);
+    for (int l = 0; l < s->n_layers; l++)
+        if (plan->layer[l].device != TN_HOST)
+            room[plan->layer[l].device] += tn_shape_ffn_bytes(&s->layer[l], plan->layer[l].units);
+    for (int d = 0; d < p->n_devices; d++)
+        room[d] += (uint64_t)(more * (double)s->layer[0].ffn_bytes);
+    REQUIRE(tn_plan_boundary_in(plan, s, p, &out->c, room, units, heap, NULL) == TN_OK);
+    for (int l = 0; l < s->n_layers; l++)
+        if (plan->layer[l].device != TN_HOST)
+            room[plan->layer[l].device] -= tn_shape_ffn_bytes(&s->layer[l], units[l]);
+    for (int l = 0; l < s->n_layers; l++) {
+        const tn_plan_layer *y = &plan->layer[l];
+        const int32_t n = s->layer[l].n_units, to[2] = {units[l] + 1, n};
+        CHECK_MSG(units[l] >= y->units, "layer %d lost units", l);
+        *whole += units[l] == n && y->units < n;
+        for (int i = 0; i < 2 && y->device != TN_HOST && units[l] < n; i++) {
+            const uint64_t bytes = tn_shape_ffn_bytes(&s->layer[l], to[i]) -
+                                   tn_shape_ffn_bytes(&s->layer[l], units[l]);
+            const double now = tn_cost_ffn(&k, l, y->device, y->attn, units[l], 1),
+                         then = tn_cost_ffn(&k, l, y->device, y->attn, to[i], 1);
+            CHECK_MSG(bytes > room[y->device] || then >= now * (1 - 1e-9),
+                      "layer %d: %d units take %g s, %d would take %g", l, units[l], now, to[i],
+                      then);
+        }
+    }
+}
+
+TEST(room_that_is_left_is_used)
+{
+    int n = 0, whole = 0;
+    for (uint64_t i = 0; i < 200; i++) {
+        uint64_t seed = 27000 + i;
+        tn_shape s;
+        tn_planned out;
+        tn_constraints c;
+        const test_model m = random_model(&seed, 3, i % 4 == 3);
+        const tn_profile p = random_profile(&seed, 1 + (int)(i % 2));
+        REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+        random_constraints(&seed, &s, &p, &c);
+        c.fixed = false;
+        REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+        if (out.plan.feasible && out.plan.elastic) {
+            check_room(&out, &s, &p, test_uniform(&seed, 0, 2), &whole);
+            n++;
+        }
+        tn_planned_free(&out);
+        tn_shape_free(&s);
+    }
+    CHECK_MSG(n > 60 && whole > 20, "%d plans, %d layers whole", n, whole);
+}
+
 /* ---- a pure function ---------------------------------------------------------------------------
  */
 

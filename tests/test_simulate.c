@@ -324,13 +324,16 @@ TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
     tn_shape_free(&s);
 }
 
-/* Attention on the device, FFNs on the host or on both sides, by hand: every hand-over counts half
- * a crossing, and the activations of a batch. */
+/* Attention on the device, FFNs on the host, on both sides, or torn apart, by hand: every hand-over
+ * counts half a crossing, and the activations of a batch. */
 TEST(hand_overs_by_hand)
 {
     enum { prompt = 8, embd = 64 };
     const double host = 1e6, device = 4e6, kv_rate = 1e5, cross = 1e-3, pinned = 1e7;
-    for (int split = 0; split < 2; split++) {
+    static const char *const places[] = {"ffn_(up|gate|down)\\.=host",
+                                         "ffn_(up|gate|down)\\.=split:0.5",
+                                         "ffn_down=host,ffn_(up|gate)\\.=device"};
+    for (int way = 0; way < 3; way++) {
         uint64_t seed = 5;
         tn_shape s;
         tn_planned out;
@@ -350,9 +353,7 @@ TEST(hand_overs_by_hand)
         dev->rate.flops[0] = dev->rate.flops[1] = 1e30;
         dev->cross_s = cross, dev->pinned = pinned;
         REQUIRE(test_shape(&s, &m, 16) == TN_OK);
-        REQUIRE(tn_rules_add(
-                    &r, split ? "ffn_(up|gate|down)\\.=split:0.5" : "ffn_(up|gate|down)\\.=host",
-                    NULL) == TN_OK);
+        REQUIRE(tn_rules_add(&r, places[way], NULL) == TN_OK);
         REQUIRE(tn_rules_add(&r, "attn=device,ffn_norm=device,output=device", NULL) == TN_OK);
         const tn_constraints c = {
             .n_batch = prompt, .page_size = 16, .rules = &r, .request = {0, prompt, 1}};
@@ -370,9 +371,13 @@ TEST(hand_overs_by_hand)
             for (int j = 0; j < y->n; j++)
                 all += (double)s.tensor[s.of_layer[y->first + j]].bytes / device;
             all -= (double)y->ffn_bytes / device;
-            const double on = (double)tn_shape_ffn_bytes(y, out.plan.layer[l].units);
-            CHECK(split ? on > 0 && on < (double)y->ffn_bytes : on == 0);
-            ffn += fmax(on / device, ((double)y->ffn_bytes - on) / host);
+            double on = (double)tn_shape_ffn_bytes(y, out.plan.layer[l].units);
+            const double whole = (double)y->ffn_bytes;
+            if (way == 2)
+                on = whole - (double)s.tensor[s.of_layer[y->first + y->n - 1]].bytes; /* down */
+            CHECK(way ? on > 0 && on < whole : on == 0);
+            ffn += way == 2 ? on / device + (whole - on) / host
+                            : fmax(on / device, (whole - on) / host);
         }
         /* In, out and in again for both FFNs, and the logits out. */
         CHECK_NEAR(token.decode_s / (hop1 + all + 2 * (prompt + 1) * kv / kv_rate + 4 * hop1 + ffn +
