@@ -8,10 +8,6 @@
 
 enum { PANEL = 2 * LANES, ROWS = LANES == 16 ? 12 : 6, MAX_SLICE = 288 };
 
-/* Of functions whose loops need all registers: where gcc inlines them, it keeps constants of
- * others there, and spills. */
-#define APART static __attribute__((noinline))
-
 /* A slice of an item's rows, in scratch. */
 typedef struct slice {
     const tn_attend *a;

@@ -11,6 +11,15 @@ enum {
     MAX_DIM = 1024 /* of a head */
 };
 
+/* f(z, x, h, type, heads) with constants. */
+#define BY_TYPE(f, type, heads)               \
+    if (type == TN_TYPE_F16)                  \
+        f(z, x, h, TN_TYPE_F16, heads);       \
+    else if (type == TN_TYPE_Q8_0)            \
+        f(z, x, h, TN_TYPE_Q8_0, heads);      \
+    else                                      \
+        f(z, x, h, TN_TYPE_F32, heads)
+
 /* State of query rows, in scratch: heads of one or more tokens, all of one KV head. */
 typedef struct one {
     int32_t n_rows, dim_k, dim_v;
@@ -33,9 +42,10 @@ typedef struct one {
     int32_t *weight; /* [dim_v / 32][n_rows][TILE / 2]: s times the scale of V, see q8_weights */
 } one;
 
-/* A tile of keys, whole units; `next`: K of the tile after it. */
+/* A tile of keys, whole units, and the tile after it, asked for while this one is used: K with K
+ * and V with V, so that a line has the time of a whole tile to arrive. */
 typedef struct keys {
-    const char *k, *v, *next;
+    const char *k, *v, *next_k, *next_v;
     int64_t skip, n; /* positions [skip, n) are seen */
 } keys;
 
@@ -50,30 +60,26 @@ INLINE const char *vector_at(const char *units, size_t unit_bytes, int64_t i, si
  */
 
 /* Vectors of positions for `heads` heads that fit the registers. */
-INLINE int vectors_at_once(int heads)
+INLINE int vectors_at_once(int heads, uint32_t type)
 {
-    if (LANES == 16) return heads == 1 ? 4 : 2;
+    if (LANES == 16) return heads == 1 || type != TN_TYPE_Q8_0 ? 4 : 2;
     return heads == 1 ? 4 : heads == 2 ? 4 : 2;
 }
 
 /* Scores of heads h .. h + heads - 1 with vectors i .. i + n - 1 of the tile (heads, n constants).
- * V of the same positions is asked for. */
+ */
 INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint32_t type,
                          const int heads, const int n)
 {
     const size_t size = type == TN_TYPE_F16 ? 2 : 4;
-    const char *k[4], *v[4];
+    const char *k[4], *next = x->next_k + (size_t)(i * LANES * z->dim_k) * size;
     const float *q = z->q + h;
     vf acc[16];
-    UNROLL for (int u = 0; u < n; u++)
-    {
-        k[u] = vector_at(x->k, z->k_bytes, i + u, size);
-        v[u] = x->v + (size_t)((i + u) * LANES * z->dim_v) * size;
-    }
+    UNROLL for (int u = 0; u < n; u++) k[u] = vector_at(x->k, z->k_bytes, i + u, size);
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t d = 0; d < z->dim_k; d += 4) {
-        UNROLL for (int u = 0; u < n; u++)
-            fetch(v[u] + (size_t)(d * LANES) * size, 4 * LANES * (int)size);
+        fetch(next, n * 4 * LANES * (int)size);
+        next += n * 4 * LANES * (int)size;
         UNROLL for (int e = 0; e < 4; e++, q += z->n_rows)
         {
             vf y[4];
@@ -97,25 +103,21 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
 INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const int heads,
                       const int n)
 {
-    const char *k[4], *v[4];
+    const char *k[4], *next = x->next_k + (size_t)i * LANES * z->k_bytes / TN_KV_UNIT;
     vf acc[16];
-    UNROLL for (int u = 0; u < n; u++)
-    {
-        k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
-        v[u] = vector_at(x->v, z->v_bytes, i + u, 0);
-    }
+    UNROLL for (int u = 0; u < n; u++) k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
         q8_sum sum[16];
         const int32_t *q = z->q_int + (b * 8 * z->n_rows + h) * 2;
         UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++) sum[g * n + u] =
             q8_start(z->q_seed[b * z->n_rows + h + g]);
-        for (int j = 0; j < 8; j++, q += 2 * z->n_rows) {
+        for (int j = 0; j < 8; j++, q += 2 * z->n_rows, next += n * 4 * LANES) {
             q8_quads y[4];
+            fetch(next, n * 4 * LANES);
             UNROLL for (int u = 0; u < n; u++)
             {
                 const int at = (b * 8 + j) * 64;
-                if (u * LANES % TN_KV_UNIT == 0) _mm_prefetch(v[u] + at, _MM_HINT_T1);
                 y[u] = q8_keys(k[u] + at);
             }
             UNROLL for (int g = 0; g < heads; g++)
@@ -124,6 +126,8 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
                 UNROLL for (int u = 0; u < n; u++) q8_add_keys(&sum[g * n + u], y[u], q0, q1);
             }
         }
+        fetch(next, n * 2 * LANES); /* as many bytes as scales */
+        next += n * 2 * LANES;
         UNROLL for (int u = 0; u < n; u++)
         {
             const vf scale = v_halves(vector_at(x->k, z->k_bytes, i + u, 2) + b * 32);
@@ -147,7 +151,7 @@ INLINE void scores_at(const one *z, const keys *x, int64_t i, int32_t h, uint32_
 
 INLINE void scores_of(const one *z, const keys *x, int32_t h, uint32_t type, const int heads)
 {
-    const int n = vectors_at_once(heads);
+    const int n = vectors_at_once(heads, type);
     const int64_t all = (x->n + TN_KV_UNIT - 1) / TN_KV_UNIT * (TN_KV_UNIT / LANES);
     int64_t i = 0;
     for (; i + n <= all; i += n)
@@ -156,15 +160,33 @@ INLINE void scores_of(const one *z, const keys *x, int32_t h, uint32_t type, con
         scores_at(z, x, i, h, type, heads, 1);
 }
 
-INLINE void scores(const one *z, const keys *x, uint32_t type)
+/* Scores of 1 to 4 heads from h on. */
+APART void scores_4(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(scores_of, type, 4);
+}
+APART void scores_3(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(scores_of, type, 3);
+}
+APART void scores_2(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(scores_of, type, 2);
+}
+APART void scores_1(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(scores_of, type, 1);
+}
+
+static inline void scores(const one *z, const keys *x, uint32_t type)
 {
     int32_t h = z->from;
     for (; z->to - h >= 4; h += 4)
-        scores_of(z, x, h, type, 4);
+        scores_4(z, x, h, type);
     switch (z->to - h) {
-    case 3: scores_of(z, x, h, type, 3); return;
-    case 2: scores_of(z, x, h, type, 2); return;
-    case 1: scores_of(z, x, h, type, 1); return;
+    case 3: scores_3(z, x, h, type); return;
+    case 2: scores_2(z, x, h, type); return;
+    case 1: scores_1(z, x, h, type); return;
     default: return;
     }
 }
@@ -181,7 +203,7 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
     const float *s = z->s + h * TILE;
     float *o = z->o + (int64_t)h * z->dim_v + d;
     const char *v = x->v + (size_t)x->skip * row + (size_t)d * size;
-    const char *next = x->next + (size_t)d * size;
+    const char *next = x->next_v + (size_t)d * size;
     vf acc[16];
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++) acc[g * vecs + i] =
         v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
@@ -223,7 +245,7 @@ INLINE void weigh_float(const one *z, const keys *x, int32_t h, uint32_t type, c
 INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
 {
     const int64_t row = 4 * (int64_t)z->dim_v; /* of four positions */
-    const char *next = x->next;
+    const char *next = x->next_v;
     for (int32_t d = 0; d < z->dim_v; d += 2 * LANES) {
         const int32_t b = d / TN_QK;
         const int32_t *w = z->weight + (b * z->n_rows + h) * (TILE / 2);
@@ -244,6 +266,8 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
                     q8_add_values(&sum[2 * g + 1], y1, w0, w1);
                 }
             }
+        fetch(next, 8 * LANES); /* as many bytes as scales */
+        next += 8 * LANES;
         UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < 2; i++)
         {
             float *o = z->o + (int64_t)(h + g) * z->dim_v + d + LANES * i;
@@ -262,15 +286,33 @@ INLINE void weigh_heads(const one *z, const keys *x, int32_t h, uint32_t type, c
         weigh_float(z, x, h, type, heads);
 }
 
-INLINE void weigh_all(const one *z, const keys *x, uint32_t type)
+/* The values of 1 to 4 heads from h on. */
+APART void weigh_4(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(weigh_heads, type, 4);
+}
+APART void weigh_3(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(weigh_heads, type, 3);
+}
+APART void weigh_2(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(weigh_heads, type, 2);
+}
+APART void weigh_1(const one *z, const keys *x, int32_t h, uint32_t type)
+{
+    BY_TYPE(weigh_heads, type, 1);
+}
+
+static inline void weigh_all(const one *z, const keys *x, uint32_t type)
 {
     int32_t h = z->from;
     for (; z->to - h >= 4; h += 4)
-        weigh_heads(z, x, h, type, 4);
+        weigh_4(z, x, h, type);
     switch (z->to - h) {
-    case 3: weigh_heads(z, x, h, type, 3); return;
-    case 2: weigh_heads(z, x, h, type, 2); return;
-    case 1: weigh_heads(z, x, h, type, 1); return;
+    case 3: weigh_3(z, x, h, type); return;
+    case 2: weigh_2(z, x, h, type); return;
+    case 1: weigh_1(z, x, h, type); return;
     default: return;
     }
 }
@@ -353,7 +395,9 @@ INLINE keys keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t l
     keys x = {.skip = lo - start, .n = (end < hi ? end : hi) - start};
     x.k = kv_unit(kv, kv->k, z->dim_k, kv_head, start);
     x.v = kv_unit(kv, kv->v, z->dim_v, kv_head, start);
-    x.next = end < hi ? kv_unit(kv, kv->k, z->dim_k, kv_head, end) : x.k;
+    const int64_t next = end <= a->pos0 + a->n - 1 ? end : start;
+    x.next_k = kv_unit(kv, kv->k, z->dim_k, kv_head, next);
+    x.next_v = kv_unit(kv, kv->v, z->dim_v, kv_head, next);
     return x;
 }
 

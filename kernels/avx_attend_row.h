@@ -16,6 +16,10 @@
 
 enum { TILE = 64 }; /* keys at a time */
 
+/* Of functions whose loops need all registers: where gcc inlines them, it keeps constants of
+ * others there, and spills. */
+#define APART static __attribute__((noinline))
+
 /* First byte of the unit of a KV head that holds position `pos`. */
 static inline const char *kv_unit(const tn_kv_view *kv, void *const *pages, int32_t dim,
                                   int32_t head, int64_t pos)
