@@ -373,6 +373,10 @@ TEST(real_shapes_on_shipped_machines)
                 if (out.plan.layer[l].units > 0 && out.plan.layer[l].units < s.layer[l].n_units)
                     partial++;
             elastic += out.plan.dropping;
+            uint64_t copies = 0;
+            for (int l = 0; l < s.n_layers && out.plan.dropping; l++)
+                copies += tn_shape_ffn_bytes(&s.layer[l], out.plan.layer[l].units);
+            CHECK_INT(out.plan.host.masters, copies);
             check_boundary(&out, &s, &p, what);
             tn_planned_free(&out);
         }

@@ -270,6 +270,10 @@ TEST(a_token_on_the_host_takes_as_long_as_its_bytes)
         if (s.tensor[i].layer >= 0 || i == s.head) bytes += (double)s.tensor[i].bytes;
     const double kv = 2.0 * 10 * 2 * m.kv_heads * m.head_dim * 2; /* layers, tokens, K and V, F16 */
     CHECK_NEAR(sim.decode_s, bytes / 1e6 + kv / 1e5, 1e-9);
+    /* The last token that a context has room for. */
+    CHECK_NEAR(plan.predicted.decode_tok_s[plan.predicted.n_depths - 1] *
+                   (bytes / 1e6 + kv / 10 * full.n_ctx / 1e5),
+               1, 1e-9);
     CHECK_NEAR(sim.host_busy_s, sim.decode_s, 1e-9);
     CHECK(sim.device_busy_s == 0 && sim.link_busy_s == 0);
     tn_plan_free(&plan, heap);
