@@ -378,4 +378,33 @@ TEST(the_same_question_has_the_same_answer)
     }
 }
 
+/* A rule for what makes keys and values says where they live; fewer threads are slower. */
+TEST(rules_and_threads_decide)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    tn_rules r = {.a = heap};
+    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3090-ddr5"));
+    REQUIRE(tn_rules_add(&r, "blk\\.3\\.attn_[kv]\\.=host", NULL) == TN_OK);
+    tn_constraints c = {.n_ctx = 4096, .rules = &r};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    for (int l = 0; l < s.n_layers; l++)
+        CHECK_INT(out.plan.layer[l].attn, l != 3);
+    tn_planned_free(&out);
+    tn_rules_free(&r);
+    double step[2] = {0};
+    c.rules = NULL;
+    c.vram[0] = UINT64_MAX;
+    for (int i = 0; i < 2; i++) {
+        c.threads = i;
+        REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+        step[i] = 1 / out.plan.predicted.decode_tok_s[0];
+        tn_planned_free(&out);
+    }
+    CHECK_MSG(step[1] > 1.2 * step[0], "%g s with one thread, %g s with all", step[1], step[0]);
+    tn_shape_free(&s);
+}
+
 TEST_MAIN

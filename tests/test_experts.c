@@ -295,6 +295,13 @@ TEST(those_chosen_most_are_on_the_device)
     tn_simulated sim;
     tn_cost_init(&k, &counted, &p, &b.c, NULL);
     REQUIRE(tn_simulate_request(&sim, &b.optimum, &k, 3, heap, NULL) == TN_OK);
+    /* Of a batch bound by arithmetic, experts take their share of the choices. */
+    const tn_shape_layer *first = &counted.layer[0];
+    const int32_t half = first->n_units / 2;
+    const double part = tn_cost_ffn_part(&k, 0, TN_HOST, 0, half, 1 << 20) /
+                        tn_cost_ffn_part(&k, 0, TN_HOST, 0, first->n_units, 1 << 20);
+    CHECK(tn_shape_hit_share(first, half) > 0.55);
+    CHECK_NEAR(part, tn_shape_hit_share(first, half), 0.01);
     CHECK_MSG(fabs((sim.prefill_s + sim.decode_s) / b.optimum.predicted.request_s - 1) <= 0.03,
               "predicted %g s, simulated %g s", b.optimum.predicted.request_s,
               sim.prefill_s + sim.decode_s);
@@ -375,6 +382,28 @@ static tn_placement *place(uint64_t vram, bool fixed, const char *cache_dir)
     if (tn_placement_open(&p, model, &o, &err)) FAIL("%s", err.msg);
     free(machine);
     return p;
+}
+
+/* A plan that knew no counters is replayed as it was, whatever has been counted since. */
+static void check_replay(const char *plan)
+{
+    char *machine = slow_machine();
+    char path[100];
+    tn_placement *p;
+    tn_error err = {0};
+    snprintf(path, sizeof path, "%s/plan.json", dir);
+    const tn_placement_options o = {.struct_size = sizeof o,
+                                    .hardware = machine,
+                                    .kv = TN_KV_F32,
+                                    .page_size = page,
+                                    .cache_dir = dir,
+                                    .plan_file = path};
+    REQUIRE(tn_file_replace(path, plan, heap, NULL) == TN_OK);
+    if (tn_placement_open(&p, model, &o, &err)) FAIL("%s", err.msg);
+    CHECK(p && !p->shape.layer[0].use);
+    tn_placement_close(p);
+    unlink(path);
+    free(machine);
 }
 
 static int split_layers(const tn_placement *p)
@@ -458,7 +487,8 @@ TEST(counters_of_a_run_feed_the_next_plan)
     tn_placement *p = split_place(true, dir);
     REQUIRE(p);
     CHECK(!p->shape.layer[0].use);
-    char *path = tn_experts_path(dir, p->shape.header, heap);
+    char *path = tn_experts_path(dir, p->shape.header, heap), *plan = NULL;
+    REQUIRE(tn_placement_json(p, &plan, NULL) == TN_OK);
     /* The host alone counts, then a split model; what they counted adds up. */
     for (int i = 0; i < 2 && !tn_failures; i++) {
         check_run(&g, i ? p : NULL, 0, dir, warning, counts, &st);
@@ -478,6 +508,8 @@ TEST(counters_of_a_run_feed_the_next_plan)
     REQUIRE(tn_experts_json(&c, p->shape.header, &text, heap, NULL) == TN_OK);
     REQUIRE(tn_file_replace(path, text, heap, NULL) == TN_OK);
     tn_free(heap, text);
+    check_replay(plan);
+    tn_placement_string_free(p, plan);
     tn_placement_close(p);
     for (int fixed = 0; fixed < 2 && !tn_failures; fixed++) {
         static const int32_t order[n_experts] = {7, 5, 3, 1, 6, 4, 2, 0};

@@ -2,10 +2,8 @@
 #include "plan_random.h"
 
 #include "../engine/plan_chain.h"
-#include "../engine/tenon.h"
 
 #include <jansson.h>
-#include <unistd.h>
 
 static const tn_allocator *const heap = &tn_default_allocator;
 
@@ -380,8 +378,81 @@ TEST(plans_for_another_model_or_machine_are_refused)
     tn_free(heap, text);
 }
 
+/* What somebody may have done to a plan by hand. */
+static void other_build(json_t *doc)
+{
+    json_object_set_new(json_object_get(doc, "hardware"), "key", json_string("another"));
+}
+
+static void unknown_tensor(json_t *doc)
+{
+    json_object_set_new(json_object_get(doc, "overrides"), "blk.99.ffn_up.weight", json_real(1));
+}
+
+static void no_last_layer(json_t *doc)
+{
+    json_t *units = json_object_get(doc, "units"), *u;
+    size_t i = json_array_size(units);
+    while (i-- > 0) {
+        u = json_array_get(units, i);
+        if (json_integer_value(json_object_get(u, "layer")) == 79) json_array_remove(units, i);
+    }
+}
+
+static void devices_in_turn(json_t *doc)
+{
+    json_t *units = json_object_get(doc, "units"), *u;
+    size_t i;
+    json_array_foreach (units, i, u)
+        json_object_set_new(u, "device",
+                            json_integer(json_integer_value(json_object_get(u, "layer")) == 0));
+}
+
+TEST(plans_edited_by_hand_are_refused_by_name)
+{
+    static const struct {
+        void (*edit)(json_t *doc);
+        const char *word;
+    } cases[] = {{other_build, "the machine and build"},
+                 {unknown_tensor, "names a tensor the model lacks"},
+                 {no_last_layer, "does not place every layer"},
+                 {devices_in_turn, "goes back to an earlier device"},
+                 {NULL, ""}};
+    const tn_constraints c = {.n_ctx = 4096};
+    tn_shape s;
+    tn_profile p;
+    tn_planned out;
+    char *text = NULL;
+    REQUIRE(test_shape(&s, &model_70b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "2x-rtx3090-ddr4"));
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
+    REQUIRE(tn_planned_json(&out, &s, &p, &text, heap, NULL) == TN_OK);
+    tn_planned_free(&out);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tn_error err = {0};
+        json_t *doc = json_loads(text, 0, NULL);
+        REQUIRE(doc);
+        if (cases[i].edit) cases[i].edit(doc);
+        char *edited = json_dumps(doc, 0);
+        const tn_status status =
+            tn_plan_parse(&out, edited, strlen(edited), "x.json", &s, &p, &c, heap, &err);
+        CHECK_MSG((status != TN_OK) == (cases[i].edit != NULL) && strstr(err.msg, cases[i].word),
+                  "case %zu: %d '%s'", i, (int)status, err.msg);
+        if (!status) tn_planned_free(&out);
+        free(edited);
+        json_decref(doc);
+    }
+    tn_free(heap, text);
+    tn_shape_free(&s);
+}
+
 /* ---- JSON --------------------------------------------------------------------------------------
  */
+
+static uint64_t used_bytes(const tn_plan_memory *m)
+{
+    return m->weights + m->kv + m->buffers + m->masters;
+}
 
 static void check_prediction(const json_t *j, const char *what)
 {
@@ -446,8 +517,11 @@ static void check_json(const test_model *model, const char *place)
     REQUIRE(doc);
     for (int i = 0; i < 4; i++)
         CHECK_MSG(json_integer_value(json_object_get(doc, sizes[i])) > 0, "no %s", sizes[i]);
-    CHECK(json_integer_value(json_object_get(doc, "device_bytes")) <=
-          json_integer_value(json_object_get(doc, "budget_bytes")));
+    CHECK_INT(json_integer_value(json_object_get(doc, "device_bytes")),
+              used_bytes(&out.plan.device[0]));
+    CHECK_INT(json_integer_value(json_object_get(doc, "host_bytes")), used_bytes(&out.plan.host));
+    CHECK_INT(json_integer_value(json_object_get(doc, "budget_bytes")), out.plan.device[0].budget);
+    CHECK_INT(json_integer_value(json_object_get(doc, "host_budget_bytes")), out.plan.host.budget);
     check_prediction(json_object_get(doc, "predicted"), "predicted");
     check_prediction(json_object_get(doc, "optimum"), "optimum");
     const json_t *all = json_object_get(doc, "candidates");
@@ -502,218 +576,6 @@ TEST(the_context_that_fits_is_the_longest)
         tn_planned_free(&out);
     }
     tn_shape_free(&s);
-}
-
-/* ---- the public header -------------------------------------------------------------------------
- */
-
-static const char *const tiny = "tests/data/arch/llama/model-f16.gguf";
-
-TEST(placement_of_a_file)
-{
-    tn_placement *p;
-    tn_error err = {0};
-    tn_placement_options opt = {.struct_size = sizeof opt, .hardware = "rtx3060-ddr4"};
-    REQUIRE(tn_placement_open(&p, tiny, &opt, &err) == TN_OK);
-    tn_placement_info f = {.struct_size = sizeof f};
-    CHECK(tn_placement_get_info(p, &f, &err) == TN_OK);
-    CHECK(f.feasible && f.n_layers > 0 && f.n_devices == 1 && f.predicted.request_s > 0);
-    CHECK_STR(f.hardware, "rtx3060-ddr4");
-    for (int32_t l = 0; l <= f.n_layers; l++) {
-        tn_placement_row row;
-        CHECK(tn_placement_get_row(p, l, &row, &err) == TN_OK);
-        CHECK(row.ffn_share >= 0 && row.ffn_share <= 1 && *row.ffn_reason);
-    }
-    tn_placement_row row;
-    tn_placement_memory mem;
-    CHECK(tn_placement_get_row(p, f.n_layers + 1, &row, &err) == TN_EARG);
-    CHECK(tn_placement_get_row(p, -1, &row, &err) == TN_EARG);
-    CHECK(tn_placement_get_memory(p, 1, &mem, &err) == TN_EARG);
-    CHECK(tn_placement_get_memory(p, -1, &mem, &err) == TN_OK && mem.budget_bytes > 0);
-    tn_placement_close(p);
-}
-
-TEST(placement_of_this_machine_knows_its_memory)
-{
-    tn_placement *p;
-    tn_placement_memory host;
-    tn_error err = {0};
-    REQUIRE(tn_placement_open(&p, tiny, NULL, &err) == TN_OK);
-    tn_placement_info f = {.struct_size = sizeof f};
-    CHECK(tn_placement_get_info(p, &f, &err) == TN_OK);
-    CHECK(tn_placement_get_memory(p, -1, &host, &err) == TN_OK);
-    const uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    CHECK_MSG(host.budget_bytes > 0 && host.budget_bytes <= all, "%llu of %llu bytes",
-              (unsigned long long)host.budget_bytes, (unsigned long long)all);
-    for (size_t i = 0; tn_hardware_name(i); i++)
-        CHECK_MSG(strcmp(f.hardware, tn_hardware_name(i)) != 0, "this machine is no %s",
-                  f.hardware);
-    tn_placement_close(p);
-}
-
-TEST(placement_refuses_by_name)
-{
-    static const struct {
-        const char *path, *hardware, *plan, *request;
-        tn_status status;
-        const char *word;
-    } cases[] = {
-        {"tests/data/nothing.gguf", NULL, NULL, NULL, TN_ENOENT, "nothing.gguf"},
-        {"tests/harness.h", NULL, NULL, NULL, TN_EFORMAT, "harness.h"},
-        {"tests/data/arch/llama/model-f16.gguf", "rtx9999", NULL, NULL, TN_ENOENT, "rtx3060-ddr4"},
-        {"tests/data/arch/llama/model-f16.gguf", "tests/harness.h", NULL, NULL, TN_EFORMAT,
-         "harness.h"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, "tests/none.json", NULL, TN_ENOENT,
-         "none.json"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, "tests/harness.h", NULL, TN_EFORMAT,
-         "harness.h"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, NULL, "soon", TN_EARG, "--for"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, NULL, "1+", TN_EARG, "--for"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, NULL, "1+1@x", TN_EARG, "--for"},
-        {"tests/data/arch/llama/model-f16.gguf", NULL, NULL, "0+0", TN_EARG, "--for"},
-        {"llama-9000b:q4_k_m", NULL, NULL, NULL, TN_EARG, "llama-70b"},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        tn_placement *p;
-        tn_error err = {0};
-        tn_placement_options opt = {.struct_size = sizeof opt,
-                                    .hardware = cases[i].hardware,
-                                    .plan_file = cases[i].plan,
-                                    .request = cases[i].request};
-        const tn_status s = tn_placement_open(&p, cases[i].path, &opt, &err);
-        CHECK_MSG(s == cases[i].status && !p && strstr(err.msg, cases[i].word), "case %zu: %d '%s'",
-                  i, (int)s, err.msg);
-        if (!s) tn_placement_close(p);
-    }
-}
-
-/* Every way to place can be asked for, and is then planned as it was predicted beside the best. */
-TEST(candidates_by_name)
-{
-    tn_placement *best, *p;
-    tn_error err = {0};
-    tn_placement_options opt = {.struct_size = sizeof opt,
-                                .hardware = "rtx3060-ddr4",
-                                .request = "512+128@4096",
-                                .n_ctx = 8192,
-                                .vram = {4ull << 30}};
-    REQUIRE(tn_placement_open(&best, "llama-8b:q4_k_m", &opt, &err) == TN_OK);
-    bool fits;
-    tn_placement_prediction want;
-    size_t n = 0;
-    for (; (opt.candidate = tn_placement_candidate(best, n, &fits, &want)); n++) {
-        tn_placement_info f = {.struct_size = sizeof f};
-        const tn_status s = tn_placement_open(&p, "llama-8b:q4_k_m", &opt, &err);
-        CHECK_MSG(s == (fits ? TN_OK : TN_ENOMEM), "%s: %d", opt.candidate, (int)s);
-        if (s) continue;
-        CHECK(tn_placement_get_info(p, &f, &err) == TN_OK && f.feasible);
-        CHECK_STR(f.chosen, opt.candidate);
-        CHECK_NEAR(f.predicted.request_s, want.request_s, 0);
-        CHECK_NEAR(f.predicted.step_s, want.step_s, 0);
-        tn_placement_close(p);
-    }
-    CHECK_INT(n, 5);
-    tn_placement_close(best);
-    opt.candidate = "best";
-    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_EARG && strstr(err.msg, "'best'"));
-    opt.candidate = "layers";
-    opt.plan_file = "tests/none.json";
-    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_EARG && strstr(err.msg, "'layers'"));
-    opt.plan_file = NULL;
-    opt.candidate = "ffn-host";
-    opt.vram[0] = 4096;
-    CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_ENOMEM && strstr(err.msg, "does not fit"));
-}
-
-TEST(shipped_profiles_are_readable_and_say_their_sources)
-{
-    static const char *const figures[] = {"host.memory_bytes",    "host.cores",
-                                          "host.matvec_gb_s",     "host.kv_gb_s",
-                                          "host.prefill_tflops",  "host.op_us",
-                                          "devices.memory_bytes", "devices.matvec_gb_s",
-                                          "devices.kv_gb_s",      "devices.prefill_tflops",
-                                          "devices.pinned_gb_s",  "devices.pageable_gb_s",
-                                          "devices.crossing_us",  "devices.op_us",
-                                          "devices.pcie",         "contended"};
-    int n = 0;
-    for (; tn_hardware_name((size_t)n); n++) {
-        tn_profile p, q;
-        tn_error err = {0};
-        char *text, *again;
-        REQUIRE(tn_hardware_json(tn_hardware_name((size_t)n), &text, &err) == TN_OK);
-        CHECK_MSG(tn_profile_parse(&p, text, strlen(text), "x", &err) == TN_OK, "%s", err.msg);
-        REQUIRE(tn_profile_shipped(&q, tn_hardware_name((size_t)n)));
-        REQUIRE(tn_profile_json(&q, &again, heap, &err) == TN_OK);
-        CHECK_STR(text, again);
-        tn_free(heap, again);
-        for (size_t j = 0; j < sizeof figures / sizeof *figures; j++) {
-            int found = 0;
-            for (int i = 0; i < p.n_sources; i++)
-                found +=
-                    strcmp(p.source[i].figure, figures[j]) == 0 && strlen(p.source[i].text) > 9;
-            CHECK_MSG(found == 1, "%s: %d sources of %s", p.name, found, figures[j]);
-        }
-        CHECK(strstr(p.label, "assumed"));
-        int cores = 0, of_nodes = 0;
-        for (int i = 0; i < p.host.n_kinds; i++)
-            cores += p.host.kind[i].cores;
-        for (int i = 0; i < p.host.n_nodes; i++)
-            of_nodes += p.host.node[i].cores;
-        CHECK(cores == p.host.cores && of_nodes == p.host.cores && p.host.n_nodes >= 1);
-        /* No copy is faster than its link: transfers, lanes, and 128 of 130 bits of payload. */
-        for (int i = 0; i < p.n_devices; i++) {
-            const tn_pci_link *k = &p.device[i].link;
-            const double most = k->gt_s * 1e9 / 8 * k->width * 128 / 130;
-            CHECK_MSG(p.device[i].pinned > 0.5 * most && p.device[i].pinned < most,
-                      "%s: %.3g of %.3g bytes per second", p.name, p.device[i].pinned, most);
-        }
-        tn_hardware_string_free(text);
-    }
-    CHECK(n >= 5);
-}
-
-/* A machine with cores of two kinds, two nodes and a slow slot, through JSON and back; and what no
- * machine has. */
-TEST(profiles_know_cores_nodes_and_links)
-{
-    static const struct {
-        const char *from, *to, *word;
-    } bad[] = {{"\"kinds\": [", "\"kinds\": [7, ", "kinds[0]"},
-               {"\"processors\": 12", "\"processors\": -1", "kinds[0].processors"},
-               {"\"mhz\": 5000", "\"mhz\": \"fast\"", "kinds[0].mhz"},
-               {"\"mhz\": 5000", "\"ghz\": 5", "ghz"},
-               {"\"nodes\": [", "\"nodes\": [[], ", "nodes[0]"},
-               {"\"memory_bytes\": 1073741824", "\"memory_bytes\": -1", "nodes[1].memory_bytes"},
-               {"\"gt_s\": 2.5", "\"gt_s\": -2.5", "pcie.gt_s"},
-               {"\"width\": 4", "\"width\": 400", "pcie.width"},
-               {"\"width\": 4", "\"lanes\": 4", "lanes"}};
-    tn_profile p, q;
-    char *text;
-    tn_error err = {0};
-    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
-    p.host.n_kinds = p.host.n_nodes = 2;
-    p.host.kind[0].cores = 6, p.host.kind[0].processors = 12, p.host.kind[0].mhz = 5000;
-    p.host.kind[1].cores = 8, p.host.kind[1].processors = 8, p.host.kind[1].mhz = 3900;
-    p.host.node[0].cores = 14, p.host.node[0].memory_bytes = 1ull << 35;
-    p.host.node[1].cores = 0, p.host.node[1].memory_bytes = 1ull << 30;
-    p.device[0].link = (tn_pci_link){2.5, 16, 4, 16};
-    REQUIRE(tn_profile_json(&p, &text, heap, NULL) == TN_OK);
-    CHECK_MSG(tn_profile_parse(&q, text, strlen(text), "x", &err) == TN_OK, "%s", err.msg);
-    CHECK(memcmp(&p.host.kind, &q.host.kind, sizeof p.host.kind) == 0);
-    CHECK(memcmp(&p.host.node, &q.host.node, sizeof p.host.node) == 0);
-    CHECK(q.host.n_kinds == 2 && q.host.n_nodes == 2);
-    CHECK(memcmp(&p.device[0].link, &q.device[0].link, sizeof p.device[0].link) == 0);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        char broken[16384];
-        const char *at = strstr(text, bad[i].from);
-        REQUIRE(at && strlen(text) + 64 < sizeof broken);
-        snprintf(broken, sizeof broken, "%.*s%s%s", (int)(at - text), text, bad[i].to,
-                 at + strlen(bad[i].from));
-        CHECK_MSG(tn_profile_parse(&q, broken, strlen(broken), "x", &err) == TN_EFORMAT &&
-                      strstr(err.msg, bad[i].word),
-                  "%s: '%s'", bad[i].to, err.msg);
-    }
-    tn_free(heap, text);
 }
 
 TEST_MAIN
