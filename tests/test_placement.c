@@ -339,7 +339,10 @@ typedef struct other {
 
 TEST(plans_for_another_model_or_machine_are_refused)
 {
-    static const other cases[] = {
+    test_model quants = model_8b;
+    quants.type = TN_TYPE_Q4_0; /* as many bits */
+    const other cases[] = {
+        {&quants, "rtx3060-ddr4", {.n_ctx = 0}, "the model", "this is"},
         {&model_70b, "rtx3060-ddr4", {.n_ctx = 0}, "the model", "this is"},
         {&model_30b_a3b, "rtx3060-ddr4", {.n_ctx = 0}, "'llama'", "'qwen3moe'"},
         {&model_8b, "rtx3090-ddr5", {.n_ctx = 0}, "'rtx3060-ddr4'", "'rtx3090-ddr5'"},

@@ -328,16 +328,19 @@ TEST(a_prompt_takes_of_the_last_layer_what_is_looked_at)
     tn_shape_free(&s);
 }
 
-/* Attention on the device, FFNs on the host, on both sides, or torn apart, by hand: every hand-over
- * counts half a crossing, and the activations of a batch. */
+/* Attention on the device; FFNs on the host, on both sides, torn apart, or on the host with what
+ * follows attention, by hand: every hand-over counts half a crossing and a batch's activations. */
 TEST(hand_overs_by_hand)
 {
     enum { prompt = 8, embd = 64 };
     const double host = 1e6, device = 4e6, kv_rate = 1e5, cross = 1e-3, pinned = 1e7;
     static const char *const places[] = {"ffn_(up|gate|down)\\.=host",
                                          "ffn_(up|gate|down)\\.=split:0.5",
-                                         "ffn_down=host,ffn_(up|gate)\\.=device"};
-    for (int way = 0; way < 3; way++) {
+                                         "ffn_down=host,ffn_(up|gate)\\.=device",
+                                         "attn_output=host,ffn_(up|gate|down)\\.=host"};
+    for (int way = 0; way < 4; way++) {
+        /* Of a layer: of its FFN, and of the projection behind its attention. */
+        const int hops = way == 3 ? 4 : 2;
         uint64_t seed = 5;
         tn_shape s;
         tn_planned out;
@@ -372,25 +375,28 @@ TEST(hand_overs_by_hand)
         double all = 0, ffn = 0;
         for (int l = 0; l < 2; l++) {
             const tn_shape_layer *y = &s.layer[l];
-            for (int j = 0; j < y->n; j++)
-                all += (double)s.tensor[s.of_layer[y->first + j]].bytes / device;
+            for (int j = 0; j < y->n; j++) {
+                const tn_shape_tensor *t = &s.tensor[s.of_layer[y->first + j]];
+                const bool there = way == 3 && strstr(t->name, "attn_output");
+                all += (double)t->bytes / (there ? host : device);
+            }
             all -= (double)y->ffn_bytes / device;
             double on = (double)tn_shape_ffn_bytes(y, out.plan.layer[l].units);
             const double whole = (double)y->ffn_bytes;
             if (way == 2)
                 on = whole - (double)s.tensor[s.of_layer[y->first + y->n - 1]].bytes; /* down */
-            CHECK(way ? on > 0 && on < whole : on == 0);
+            CHECK(way == 1 || way == 2 ? on > 0 && on < whole : on == 0);
             ffn += way == 2 ? on / device + (whole - on) / host
                             : fmax(on / device, (whole - on) / host);
         }
-        /* In, out and in again for both FFNs, and the logits out. */
-        CHECK_NEAR(token.decode_s / (hop1 + all + 2 * (prompt + 1) * kv / kv_rate + 4 * hop1 + ffn +
-                                     head + hop1),
+        /* In, out and in again for both layers, and the logits out. */
+        CHECK_NEAR(token.decode_s / (hop1 + all + 2 * (prompt + 1) * kv / kv_rate +
+                                     2 * hops * hop1 + ffn + head + hop1),
                    1, 1e-9);
         /* A KV read serves the batch: (1 + 2 + ... + n) / n; behind the last layer one token goes
          * on. */
         const double want = hop + all + (prompt + 1) / 2.0 * kv / kv_rate + prompt * kv / kv_rate +
-                            2 * hop + 2 * hop1 + ffn + head + hop1;
+                            hops * (hop + hop1) + ffn + head + hop1;
         CHECK_NEAR(batch.prefill_s / want, 1, 1e-9);
         CHECK_NEAR(out.plan.predicted.request_s / (want + token.decode_s), 1, 1e-9);
         tn_free(heap, fixed);
