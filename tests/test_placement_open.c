@@ -246,4 +246,33 @@ TEST(profiles_know_cores_nodes_and_links)
     tn_free(heap, text);
 }
 
+/* Rates between those that were measured, and pairs that cannot be. */
+TEST(rates_are_interpolated_and_pairs_are_possible)
+{
+    tn_profile p;
+    tn_error err = {0};
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    const tn_side_rates r = {.flops = {1e9, 3e9}};
+    CHECK_NEAR(tn_profile_flops(&r, 1), 1e9, 1);
+    CHECK_NEAR(tn_profile_flops(&r, 1 << 20), 3e9, 1);
+    const double middle = sqrt((double)TN_BATCH_SMALL * TN_BATCH_LARGE);
+    CHECK_MSG(fabs(tn_profile_flops(&r, (int64_t)middle) - 2e9) < 3e7, "%g of a batch of %g",
+              tn_profile_flops(&r, (int64_t)middle), middle);
+    tn_profile_host h = {.threads = 8, .n_scaling = 3, .scaling = {{2, 0.5}, {4, 0.75}, {8, 1}}};
+    static const double factor[] = {1, 0.25, 0.5, 0.625, 0.75, 0.8125, 0.875, 0.9375, 1, 1};
+    for (int threads = 0; threads < 10; threads++)
+        CHECK_NEAR(tn_profile_scale(&h, threads), factor[threads], 1e-6);
+    CHECK_INT(tn_profile_check(&p, "x", &err), TN_OK);
+    for (int i = 0; i < 2; i++) {
+        tn_profile bad = p;
+        /* Two at once are slower than either, but not than one after the other. */
+        if (i)
+            bad.contended.host_beside_device = bad.contended.device_beside_host = 0.4;
+        else
+            bad.contended.host_beside_copy = bad.contended.copy_beside_host = 0.4;
+        CHECK(tn_profile_check(&bad, "x", &err) == TN_EFORMAT &&
+              strstr(err.msg, i ? "host_beside_device + device" : "host_beside_copy + copy"));
+    }
+}
+
 TEST_MAIN
