@@ -13,9 +13,9 @@ enum {
 
 /* f(z, x, h, type, heads) with constants. */
 #define BY_TYPE(f, type, heads)               \
-    if (type == TN_TYPE_F16)                  \
+    if ((type) == TN_TYPE_F16)                \
         f(z, x, h, TN_TYPE_F16, heads);       \
-    else if (type == TN_TYPE_Q8_0)            \
+    else if ((type) == TN_TYPE_Q8_0)          \
         f(z, x, h, TN_TYPE_Q8_0, heads);      \
     else                                      \
         f(z, x, h, TN_TYPE_F32, heads)
