@@ -18,27 +18,9 @@
  * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
-enum {
-    TOKENS = 6,             /* of a tile */
-    GROUPS = 2,             /* of 16 rows in a panel */
-    SLAB = 24,              /* blocks of 32 columns of a panel, a whole number of 256 columns */
-    PIECE = 3 * SLAB,       /* blocks of activations, */
-    CHUNK_BYTES = 640 << 10 /* and bytes, that stay in L2 for all rows */
-};
+enum { TOKENS = 6 }; /* of a tile */
 
-#define BASE 96.0f /* 1.5 * 2^6: sums of up to 2^22 in magnitude keep the exponent */
-#define UNITS 0x1p17f
-enum { BASE_BITS = 0x42c00000 };
-
-/* What distinguishes types once their quants are bytes. */
-typedef struct form {
-    bool min, by_16;
-} form;
-
-INLINE form form_of(uint32_t type)
-{
-    return (form){has_min(type), scaled_by_16(type)};
-}
+/* Bytes of 32 columns of 16 rows: quants, then scales and minima of the rows as floats. */
 INLINE int64_t panel_block(form f)
 {
     return 512 + 64 * (f.by_16 ? 2 : 1) * (f.min ? 2 : 1);
@@ -59,23 +41,6 @@ INLINE act_form act_form_of(tn_layout layout, uint32_t type)
                       scaled_by_16(type)};
 }
 
-/* Where block b of token t lies among those of n tokens: [tile][block][token of the tile]. */
-INLINE act *packed_at(act *a, int64_t n, int64_t blocks, int64_t t, int64_t b)
-{
-    const int64_t t0 = t / TOKENS * TOKENS, m = n - t0 < TOKENS ? n - t0 : TOKENS;
-    return a + t0 * blocks + b * m + (t - t0);
-}
-
-/* A float with 22 significant bits. */
-INLINE float shorter(float x)
-{
-    uint32_t v;
-    memcpy(&v, &x, sizeof v);
-    v = (v + 2) & ~UINT32_C(3);
-    memcpy(&x, &v, sizeof x);
-    return x;
-}
-
 INLINE void pack_for_tiles(uint32_t type, int high, act *o, const tn_q8 *x)
 {
     pack(type, high, o, x);
@@ -92,7 +57,8 @@ INLINE void pack_all(tn_layout layout, uint32_t type, const tn_packing *p)
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack_for_tiles(type, high, packed_at(p->out, p->n, p->blocks, t, b), x + (b - p->b0));
+            pack_for_tiles(type, high, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
+                           x + (b - p->b0));
     }
 }
 
@@ -391,13 +357,6 @@ static inline void fetch_sums(const float *y, int64_t y_stride, int64_t n)
     }
 }
 
-/* A piece of the product: blocks [b0, b1) of n tokens of packed activations, whose tiles have
- * `blocks` blocks of which the first is a_b0. */
-typedef struct piece {
-    const act *a;
-    int64_t n, blocks, a_b0, b0, b1;
-} piece;
-
 /* A piece times the rows from row0 on, at most 16 * GROUPS. */
 INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const piece *p,
                       uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
@@ -432,19 +391,11 @@ enum { PANEL_BYTES = GROUPS * SLAB * (512 + 4 * 64) };
 _Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES,
                "scratch");
 
-/* Tokens at a time, as even as tiles allow. */
-static int64_t chunk_tokens(int64_t n, int64_t blocks)
-{
-    const int64_t most = CHUNK_BYTES / ((blocks < PIECE ? blocks : PIECE) * (int64_t)sizeof(act));
-    const int64_t chunks = (n + most - 1) / most;
-    return ((n + chunks - 1) / chunks + TOKENS - 1) / TOKENS * TOKENS;
-}
-
 INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     const act *ready = brought(layout, type, x);
-    const int64_t blocks = w->cols / 32, most = chunk_tokens(x->n, blocks);
+    const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, x->n, blocks);
     uint8_t *panel = scratch;
     act *own = (act *)(void *)(panel + PANEL_BYTES);
     for (int64_t t = 0; t < x->n; t += most)

@@ -3,25 +3,16 @@
 #ifndef TN_AVX512_R16_H
 #define TN_AVX512_R16_H
 
-#include "avx2_r8.h"
+#include "avx_many.h"
 
 typedef __m512i wide;
 
 /* Products of any number of tokens with weights of an interleaved layout; for more than
  * TN_FEW_TOKENS they are the fastest. avx512_many.c */
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
-enum { TN_FEW_TOKENS = 4 };
 
 /* ---- activations -------------------------------------------------------------------------------
  */
-
-/* 32 activations of one token; c: what the sums of the halves start with. */
-typedef struct act {
-    _Alignas(64) int8_t q[32];
-    float d[2], s[2]; /* of types with one scale per 32 columns s[0] is the sum of both halves */
-    int32_t c[2];
-    float base[2]; /* of avx512_many.c */
-} act;
 
 /* high: what the quants of the second half are multiplied with in the kernel, a power of two. */
 INLINE void pack(uint32_t type, int high, act *o, const tn_q8 *x)

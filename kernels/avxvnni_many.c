@@ -3,30 +3,10 @@
  * GROUPS times 8 rows, and a tile of 16 rows and 3 tokens: 6 integer sums, 6 float sums, 2 vectors of
  * weights and an activation are 15 of 16 registers. A few tokens are left to avx2_r8.c: they are bound
  * by memory, or by unpacking. */
-#include "avx2_r8.h"
+#include "avx_many.h"
 
-enum {
-    TOKENS = 3,              /* of a tile */
-    GROUPS = 2,              /* of 8 rows in a panel */
-    SLAB = 24,               /* blocks of 32 columns of a panel, a whole number of 256 columns */
-    PIECE = 3 * SLAB,        /* blocks of activations, */
-    CHUNK_BYTES = 640 << 10, /* and bytes, that stay in L2 for all rows */
-    FEW = 4                  /* tokens for which a panel is not worth while */
-};
+enum { TOKENS = 3 }; /* of a tile */
 
-#define BASE 96.0f
-#define UNITS 0x1p17f
-enum { BASE_BITS = 0x42c00000 };
-
-/* What distinguishes types once their quants are bytes. */
-typedef struct form {
-    bool min, by_16;
-} form;
-
-INLINE form form_of(uint32_t type)
-{
-    return (form){has_min(type), scaled_by_16(type)};
-}
 /* Bytes of 32 columns of a group: quants, then scales and minima of the rows as floats. */
 INLINE int64_t panel_block(form f)
 {
@@ -35,24 +15,6 @@ INLINE int64_t panel_block(form f)
 
 /* ---- activations -------------------------------------------------------------------------------
  */
-
-/* 32 activations of one token; c: what the sums of the halves start with. */
-typedef struct act {
-    _Alignas(64) int8_t q[32];
-    float d[2], s[2]; /* of types with one scale per 32 columns s[0] is the sum of both halves */
-    int32_t c[2];
-    float base[2];
-} act;
-
-/* A float with 22 significant bits. */
-INLINE float shorter(float x)
-{
-    uint32_t v;
-    memcpy(&v, &x, sizeof v);
-    v = (v + 2) & ~UINT32_C(3);
-    memcpy(&x, &v, sizeof x);
-    return x;
-}
 
 INLINE void pack(uint32_t type, act *o, const tn_q8 *x)
 {
@@ -72,19 +34,12 @@ INLINE void pack(uint32_t type, act *o, const tn_q8 *x)
     if (!scaled_by_16(type)) o->s[0] += o->s[1];
 }
 
-/* Where block b of token t lies among those of n tokens: [tile][block][token of the tile]. */
-INLINE act *packed_at(act *a, int64_t n, int64_t blocks, int64_t t, int64_t b)
-{
-    const int64_t t0 = t / TOKENS * TOKENS, m = n - t0 < TOKENS ? n - t0 : TOKENS;
-    return a + t0 * blocks + b * m + (t - t0);
-}
-
 INLINE void pack_all(uint32_t type, const tn_packing *p)
 {
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack(type, packed_at(p->out, p->n, p->blocks, t, b), x + (b - p->b0));
+            pack(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b), x + (b - p->b0));
     }
 }
 
@@ -259,13 +214,6 @@ TILE(tile_min_by_16, true, true)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-/* A piece of the product: blocks [b0, b1) of n tokens of packed activations, whose tiles have
- * `blocks` blocks of which the first is a_b0. */
-typedef struct piece {
-    const act *a;
-    int64_t n, blocks, a_b0, b0, b1;
-} piece;
-
 /* A piece times the rows from row0 on, at most 8 * GROUPS. */
 INLINE void some_rows(uint32_t type, const tn_weight *w, const piece *p, uint8_t *panel, float *y,
                       int64_t y_stride, int64_t row0, int64_t row1)
@@ -298,19 +246,11 @@ enum { PANEL_BYTES = GROUPS * SLAB * (256 + 4 * 32) };
 _Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES,
                "scratch");
 
-/* Tokens at a time, as even as tiles allow. */
-static int64_t chunk_tokens(int64_t n, int64_t blocks)
-{
-    const int64_t most = CHUNK_BYTES / ((blocks < PIECE ? blocks : PIECE) * (int64_t)sizeof(act));
-    const int64_t chunks = (n + most - 1) / most;
-    return ((n + chunks - 1) / chunks + TOKENS - 1) / TOKENS * TOKENS;
-}
-
 INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                  int64_t row0, int64_t row1, void *scratch)
 {
     const act *ready = brought(type, x);
-    const int64_t blocks = w->cols / 32, most = chunk_tokens(x->n, blocks);
+    const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, x->n, blocks);
     uint8_t *panel = scratch;
     act *own = (act *)(void *)(panel + PANEL_BYTES);
     for (int64_t t = 0; t < x->n; t += most)
@@ -350,7 +290,7 @@ INLINE void any(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x,
 {
     tn_acts plain = *x;
     plain.packed = NULL; /* avx2_r8.c packs in its own way */
-    if (x->n > FEW)
+    if (x->n > TN_FEW_TOKENS)
         many_of(type)(w, x, y, y_stride, row0, row1, scratch);
     else
         tn_r8_matmul_avx2(type, ahead)(w, &plain, y, y_stride, row0, row1, scratch);
