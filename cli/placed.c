@@ -42,9 +42,7 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
     tn_say(
         "plan %s for %s: attention of %d of %d layers and %.0f %% of the FFNs on the device%s%s%s",
         f->chosen, f->hardware, attn, f->n_layers, 100 * share, *devices ? "s" : "", devices,
-        !f->elastic                 ? ""
-        : strcmp(f->chosen, "file") ? ", moving with the context"
-                                    : ", as far as a full context leaves room");
+        f->elastic ? ", moving with the context" : "");
 }
 
 /* Nothing at all is on the device, nor carried there for a batch. */

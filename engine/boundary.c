@@ -39,7 +39,6 @@ struct tn_boundary {
     member *members;
     size_t n_members, cap_members;
     int64_t level; /* tokens; -1: look again */
-    bool frozen;   /* stays at what full contexts leave */
     uint64_t version;
     int64_t n_units; /* that move, on either side */
     /* Written in the engine's turn, read at any time. */
@@ -100,7 +99,6 @@ tn_status tn_boundary_new(tn_boundary **out, tn_model *m, const tn_placement *p,
     b->place = p;
     b->plan = p->planned.plan;
     b->plan.dropping = true;
-    b->frozen = p->planned.plan.strategy == TN_PLAN_FILE;
     b->level = -1;
     const tn_status s = fill(b, err);
     b->next = m->engine->boundaries;
@@ -470,7 +468,7 @@ static bool new_level(const tn_boundary *b, int64_t live, int64_t cap, int64_t *
                                                           : step_positions,
                                   page);
     const int64_t next = round_up(live ? live : (int64_t)b->plan.live, step);
-    *level = b->frozen || next > cap ? cap : next;
+    *level = next > cap ? cap : next;
     return b->level < 0 || *level > b->level || *level + step < b->level;
 }
 
@@ -610,7 +608,7 @@ tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured
 {
     tn_token_time predicted;
     double factor;
-    if (b->frozen || b->refitted || !tn_drift_add(&b->drift, depth, measured)) return TN_OK;
+    if (b->refitted || !tn_drift_add(&b->drift, depth, measured)) return TN_OK;
     tn_status s = tn_boundary_predict(b, b->drift.depth / b->drift.tokens, &predicted, err);
     if (s) return s;
     const tn_drift_verdict side = tn_drift_judge(&b->drift, predicted, &factor);

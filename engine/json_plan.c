@@ -451,6 +451,32 @@ static tn_status check_budgets(tn_json_reader *r, const tn_plan *plan, const tn_
     return TN_OK;
 }
 
+/* A plan that moves was made for the memory it names, and a replay does not move: its units are
+ * where a full context in that memory leaves them, whatever there is now. */
+static tn_status settle(tn_json_reader *r, const json_t *doc, tn_planned *out, tn_cost *k)
+{
+    const json_t *list = doc && json_object_get(doc, "devices") /* plans by hand may not name it */
+                             ? tn_json_array(r, doc, "devices")
+                             : NULL;
+    bool moved;
+    for (int32_t d = 0; d < k->p->n_devices && (size_t)d < json_array_size(list); d++) {
+        const size_t up = tn_json_enter(r, "devices", d);
+        const int64_t then =
+            tn_json_int(r, json_array_get(list, (size_t)d), "budget_bytes", 1, 1ll << 52);
+        tn_json_leave(r, up);
+        if (!r->status && (uint64_t)then < tn_cost_budget(k, d)) k->c.vram[d] = (uint64_t)then;
+    }
+    if (r->status) return r->status;
+    const tn_status status = tn_plan_settle(&out->plan, k, &moved, out->a, r->err);
+    out->c = k->c;
+    if (!status && moved)
+        tn_plan_warn(out,
+                     "the plan in %.60s moves weights with the context, its replay keeps them "
+                     "where %lld tokens leave them (--fixed plans for that)",
+                     r->where, (long long)k->c.n_ctx);
+    return status;
+}
+
 /* Everything of a plan but its predictions. */
 static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out, const tn_shape *s,
                            const tn_profile *p, const tn_constraints *c)
@@ -476,8 +502,9 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         out->plan.dropping = tn_json_bool(r, doc, "dropping");
         out->plan.live = (uint64_t)tn_json_int(r, doc, "live", 0, 1 << 30);
         status = r->status ? r->status : tn_plan_account(&out->plan, &k, out->a, r->err);
-        out->plan.feasible = !status && out->plan.short_bytes == 0;
         if (!status) status = check_budgets(r, &out->plan, p, c);
+        if (!status && out->plan.elastic) status = settle(r, doc, out, &k);
+        out->plan.feasible = !status && out->plan.short_bytes == 0;
     }
     tn_free(out->a, fixed);
     tn_free(out->a, seen);

@@ -56,6 +56,41 @@ tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_p
     return boundary(plan, s, p, c, 0, room, units, a, err);
 }
 
+/* units[n_layers] when n tokens are live; *moved: they are others than the plan's. */
+static tn_status units_at(const tn_plan *plan, const tn_cost *k, int64_t n, int32_t *units,
+                          bool *moved, const tn_allocator *a, tn_error *err)
+{
+    const tn_status s = tn_plan_units(plan, k, n, units, a, err);
+    for (int32_t l = 0; l < plan->n_layers && !s; l++)
+        *moved |= units[l] != plan->layer[l].ffn_mode;
+    return s;
+}
+
+tn_status tn_plan_settle(tn_plan *plan, tn_cost *k, bool *moved, const tn_allocator *a,
+                         tn_error *err)
+{
+    *moved = false;
+    if (!plan->elastic) return TN_OK;
+    int32_t *units = tn_alloc(a, (size_t)plan->n_layers, sizeof *units);
+    if (!units) return tn_fail_nomem(err, (size_t)plan->n_layers * sizeof *units, "the boundary");
+    tn_status s = units_at(plan, k, 1, units, moved, a, err);
+    if (!s) s = units_at(plan, k, k->c.n_ctx, units, moved, a, err);
+    for (int32_t l = 0; l < plan->n_layers && !s; l++) {
+        tn_plan_layer *y = &plan->layer[l];
+        y->ffn_mode = units[l];
+        y->units = y->mixed ? 0 : units[l];
+    }
+    tn_free(a, units);
+    if (s) return s;
+    plan->elastic = plan->dropping = false;
+    plan->live = (uint64_t)k->c.n_ctx;
+    if (!k->c.mapped) { /* less is carried, so that more of it is page-locked */
+        k->c.pinned = tn_cost_pinned(k, tn_plan_carried(plan, k));
+        tn_cost_pin(k, k->c.pinned);
+    }
+    return tn_plan_account(plan, k, a, err);
+}
+
 /* The machine with devices that take no time. */
 static void take_no_time(tn_profile *p)
 {

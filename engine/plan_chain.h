@@ -92,6 +92,11 @@ tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int
 tn_status tn_plan_units_in(const tn_plan *plan, const tn_cost *k,
                            const uint64_t room[TN_MAX_DEVICES], int32_t *units,
                            const tn_allocator *a, tn_error *err);
+/* plan_again.c. Makes of an elastic plan one whose units stay where a full context leaves them: its
+ * memory, its prediction and k's page-locked share with it. *moved: its units were not there at any
+ * number of live tokens. */
+tn_status tn_plan_settle(tn_plan *plan, tn_cost *k, bool *moved, const tn_allocator *a,
+                         tn_error *err);
 /* Defaults filled in, contradictions refused. */
 tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, const tn_shape *s,
                               const tn_profile *p, tn_error *err);

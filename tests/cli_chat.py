@@ -91,16 +91,30 @@ def plan_and_stats_of_a_chat(t):
     check(closing and stats and closing.group(1) == stats.group(1), f"predictions: {err!r}")
     # Between the depths that `tenon plan` names, of which the context has two.
     j = json.loads(t.ok("plan", t.model, "--hardware", "rtx3060-ddr4", "--json"))
-    (a, at_a), (b, at_b) = ((int(k), v) for k, v in j["predicted"]["decode_tok_s"].items())
-    share = (int(stats.group(2)) - a) / (b - a)
-    want = 1 / ((1 - share) / at_a + share / at_b)
-    check(abs(float(stats.group(1)) / want - 1) < 0.001, f"predicted {stats.group(1)}, not {want}")
-    # A plan from a file stays as a full context leaves it, even if it could move.
-    j = json.loads(t.ok("plan", t.model, "--hardware", "rtx3060-ddr4", "--json"))
-    path = t.file("moves.json", json.dumps({**j, "elastic": True}).encode())
+
+    def check_rate(j, told, live):
+        (a, at_a), (b, at_b) = ((int(k), v) for k, v in j["predicted"]["decode_tok_s"].items())
+        share = (int(live) - a) / (b - a)
+        want = 1 / ((1 - share) / at_a + share / at_b)
+        check(abs(float(told) / want - 1) < 0.001, f"predicted {told}, not {want}")
+
+    check_rate(j, stats.group(1), stats.group(2))
+    # A plan from a file that moves stays as a full context leaves it, and that is predicted.
+    first = j["devices"][0]
+    devices = [{**first, "budget_bytes": first["bytes"] - 120000}]
+    moves = {**j, "elastic": True, "dropping": True, "live": 16, "devices": devices}
+    path = t.file("moves.json", json.dumps(moves).encode())
+    replayed = t.ok("plan", t.model, "--hardware", "rtx3060-ddr4", "--plan", path, "--json")
+    slower = json.loads(replayed)
+    at_first = [p["predicted"]["decode_tok_s"]["0"] for p in (j, slower)]
+    check(at_first[1] < at_first[0] / 2, f"a plan that moves, and replayed: {at_first}")
     _, err = on_device(t, *args, "--plan", path, stdin=script)
-    check(b"as far as a full context leaves room" in err, f"a plan that stays: {err!r}")
-    check(b"moving with the context" not in err and b"weights stay where" in err, f"stays: {err!r}")
+    check(b"moves weights with the context" in err, f"a plan that stays: {err!r}")
+    check(b"moving with" not in err and b"weights move as" not in err, f"stays: {err!r}")
+    closing = re.search(rb"tok/s \(predicted ([0-9.]+)\)", err)
+    stats = re.search(rb"predicted ([0-9.]+) tok/s \(rtx3060-ddr4, (\d+) tokens live\)", err)
+    check(closing and stats and closing.group(1) == stats.group(1), f"predictions: {err!r}")
+    check_rate(slower, stats.group(1), stats.group(2))
     # Rules are kept, and what they leave open is planned.
     _, err = on_device(t, *args, "--place", "ffn_up=host,attn_=device", stdin=script)
     check(b"plan " in err and b"by single tensors" in err, f"a plan with rules: {err!r}")

@@ -284,9 +284,44 @@ static void check_replay(const tn_planned *out, const tn_planned *again, const t
     }
 }
 
+/* A plan that moves, replayed: what a full context leaves, at every depth, and priced as that. */
+static void check_stays(const tn_planned *out, const tn_planned *again, const tn_shape *s,
+                        const tn_profile *p, unsigned long long seed, int *moved)
+{
+    const tn_plan *x = &out->plan, *y = &again->plan;
+    const tn_prediction *a = &x->predicted, *b = &y->predicted;
+    int32_t full[8], units[8];
+    bool others = false;
+    CHECK(!y->elastic && !y->dropping && y->live == (uint64_t)out->c.n_ctx && y->feasible);
+    CHECK(tn_plan_boundary(x, s, p, &out->c, out->c.n_ctx, full, heap, NULL) == TN_OK);
+    for (int64_t live = 1; live <= out->c.n_ctx; live += out->c.n_ctx / 5 + 1) {
+        CHECK(tn_plan_boundary(y, s, p, &again->c, live, units, heap, NULL) == TN_OK);
+        CHECK_MSG(memcmp(units, full, (size_t)s->n_layers * sizeof *units) == 0,
+                  "seed %llu: not there with %lld tokens", seed, (long long)live);
+        CHECK(tn_plan_boundary(x, s, p, &out->c, live, units, heap, NULL) == TN_OK);
+        others |= memcmp(units, full, (size_t)s->n_layers * sizeof *units) != 0;
+    }
+    for (int l = 0; l < s->n_layers; l++)
+        others |= x->layer[l].ffn_mode != full[l];
+    for (int i = 0; i < b->n_depths; i++) {
+        const int64_t before = b->depth[i] < out->c.n_ctx ? b->depth[i] : out->c.n_ctx - 1;
+        double host_s, total_s;
+        CHECK(!tn_plan_token(x, s, p, &out->c, before, full, &host_s, &total_s, heap, NULL));
+        CHECK_MSG(fabs(b->decode_tok_s[i] * total_s - 1) < 1e-9, "seed %llu: %g of %g tok/s", seed,
+                  b->decode_tok_s[i], 1 / total_s);
+    }
+    CHECK(a->decode_tok_s[a->n_depths - 1] == b->decode_tok_s[b->n_depths - 1]);
+    const tn_request *r = &again->c.request;
+    const double prefill = r->n_prompt ? b->ttft_s : 0;
+    CHECK(fabs((b->request_s - prefill) / ((double)r->n_gen * b->step_s) - 1) < 1e-9);
+    CHECK(b->decode_tok_s[0] >= (1 - 1e-9) / b->step_s && b->ttft_s > 0);
+    CHECK_INT(again->n_warnings, others);
+    *moved += others;
+}
+
 TEST(plan_files_replay_exactly)
 {
-    int n = 0, split = 0;
+    int n = 0, split = 0, elastic = 0, moved = 0;
     for (uint64_t i = 0; i < 240 && tn_failures == 0; i++) {
         uint64_t seed = 47000 + i;
         tn_shape s;
@@ -300,14 +335,24 @@ TEST(plan_files_replay_exactly)
         if (i % 2) random_rules(&seed, &r);
         const uint64_t room =
             400000 + (uint64_t)(test_uniform(&seed, 0, 1.2) * (double)s.weight_bytes);
-        const tn_constraints c = {.n_batch = 16,
-                                  .page_size = 16,
-                                  .rules = &r,
-                                  .request = {5, 20, 10},
-                                  .vram = {room, p.n_devices > 1 ? room : 0}};
+        tn_constraints c = {.n_batch = 16,
+                            .page_size = 16,
+                            .request = {5, 20, 10},
+                            .fixed = true,
+                            .vram = {room, p.n_devices > 1 ? room : 0}};
+        if (i % 3) random_constraints(&seed, &s, &p, &c);
+        if (i % 3) c.ram = 0, c.fixed = false;
+        c.rules = &r;
         if (tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK) {
             tn_constraints same = c;
+            if (i % 3 && out.plan.feasible) { /* simple plans do not move */
+                same.pinned = out.c.pinned;
+                tn_plan_free(&out.plan, heap);
+                REQUIRE(!tn_plan_candidate(&out.plan, &s, &p, &same, TN_PLAN_OPTIMUM, heap, &err));
+            }
             same.rules = NULL;
+            same.fixed = false;
+            if (i % 2 && out.plan.elastic) same.vram[0] = same.vram[1] = 0; /* the file knows */
             REQUIRE(tn_planned_json(&out, &s, &p, &text, heap, &err) == TN_OK);
             if (!out.plan.feasible) same.vram[0] = same.vram[1] = 0;
             const tn_status status =
@@ -318,7 +363,11 @@ TEST(plan_files_replay_exactly)
                 for (int l = 0; l < s.n_layers; l++)
                     split +=
                         out.plan.layer[l].units > 0 && out.plan.layer[l].units < s.layer[l].n_units;
-                check_replay(&out, &again, &s, &p, 47000 + i);
+                elastic += out.plan.elastic;
+                if (out.plan.elastic)
+                    check_stays(&out, &again, &s, &p, 47000 + i, &moved);
+                else
+                    check_replay(&out, &again, &s, &p, 47000 + i);
             }
             if (!status) tn_planned_free(&again);
             tn_free(heap, text);
@@ -327,7 +376,31 @@ TEST(plan_files_replay_exactly)
         tn_rules_free(&r);
         tn_shape_free(&s);
     }
-    CHECK_MSG(n >= 60 && split >= 20, "%d plans, %d split layers", n, split);
+    CHECK_MSG(n - elastic >= 40 && elastic >= 60 && moved >= 20 && split >= 20,
+              "%d plans, %d elastic, %d moved, %d split layers", n, elastic, moved, split);
+}
+
+/* It keeps no masters of what is on the device, so that less is carried and more page-locked. */
+TEST(replays_page_lock_what_they_carry)
+{
+    tn_shape s;
+    tn_profile p;
+    tn_planned out, again;
+    tn_error err = {0};
+    char *text;
+    REQUIRE(test_shape(&s, &model_70b, 0) == TN_OK);
+    REQUIRE(tn_profile_shipped(&p, "rtx3090-ddr5"));
+    p.host.memory_bytes = 54ull << 30;
+    const tn_constraints c = {.n_ctx = 8192};
+    REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, &err) == TN_OK);
+    REQUIRE(tn_planned_json(&out, &s, &p, &text, heap, &err) == TN_OK);
+    REQUIRE(tn_plan_parse(&again, text, strlen(text), "x", &s, &p, &c, heap, &err) == TN_OK);
+    CHECK(out.plan.dropping && out.c.pinned < 1 && out.c.pinned > 0.5);
+    CHECK_MSG(again.c.pinned > 1.05 * out.c.pinned, "%g, then %g", out.c.pinned, again.c.pinned);
+    tn_free(heap, text);
+    tn_planned_free(&again);
+    tn_planned_free(&out);
+    tn_shape_free(&s);
 }
 
 typedef struct other {
