@@ -96,7 +96,7 @@ def plan_and_stats_of_a_chat(t):
         (a, at_a), (b, at_b) = ((int(k), v) for k, v in j["predicted"]["decode_tok_s"].items())
         share = (int(live) - a) / (b - a)
         want = 1 / ((1 - share) / at_a + share / at_b)
-        check(abs(float(told) / want - 1) < 0.001, f"predicted {told}, not {want}")
+        check(abs(float(told) - want) < 0.06, f"predicted {told}, not {want}")
 
     check_rate(j, stats.group(1), stats.group(2))
     # A plan from a file that moves stays as a full context leaves it, and that is predicted.
@@ -116,9 +116,16 @@ def plan_and_stats_of_a_chat(t):
     check(closing and stats and closing.group(1) == stats.group(1), f"predictions: {err!r}")
     check_rate(slower, stats.group(1), stats.group(2))
     # Rules are kept, and what they leave open is planned.
-    _, err = on_device(t, *args, "--place", "ffn_up=host,attn_=device", stdin=script)
+    rules = ("--place", "ffn_up=host,attn_=host,ffn_down=device")
+    _, err = on_device(t, *args, *rules, stdin=script)
     check(b"plan " in err and b"by single tensors" in err, f"a plan with rules: {err!r}")
-    check(b"attention of 3 of 3 layers" in err, f"a plan with rules: {err!r}")
+    check(b"attention of 0 of 3 layers" in err, f"a plan with rules: {err!r}")
+    # On the host the depth makes a difference, so that the way to interpolate shows.
+    j = json.loads(t.ok("plan", t.model, "--hardware", "rtx3060-ddr4", *rules, "--json"))
+    closing = re.search(rb"tok/s \(predicted ([0-9.]+)\)", err)
+    stats = re.search(rb"predicted ([0-9.]+) tok/s \(rtx3060-ddr4, (\d+) tokens live\)", err)
+    check(closing and stats and closing.group(1) == stats.group(1), f"predictions: {err!r}")
+    check_rate(j, closing.group(1), stats.group(2))
 
 
 @case
