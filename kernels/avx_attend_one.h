@@ -36,7 +36,7 @@ typedef struct one {
     int32_t *q_int;  /* [dim_k / 4][n_rows][2] */
     float *q_scale;  /* [dim_k / 32][n_rows] */
     int32_t *q_seed; /* [dim_k / 32][n_rows] */
-    float *v_scale;  /* [dim_v / 32][TILE], as shares of */
+    vi *v_share;     /* [dim_v / 32][q8_vectors]: scales of V as shares of */
     float *v_most;   /* [dim_v / 32] the largest */
     float *s_most;   /* [n_rows] largest weight of the tile */
     int32_t *weight; /* [dim_v / 32][n_rows][TILE / 2]: s times the scale of V, see q8_weights */
@@ -261,7 +261,8 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
                 next += 8 * LANES;
                 UNROLL for (int g = 0; g < heads; g++)
                 {
-                    const vi w0 = q8_set(at[g * (TILE / 2)]), w1 = q8_set(at[g * (TILE / 2) + 1]);
+                    const int32_t *quad = at + g * (TILE / 2);
+                    const vi w0 = q8_set(quad[0]), w1 = q8_set(quad[q8_second]);
                     q8_add_values(&sum[2 * g], y0, w0, w1);
                     q8_add_values(&sum[2 * g + 1], y1, w0, w1);
                 }
@@ -317,29 +318,54 @@ static inline void weigh_all(const one *z, const keys *x, uint32_t type)
     }
 }
 
-/* Scales of V as shares of the largest of each block of dims, which is NaN where one of them is;
- * those of positions not seen are zero. */
-INLINE void read_scales(const one *z, const keys *x)
+/* Scales of a unit, float16 and not negative, those outside [from, to) zero. */
+INLINE __m256i seen_scales(const char *unit, int64_t from, int64_t to)
+{
+    const __m256i i = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    if (to <= 0) return _mm256_setzero_si256();
+    const __m256i scales = _mm256_loadu_si256((const __m256i *)(const void *)unit);
+    const __m256i before = _mm256_cmpgt_epi16(_mm256_set1_epi16((short)from), i);
+    const __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16((short)to), i);
+    return _mm256_and_si256(_mm256_andnot_si256(before, scales), below);
+}
+
+/* The largest of the scales at at[0 .. 3], NaN where one of them is: as integers, too, float16 that
+ * are not negative stand in order, and NaN above them. */
+INLINE float largest_scale(const char *const *at)
+{
+    __m256i most = _mm256_setzero_si256();
+    UNROLL for (int u = 0; u < TILE / TN_KV_UNIT; u++) most =
+        _mm256_max_epu16(most, _mm256_loadu_si256((const __m256i *)(const void *)at[u]));
+    const __m128i m =
+        _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(m, _mm_set1_epi16(-1)));
+    return _cvtsh_ss((unsigned short)~_mm_cvtsi128_si32(least));
+}
+
+/* Scales of V as shares of the largest of each block of dims; those of positions not seen are zero.
+ * whole, a constant: all are seen. */
+INLINE void read_scales(const one *z, const keys *x, const bool whole)
 {
     for (int32_t b = 0; b < z->dim_v / TN_QK; b++) {
-        float *share = z->v_scale + b * TILE;
-        vf most = v_zero(), sum = v_zero();
-        UNROLL for (int i = 0; i < TILE; i += LANES)
+        __m256i seen[TILE / TN_KV_UNIT];
+        const char *at[TILE / TN_KV_UNIT];
+        UNROLL for (int u = 0; u < TILE / TN_KV_UNIT; u++)
         {
-            vf v = v_zero();
-            if (i < x->n) {
-                v = v_halves(vector_at(x->v, z->v_bytes, i / LANES, 2) + b * 32);
-                v = v_select(v_between(x->skip - i, x->n - i), v, v_zero());
-            }
-            v_store(share + i, v);
-            most = v_max(v, most);
-            sum = v_add(sum, v);
+            const int64_t first = u * TN_KV_UNIT;
+            at[u] = x->v + (size_t)u * z->v_bytes + b * 2 * TN_KV_UNIT;
+            if (whole) continue;
+            seen[u] = seen_scales(at[u], x->skip - first, x->n - first);
+            at[u] = (const char *)&seen[u];
         }
-        const float top = v_max_lanes(most), all = v_sum_lanes(sum);
-        const vf f = v_set(top > 0 ? 1 / top : 0);
-        UNROLL for (int i = 0; i < TILE; i += LANES)
-            v_store(share + i, v_mul(v_load(share + i), f));
-        z->v_most[b] = all >= 0 ? top : NAN;
+        const float top = z->v_most[b] = largest_scale(at);
+        const vf f = v_set(top > 0 ? (float)q8_most / top : 0);
+        vf share[TILE / LANES];
+        UNROLL for (int i = 0; i < TILE / LANES; i++)
+        {
+            const int pos = i * LANES;
+            share[i] = v_mul(v_halves(at[pos / TN_KV_UNIT] + pos % TN_KV_UNIT * 2), f);
+        }
+        q8_words(z->v_share + b * q8_vectors, share);
     }
 }
 
@@ -348,15 +374,15 @@ INLINE void scale_weights(const one *z)
 {
     for (int32_t h = z->from; h < z->to; h++) {
         /* What is too small beside 1, the weight of the largest score, counts as nothing. */
-        const vf f = v_set(z->s_most[h] > 1e-30f ? (float)q8_most_weight / z->s_most[h] : 0);
-        vf s[TILE / LANES], w[TILE / LANES];
+        const vf f = v_set(z->s_most[h] > 1e-30f ? (float)q8_most / z->s_most[h] : 0);
+        vf s[TILE / LANES];
+        vi words[q8_vectors];
         UNROLL for (int i = 0; i < TILE / LANES; i++) s[i] =
             v_mul(v_load(z->s + h * TILE + i * LANES), f);
-        for (int32_t b = 0; b < z->dim_v / TN_QK; b++) {
-            UNROLL for (int i = 0; i < TILE / LANES; i++) w[i] =
-                v_mul(s[i], v_load(z->v_scale + b * TILE + i * LANES));
-            q8_weights(z->weight + (b * z->n_rows + h) * (TILE / 2), w);
-        }
+        q8_words(words, s);
+        for (int32_t b = 0; b < z->dim_v / TN_QK; b++)
+            q8_weights(z->weight + (b * z->n_rows + h) * (TILE / 2), words,
+                       z->v_share + b * q8_vectors);
     }
 }
 
@@ -370,7 +396,10 @@ INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t t
         if (type == TN_TYPE_Q8_0) z->s_most[h] = v_max_lanes(most);
     }
     if (type == TN_TYPE_Q8_0) {
-        read_scales(z, x);
+        if (x->skip <= 0 && x->n >= TILE)
+            read_scales(z, x, true);
+        else
+            read_scales(z, x, false);
         scale_weights(z);
     }
     weigh_all(z, x, type);
@@ -465,7 +494,7 @@ static inline void one_init(one *z, const tn_attend *a, int32_t n_rows, char *sc
     z->q_int = (int32_t *)(void *)floats(&scratch, n * dim_k / 2);
     z->q_scale = floats(&scratch, n * dim_k / TN_QK);
     z->q_seed = (int32_t *)(void *)floats(&scratch, n * dim_k / TN_QK);
-    z->v_scale = floats(&scratch, dim_v / TN_QK * TILE);
+    z->v_share = (vi *)(void *)floats(&scratch, dim_v / TN_QK * (TILE / 2));
     z->v_most = floats(&scratch, dim_v / TN_QK);
     z->weight = (int32_t *)(void *)floats(&scratch, dim_v / TN_QK * n * TILE / 2);
 }

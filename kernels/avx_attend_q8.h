@@ -4,12 +4,22 @@
  *     AVX-512  the lower and the upper digit of 8 bits of all four, for vpdpbusd
  *     AVX2     numbers 0 and 2, and 1 and 3, as int16, for vpmaddwd
  * An int32 holds the sum of 32 dims (32 * 32639 * 255 < 2^28) and of 64 positions
- * (64 * 65535 * 128 < 2^30). */
+ * (64 * 32767 * 128 < 2^29).
+ * A weight is the softmax's times the scale of V's block; both come as int16, q8_most being 1, in the
+ * order of the quads, so that a multiplication and little more makes the weights of a block. */
 #ifndef TN_AVX_ATTEND_Q8_H
 #define TN_AVX_ATTEND_Q8_H
 
 #include "avx_vec.h"
 #include "kv_page.h"
+
+enum {
+    q8_most_query = 32639, /* 127 * 257: the upper digit fits a byte */
+    q8_most = 32767,
+    q8_vectors = 32 / LANES /* of 64 words */
+};
+/* What the product of q8_most and q8_most is the q8_most_weight-fold of. */
+static const float q8_most_weight = 32767.0f * 32767.0f / 32768.0f;
 
 #ifdef __AVX512F__
 
@@ -17,7 +27,7 @@ typedef __m512i vi, q8_quads;
 typedef struct q8_sum {
     vi low, high;
 } q8_sum;
-enum { q8_most_weight = 65535, q8_most_query = 32639 /* 127 * 257: the upper digit fits a byte */ };
+enum { q8_second = 16 /* dwords from the first of a quad of weights to the second */ };
 
 INLINE vi q8_set(int32_t x)
 {
@@ -55,21 +65,26 @@ INLINE vf q8_float(q8_sum s)
     return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(s.high, 8), s.low));
 }
 
-/* Where the dwords of quad t of unit i are among 64 weights. */
+/* Where the first dword of quad t of unit i is among those of 64 weights. */
 INLINE int q8_weight_at(int i, int t)
 {
-    return (i >> 1) * 16 + (i & 1) * 2 + t * 4;
+    return t * 4 + i;
 }
-/* 64 weights in [0, q8_most_weight]. */
-INLINE void q8_weights(int32_t *out, const vf *w)
+/* 64 numbers in [0, q8_most] as int16. */
+INLINE void q8_words(vi *out, const vf *x)
+{
+    UNROLL for (int i = 0; i < 2; i++) out[i] =
+        _mm512_packus_epi32(_mm512_cvtps_epi32(x[2 * i]), _mm512_cvtps_epi32(x[2 * i + 1]));
+}
+/* Products of 64 words as weights. */
+INLINE void q8_weights(int32_t *out, const vi *s, const vi *share)
 {
     const vi low = _mm512_set1_epi16(255);
-    const vi a = _mm512_packus_epi32(_mm512_cvtps_epi32(w[0]), _mm512_cvtps_epi32(w[1]));
-    const vi b = _mm512_packus_epi32(_mm512_cvtps_epi32(w[2]), _mm512_cvtps_epi32(w[3]));
+    const vi a = _mm512_mulhrs_epi16(s[0], share[0]), b = _mm512_mulhrs_epi16(s[1], share[1]);
     const vi l = _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low));
     const vi h = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
-    _mm512_storeu_si512(out, _mm512_unpacklo_epi32(l, h));
-    _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi32(l, h));
+    _mm512_storeu_si512(out, l);
+    _mm512_storeu_si512(out + q8_second, h);
 }
 
 /* 16 numbers as four quads, each `stride` dwords after the one before. */
@@ -106,7 +121,7 @@ typedef struct q8_quads {
 typedef struct q8_sum {
     vi all;
 } q8_sum;
-enum { q8_most_weight = 32767, q8_most_query = 32639 };
+enum { q8_second = 1 };
 
 INLINE vi q8_set(int32_t x)
 {
@@ -140,10 +155,6 @@ INLINE vf q8_float(q8_sum s)
     return _mm256_cvtepi32_ps(s.all);
 }
 
-INLINE int q8_weight_at(int i, int t)
-{
-    return 8 * i + 2 * t;
-}
 /* 8 numbers as two quads, each `stride` dwords after the one before. */
 INLINE void q8_put_query(int32_t *out, int64_t stride, vi q)
 {
@@ -152,10 +163,24 @@ INLINE void q8_put_query(int32_t *out, int64_t stride, vi q)
     _mm_storel_epi64((__m128i *)(void *)out, _mm256_castsi256_si128(pairs));
     _mm_storel_epi64((__m128i *)(void *)(out + stride), _mm256_extracti128_si256(pairs, 1));
 }
-/* 64 weights in [0, q8_most_weight]. */
-INLINE void q8_weights(int32_t *out, const vf *w)
+/* Quads 0, 2, 1, 3 of a unit, as its two vectors of words are packed. */
+INLINE int q8_weight_at(int i, int t)
 {
-    UNROLL for (int i = 0; i < 8; i++) q8_put_query(out + 4 * i, 2, _mm256_cvtps_epi32(w[i]));
+    return 8 * i + (t & 1) * 4 + (t >> 1) * 2;
+}
+INLINE void q8_words(vi *out, const vf *x)
+{
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        const vi a = _mm256_shuffle_epi32(_mm256_cvtps_epi32(x[2 * i]), 0xd8);
+        const vi b = _mm256_shuffle_epi32(_mm256_cvtps_epi32(x[2 * i + 1]), 0xd8);
+        out[i] = _mm256_packus_epi32(a, b);
+    }
+}
+INLINE void q8_weights(int32_t *out, const vi *s, const vi *share)
+{
+    UNROLL for (int i = 0; i < 4; i++)
+        _mm256_storeu_si256((__m256i *)(void *)(out + 8 * i), _mm256_mulhrs_epi16(s[i], share[i]));
 }
 INLINE vi q8_round(vf x)
 {
