@@ -48,6 +48,17 @@ static size_t n_here(const tn_kv *kv, tn_kv_layers kind)
     return n;
 }
 
+/* Pages of a kind that are allocated at once, for up to cap positions: attention reads them from end to
+ * end, and the allocator has huge pages for what is as large as some of those. */
+static size_t pages_at_once(const tn_kv *kv, tn_kv_layers kind, int64_t cap)
+{
+    enum { large = 64 << 10, block = 16 << 20 };
+    const size_t bytes = n_here(kv, kind) * (kv->k_bytes + kv->v_bytes);
+    const size_t all = tn_kv_held(kv, kind, (size_t)((cap + kv->page_size - 1) / kv->page_size));
+    const size_t n = bytes < large ? 1 : (block + bytes - 1) / bytes;
+    return all > 0 && n > all ? all : n;
+}
+
 tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_size, int64_t cap,
                      int32_t n_batch, tn_error *err)
 {
@@ -60,6 +71,8 @@ tn_status tn_kv_init(tn_kv *kv, const tn_model *m, uint32_t type, int32_t page_s
     kv->v_bytes = rows * tn_kv_row_bytes(type, hp->head_dim_v);
     if (tn_kv_position_bytes(m, type, TN_KV_LOCAL))
         kv->ring = (size_t)tn_kv_ring(hp->n_swa, n_batch, page_size);
+    for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++)
+        kv->at_once[kind] = pages_at_once(kv, kind, cap);
     const size_t here = n_here(kv, TN_KV_GLOBAL) + n_here(kv, TN_KV_LOCAL);
     return here < (size_t)hp->n_layers ? tn_kv_device_init(kv, cap, err) : TN_OK;
 }
@@ -68,7 +81,8 @@ void tn_kv_free(tn_kv *kv)
 {
     tn_kv_device_free(kv);
     for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
-        for (size_t p = 0; kv->pages[kind] && p < tn_kv_held(kv, kind, kv->n_pages); p++)
+        const size_t n = kv->pages[kind] ? tn_kv_held(kv, kind, kv->n_pages) : 0;
+        for (size_t p = 0; p < n; p += kv->at_once[kind])
             tn_free(kv->a, kv->pages[kind][p]);
         tn_free(kv->a, kv->pages[kind]);
     }
@@ -135,6 +149,15 @@ static void set_page(tn_kv *kv, tn_kv_layers kind, size_t p, char *page)
     }
 }
 
+/* Page p of a kind, NULL if memory is short. Not zeroed: after a rewind, too, there is something past
+ * the last position. */
+static void *new_page(const tn_kv *kv, tn_kv_layers kind, size_t p)
+{
+    const size_t bytes = n_here(kv, kind) * (kv->k_bytes + kv->v_bytes), n = kv->at_once[kind];
+    if (p % n) return (char *)kv->pages[kind][p - 1] + bytes;
+    return tn_alloc_raw(kv->a, n, bytes);
+}
+
 static tn_status add_page(tn_kv *kv, tn_error *err)
 {
     const size_t layer_bytes = kv->k_bytes + kv->v_bytes, p = kv->n_pages;
@@ -142,11 +165,11 @@ static tn_status add_page(tn_kv *kv, tn_error *err)
     void *page[TN_KV_LAYERS] = {NULL, goes_round ? kv->pages[TN_KV_LOCAL][p % kv->ring] : NULL};
     for (tn_kv_layers kind = 0; kind < TN_KV_LAYERS; kind++) {
         if (page[kind] || !n_here(kv, kind)) continue;
-        /* Not zeroed: after a rewind, too, there is something past the last position. */
-        page[kind] = tn_alloc_raw(kv->a, n_here(kv, kind), layer_bytes);
+        page[kind] = new_page(kv, kind, p);
         if (page[kind]) continue;
-        if (kind == TN_KV_LOCAL) tn_free(kv->a, page[TN_KV_GLOBAL]);
-        return tn_fail_nomem(err, layer_bytes * n_here(kv, kind), "a KV page");
+        if (kind == TN_KV_LOCAL && p % kv->at_once[TN_KV_GLOBAL] == 0)
+            tn_free(kv->a, page[TN_KV_GLOBAL]);
+        return tn_fail_nomem(err, layer_bytes * n_here(kv, kind) * kv->at_once[kind], "KV pages");
     }
     kv->pages[TN_KV_GLOBAL][p] = page[TN_KV_GLOBAL];
     if (!goes_round) kv->pages[TN_KV_LOCAL][p] = page[TN_KV_LOCAL];

@@ -1,7 +1,7 @@
 /* Internal: the KV cache of one sequence, in pages behind page tables.
  * A page holds page_size positions of every layer of a kind: of those that attend to everything, or of
- * those with a sliding window. It is allocated when a position in it is first needed and kept until the
- * cache is freed. What has left the window of a batch is never read again, so layers with windows have a
+ * those with a sliding window. It is allocated, and with large pages some after it, when a position in it
+ * is first needed, and kept until the cache is freed. What has left the window of a batch is never read again, so layers with windows have a
  * ring of pages: their tables name the same ones over and over. Layers that attend on the device have
  * their part of every page there. */
 #ifndef TN_KV_H
@@ -30,7 +30,8 @@ typedef struct tn_kv {
     size_t k_bytes, v_bytes; /* of one layer's page */
     size_t ring;             /* pages of layers with windows; SIZE_MAX without any */
     int64_t written;         /* positions [0, written) have been put, or are being put, in this order */
-    void **pages[TN_KV_LAYERS]; /* [tn_kv_held] one allocation each, all layers of a kind */
+    void **pages[TN_KV_LAYERS]; /* [tn_kv_held] all layers of a kind; at_once of them are */
+    size_t at_once[TN_KV_LAYERS]; /* one allocation, whose first is that of a multiple of it */
     size_t n_pages, cap_pages;  /* pages of positions */
     void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers elsewhere */
     tn_kv_device dev[TN_DEVICES]; /* of each segment */
