@@ -58,7 +58,7 @@ MODELTESTS := $(call program,tests/modeltest_*.c)
 # What runs threads; the rest has nothing for the thread sanitizer to see.
 THREADED := $(call program,$(patsubst %,tests/test_%.c,pool blas context engine forward device \
                 device_ops device_attend device_weights exec_device exec_device_best exec_devices placements turns \
-                stream)) \
+                stream later)) \
             $(BUILD)/tests/test_emu_bugs
 BIN      := $(if $(filter release,$(CONFIG)),,$(BUILD)/)
 STATIC   := $(BUILD)/libtenon.a

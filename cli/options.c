@@ -106,7 +106,8 @@ const tn_option tn_options[] = {
      "mean KL divergence to the exact weights"},
     {0, "load", "auto|read|map|image", TN_OPT_CHOICE, F(load), 0, 0, EVAL | C(PLAN),
      "read into memory, map the file (do not change it meanwhile), or map an image of the rearranged "
-     "weights, made the first time in the cache directory"},
+     "weights, made the first time in the cache directory; auto: by the memory that is free; chat and run "
+     "map the file for the first word and then read it, where it is cached"},
     {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65535, EVAL | C(PLAN),
      "tokens evaluated at once, default 512"},
     {0, "isa", "LEVEL", TN_OPT_TEXT, F(isa), 0, 0, EVAL | C(TOKENIZE) | C(CALIBRATE),

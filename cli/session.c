@@ -37,6 +37,13 @@ static void show_log(void *verbose, tn_log_level level, const char *line)
         tn_note("%s", line);
 }
 
+/* Where somebody waits for the first word it comes first; the other commands measure, or take long. */
+static tn_load_mode load_mode(const tn_settings *set)
+{
+    const bool waits = set->command == TN_CMD_CHAT || set->command == TN_CMD_RUN;
+    return waits && set->load == TN_LOAD_AUTO ? TN_LOAD_LATER : (tn_load_mode)set->load;
+}
+
 int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bool vocab_only,
                      bool exact)
 {
@@ -44,7 +51,7 @@ int tn_session_model(tn_session *s, const tn_settings *set, tn_model **model, bo
     s->loading = (tn_progress){.label = exact ? "loading exact weights" : "loading"};
     const tn_model_options opt = {
         .struct_size = sizeof opt,
-        .load = (tn_load_mode)set->load,
+        .load = load_mode(set),
         .vocab_only = vocab_only,
         .exact = exact,
         .place = set->places,

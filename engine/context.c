@@ -4,6 +4,7 @@
 #include "exec.h"
 #include "hardware.h"
 #include "kv.h"
+#include "later.h"
 #include "tune.h"
 
 #include <stdatomic.h>
@@ -33,6 +34,7 @@ struct tn_context {
     int32_t slice_rows;
     tn_tune tune;
     double prefill_s, decode_s;
+    double arrival_s; /* of an evaluation: weights came from the mapped file */
     uint64_t prefill_tokens, decode_tokens;
     atomic_flag busy;
 };
@@ -254,9 +256,22 @@ static void note_threads(tn_context *c, double seconds)
                       e->n_threads);
 }
 
+/* Weights that wait in the mapped file; their time is part of loading. */
+static tn_status take_weights(tn_context *c, tn_error *err)
+{
+    double seconds;
+    pthread_mutex_lock(&c->m->engine->turn);
+    const tn_status s = tn_later_arrive(c->m, c->opt.cancel, c->opt.user, &seconds, err);
+    pthread_mutex_unlock(&c->m->engine->turn);
+    c->arrival_s += seconds;
+    return s;
+}
+
 static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
 {
     tn_context *c = e->c;
+    tn_status s = take_weights(c, e->err);
+    if (s) return s;
     tn_batch b = {.tokens = e->tokens + at,
                   .n = n,
                   .pos0 = (int64_t)c->n_tokens + at,
@@ -272,7 +287,7 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
     pthread_mutex_lock(&c->m->engine->turn);
     choose_threads(c, n);
     const double start = tn_now(), host_s = host_seconds(c);
-    tn_status s = tn_forward(c->exec, c->m, &b);
+    s = tn_forward(c->exec, c->m, &b);
     if (!s && b.best)
         s = tn_exec_best(c->exec, c->logits, e->best);
     else if (!s && !e->fn && b.n_out)
@@ -324,13 +339,14 @@ static tn_status eval_batches(const evaluation *e)
     tn_context *c = e->c;
     tn_status s = TN_OK;
     const double start = tn_now();
+    c->arrival_s = 0;
     const bool tell = c->opt.progress && !e->no_output;
     for (int32_t at = 0; at < e->n && !s; at += c->opt.n_batch) {
         const int32_t n = e->n - at < c->opt.n_batch ? e->n - at : c->opt.n_batch;
         s = eval_batch(e, at, n);
         if (!s && tell) c->opt.progress(c->opt.user, (uint64_t)(at + n), (uint64_t)e->n);
     }
-    const double seconds = tn_now() - start;
+    const double seconds = tn_now() - start - c->arrival_s;
     *(e->n > 1 ? &c->prefill_s : &c->decode_s) += seconds;
     return s;
 }

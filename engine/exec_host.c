@@ -169,7 +169,7 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->tile_floats = max64(least_tile, 2 * tn_host_grain(n) * n);
     h->tile = take_per_thread(h, a, h->tile_floats);
     if (h->blas && r.wide_cols) h->wide = take_per_thread(h, a, tn_host_grain(n) * r.wide_cols);
-    if (many && r.mapped_bytes) {
+    if ((many || h->m->later) && r.mapped_bytes) {
         const size_t bytes = (size_t)tn_host_grain(parts) * r.mapped_bytes;
         h->repacked = take_per_thread(h, a, (int64_t)(bytes / sizeof(float)) + 1);
     }

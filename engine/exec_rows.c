@@ -32,12 +32,14 @@ static void blas_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y
     }
 }
 
-/* Those of a split ffn_down lie too far apart for being repacked. */
+/* Those of a split ffn_down lie too far apart for being repacked. Rows that wait in a mapped file are
+ * repacked for few tokens, too: whether they wait depends on the page cache, and bits must not. */
 tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n)
 {
     const tn_layout best = tn_engine_packed(h->e);
     size_t bytes;
-    const bool repack = h->repacked && n >= TN_MANY_TOKENS && w->layout == TN_LAYOUT_ROWS &&
+    const bool repack = h->repacked && (n >= TN_MANY_TOKENS || h->m->later) &&
+                        w->layout == TN_LAYOUT_ROWS &&
                         tn_host_reads_q8(w) && h->kern->repack[best][w->type] &&
                         tn_type_row_bytes(w->type, (uint64_t)w->cols, &bytes) &&
                         bytes == w->row_bytes;

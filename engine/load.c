@@ -2,6 +2,7 @@
 #include "engine.h"
 #include "hardware.h"
 #include "image.h"
+#include "later.h"
 #include "load.h"
 #include "placement.h"
 #include "sides.h"
@@ -23,7 +24,7 @@ static const double headroom = 1.2, planned_headroom = 1.0;
 
 bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available)
 {
-    if (mode != TN_LOAD_AUTO) return mode == TN_LOAD_MAP;
+    if (mode != TN_LOAD_AUTO && mode != TN_LOAD_LATER) return mode == TN_LOAD_MAP;
     const double wanted = (double)host_bytes * (planned ? planned_headroom : headroom);
     return available && wanted > (double)available;
 }
@@ -43,7 +44,7 @@ uint64_t tn_load_host_bytes(const tn_load *l)
 static void say_mapped(const tn_load *l, uint64_t bytes, uint64_t available)
 {
     const double mib = 1 << 20;
-    if (l->opt->load != TN_LOAD_AUTO || !l->opt->plan) return;
+    if (l->opt->load == TN_LOAD_MAP || !l->opt->plan) return;
     tn_engine_log(l->m->engine, TN_LOG_WARN,
                   "%s: the host's weights need %.0f MiB and %.0f are free: the file is mapped, which is "
                   "slower than planned",
@@ -58,6 +59,7 @@ tn_status tn_load_choose(tn_load *l)
     if (l->map) return TN_OK;
     l->map = !l->random && !l->exact && tn_load_maps(l->opt->load, l->opt->plan, bytes, available);
     if (l->map) say_mapped(l, bytes, available);
+    l->later = tn_later_may(l);
     tn_host_info_get(&h);
     /* The kernel would hand out the addresses, and kill the process later. */
     if (l->map || !h.memory_bytes || bytes <= h.memory_bytes) return TN_OK;
@@ -143,26 +145,41 @@ static tn_status fetch(const tn_load *l, const struct tn_load_job *j, void *dst,
     return TN_OK;
 }
 
-static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bounce, tn_error *err)
+/* Rows of the file, `from`, to where they go. */
+static void place_rows(const tn_load *l, const struct tn_load_job *j, const char *from)
 {
-    if (j->layout == TN_LAYOUT_ROWS && !j->to_f32) return fetch(l, j, j->dst, err);
-    tn_status s = fetch(l, j, bounce, err);
-    if (s) return s;
+    const size_t row_bytes = j->file->row_bytes;
     if (j->to_f32) {
         tn_weight rows = *j->file;
-        rows.data = bounce;
+        rows.data = from;
         for (int64_t r = 0; r < j->n_rows; r++)
             kernels(l)->dequantize[TN_LAYOUT_ROWS][rows.type](&rows, r,
                                                               (float *)(void *)j->dst + r * rows.cols);
-        return TN_OK;
+        return;
+    }
+    if (j->layout == TN_LAYOUT_ROWS) {
+        memcpy(j->dst, from, (size_t)j->n_rows * row_bytes);
+        return;
     }
     const int64_t group = tn_layout_rows(j->layout);
     for (int64_t r = 0; r < j->n_rows; r += group)
-        kernels(l)->repack[j->layout][j->file->type](j->dst + (size_t)r * j->file->row_bytes,
-                                                     bounce + (size_t)r * j->file->row_bytes,
-                                                     j->n_rows - r < group ? j->n_rows - r : group,
-                                                     j->file->cols);
-    return TN_OK;
+        kernels(l)->repack[j->layout][j->file->type](
+            j->dst + (size_t)r * row_bytes, from + (size_t)r * row_bytes,
+            j->n_rows - r < group ? j->n_rows - r : group, j->file->cols);
+}
+
+static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bounce, tn_error *err)
+{
+    if (l->arriving) {
+        const void *from = tn_gguf_tensor_data(l->m->gguf, j->tensor) + j->file_offset;
+        place_rows(l, j, from);
+        tn_later_drop(from, (size_t)j->n_rows * j->file->row_bytes);
+        return TN_OK;
+    }
+    if (j->layout == TN_LAYOUT_ROWS && !j->to_f32) return fetch(l, j, j->dst, err);
+    const tn_status s = fetch(l, j, bounce, err);
+    if (!s) place_rows(l, j, bounce);
+    return s;
 }
 
 /* ---- queueing ---------------------------------------------------------------------------------- */
@@ -222,6 +239,7 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
         if (!queue_matrix(l, t, file, (size_t)e * (size_t)rows * file->row_bytes, rows, w,
                           dst + (size_t)e * stride * w->row_bytes))
             return tn_fail_nomem(l->err, sizeof *l->jobs, "the load queue");
+    if (l->later && !tn_later_add(l, w, t)) return tn_fail_nomem(l->err, sizeof *w, "the load queue");
     return TN_OK;
 }
 
@@ -342,10 +360,10 @@ static tn_status run_all(tn_load *l, load_run *r, size_t n_jobs)
         if (!(r->bounce[i] = tn_alloc_raw(&e->a, bytes, 1)))
             return tn_fail_nomem(l->err, bytes, "a read buffer");
     tn_load_order(e->pool, r->jobs, n_jobs, r->order);
-    pthread_mutex_lock(&e->turn);
+    if (!l->arriving) pthread_mutex_lock(&e->turn);
     tn_pool_use(e->pool, e->n_threads);
     tn_pool_run(e->pool, load_task, r, (int64_t)n_jobs + (r->beside != NULL), 1);
-    pthread_mutex_unlock(&e->turn);
+    if (!l->arriving) pthread_mutex_unlock(&e->turn);
     l->done_bytes = atomic_load(&r->done);
     for (int i = 0; i < e->n_threads; i++)
         if (r->status[i]) {
@@ -414,6 +432,7 @@ tn_status tn_load_run(tn_load *l)
 {
     /* First, because what does not fit should be said before anything is read. */
     tn_status s = tn_load_device_alloc(l);
+    if (l->m->later) tn_later_keep(l);
     if (!s) s = read_all(l, l->jobs, l->n_jobs, l->beside);
     if (!s) s = tn_load_device_run(l);
     if (!s) s = finish_image(l);

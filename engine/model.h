@@ -142,13 +142,14 @@ struct tn_model {
         chosen; /* since it was opened; n NULL: no experts. Written in the engine's turn */
     void **owned;          /* every buffer to free at close */
     size_t n_owned, cap_owned;
+    struct tn_later *later; /* NULL: no weights wait in the mapped file */
     struct tn_image *image; /* NULL: weights are in memory of our own or the model's own pages */
     size_t held_bytes;     /* memory of weights in our layout */
     uint64_t n_params, weight_bytes, token_bytes, activation_bytes;
     uint32_t main_type;    /* type of most weight bytes */
     char *name;  /* path or given name, for messages */
     char *title; /* general.name, or "" */
-    double load_s;
+    _Atomic double load_s;
     _Atomic int n_contexts;
 };
 
@@ -170,6 +171,8 @@ typedef struct tn_load {
     const tn_model_options *opt; /* a full-size copy */
     bool map;                    /* nothing is copied; set before binding: only the shape counts */
     bool exact, random;          /* random: synthetic weights, no file */
+    bool later;                  /* weights stay in the mapped file for the first batch (later.h) */
+    bool arriving;               /* they come from there now, in the engine's turn */
     tn_error *err;
     bool *used;                  /* per tensor of the directory: bound to a field */
     tn_tensor_place *place;      /* per tensor of the directory; NULL: all on the host */

@@ -7,6 +7,7 @@
 #include "engine.h"
 #include "hardware.h"
 #include "image.h"
+#include "later.h"
 #include "model.h"
 #include "synthetic.h"
 #include "template.h"
@@ -74,6 +75,7 @@ void tn_model_close(tn_model *m)
     for (size_t i = 0; i < m->n_owned; i++) tn_free(a, m->owned[i]);
     tn_free(a, m->owned);
     tn_image_close(m->image);
+    tn_later_free(m);
     tn_vocab_free(m->vocab);
     tn_gguf_close(m->gguf);
     tn_free(a, m->header);
@@ -218,7 +220,7 @@ static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_mo
 {
     tn_status s = tn_options_copy(opt, sizeof *opt, options, "tn_model_options", err);
     if (s) return s;
-    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_IMAGE)
+    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_LATER)
         return tn_fail(err, TN_EARG, -1, "load mode %d is unknown", (int)opt->load);
     if (opt->granule < 0 || opt->granule > max_granule)
         return tn_fail(err, TN_EARG, -1, "granule is %d; use 0 (256) to %d", opt->granule,

@@ -249,7 +249,7 @@ static tn_status plan(tn_placement *p, const tn_placement_options *opt, tn_error
         c.vram[d] = opt->vram[d];
     if (opt->kv != TN_KV_F16 && opt->kv != TN_KV_F32 && opt->kv != TN_KV_Q8_0)
         return tn_fail(err, TN_EARG, -1, "tn_placement_options: kv %d is unknown", (int)opt->kv);
-    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_IMAGE)
+    if (opt->load < TN_LOAD_AUTO || opt->load > TN_LOAD_LATER)
         return tn_fail(err, TN_EARG, -1, "tn_placement_options: load mode %d is unknown",
                        (int)opt->load);
     tn_status s =

@@ -124,10 +124,14 @@ typedef enum tn_load_mode {
                          under a plan, which has counted what else there is to hold), else READ */
     TN_LOAD_READ,     /* read into our own memory, rearranged for speed */
     TN_LOAD_MAP,      /* use the file's pages; changing the file then kills the process (SIGBUS) */
-    TN_LOAD_IMAGE     /* READ the first time and keep the rearranged weights, as large as the model, in a
+    TN_LOAD_IMAGE,    /* READ the first time and keep the rearranged weights, as large as the model, in a
                          file of the engine's cache_dir; from then on map that file, which starts at
                          once. It is made anew when the model's file or the build is another one. Not
                          with a device or without cache_dir (a line in the log): then READ */
+    TN_LOAD_LATER     /* as AUTO; but where the page cache has the whole file, and there is no device, the
+                         first batch is computed from the mapped file, which gives the first token
+                         sooner, and weights are carried to memory before the second. Until then
+                         changing the file kills the process (SIGBUS) */
 } tn_load_mode;
 
 typedef struct tn_model_options {
@@ -326,7 +330,7 @@ typedef struct tn_stats {
     tn_side_stats host, device;
     uint64_t hops;      /* activations moved between the sides */
     double join_wait_s; /* waiting for the other side */
-    double load_s;      /* opening the model */
+    double load_s;      /* opening the model, and carrying weights to memory after it (LATER) */
     uint64_t kv_bytes_held; /* memory of this context's KV pages */
     uint64_t model_bytes_held; /* memory of the model's weights */
     /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of the

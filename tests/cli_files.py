@@ -92,6 +92,24 @@ def a_model_in_parts(t):
 
 
 @case
+def weights_come_after_the_first_word(t):
+    words = ("-p", "x", *ENDLESS, "-v")
+    said = b"of the mapped file are in memory now"
+    texts = []
+    for args, come in (
+        (("run", "--raw", "-n", "4"), True),
+        (("run", "--raw", "-n", "1"), False),
+        (("run", "--raw", "-n", "4", "--load", "read"), False),
+        (("chat", "--template", "chatml", "-n", "4"), True),
+    ):
+        code, out, err = t.run(args[0], t.model, *args[1:], *words)
+        equal(code, 0, f"exit code of {args}: {err!r}")
+        equal(said in err, come, f"{args}: weights come after the first batch: {err!r}")
+        texts.append(out)
+    check(texts[0] == texts[2], f"other words from the mapped file: {texts}")
+
+
+@case
 def an_unknown_template_names_the_choices(t):
     path = t.file(
         "strange.gguf",

@@ -62,6 +62,7 @@ typedef struct work {
     size_t size;
     const char *synthetic; /* shape, instead of a file */
     bool exact, environment;
+    tn_load_mode load;
 } work;
 
 static bool any_rows(void *user, int32_t first, int32_t n, const float *rows)
@@ -72,7 +73,7 @@ static bool any_rows(void *user, int32_t first, int32_t n, const float *rows)
 
 static tn_status open_model(const work *w, tn_engine *e, tn_model **m, tn_error *err)
 {
-    const tn_model_options o = {.struct_size = sizeof o, .exact = w->exact};
+    const tn_model_options o = {.struct_size = sizeof o, .exact = w->exact, .load = w->load};
     if (w->synthetic) return tn_model_open_synthetic(m, e, w->synthetic, "q4_0", &o, err);
     if (w->path) return tn_model_open(m, e, w->path, &o, err);
     return tn_model_open_memory(m, e, w->bytes, w->size, "memory", &o, err);
@@ -153,6 +154,12 @@ TEST(engine_model_context_and_tokens)
         "tests/data/arch/gemma3/model-f16.gguf", "tests/data/quant/Q4_K_S.gguf"};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
         check_work(&(work){.path = models[i]}, models[i], 40);
+}
+
+TEST(weights_that_come_later)
+{
+    const char *path = "tests/data/quant/Q4_0.gguf";
+    check_work(&(work){.path = path, .load = TN_LOAD_LATER}, "later", 40);
 }
 
 TEST(exact_weights)

@@ -7,6 +7,7 @@ enum { rows = 300, cols = 256, most_tokens = 33 }; /* two whole pieces, and a gr
 
 typedef struct fixture {
     tn_engine e;
+    tn_model m;
     tn_host h;
     guarded packed, scratch;
     float *buffer;
@@ -23,7 +24,8 @@ static void set_up(fixture *f, unsigned isa)
     f->buffer = (float *)(void *)f->packed.data;
     f->at = f->scratch.data;
     f->e.scratch = &f->at;
-    f->h = (tn_host){.e = &f->e, .kern = &f->e.kernels, .repacked = &f->buffer, .parts = 1};
+    f->h = (tn_host){
+        .m = &f->m, .e = &f->e, .kern = &f->e.kernels, .repacked = &f->buffer, .parts = 1};
 }
 
 static void tear_down(fixture *f)
@@ -33,7 +35,7 @@ static void tear_down(fixture *f)
 }
 
 /* Rows [row0, row1) of the product against the same rows by the kernel that serves loaded weights
- * (many tokens) or the file's rows (few). */
+ * (many tokens, or rows that wait to be loaded) or the file's rows (few). */
 static void check_range(fixture *f, const tn_weight *w, const tn_acts *x, int64_t row0, int64_t row1)
 {
     const size_t n = (size_t)x->n * rows;
@@ -54,7 +56,8 @@ static void check_type(fixture *f, uint32_t type, int64_t n, uint64_t *seed)
 {
     guarded mem, mem_packed = {0};
     const tn_weight w = make_weight(&mem, type, rows, cols, FILL_RANDOM, 0, seed);
-    const tn_layout layout = n < TN_MANY_TOKENS ? TN_LAYOUT_ROWS : tn_engine_packed(&f->e);
+    const bool packs = n >= TN_MANY_TOKENS || f->m.later;
+    const tn_layout layout = packs ? tn_engine_packed(&f->e) : TN_LAYOUT_ROWS;
     const tn_weight v = layout ? make_packed(&mem_packed, &f->e.kernels, layout, &w) : w;
     test_acts a = make_acts(n, cols, ACT_RANDOM, seed);
     f->e.kernels.matmul[layout][type](&v, &a.x, f->want, rows, 0, rows, f->at);
@@ -73,8 +76,9 @@ TEST(mapped_rows_give_the_bits_of_loaded_ones)
     static const int64_t tokens[] = {1, TN_MANY_TOKENS - 1, TN_MANY_TOKENS, most_tokens};
     static fixture f;
     uint64_t seed = 3;
-    for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
-        set_up(&f, levels[l]);
+    for (size_t l = 0; l < 2 * sizeof levels / sizeof *levels; l++) {
+        set_up(&f, levels[l / 2]);
+        f.m.later = l % 2 ? (void *)&f : NULL;
         for (uint32_t type = 0; type < TN_TYPE_COUNT; type++)
             for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
                 if (f.e.kernels.repack[TN_LAYOUT_R8][type]) check_type(&f, type, tokens[i], &seed);
