@@ -153,6 +153,7 @@ tn_status tn_bench_place_plan(const tn_bench_place *p, const tn_bench_cell *c,
     opt.place = rules;
     opt.n_place = n_rules;
     if (file && !rules) opt.plan_file = file;
+    opt.fixed |= opt.plan_file != NULL;
     if (!file && strcmp(p->placement, "auto") != 0) opt.candidate = p->placement;
     if (!s) s = tn_placement_open(&out->placement, p->model, &opt, err);
     if (s == TN_ENOMEM && opt.candidate) s = does_not_fit(p, c, err);

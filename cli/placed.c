@@ -63,6 +63,7 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     int code = tn_plan_options(&opt, set);
     if (code) return code;
     opt.hardware = hardware;
+    opt.fixed |= opt.plan_file != NULL;
     char *cache_dir = tn_cache_dir();
     opt.cache_dir = cache_dir;
     /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */

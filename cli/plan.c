@@ -192,7 +192,11 @@ static void print_summary(FILE *out, const tn_settings *set, const tn_placement_
     if (f->optimum_s > 0)
         fprintf(out, ", %.1f %% above the optimum (which is proven within %.2g %%)",
                 100 * fmax(0, f->predicted.request_s / f->optimum_s - 1), 100 * f->gap);
-    fprintf(out, "%s\n", f->elastic ? "; weights move as the context grows and shrinks" : "");
+    fprintf(out, "%s\n",
+            !f->elastic                 ? ""
+            : strcmp(f->chosen, "file") ? "; weights move as the context grows and shrinks"
+                                        : "; weights move with the context, but not in a replay by "
+                                          "chat and run (--fixed shows that)");
     if (f->hit_share > 0)
         fprintf(out, "experts: %.0f %% of what tokens choose on the device, %s\n",
                 100 * f->hit_share,

@@ -608,7 +608,8 @@ tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured
 {
     tn_token_time predicted;
     double factor;
-    if (b->refitted || !tn_drift_add(&b->drift, depth, measured)) return TN_OK;
+    if (b->plan.strategy == TN_PLAN_FILE || b->refitted ||
+        !tn_drift_add(&b->drift, depth, measured)) return TN_OK;
     tn_status s = tn_boundary_predict(b, b->drift.depth / b->drift.tokens, &predicted, err);
     if (s) return s;
     const tn_drift_verdict side = tn_drift_judge(&b->drift, predicted, &factor);

@@ -451,8 +451,8 @@ static tn_status check_budgets(tn_json_reader *r, const tn_plan *plan, const tn_
     return TN_OK;
 }
 
-/* A plan that moves was made for the memory it names, and a replay does not move: its units are
- * where a full context in that memory leaves them, whatever there is now. */
+/* Of a plan that moves, what does not: its units are where a full context in the memory that it was
+ * made for leaves them, whatever there is now. */
 static tn_status settle(tn_json_reader *r, const json_t *doc, tn_planned *out, tn_cost *k)
 {
     const json_t *list = doc && json_object_get(doc, "devices") /* plans by hand may not name it */
@@ -472,7 +472,7 @@ static tn_status settle(tn_json_reader *r, const json_t *doc, tn_planned *out, t
     if (!status && moved)
         tn_plan_warn(out,
                      "the plan in %.60s moves weights with the context, its replay keeps them "
-                     "where %lld tokens leave them (--fixed plans for that)",
+                     "where %lld tokens leave them",
                      r->where, (long long)k->c.n_ctx);
     return status;
 }
@@ -489,6 +489,7 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         tn_cost k;
         tn_constraints wanted = *c;
         read_constraints(r, doc, &wanted);
+        wanted.fixed = false; /* the file knows whether it moves */
         check_request(r, &wanted.request, &c->request);
         if (!r->status) r->status = tn_constraints_fill(&out->c, &wanted, s, p, r->err);
         out->c.rules = NULL;
@@ -503,7 +504,7 @@ static tn_status read_plan(tn_json_reader *r, const json_t *doc, tn_planned *out
         out->plan.live = (uint64_t)tn_json_int(r, doc, "live", 0, 1 << 30);
         status = r->status ? r->status : tn_plan_account(&out->plan, &k, out->a, r->err);
         if (!status) status = check_budgets(r, &out->plan, p, c);
-        if (!status && out->plan.elastic) status = settle(r, doc, out, &k);
+        if (!status && out->plan.elastic && c->fixed) status = settle(r, doc, out, &k);
         out->plan.feasible = !status && out->plan.short_bytes == 0;
     }
     tn_free(out->a, fixed);

@@ -152,7 +152,7 @@ typedef struct tn_model_options {
                           of place and granule. Must outlive the model. NULL = none. Where the plan is
                           elastic, weights that the host has, too, come and go on the device as contexts
                           shrink and grow: between evaluations, at fixed lengths, each move a line in the
-                          log. A plan that was read from a file does not move. */
+                          log. */
 } tn_model_options;
 
 /* Opens a GGUF file, or all parts of a split one. TN_ENOENT, TN_EIO, TN_EFORMAT (broken file, with
@@ -464,9 +464,10 @@ typedef struct tn_placement_options {
     size_t struct_size;
     const char *hardware;  /* name of a shipped profile, path of a JSON file, or JSON as tn_engine_calibrate
                               gives it; NULL = this machine */
-    const char *plan_file; /* replay this plan instead of planning; NULL = plan. One that is elastic becomes one
-                              that is not: its units are where a full context leaves them, for the budget
-                              it was made for, and a warning says so. */
+    const char *plan_file; /* replay this plan instead of planning; NULL = plan. With `fixed` one that is
+                              elastic becomes one that is not: its units are where a full context leaves
+                              them, in the budget it was made for, and a warning says so. A replayed plan
+                              is never made again because rates have changed. */
     const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match wins */
     size_t n_place;
     const char *request;   /* "chat" (2048+512, the default), "long" (24576+512), "batch" (8192+32), or
