@@ -53,12 +53,12 @@ static void release(device_bench *b)
     const tn_device_api *api = b->d->api;
     void *const memory[] = {b->set,   b->target,    b->x,     b->y,  b->q,
                             b->scale, b->workspace, b->pages, b->pos};
+    api->stream_destroy(b->d, b->stream); /* waits for what uses the memory */
+    api->stream_destroy(b->d, b->copies);
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
         api->free(b->d, memory[i]);
     if (b->pinned) api->free_pinned(b->d, b->pinned);
     if (b->flags) api->free_pinned(b->d, b->flags);
-    api->stream_destroy(b->d, b->stream);
-    api->stream_destroy(b->d, b->copies);
     tn_free(&b->e->a, b->pageable);
 }
 

@@ -81,13 +81,15 @@ typedef struct tn_device_api {
     /* `what` names the purpose in the error: "out of device memory: 12.5 MiB missing for the KV
      * cache (...)". bytes == 0 gives a valid pointer. */
     tn_status (*alloc)(tn_device *d, size_t bytes, const char *what, void **p, tn_error *err);
-    void (*free)(tn_device *d, void *p); /* NULL is fine; waits until the device is idle */
+    /* NULL is fine. Waits until the device is idle: so not while one of its streams waits for the
+     * host, nor where a stream may still use the memory; the emulated device refuses both. */
+    void (*free)(tn_device *d, void *p);
     tn_status (*alloc_pinned)(tn_device *d, size_t bytes, const char *what, void **p,
                               tn_error *err);
-    void (*free_pinned)(tn_device *d, void *p);
+    void (*free_pinned)(tn_device *d, void *p); /* as free */
     /* Pins memory that exists, in whole pages; may fail where the system allows no more. */
     tn_status (*pin)(tn_device *d, void *p, size_t bytes, tn_error *err);
-    void (*unpin)(tn_device *d, void *p);
+    void (*unpin)(tn_device *d, void *p); /* as free */
 
     /* Copies that have happened when the call returns; host memory of any kind. */
     tn_status (*upload)(tn_device *d, void *to, const void *from, size_t bytes, tn_error *err);

@@ -72,6 +72,10 @@ static const struct {
     {"wrong_device", {"E", "E", "E", "E", "E", "E"}},
     {"shared_not_allowed", {"W", "W", "W", "W", "W", "W"}},
     {"allocation_recorded", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_while_used", {"E", "E", "E", "E", "E", "E"}},
+    {"pinned_freed_while_used", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_while_host_works", {"E", "E", "E", "E", "E", "E"}},
 };
 
 /* ---- one case, in the child ------------------------------------------------------------------ */

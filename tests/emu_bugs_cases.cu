@@ -667,6 +667,77 @@ template <bool BUG> static bool allocation_recorded()
     return cudaGraphDestroy(g) == cudaSuccess;
 }
 
+/* What streams still use is not given back, and nothing is while one waits for the host: the call
+ * waits for the device, the device for the host. Each of these would go well by waiting, as another
+ * device lets the stream go on after a while. */
+static void CUDART_CB sleep_a_while(void *)
+{
+    usleep(200000);
+}
+static void CUDART_CB write_flag(void *flag)
+{
+    usleep(200000);
+    __atomic_store_n((uint32_t *)flag, 1, __ATOMIC_RELEASE);
+}
+/* A stream of the other device. */
+static cudaStream_t elsewhere()
+{
+    cudaStream_t s;
+    cudaSetDevice(1);
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    return s;
+}
+template <bool BUG> static bool freed_while_used()
+{
+    cudaEvent_t e;
+    float *d = device<float>(64), *unused = device<float>(64);
+    cudaStream_t other = elsewhere();
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    cudaLaunchHostFunc(other, sleep_a_while, nullptr);
+    cudaEventRecord(e, other);
+    cudaSetDevice(0);
+    cudaStreamWaitEvent(s1, e, 0);
+    LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
+    return cudaFree(BUG ? d : unused) == cudaSuccess;
+}
+template <bool BUG> static bool pinned_freed_while_used()
+{
+    cudaEvent_t e;
+    float *d = device<float>(64), *h = pinned<float>(64);
+    cudaStream_t other = elsewhere();
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    if (BUG) cudaLaunchHostFunc(other, sleep_a_while, nullptr);
+    cudaEventRecord(e, other);
+    cudaSetDevice(0);
+    cudaStreamWaitEvent(s1, e, 0);
+    up(d, h, 64 * sizeof(float));
+    if (!BUG) cudaStreamSynchronize(s1);
+    return cudaFreeHost(h) == cudaSuccess;
+}
+template <bool BUG> static bool freed_while_host_awaited()
+{
+    float *used = device<float>(64), *d = device<float>(64);
+    uint32_t *flag = pinned<uint32_t>(1), *by_device = pinned<uint32_t>(1);
+    cudaStream_t other = elsewhere();
+    if (BUG) cudaLaunchHostFunc(other, write_flag, flag);
+    cudaSetDevice(0);
+    cuStreamWaitValue32(s1, (CUdeviceptr)(uintptr_t)flag, 1, CU_STREAM_WAIT_VALUE_GEQ);
+    LAUNCH(fill, 1, 64, 0, s1, used, 1.0f, 64);
+    if (!BUG) {
+        __atomic_store_n(flag, 1, __ATOMIC_RELEASE); /* it need not have been seen */
+        cuStreamWaitValue32(s2, (CUdeviceptr)(uintptr_t)by_device, 1, CU_STREAM_WAIT_VALUE_GEQ);
+        cuStreamWriteValue32(s1, (CUdeviceptr)(uintptr_t)by_device, 1, CU_STREAM_WRITE_VALUE_DEFAULT);
+    }
+    return cudaFree(d) == cudaSuccess;
+}
+template <bool BUG> static bool freed_while_host_works()
+{
+    float *d = device<float>(64);
+    cudaLaunchHostFunc(s1, sleep_a_while, nullptr);
+    if (!BUG) cudaStreamSynchronize(s1);
+    return cudaFree(d) == cudaSuccess;
+}
+
 #define CASE(name)                                                                                 \
     {                                                                                              \
 #name, name < false>, name < true>                                                         \
@@ -710,6 +781,10 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(wrong_device),
                                      CASE(shared_not_allowed),
                                      CASE(allocation_recorded),
+                                     CASE(freed_while_used),
+                                     CASE(pinned_freed_while_used),
+                                     CASE(freed_while_host_awaited),
+                                     CASE(freed_while_host_works),
                                      {nullptr, nullptr, nullptr}};
 
 bool emu_case_run(const struct emu_case *c, bool bug)

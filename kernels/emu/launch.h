@@ -18,6 +18,8 @@ struct call {
     virtual void run() const = 0; /* in one thread of the device */
     virtual void check(const char *name) const = 0;
     virtual const void *kernel() const = 0;
+    /* Whether an argument points into [p, p + bytes). */
+    virtual bool names(const void *p, size_t bytes) const = 0;
     virtual ~call() {}
 };
 
@@ -30,6 +32,13 @@ void check_pointer(const void *p, const char *kernel, int argument);
 template <class V> inline void check_argument(const V &v, const char *kernel, int i)
 {
     if constexpr (std::is_pointer<V>::value) check_pointer((const void *)v, kernel, i);
+}
+
+template <class V> inline bool points_into(const V &v, const void *p, size_t bytes)
+{
+    if constexpr (std::is_pointer<V>::value)
+        return (const char *)v >= (const char *)p && (const char *)v < (const char *)p + bytes;
+    return false;
 }
 
 template <class... P> struct call_of : call {
@@ -48,6 +57,10 @@ template <class... P> struct call_of : call {
     const void *kernel() const override
     {
         return (const void *)fn;
+    }
+    bool names(const void *p, size_t bytes) const override
+    {
+        return std::apply([=](auto &...v) { return (points_into(v, p, bytes) || ...); }, args);
     }
 };
 

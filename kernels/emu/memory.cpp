@@ -315,11 +315,25 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     return cudaSuccess;
 }
 
+/* Before `what` gives memory back: of a device, or pinned (-1). */
+static void wait_for_streams(int device, const void *p, const char *what)
+{
+    not_while_recording(what);
+    size_t bytes = 0; /* of what is not allocated, which is an error of its own */
+    {
+        std::lock_guard<std::mutex> hold(lock);
+        const auto &all = device < 0 ? pinned : arenas[device].allocated;
+        auto it = all.find((char *)p);
+        if (it != all.end()) bytes = it->second;
+    }
+    check_free(device, p, bytes, what);
+    cudaDeviceSynchronize();
+}
+
 cudaError_t cudaFree(void *p)
 {
     if (!p) return cudaSuccess;
-    not_while_recording("cudaFree");
-    cudaDeviceSynchronize();
+    wait_for_streams(device_of(p), p, "cudaFree");
     std::lock_guard<std::mutex> hold(lock);
     int d = device_of(p);
     if (d < 0) host_error("cudaFree: %p is a host pointer", p);
@@ -352,8 +366,7 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 cudaError_t cudaFreeHost(void *p)
 {
     if (!p) return cudaSuccess;
-    not_while_recording("cudaFreeHost");
-    cudaDeviceSynchronize();
+    wait_for_streams(-1, p, "cudaFreeHost");
     std::lock_guard<std::mutex> hold(lock);
     if (!pinned.erase((char *)p)) host_error("cudaFreeHost: %p was not allocated by it", p);
     free(p);
@@ -369,8 +382,7 @@ cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
 }
 cudaError_t cudaHostUnregister(void *p)
 {
-    not_while_recording("cudaHostUnregister");
-    cudaDeviceSynchronize();
+    wait_for_streams(-1, p, "cudaHostUnregister");
     std::lock_guard<std::mutex> hold(lock);
     if (!pinned.erase((char *)p)) host_error("cudaHostUnregister: %p is not registered", p);
     return cudaSuccess;

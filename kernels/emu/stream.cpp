@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <map>
@@ -41,9 +42,11 @@ static bool goes_on(int device)
 /* What a broken device does not do. */
 static operation work(operation op)
 {
-    return [op](replay *r) {
-        if (goes_on(working->device)) op(r);
+    const auto run = op.run;
+    op.run = [run](replay *r) {
+        if (goes_on(working->device)) run(r);
     };
+    return op;
 }
 
 static cudaError_t end_of_work(int device)
@@ -84,17 +87,14 @@ void emu_stream::run()
     working = this;
     cudaSetDevice(device);
     for (;;) {
-        queued q;
+        queued *q;
         {
             std::unique_lock<std::mutex> hold(lock);
             if (queue.empty()) close(); /* once a burst: protecting costs time per page */
-            busy = false;
             changed.notify_all();
             changed.wait(hold, [this] { return quit || !queue.empty(); });
             if (queue.empty()) return;
-            q = std::move(queue.front());
-            queue.pop_front();
-            busy = true;
+            q = &queue.front();
         }
         open();
         if (settings.delay_us > 0) {
@@ -102,9 +102,11 @@ void emu_stream::run()
             random = random * 1664525u + 1013904223u;
             usleep(least + (random >> 8) % least);
         }
-        q.run(q.launch.get());
+        q->op.run(q->launch.get());
         /* TSan does not see that the last owner of something shared is the last. */
-        TSAN(if (q.launch) __tsan_release(q.launch.get());)
+        TSAN(if (q->launch) __tsan_release(q->launch.get());)
+        std::lock_guard<std::mutex> hold(lock);
+        queue.pop_front();
     }
 }
 
@@ -131,12 +133,12 @@ void emu_stream::push(operation op)
 void emu_stream::drain()
 {
     std::unique_lock<std::mutex> hold(lock);
-    changed.wait(hold, [this] { return queue.empty() && !busy; });
+    changed.wait(hold, [this] { return queue.empty(); });
 }
 bool emu_stream::idle()
 {
     std::lock_guard<std::mutex> hold(lock);
-    return queue.empty() && !busy;
+    return queue.empty();
 }
 
 static void need(cudaStream_t s, const char *what)
@@ -190,7 +192,76 @@ cudaError_t cudaDeviceSynchronize()
     return cudaSuccess;
 }
 
+/* ---- memory that is given back ---------------------------------------------------------------- */
+
+static bool overlap(const void *p, size_t bytes, const void *q, size_t q_bytes)
+{
+    return bytes && q_bytes && (const char *)p < (const char *)q + q_bytes &&
+           (const char *)q < (const char *)p + bytes;
+}
+
+bool operation::uses(const void *p, size_t bytes) const
+{
+    for (const auto &r : range)
+        if (overlap(p, bytes, r.p, r.bytes)) return true;
+    return (kernel && kernel->names(p, bytes)) || overlap(p, bytes, flag, sizeof *flag);
+}
+
+static bool reached(uint32_t now, uint32_t value, bool equal)
+{
+    return equal ? now == value : (int32_t)(now - value) >= 0;
+}
+
+bool operation::waits() const
+{
+    return kind == HOST ||
+           (kind == WAITS && !reached(__atomic_load_n(flag, __ATOMIC_ACQUIRE), value, equal));
+}
+
+/* Whether a device writes what op waits for: in another stream, or in its own before it. */
+static bool served(const operation &op, const emu_stream *own, size_t at)
+{
+    for (emu_stream *s : streams) {
+        std::unique_lock<std::mutex> hold(s->lock, std::defer_lock);
+        if (s != own) hold.lock(); /* the own one is held */
+        const size_t n = s == own ? at : s->queue.size();
+        for (size_t i = 0; i < n; i++) {
+            const operation &w = s->queue[i].op;
+            if (w.kind == operation::WRITES && w.flag == op.flag &&
+                reached(w.value, op.value, op.equal))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* Rules for what waits for a whole device: its streams get on without the caller, or neither does;
+ * and what they still use is not given back, whether or not the call would wait for them. */
+void emu::check_free(int device, const void *p, size_t bytes, const char *what)
+{
+    std::lock_guard<std::mutex> hold_all(streams_lock);
+    for (emu_stream *s : streams) {
+        std::lock_guard<std::mutex> hold(s->lock);
+        const bool awaited = (device < 0 || s->device == device) && !is_broken(s->device);
+        for (size_t i = 0; i < s->queue.size(); i++) {
+            const operation &op = s->queue[i].op;
+            if (op.uses(p, bytes)) host_error("%s: a stream still uses %p", what, p);
+            if (awaited && op.waits() && !served(op, s, i))
+                host_error("%s of %p waits for a stream that waits for the host", what, p);
+        }
+    }
+}
+
 /* ---- copies ---------------------------------------------------------------------------------- */
+
+/* A copy within streams. */
+static void push_copy(cudaStream_t s, operation op, void *dst, size_t dst_bytes, const void *src,
+                      size_t src_bytes)
+{
+    op.range[0] = {dst, dst_bytes};
+    op.range[1] = {src, src_bytes};
+    s->push(work(op));
+}
 
 static enum cudaMemcpyKind kind_of(const void *dst, const void *src)
 {
@@ -217,13 +288,14 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
             delete[] last;
         });
         memcpy(copy.get(), src, bytes);
-        s->push(work([=](replay *) {
+        const auto run = [=](replay *) {
             memcpy(dst, copy.get(), bytes);
             TSAN(__tsan_release(copy.get());)
-        }));
+        };
+        push_copy(s, run, dst, bytes, nullptr, 0);
         return cudaSuccess;
     }
-    s->push(work([=](replay *r) {
+    const auto run = [=](replay *r) {
         if (r) {
             check_range(dst, bytes, to_device, "destination of a recorded copy");
             check_range(src, bytes, from_device, "source of a recorded copy");
@@ -231,7 +303,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
         memcpy(dst, src, bytes);
         if (from_device && !to_device)
             __atomic_fetch_add(&counters.downloaded, bytes, __ATOMIC_RELAXED);
-    }));
+    };
+    push_copy(s, run, dst, bytes, src, bytes);
     if (pageable) s->drain();
     return cudaSuccess;
 }
@@ -242,13 +315,15 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
     if (width > dst_pitch || width > src_pitch) return set_error(cudaErrorInvalidValue);
     need(s, "cudaMemcpy2DAsync");
     if (kind == cudaMemcpyHostToDevice && height && is_pinned(src) && !s->capture) {
-        check_range(dst, (height - 1) * dst_pitch + width, true, "destination of cudaMemcpy2DAsync");
-        check_range(src, (height - 1) * src_pitch + width, false, "source of cudaMemcpy2DAsync");
+        const size_t to = (height - 1) * dst_pitch + width, from = (height - 1) * src_pitch + width;
+        check_range(dst, to, true, "destination of cudaMemcpy2DAsync");
+        check_range(src, from, false, "source of cudaMemcpy2DAsync");
         __atomic_fetch_add(&counters.strided, 1, __ATOMIC_RELAXED);
-        s->push(work([=](replay *) {
+        const auto run = [=](replay *) {
             for (size_t i = 0; i < height; i++)
                 memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
-        }));
+        };
+        push_copy(s, run, dst, to, src, from);
         return cudaSuccess;
     }
     for (size_t i = 0; i < height; i++) {
@@ -268,7 +343,7 @@ cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int 
                    dst_device, src_device);
     check_range(dst, bytes, true, "destination of cudaMemcpyPeerAsync");
     check_range(src, bytes, true, "source of cudaMemcpyPeerAsync");
-    s->push(work([=](replay *) { memcpy(dst, src, bytes); }));
+    push_copy(s, [=](replay *) { memcpy(dst, src, bytes); }, dst, bytes, src, bytes);
     return cudaSuccess;
 }
 
@@ -277,7 +352,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
     need(s, "cudaMemsetAsync");
     if (!bytes) return cudaSuccess;
     check_range(p, bytes, true, "cudaMemsetAsync");
-    s->push(work([=](replay *) { memset(p, value, bytes); }));
+    push_copy(s, [=](replay *) { memset(p, value, bytes); }, p, bytes, nullptr, 0);
     return cudaSuccess;
 }
 
@@ -323,14 +398,16 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
         return;
     }
     const int device = s->device;
-    s->push(work([=](replay *r) {
+    operation op([=](replay *r) {
         if (r) keep->check(name);
         if (current_device() != device)
             host_error("kernel %s was launched on device %d and runs on %d", name, device,
                        current_device());
         run_kernel(name, grid, block, shared_bytes, *keep);
         TSAN(__tsan_release(keep.get());)
-    }));
+    });
+    op.kernel = keep;
+    s->push(work(op));
 }
 
 /* ---- flags and host functions ---------------------------------------------------------------- */
@@ -338,20 +415,35 @@ void emu::enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block
 /* Without holding the device open, so that host code that touches it is caught meanwhile. */
 static void wait_for(const uint32_t *flag, uint32_t value, bool equal)
 {
-    auto start = std::chrono::steady_clock::now();
+    const std::chrono::steady_clock::duration stop = std::chrono::milliseconds(50);
+    auto last = std::chrono::steady_clock::now();
+    auto waited = last - last;
     for (unsigned spins = 0;; spins++) {
         uint32_t now = __atomic_load_n(flag, __ATOMIC_ACQUIRE);
-        if (equal ? now == value : (int32_t)(now - value) >= 0) break;
+        if (reached(now, value, equal)) break;
         if (spins < 64) continue;
         working->close();
         usleep(20);
-        auto waited = std::chrono::steady_clock::now() - start;
+        const auto time = std::chrono::steady_clock::now();
+        waited += std::min(time - last, stop); /* the process itself may have been stopped */
+        last = time;
         if (waited > std::chrono::milliseconds(settings.flag_wait_ms))
             host_error("a stream waits for %u in a flag that holds %u and that nobody writes",
                        value, now);
     }
     TSAN(__tsan_acquire((void *)flag);)
     working->open();
+}
+
+/* An operation at a flag. */
+static void push_flag(cudaStream_t s, operation op, bool waits, const uint32_t *flag,
+                      uint32_t value, bool equal)
+{
+    op.kind = waits ? operation::WAITS : operation::WRITES;
+    op.flag = flag;
+    op.value = value;
+    op.equal = equal;
+    s->push(work(op));
 }
 
 CUresult cuStreamWaitValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned flags)
@@ -361,7 +453,7 @@ CUresult cuStreamWaitValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsign
     const uint32_t *flag = (const uint32_t *)(uintptr_t)p;
     if (!is_pinned(flag)) host_error("cuStreamWaitValue32: %p is not pinned memory", flag);
     bool equal = flags == CU_STREAM_WAIT_VALUE_EQ;
-    s->push(work([=](replay *) { wait_for(flag, value, equal); }));
+    push_flag(s, [=](replay *) { wait_for(flag, value, equal); }, true, flag, value, equal);
     return CUDA_SUCCESS;
 }
 CUresult cuStreamWriteValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned)
@@ -370,20 +462,23 @@ CUresult cuStreamWriteValue32(CUstream s, CUdeviceptr p, cuuint32_t value, unsig
     if (!settings.memory_ops) return CUDA_ERROR_NOT_SUPPORTED;
     uint32_t *flag = (uint32_t *)(uintptr_t)p;
     if (!is_pinned(flag)) host_error("cuStreamWriteValue32: %p is not pinned memory", flag);
-    s->push(work([=](replay *) {
+    const auto run = [=](replay *) {
         TSAN(__tsan_release(flag);)
         __atomic_store_n(flag, value, __ATOMIC_RELEASE);
-    }));
+    };
+    push_flag(s, run, false, flag, value, false);
     return CUDA_SUCCESS;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *user)
 {
     need(s, "cudaLaunchHostFunc");
-    s->push(work([=](replay *) {
+    operation op([=](replay *) {
         working->close(); /* host code */
         fn(user);
         working->open();
-    }));
+    });
+    op.kind = operation::HOST;
+    s->push(work(op));
     return cudaSuccess;
 }

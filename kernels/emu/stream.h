@@ -26,11 +26,27 @@ struct replay {
     }
 };
 
-/* What a stream does next. A graph's operations get the launch they belong to, others NULL. */
-typedef std::function<void(replay *)> operation;
+/* What a stream does next, and what memory must stay for until it is done. */
+struct operation {
+    /* A graph's operations get the launch they belong to, others NULL. */
+    std::function<void(replay *)> run;
+    std::shared_ptr<const call> kernel; /* its arguments; NULL: none */
+    struct {
+        const void *p;
+        size_t bytes;
+    } range[2] = {}; /* of a copy */
+    enum { WORKS, WAITS, WRITES, HOST } kind = WORKS; /* at a flag; HOST: a host function */
+    const uint32_t *flag = nullptr;
+    uint32_t value = 0;
+    bool equal = false;
+    template <class F> operation(F f) : run(f) {}
+    bool uses(const void *p, size_t bytes) const;
+    /* Whether it waits for a value that the flag does not hold. */
+    bool waits() const;
+};
 
 struct queued {
-    operation run;
+    operation op;
     std::shared_ptr<replay> launch;
 };
 
@@ -53,8 +69,8 @@ struct emu_stream {
     int device = emu::current_device();
     std::mutex lock;
     std::condition_variable changed;
-    std::deque<emu::queued> queue;
-    bool busy = false, quit = false;
+    std::deque<emu::queued> queue; /* the first one is under way */
+    bool quit = false;
     bool opened = false; /* holds the device open; the worker's own */
     emu_graph *capture = nullptr;
     std::thread worker;
