@@ -226,12 +226,13 @@ def emulated_device(t):
 @case
 def throttled_device(t):
     need_emulated(t)
-    label = "emulated, throttled to 0.02 GB/s"
-    args = ("-r", "1", "--no-hash", "--device", "emu", "--throttle", "0.02")
+    rate = cli_lib.slow_rate(t)
+    label = f"emulated, throttled to {rate} GB/s"
+    args = ("-r", "1", "--no-hash", "--device", "emu", "--throttle", rate)
     r = t.report(*args)
     equal([(row["label"], row["error"]) for row in r["results"]], [(label, None)] * len(r["results"]), "labels")
     device = r["environment"]["engine"]["devices"][0]
-    check(device["slower"] > 1 and device["throttle_gb_per_second"] == 0.02, f"{device}")
+    check(device["slower"] > 1 and "%g" % device["throttle_gb_per_second"] == rate, f"{device}")
     report, picture = os.path.join(t.dir, "slow.json"), os.path.join(t.dir, "slow.svg")
     table = t.ok(*t.quick(*args, "--svg", picture)).decode()
     check(f"device emu ({label})" in table, f"no label in\n{table}")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -108,6 +109,20 @@ class Tenon:
 
     def close(self):
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def slow_rate(t):
+    """GB/s to which the emulated device can be slowed: about a twentieth of what it reads here and now,
+    1, 2 or 5 times a power of ten. As text, as programs show it."""
+    tenon = os.path.join(os.path.dirname(t.path), "tenon")
+    slow = (tenon, "run", t.model, "-p", "x", "-n", "1", "--device", "emu", "--throttle", "1000000")
+    p = subprocess.run(slow, capture_output=True, timeout=TIMEOUT)
+    if b"libtenon-emu.so" in p.stderr:
+        raise Skip("built without the emulated device")
+    found = re.search(rb"reads (\S+) GB/s and cannot be slowed", p.stderr)
+    equal((p.returncode, found is not None), (64, True), f"a refusal of {p.stderr!r}")
+    rates = [float(f"{m}e{e}") for e in range(-9, 6) for m in (1, 2, 5)]
+    return "%g" % max(r for r in rates if r <= float(found[1]) / 20)
 
 
 class Terminal:

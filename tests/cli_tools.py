@@ -7,7 +7,7 @@ import os
 import re
 import struct
 
-from cli_lib import case, check, equal, golden, inspect, on_device
+from cli_lib import case, check, equal, golden, inspect, on_device, slow_rate
 
 
 @case
@@ -213,12 +213,13 @@ def tensors_go_where_place_says(t):
         equal(said.rstrip("\n"), text.decode().rstrip("\n"), "text of the events")
         equal(events[-1]["emulated"], want, f"the label with {args}")
     # A device made slow computes the same, and speeds say so.
-    slow = ("--place", ".*=device", "--throttle", "0.02")
+    rate = slow_rate(t)
+    slow = ("--place", ".*=device", "--throttle", rate)
     out, err = on_device(t, *run, *slow)
     equal(out, text, "text with a throttled device")
-    check(b"| emulated, throttled to 0.02 GB/s" in err, f"no label: {err!r}")
+    check(f"| emulated, throttled to {rate} GB/s".encode() in err, f"no label: {err!r}")
     event = json.loads(on_device(t, *run, *slow, "--json")[0].splitlines()[-1])
-    equal(event["label"], "emulated, throttled to 0.02 GB/s", "the label of the event")
+    equal(event["label"], f"emulated, throttled to {rate} GB/s", "the label of the event")
     t.fails(64, *run, "--device", "emu", "--throttle", "1000000", words=("cannot be slowed",))
     t.fails(64, *run, "--device", "none", "--throttle", "1", words=("--throttle", "no device"))
     # The emulated device is used only where it was asked for.

@@ -185,11 +185,29 @@ TEST(a_cache_that_cannot_be_written_is_named)
     tn_engine_free(e);
 }
 
+/* GB/s to which the emulated device can be slowed: a twentieth of what it reads here and now, with one
+ * digit. */
+static double slow_rate(void)
+{
+    tn_engine *e = NULL;
+    tn_error err = {0};
+    double rate = 0;
+    const tn_engine_options opt = {
+        .struct_size = sizeof opt, .threads = 1, .device = "emu", .throttle = 1e15};
+    CHECK_INT(tn_engine_new(&e, &opt, &err), TN_EARG);
+    const char *reads = strstr(err.msg, " reads ");
+    CHECK_MSG(!e && reads && sscanf(reads, " reads %lf GB/s", &rate) == 1 && rate > 0, "'%s'", err.msg);
+    char digit[32];
+    snprintf(digit, sizeof digit, "%.0e", rate / 20);
+    return strtod(digit, NULL);
+}
+
 /* The emulated device, throttled besides: every figure is there and says what it is, and nothing is kept. */
 TEST(an_emulated_device_is_measured_and_labelled)
 {
     int n;
     if (tn_device_count(TN_DEVICE_EMULATED, &n, NULL) || n == 0) SKIP("no emulated device");
+    const double rate = slow_rate();
     REQUIRE(fresh_dir());
     tn_engine *e = NULL;
     tn_error err = {0};
@@ -197,7 +215,7 @@ TEST(an_emulated_device_is_measured_and_labelled)
                                    .threads = 2,
                                    .cache_dir = dir,
                                    .device = "emu",
-                                   .throttle = 2e7,
+                                   .throttle = rate * 1e9,
                                    .vram_limits = {256u << 20}};
     REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
     char *text = NULL;
@@ -212,23 +230,27 @@ TEST(an_emulated_device_is_measured_and_labelled)
               p.label, p.device[0].name);
     CHECK(p.device[0].cross_s > 0 && p.device[0].cross_p95_s >= p.device[0].cross_s);
     int labelled = 0;
+    char text_of[3][64];
+    snprintf(text_of[0], sizeof *text_of, "emulated device, throttled to %g GB/s", rate);
+    snprintf(text_of[1], sizeof *text_of, "throttled to %g GB/s", rate);
+    snprintf(text_of[2], sizeof *text_of, ", throttled to %g GB/s, emulated", rate);
     for (int i = 0; i < p.n_sources; i++)
-        labelled += strstr(p.source[i].text, "emulated device, throttled to 0.02 GB/s") != NULL;
+        labelled += strstr(p.source[i].text, text_of[0]) != NULL;
     CHECK_INT(labelled, 2);
-    CHECK_MSG(strstr(p.label, "throttled to 0.02 GB/s"), "'%s'", p.label);
-    CHECK_MSG(strstr(p.key, ", throttled to 0.02 GB/s, emulated"), "'%s'", p.key);
+    CHECK_MSG(strstr(p.label, text_of[1]), "'%s'", p.label);
+    CHECK_MSG(strstr(p.key, text_of[2]), "'%s'", p.key);
     uint64_t besides = 0;
     CHECK(e->device->api->throttled_bytes(e->device, &besides, &err) == TN_OK && besides > 0);
     tn_device_memory m;
     CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
           m.pinned_bytes == 0);
-    double rate = NAN;
-    CHECK_MSG(tn_engine_device_read(e, &rate, &err) == TN_OK, "%s", err.msg);
-    CHECK_MSG(rate > 0 && rate < 1e15, "%g bytes per second", rate);
+    double read = NAN;
+    CHECK_MSG(tn_engine_device_read(e, &read, &err) == TN_OK, "%s", err.msg);
+    CHECK_MSG(read > 0 && read < 1e15, "%g bytes per second", read);
     CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
           m.pinned_bytes == 0);
     e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 1);
-    CHECK(tn_engine_device_read(e, &rate, &err) == TN_EDEVICE);
+    CHECK(tn_engine_device_read(e, &read, &err) == TN_EDEVICE);
     /* A launch that fails is said, and nothing is lost. */
     tn_profile q;
     e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 20);
@@ -248,19 +270,24 @@ TEST(a_throttled_device_is_labelled_and_kept_apart)
     if (tn_device_count(TN_DEVICE_EMULATED, &n, NULL) || n == 0) SKIP("no emulated device");
     tn_engine *e = NULL;
     tn_error err = {0};
-    static const char *const labels[] = {"emulated, throttled to 0.02 GB/s", "emulated", "measured"};
-    tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .throttle = 2e7};
+    const double rate = slow_rate();
+    char slow_label[64];
+    snprintf(slow_label, sizeof slow_label, "emulated, throttled to %g GB/s", rate);
+    const char *const labels[] = {slow_label, "emulated", "measured"};
+    tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .throttle = rate * 1e9};
     CHECK_INT(tn_engine_new(&e, &opt, &err), TN_EARG);
     CHECK_MSG(!e && strstr(err.msg, "without a device"), "'%s'", err.msg);
     for (int i = 0; i < 3; i++) {
         opt.device = i < 2 ? "emu" : NULL;
-        opt.throttle = i == 0 ? 2e7 : 0;
+        opt.throttle = i == 0 ? rate * 1e9 : 0;
         REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
         CHECK_STR(tn_engine_label(e), labels[i]);
         char *text = NULL;
         CHECK_INT(tn_env_json(e, &text, &err), TN_OK);
-        CHECK_MSG((strstr(text, "\"throttle_gb_per_second\":0.02,\"slower\":") != NULL) == (i == 0),
-                  "%s", text);
+        const char *slowed = strstr(text, "\"throttle_gb_per_second\":");
+        double said = 0;
+        if (slowed) sscanf(strchr(slowed, ':'), ":%lf,\"slower\":", &said);
+        CHECK_MSG(i == 0 ? fabs(said / rate - 1) < 1e-9 : said == 0, "%s", text);
         tn_string_free(e, text);
         tn_engine_free(e);
     }
