@@ -112,8 +112,8 @@ class Tenon:
 
 
 def slow_rate(t):
-    """GB/s to which the emulated device can be slowed: about a twentieth of what it reads here and now,
-    1, 2 or 5 times a power of ten. As text, as programs show it."""
+    """GB/s to which the emulated device can be slowed: about a twentieth of what it reads here and
+    now, 1, 2 or 5 times a power of ten. As text, as programs show it."""
     tenon = os.path.join(os.path.dirname(t.path), "tenon")
     slow = (tenon, "run", t.model, "-p", "x", "-n", "1", "--device", "emu", "--throttle", "1000000")
     p = subprocess.run(slow, capture_output=True, timeout=TIMEOUT)

@@ -73,7 +73,7 @@ static const struct {
     {"shared_not_allowed", {"W", "W", "W", "W", "W", "W"}},
     {"allocation_recorded", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_used", {"E", "E", "E", "E", "E", "E"}},
-    {"pinned_freed_while_used", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_while_copied", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_works", {"E", "E", "E", "E", "E", "E"}},
 };

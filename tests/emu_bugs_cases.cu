@@ -687,46 +687,44 @@ static cudaStream_t elsewhere()
     cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
     return s;
 }
-template <bool BUG> static bool freed_while_used()
+template <bool BUG> static bool freed_behind_sleep(bool copied)
 {
     cudaEvent_t e;
-    float *d = device<float>(64), *unused = device<float>(64);
+    float *d = device<float>(64), *unused = device<float>(64), *h = pinned<float>(64);
     cudaStream_t other = elsewhere();
     cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
     cudaLaunchHostFunc(other, sleep_a_while, nullptr);
     cudaEventRecord(e, other);
     cudaSetDevice(0);
     cudaStreamWaitEvent(s1, e, 0);
-    LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
+    if (copied)
+        up(d, h, 64 * sizeof(float));
+    else
+        LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
     return cudaFree(BUG ? d : unused) == cudaSuccess;
 }
-template <bool BUG> static bool pinned_freed_while_used()
+template <bool BUG> static bool freed_while_used()
 {
-    cudaEvent_t e;
-    float *d = device<float>(64), *h = pinned<float>(64);
-    cudaStream_t other = elsewhere();
-    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
-    if (BUG) cudaLaunchHostFunc(other, sleep_a_while, nullptr);
-    cudaEventRecord(e, other);
-    cudaSetDevice(0);
-    cudaStreamWaitEvent(s1, e, 0);
-    up(d, h, 64 * sizeof(float));
-    if (!BUG) cudaStreamSynchronize(s1);
-    return cudaFreeHost(h) == cudaSuccess;
+    return freed_behind_sleep<BUG>(false);
+}
+template <bool BUG> static bool freed_while_copied()
+{
+    return freed_behind_sleep<BUG>(true);
 }
 template <bool BUG> static bool freed_while_host_awaited()
 {
     float *used = device<float>(64), *d = device<float>(64);
-    uint32_t *flag = pinned<uint32_t>(1), *by_device = pinned<uint32_t>(1);
+    uint32_t *flag = pinned<uint32_t>(1), *other_flag = pinned<uint32_t>(1);
+    CUdeviceptr at = (CUdeviceptr)(uintptr_t)flag, by_device = (CUdeviceptr)(uintptr_t)other_flag;
     cudaStream_t other = elsewhere();
     if (BUG) cudaLaunchHostFunc(other, write_flag, flag);
     cudaSetDevice(0);
-    cuStreamWaitValue32(s1, (CUdeviceptr)(uintptr_t)flag, 1, CU_STREAM_WAIT_VALUE_GEQ);
+    cuStreamWaitValue32(s1, at, 1, CU_STREAM_WAIT_VALUE_GEQ);
     LAUNCH(fill, 1, 64, 0, s1, used, 1.0f, 64);
     if (!BUG) {
         __atomic_store_n(flag, 1, __ATOMIC_RELEASE); /* it need not have been seen */
-        cuStreamWaitValue32(s2, (CUdeviceptr)(uintptr_t)by_device, 1, CU_STREAM_WAIT_VALUE_GEQ);
-        cuStreamWriteValue32(s1, (CUdeviceptr)(uintptr_t)by_device, 1, CU_STREAM_WRITE_VALUE_DEFAULT);
+        cuStreamWaitValue32(s2, by_device, 1, CU_STREAM_WAIT_VALUE_GEQ);
+        cuStreamWriteValue32(s1, by_device, 1, CU_STREAM_WRITE_VALUE_DEFAULT);
     }
     return cudaFree(d) == cudaSuccess;
 }
@@ -782,7 +780,7 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(shared_not_allowed),
                                      CASE(allocation_recorded),
                                      CASE(freed_while_used),
-                                     CASE(pinned_freed_while_used),
+                                     CASE(freed_while_copied),
                                      CASE(freed_while_host_awaited),
                                      CASE(freed_while_host_works),
                                      {nullptr, nullptr, nullptr}};

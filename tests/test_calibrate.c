@@ -185,8 +185,8 @@ TEST(a_cache_that_cannot_be_written_is_named)
     tn_engine_free(e);
 }
 
-/* GB/s to which the emulated device can be slowed: a twentieth of what it reads here and now, with one
- * digit. */
+/* GB/s to which the emulated device can be slowed: a twentieth of what it reads here and now, with
+ * one digit. */
 static double slow_rate(void)
 {
     tn_engine *e = NULL;
@@ -196,7 +196,8 @@ static double slow_rate(void)
         .struct_size = sizeof opt, .threads = 1, .device = "emu", .throttle = 1e15};
     CHECK_INT(tn_engine_new(&e, &opt, &err), TN_EARG);
     const char *reads = strstr(err.msg, " reads ");
-    CHECK_MSG(!e && reads && sscanf(reads, " reads %lf GB/s", &rate) == 1 && rate > 0, "'%s'", err.msg);
+    CHECK_MSG(!e && reads && sscanf(reads, " reads %lf GB/s", &rate) == 1 && rate > 0, "'%s'",
+              err.msg);
     char digit[32];
     snprintf(digit, sizeof digit, "%.0e", rate / 20);
     return strtod(digit, NULL);

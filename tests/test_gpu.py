@@ -226,7 +226,8 @@ def on_the_emulated_device(folder, throttle, seconds):
                 "gpu.SHAPED, gpu.PLACED[1:2], gpu.PLACED[-7:] = few, ['tiny-llama:q4_k_m'], ['8M', *few]\n"
                 "gpu.PLACED += ['--hardware', 'rtx3060-ddr4']\ngpu.FAST, gpu.THROTTLED = 0, (%s,)\n"
                 "gpu.PLACED_DEPTHS = gpu.THROTTLED_DEPTHS = '0,8'\n"
-                "gpu.LIMITS = dict.fromkeys(gpu.LIMITS, %d)\nsys.exit(gpu.main())\n" % (HERE, throttle, seconds))
+                "gpu.LIMITS = dict.fromkeys(gpu.LIMITS, %d)\nsys.exit(gpu.main())\n"
+                % (HERE, throttle, seconds))
     return path
 
 
@@ -237,7 +238,8 @@ def every_step_runs_on_the_emulated_device(t):
     with tempfile.TemporaryDirectory() as folder:
         for name in "tenon", "tenon-bench":
             os.symlink(os.path.join(os.path.dirname(t.path), name), os.path.join(folder, name))
-        text, code, report = run(folder, "bench", card=CARD, program=on_the_emulated_device(folder, rate, 100))
+        text, code, report = run(folder, "bench", card=CARD,
+                                 program=on_the_emulated_device(folder, rate, 100))
         equal(code, 0, text)
         calibration, placed, small, slow, last = report["steps"]
         check("emulated" in calibration["report"]["label"], "the profile's label")

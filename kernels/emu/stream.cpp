@@ -192,7 +192,7 @@ cudaError_t cudaDeviceSynchronize()
     return cudaSuccess;
 }
 
-/* ---- memory that is given back ---------------------------------------------------------------- */
+/* ---- memory that is given back --------------------------------------------------------------- */
 
 static bool overlap(const void *p, size_t bytes, const void *q, size_t q_bytes)
 {
