@@ -8,8 +8,6 @@
 #include "../engine/model.h"
 #include "../kernels/emu/emu.h"
 
-#include <sched.h>
-#include <unistd.h>
 
 static const char *device = "emu", *two_devices = "emu:2";
 
@@ -589,50 +587,6 @@ TEST(a_throttled_device_computes_the_same)
     if (!have_device(device)) return;
     check_throttled("qwen2", "ffn_=split:0.4,output=split:0.5");
     check_throttled("qwen3moe", ".*=device"); /* with all experts here, their reads are known */
-}
-
-static void *free_context(void *c)
-{
-    tn_context_free(c);
-    return NULL;
-}
-static void *close_model(void *m)
-{
-    tn_model_close(m);
-    return NULL;
-}
-
-/* While somebody evaluates, the device may wait for the host, and a free waits for the device. */
-TEST(nothing_on_the_device_is_freed_while_others_evaluate)
-{
-    golden g;
-    run r;
-    pthread_t thread;
-    if (!have_device(device) || !golden_load(&g, "llama")) return;
-    const run_options o = {.kv = TN_KV_F32, .device = device, .page_size = 16, .place = ".*=device"};
-    if (!run_open(&r, g.path, &o)) return;
-    CHECK_INT(tn_context_eval(r.ctx, g.tokens, 4, NULL), TN_OK);
-    for (int i = 0; i < 2; i++) {
-        tn_device_memory before, during, after;
-        tn_device *d = r.engine->device;
-        pthread_mutex_lock(&r.engine->turn); /* as evaluations do */
-        CHECK_INT(d->api->memory(d, &before, NULL), TN_OK);
-        REQUIRE(pthread_create(&thread, NULL, i ? close_model : free_context,
-                               i ? (void *)r.model : (void *)r.ctx) == 0);
-        for (int k = 0; k < 200; k++) /* long enough for one who does not wait */
-            sched_yield();
-        usleep(20000);
-        CHECK_INT(d->api->memory(d, &during, NULL), TN_OK);
-        CHECK(during.allocations == before.allocations && during.pinned_bytes == before.pinned_bytes);
-        pthread_mutex_unlock(&r.engine->turn);
-        pthread_join(thread, NULL);
-        CHECK_INT(d->api->memory(d, &after, NULL), TN_OK);
-        CHECK(after.allocations < before.allocations);
-    }
-    r.ctx = NULL;
-    r.model = NULL;
-    run_close(&r);
-    golden_free(&g);
 }
 
 TEST(experts_are_counted_on_either_side)

@@ -335,6 +335,78 @@ static void check_statistics(setup *t, size_t limit)
     run_close(&r);
 }
 
+/* An allocator of the engine that looks at the device at every free. */
+typedef struct watch {
+    tn_engine *engine;       /* NULL: it does not look */
+    tn_device_memory before; /* at the last look in the engine's turn */
+    int in_turn;             /* looks */
+} watch;
+
+static tn_device_memory device_memory(const tn_engine *e)
+{
+    tn_device_memory m = {0};
+    CHECK_INT(e->device->api->memory(e->device, &m, NULL), TN_OK);
+    return m;
+}
+
+static void *plain_alloc(void *user, size_t bytes, size_t align)
+{
+    (void)user;
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+static void watching_free(void *user, void *p)
+{
+    watch *w = user;
+    free(p);
+    if (!w->engine) return;
+    const tn_device_memory now = device_memory(w->engine);
+    if (pthread_mutex_trylock(&w->engine->turn)) {
+        w->before = now;
+        w->in_turn++;
+        return;
+    }
+    pthread_mutex_unlock(&w->engine->turn);
+    CHECK_INT(now.allocations, w->before.allocations);
+    CHECK_INT(now.pinned_bytes, w->before.pinned_bytes);
+}
+
+/* While somebody evaluates, the device may wait for the host, and a free waits for the device: so
+ * nothing goes but in the engine's turn. There go first all of a context, then all of a model:
+ * weights that move and that do not, the buffers through which they come, what is pinned for them. */
+static void check_frees(const setup *t)
+{
+    run r = {0};
+    tn_error err = {0};
+    watch w = {0};
+    const tn_engine_options eo = {.struct_size = sizeof eo,
+                                  .threads = 1,
+                                  .device = one_device,
+                                  .allocator = {plain_alloc, watching_free, &w}};
+    const tn_model_options mo = {.struct_size = sizeof mo, .plan = t->p};
+    tn_status s = tn_engine_new(&r.engine, &eo, &err);
+    if (!s) s = tn_model_open(&r.model, r.engine, t->g->path, &mo, &err);
+    if (!s) s = tn_context_new(&r.ctx, r.model, &context_options, &err);
+    if (!s) s = tn_context_eval(r.ctx, t->g->tokens, 4, &err);
+    CHECK_MSG(!s, "%s: %s", t->g->path, err.msg);
+    for (int i = 0; i < 2 && !s; i++) {
+        const tn_device_memory before = w.before = device_memory(r.engine);
+        w.engine = r.engine;
+        if (i)
+            tn_model_close(r.model);
+        else
+            tn_context_free(r.ctx);
+        w.engine = NULL;
+        const tn_device_memory after = device_memory(r.engine);
+        CHECK(w.in_turn > 0 && after.allocations < before.allocations);
+        CHECK_INT(w.before.allocations, after.allocations);
+        CHECK_INT(w.before.pinned_bytes, after.pinned_bytes);
+        CHECK(after.pinned_bytes < before.pinned_bytes);
+        CHECK(i == 0 || (after.allocations == 0 && after.pinned_bytes == 0));
+    }
+    tn_engine_free(r.engine);
+}
+
 static void forget(setup *t, golden *g)
 {
     tn_placement_close(t->p);
@@ -378,6 +450,16 @@ TEST(statistics_are_read_while_others_evaluate)
     const size_t context = (size_t)context_bytes(&t);
     if (tight_limits(&t))
         check_statistics(&t, t.fixed[0] + context + (t.limit[0] - t.fixed[0]) / 3);
+    forget(&t, &g);
+}
+
+TEST(what_is_on_devices_is_freed_in_turn)
+{
+    golden g;
+    setup t;
+    if (!have_device(one_device)) return;
+    REQUIRE(make_setup(&t, &g, "llama"));
+    check_frees(&t);
     forget(&t, &g);
 }
 
