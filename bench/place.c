@@ -134,7 +134,6 @@ static tn_placement_options options_of(const tn_bench_place *p, const char *requ
     const int n = p->n_devices ? p->n_devices : devices_of(p->hardware);
     for (int i = 0; i < n && i < TN_PLACEMENT_DEVICES; i++) { /* each device may use as much */
         if (p->vram) tn_bench_size_read(p->vram, &opt.vram[i]);
-        if (p->run) opt.vram[i] -= opt.vram[i] / 32;
     }
     return opt;
 }

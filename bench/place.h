@@ -20,8 +20,6 @@ typedef struct tn_bench_place {
     int32_t threads, batch;
     int32_t n_devices; /* 0: as the hardware has */
     int64_t n_ctx;
-    bool run; /* the plan is to be carried out: a little device memory stays free for what a plan
-                 does not know to the byte */
 } tn_bench_place;
 
 typedef struct tn_bench_planned {

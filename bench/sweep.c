@@ -351,8 +351,7 @@ static tn_status plan_cell(sweep *w, const tn_bench_cell *cell, const char *hard
                                   .threads = p->threads,
                                   .batch = p->batch,
                                   .n_devices = count_devices(w->set->device),
-                                  .n_ctx = tokens_of_all(w),
-                                  .run = w->set->device != NULL};
+                                  .n_ctx = tokens_of_all(w)};
     const tn_bench_cell whole = completed(w, cell);
     const tn_status s = tn_bench_place_plan(&place, &whole, out, err);
     if (!s) note_plan(w, &whole, out->plan);

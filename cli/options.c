@@ -119,7 +119,8 @@ const tn_option tn_options[] = {
     {0, "place", "REGEX=SIDE", TN_OPT_PLACE, F(places), 0, 0, EVAL | C(PLAN),
      "tensors whose name matches go to SIDE: host, device or split:X; may be repeated"},
     {0, "vram", "SIZE", TN_OPT_TEXT, F(vram), 0, 0, EVAL | C(PLAN),
-     "device memory to use: 12G, 8000M; one a device, separated by commas"},
+     "device memory to use, buffers included: 12G, 8000M; one a device, separated by commas; "
+     "default what is free, less a reserve"},
     {0, "ram", "SIZE", TN_OPT_TEXT, F(ram), 0, 0, EVAL | C(PLAN), "host memory to use"},
     {0, "for", "REQUEST", TN_OPT_TEXT, F(request), 0, 0, EVAL | C(PLAN),
      "what is to be fast: chat (default), long, batch, or PROMPT+GENERATED[@DEPTH] tokens"},

@@ -66,9 +66,6 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
     opt.fixed |= opt.plan_file != NULL;
     char *cache_dir = tn_cache_dir();
     opt.cache_dir = cache_dir;
-    /* Room for what a plan does not know to the byte: buffers that carry weights to the device. */
-    for (int i = 0; i < TN_PLACEMENT_DEVICES; i++)
-        if (opt.vram[i] < UINT64_MAX) opt.vram[i] -= opt.vram[i] / 32;
     tn_status s = tn_placement_open(&r->plan, set->model, &opt, &err);
     free(cache_dir);
     if (s) return tn_session_fail(s, &err);

@@ -99,6 +99,13 @@ def plan_and_stats_of_a_chat(t):
         check(abs(float(told) - want) < 0.06, f"predicted {told}, not {want}")
 
     check_rate(j, stats.group(1), stats.group(2))
+    # What `tenon plan --vram` says is what is done with as much, to the byte.
+    limit = ("--hardware", "rtx3060-ddr4", "--vram", str(j["devices"][0]["bytes"]))
+    text = t.ok("plan", t.model, *limit)
+    _, err = on_device(t, *args, *limit, stdin=script)
+    check(text.splitlines()[3:] == [*filter(text.splitlines()[3:].__contains__, err.splitlines())],
+          f"planned {text!r}, did {err!r}")
+    check(b"attention of 3 of 3 layers and 100 %" in err, f"not what fits: {err!r}")
     # A plan from a file that moves stays as a full context leaves it, and that is predicted.
     first = j["devices"][0]
     devices = [{**first, "budget_bytes": first["bytes"] - 120000}]

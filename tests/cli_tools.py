@@ -243,7 +243,7 @@ def two_devices_serve_a_model(t):
     logits = ("logits", t.model, "--tokens", ids, "--out", "-", "-c", "64", "-b", "16")
     want = array.array("f", t.ok(*logits))
     on_device(t, *logits, "--kv", "f32")  # skips where there is none
-    machine = ("--hardware", "rtx3060-ddr4", "--place", ".*=device", "--vram", "900K,880K")
+    machine = ("--hardware", "rtx3060-ddr4", "--place", ".*=device", "--vram", "872K,852K")
     code, out, err = t.run(*logits, "--kv", "f32", *machine, "--device", "emu:2")
     equal(code, 0, f"exit code: {err!r}")
     check(b"on the devices (layers 0 to 1 by device 0, 2 to 2 by device 1)" in err, f"said {err!r}")
