@@ -45,16 +45,6 @@ static void say_plan(const tn_placement *p, const tn_placement_info *f)
         f->elastic ? ", moving with the context" : "");
 }
 
-/* Nothing at all is on the device, nor carried there for a batch. */
-static bool is_host_only(const tn_placement *p, const tn_placement_info *f)
-{
-    tn_placement_row row;
-    if (f->predicted.streamed_from) return false;
-    for (int32_t l = 0; l <= f->n_layers; l++)
-        if (tn_placement_get_row(p, l, &row, NULL) || row.attn || row.ffn_share > 0) return false;
-    return true;
-}
-
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
 {
     tn_placement_options opt;
@@ -77,7 +67,7 @@ int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware)
         return TN_EXIT_MEMORY;
     }
     say_plan(r->plan, &f);
-    r->host_only = set->n_places == 0 && is_host_only(r->plan, &f);
+    r->host_only = set->n_places == 0 && !f.devices_used;
     return TN_EXIT_OK;
 }
 

@@ -356,6 +356,14 @@ static double hit_share(const tn_placement *p, bool *counted)
     return n ? sum / n : 0;
 }
 
+static bool devices_used(const tn_placement *p)
+{
+    bool used = p->planned.plan.predicted.streamed_from > 0;
+    for (int32_t d = 0; d < p->profile.n_devices; d++)
+        used |= p->planned.plan.device[d].weights > 0;
+    return used;
+}
+
 tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err)
 {
     if (info->struct_size < sizeof info->struct_size || info->struct_size > 4096)
@@ -381,6 +389,7 @@ tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, 
         .predicted = prediction(&plan_->predicted),
         .optimum_s = p->planned.optimum.feasible ? p->planned.optimum.predicted.request_s : 0,
         .gap = p->planned.gap,
+        .devices_used = devices_used(p),
     };
     full.hit_share = hit_share(p, &full.experts_counted);
     memcpy(info, &full, info->struct_size < sizeof full ? info->struct_size : sizeof full);

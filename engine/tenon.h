@@ -529,6 +529,8 @@ typedef struct tn_placement_info {
     double gap;       /* proven relative distance of that from the lower bound */
     double hit_share; /* of all choices of experts, expected share on devices; 0 without experts */
     bool experts_counted; /* which experts are chosen most often is known, see cache_dir */
+    bool devices_used; /* a device holds something, or weights are carried to one for batches: without
+                          that none need be opened */
 } tn_placement_info;
 TN_API tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err);
 

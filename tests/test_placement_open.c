@@ -155,6 +155,43 @@ TEST(candidates_by_name)
     CHECK(tn_placement_open(&p, tiny, &opt, &err) == TN_ENOMEM && strstr(err.msg, "does not fit"));
 }
 
+/* A device with room for its buffers alone serves prompts, a smaller one nothing. */
+TEST(plans_that_only_carry_weights_use_the_device)
+{
+    static const struct {
+        int64_t more; /* than the buffers */
+        int32_t n_batch;
+        bool used;
+    } cases[] = {{10, 64, true}, {-10, 64, false}, {10, 16, false}, {4 << 20, 16, true}};
+    tn_placement *p;
+    tn_error err = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tn_placement_options opt = {.struct_size = sizeof opt,
+                                    .hardware = "rtx3060-ddr4",
+                                    .request = "500+1",
+                                    .n_batch = cases[i].n_batch,
+                                    .place = (const char *[]){".*=device"},
+                                    .n_place = 1};
+        tn_placement_memory m;
+        tn_placement_info f = {.struct_size = sizeof f};
+        REQUIRE(tn_placement_open(&p, "tiny-llama:f16", &opt, &err) == TN_OK);
+        REQUIRE(tn_placement_get_memory(p, 0, &m, NULL) == TN_OK);
+        REQUIRE(tn_placement_get_info(p, &f, NULL) == TN_OK);
+        CHECK(f.devices_used);
+        tn_placement_close(p);
+        opt.n_place = 0;
+        opt.vram[0] = (uint64_t)((int64_t)m.buffer_bytes + cases[i].more);
+        REQUIRE(tn_placement_open(&p, "tiny-llama:f16", &opt, &err) == TN_OK);
+        REQUIRE(tn_placement_get_memory(p, 0, &m, NULL) == TN_OK);
+        REQUIRE(tn_placement_get_info(p, &f, NULL) == TN_OK);
+        CHECK_MSG(f.devices_used == cases[i].used, "case %zu: %s, from %lld", i, f.chosen,
+                  (long long)f.predicted.streamed_from);
+        CHECK((m.weight_bytes > 0) == (cases[i].more > 1000));
+        CHECK((f.predicted.streamed_from > 0) == (i == 0) || i == 3);
+        tn_placement_close(p);
+    }
+}
+
 TEST(shipped_profiles_are_readable_and_say_their_sources)
 {
     static const char *const figures[] = {"host.memory_bytes",    "host.cores",
