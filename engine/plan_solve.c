@@ -627,10 +627,10 @@ static int dearest(const solver *s, int32_t d)
 }
 
 /* Best modes of four stages of one segment, all else in s->blend as it is. True if it got better.
- */
-static bool tune(solver *s, const int32_t at[4])
+ * *sorted: how many pairs of the last two are in s->pair[1] from the call before, -1 = none are. */
+static bool tune(solver *s, const int32_t at[4], int32_t *sorted)
 {
-    const int32_t d = s->blend[at[0]].place / 2;
+    const int32_t d = s->blend[at[2]].place / 2; /* the first two may be none */
     const int u = dearest(s, d);
     const double now = tn_chain_cost(s->c, s->blend), slack = now - s->bound;
     double use[TN_USES][max_segments], own = 0, own_cost = 0, best = 1e-12 * now;
@@ -644,7 +644,9 @@ static bool tune(solver *s, const int32_t at[4])
     }
     const double room = (double)s->c->cap[u][d] - use[u][d] + own;
     const int32_t n = list_pairs(s, u, at[0], at[1], slack, s->pair[0]);
-    const int32_t m = keep_frontier(s->pair[1], list_pairs(s, u, at[2], at[3], slack, s->pair[1]));
+    if (*sorted < 0)
+        *sorted = keep_frontier(s->pair[1], list_pairs(s, u, at[2], at[3], slack, s->pair[1]));
+    const int32_t m = *sorted;
     tn_choice old[4];
     int16_t to[4] = {-1, 0, 0, 0};
     for (int32_t i = 0; i < n && m; i++) {
@@ -693,15 +695,19 @@ static bool tune_segment(solver *s, int32_t d, int *tries)
     const int32_t n = list_knobs(s, d, k), end = n > 4 ? n : 4;
     if (n == 0) return false;
     for (int32_t a = 0; a < n; a++)
-        for (int32_t b = a + 1; b < n; b++)
-            if (tune(s, (int32_t[]){k[a], -1, k[b], -1})) return true;
+        for (int32_t b = a + 1; b < n; b++) {
+            int32_t sorted = -1;
+            if (tune(s, (int32_t[]){k[a], -1, k[b], -1}, &sorted)) return true;
+        }
     for (int32_t a = 0; a < end; a++)
-        for (int32_t b = a + 1; b < end; b++)
+        for (int32_t b = a + 1; b < end; b++) {
+            int32_t sorted = -1; /* what takes longest */
             for (int32_t c = b + 1; c < end; c++)
                 for (int32_t e = c + 1; e < end; e++) {
                     if (--*tries < 0) return false;
-                    if (tune(s, (int32_t[]){k[a], k[c], k[b], k[e]})) return true;
+                    if (tune(s, (int32_t[]){k[c], k[e], k[a], k[b]}, &sorted)) return true;
                 }
+        }
     return false;
 }
 
