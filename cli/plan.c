@@ -176,10 +176,24 @@ static void say_warnings(const tn_placement *p)
         tn_say("warning: %s", text);
 }
 
+/* How good the plan is, as far as that is proven. */
+static void print_quality(FILE *out, const tn_placement_info *f)
+{
+    const double above = fmax(0, f->predicted.request_s / f->optimum_s - 1);
+    const bool best = strcmp(f->chosen, "optimum") == 0, exact = f->gap <= 1e-9;
+    if (f->optimum_s <= 0) return;
+    if (!best) fprintf(out, ", %.1f %% above the optimum", 100 * above);
+    if (exact)
+        fprintf(out, best ? ", proven to be the best" : ", which is proven");
+    else
+        fprintf(out, ", %sproven within %.2g %%", best ? "" : "which is ", 100 * f->gap);
+}
+
 static void print_summary(FILE *out, const tn_settings *set, const tn_placement_info *f)
 {
-    fprintf(out, "%s (%s, %d layers, %.2f GiB of weights) on %s\n", set->model, f->arch,
-            f->n_layers, (double)f->weight_bytes / MiB / 1024, f->hardware);
+    const double mib = (double)f->weight_bytes / MiB;
+    fprintf(out, "%s (%s, %d layers, %.3g %s of weights) on %s\n", set->model, f->arch, f->n_layers,
+            mib < 1024 ? mib : mib / 1024, mib < 1024 ? "MiB" : "GiB", f->hardware);
     fprintf(out, "figures of the machine: %s\n", f->label);
     fprintf(out, "context %lld; request of %lld + %lld tokens", (long long)f->n_ctx,
             (long long)f->n_prompt, (long long)f->n_generated);
@@ -189,9 +203,7 @@ static void print_summary(FILE *out, const tn_settings *set, const tn_placement_
         return;
     }
     fprintf(out, "\nplan: %s", f->chosen);
-    if (f->optimum_s > 0)
-        fprintf(out, ", %.1f %% above the optimum (which is proven within %.2g %%)",
-                100 * fmax(0, f->predicted.request_s / f->optimum_s - 1), 100 * f->gap);
+    print_quality(out, f);
     fprintf(out, "%s\n",
             !f->elastic                 ? ""
             : strcmp(f->chosen, "file") ? "; weights move as the context grows and shrinks"

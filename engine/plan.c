@@ -299,6 +299,9 @@ tn_status tn_plan_make(tn_planned *out, const tn_shape *s, const tn_profile *p,
     if (!status && out->c.n_ctx > s->n_ctx_train)
         tn_plan_warn(out, "--ctx %lld is more than the %d tokens this model was trained for",
                      (long long)out->c.n_ctx, s->n_ctx_train);
+    if (!status && c->ram > p->host.memory_bytes)
+        tn_plan_warn(out, "--ram %.0fM is more than the %.0f MiB of the host in '%s'",
+                     (double)c->ram / MiB, (double)p->host.memory_bytes / MiB, p->name);
     if (!status) status = make(out, s, p, &o, c, a, err);
     tn_overrides_free(&o, a);
     if (status) tn_planned_free(out);

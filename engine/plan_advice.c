@@ -225,8 +225,12 @@ static tn_status price_memory(tn_planned *out, const tn_cost *k, const tn_alloca
     if (s) return s;
     if (!(p.request_s < now->request_s))
         p = *now; /* it fits as before; a quick search may not find it */
-    note(out->price, &out->n_prices, p.request_s, "1 GiB more device memory = %+.3g ms/token",
-         1e3 * (p.step_s - now->step_s));
+    const char *where = k->p->n_devices > 1 ? "memory on each device" : "device memory";
+    if (p.step_s == now->step_s)
+        note(out->price, &out->n_prices, p.request_s, "1 GiB more %s gains nothing", where);
+    else
+        note(out->price, &out->n_prices, p.request_s, "1 GiB more %s = %+.3g ms/token", where,
+             1e3 * (p.step_s - now->step_s));
     return TN_OK;
 }
 

@@ -20,6 +20,12 @@ def plan_tells_where_and_why(t):
     out = t.ok("plan", BIG, *ON).decode()
     for word in ("rtx3090-ddr5", "assumed", "layers", "ffn-host", "all-host", "prices", "MiB"):
         check(word in out, f"{word} is not in the text")
+    for word in ("39.6 GiB of weights", "plan: optimum, proven to be the best;"):
+        check(word in out, out[:400])
+    small = t.ok("plan", t.model, "--hardware", "rtx3060-ddr4").decode()
+    check("0.306 MiB of weights" in small, small[:400])
+    check("plan: layers, 0.0 % above the optimum, which is proven\n" in small, small[:400])
+    check("1 GiB more device memory gains nothing" in small, small[-400:])
     rows = re.findall(r"(?m)^(\d+|head) +(device|host)? +[#.]{40}  \d+/\d+", out)
     equal([r[0] for r in rows], [str(i) for i in range(80)] + ["head"], "rows of layers")
 
@@ -100,6 +106,9 @@ def plan_obeys_budgets(t):
     t.fails(64, "plan", BIG, *ON, "--for", "99999+9", words=("--for", "--ctx"))
     t.fails(64, "plan", BIG, *ON, "--vram", "12 apples", words=("--vram",))
     t.fails(64, "plan", BIG, *ON, "--vram", "999G", words=("--vram", "RTX 3090"))
+    _, _, err = t.run("plan", BIG, *ON, "--ram", "99G")
+    check(b"--ram 101376M is more than the 65536 MiB of the host" in err, f"{err!r}")
+    check(b"warning" not in t.run("plan", BIG, *ON, "--ram", "60G")[2], "within the memory")
 
 
 @case
