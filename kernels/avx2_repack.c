@@ -166,7 +166,9 @@ INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int6
     const int64_t unit_bytes = tn_unit_bytes(s), block = unit_bytes / rows, n = cols / s.cols;
     const uint8_t *b = src;
     uint8_t *unit = dst;
+    const char *next = (const char *)src + n * unit_bytes;
     for (int64_t u = 0; u < n; u++, unit += unit_bytes, b += block) {
+        for (int64_t at = 0; at < unit_bytes; at += 64) _mm_prefetch(next + u * unit_bytes + at, _MM_HINT_T1);
         for (int64_t r = 0; r < rows; r++)
             tn_put_head(type, rows, unit, b + r * n * block, r);
         for (int64_t r = 0; r < rows; r += 8)
