@@ -1,5 +1,6 @@
 /* The host side of exec: the operations of a transformer on the pool. Decode of one token takes
- * five loops of the pool a layer (q/k/v, attention, its output, gate/up, down); what lies between
+ * five loops of the pool a layer (q/k/v, attention, its output, gate/up, down), and one more that
+ * joins the pieces of a long context; what lies between
  * them is too short to share and runs in the calling thread. */
 #include "exec_host.h"
 #include "exec_packed.h"
@@ -9,10 +10,14 @@
 #include <string.h>
 
 enum {
-    attend_chunks = 32,    /* pieces of the context in decode, at most */
-    attend_unit = 64,      /* positions: pieces are multiples, see tn_attend */
-    least_tile = 1 << 18,  /* floats */
-    least_parts = 1 << 14, /* floats */
+    attend_chunks = 32,     /* pieces of the context in decode, at most */
+    attend_unit = 64,       /* positions: pieces are multiples, see tn_attend */
+    attend_wide_unit = 256, /* the same for several tokens, whose pieces cost more to join */
+    attend_least = 16,      /* tokens of an item, where there are more */
+    attend_items = 8,       /* of a prompt, to divide among threads, where it is long enough */
+    attend_alone = 1 << 14, /* floats that are joined before a loop of the pool is worth it */
+    least_tile = 1 << 18,   /* floats */
+    least_parts = 1 << 14,  /* floats */
 };
 
 bool tn_host_reads_q8(const tn_weight *w)
@@ -501,6 +506,7 @@ void tn_host_qkv(tn_host *h, int32_t layer)
 typedef struct attend_run {
     tn_host *h;
     tn_attend a;
+    int64_t tile;     /* tokens of an item */
     int64_t per_head; /* items of one KV head: tiles of tokens, or chunks of the context */
 } attend_run;
 
@@ -509,18 +515,23 @@ static void attend_task(void *arg, int64_t begin, int64_t end, int worker)
     const attend_run *r = arg;
     for (int64_t i = begin; i < end; i++) {
         const int64_t head = i / r->per_head, part = i % r->per_head;
-        int64_t t0 = 0, t1 = 1, chunk = part;
-        if (!r->a.chunk) {
-            t0 = part * TN_ATTEND_TILE;
-            t1 = t0 + TN_ATTEND_TILE < r->a.n ? t0 + TN_ATTEND_TILE : r->a.n;
-            chunk = 0;
-        }
+        const int64_t t0 = r->a.chunk ? 0 : part * r->tile, chunk = r->a.chunk ? part : 0;
+        const int64_t t1 = t0 + r->tile < r->a.n ? t0 + r->tile : r->a.n;
         r->h->kern->attend(&r->a, (int32_t)head, t0, t1, chunk, r->h->e->scratch[worker]);
     }
 }
 
-/* One token: the context is split, into pieces that depend on its length alone. Pages before a
- * sliding window are skipped by moving the origin. */
+static void join_task(void *arg, int64_t begin, int64_t end, int worker)
+{
+    const attend_run *r = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++)
+        r->h->kern->attend_join(&r->a, i / r->a.n_head, (int32_t)(i % r->a.n_head));
+}
+
+/* A token, or a few: the context is split, into pieces that depend on its length and their number
+ * alone; what all pieces leave behind has room as for one token. Pages before a sliding window are
+ * skipped by moving the origin. */
 static void split_context(attend_run *r, float *partial)
 {
     tn_attend *a = &r->a;
@@ -529,20 +540,29 @@ static void split_context(attend_run *r, float *partial)
     a->kv.k += lo / page;
     a->kv.v += lo / page;
     a->pos0 -= lo / page * page;
-    const int64_t span = a->pos0 + 1;
-    const int64_t even = (span + attend_chunks - 1) / attend_chunks;
-    a->chunk = (even + attend_unit - 1) / attend_unit * attend_unit;
+    const int64_t span = a->pos0 + a->n, most = attend_chunks / a->n;
+    const int64_t unit = a->n == 1 ? attend_unit : attend_wide_unit;
+    a->chunk = ((span + most - 1) / most + unit - 1) / unit * unit;
     a->n_chunks = (span + a->chunk - 1) / a->chunk;
     a->partial = partial;
     if (a->n_chunks == 1) a->chunk = 0;
-    r->per_head = a->n_chunks;
+    r->per_head = a->chunk ? a->n_chunks : 1;
+}
+
+/* Tokens of an item: fewer where there would be too few items for several threads. */
+static int64_t tokens_at_once(int64_t n, int64_t n_head_kv)
+{
+    const int64_t even = n * n_head_kv / attend_items;
+    const int64_t tile = (even + attend_least - 1) / attend_least * attend_least;
+    return tile < attend_least ? attend_least : tile < TN_ATTEND_TILE ? tile : TN_ATTEND_TILE;
 }
 
 void tn_host_attend(tn_host *h, int32_t layer)
 {
     const tn_hparams *hp = &h->m->hp;
     const tn_layer *y = &h->m->layers[layer];
-    attend_run r = {.h = h, .per_head = (h->n + TN_ATTEND_TILE - 1) / TN_ATTEND_TILE};
+    attend_run r = {.h = h, .tile = tokens_at_once(h->n, hp->n_head_kv)};
+    r.per_head = (h->n + r.tile - 1) / r.tile;
     r.a = (tn_attend){.kv = tn_kv_layer(h->kv, layer),
                       .q = h->q,
                       .out = h->in,
@@ -553,10 +573,14 @@ void tn_host_attend(tn_host *h, int32_t layer)
                       .n_head = hp->n_head,
                       .scale = hp->attn_scale,
                       .window = y->local ? hp->n_swa : 0};
-    if (h->n == 1) split_context(&r, h->partial);
+    if (h->n <= attend_least) split_context(&r, h->partial);
     tn_pool_run(h->e->pool, attend_task, &r, hp->n_head_kv * r.per_head, 1);
-    for (int32_t i = 0; r.a.chunk && i < hp->n_head; i++)
-        h->kern->attend_join(&r.a, 0, i);
+    if (!r.a.chunk) return;
+    const int64_t rows = r.a.n * hp->n_head;
+    if (rows * r.a.n_chunks * (2 + hp->head_dim_v) < attend_alone)
+        join_task(&r, 0, rows, 0);
+    else
+        tn_pool_run(h->e->pool, join_task, &r, rows, 1);
 }
 
 void tn_host_attn_out(tn_host *h, int32_t layer)

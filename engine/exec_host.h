@@ -55,7 +55,7 @@ typedef struct tn_host {
     tn_q8 *hidden_q;  /* [n * used][parts][n_ff / 32]; NULL where no ffn_down is quantised */
     tn_host_packed hidden_packed;
     float *angles[2]; /* [n][n_rot / 2][2] cos and sin of both ropes */
-    float *partial;   /* attention of one token over split context */
+    float *partial;   /* attention of few tokens over split context */
     float **tile;     /* [threads] tile_floats each: results of a thread before they are combined */
     int64_t tile_floats;
     const tn_blas *blas; /* NULL: our own kernels serve, or nothing here is unquantised */

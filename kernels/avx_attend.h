@@ -13,11 +13,13 @@ INLINE bool attend_fits(const tn_attend *a)
            kv->head_dim_k <= MAX_DIM && kv->head_dim_v <= MAX_DIM;
 }
 
-/* A Q8_0 cache is multiplied in integers by one token and by several alike. */
+/* Rows that are many are worth converting an F16 cache for, once for all of them; a Q8_0 cache is
+ * multiplied in integers by few and by many alike. */
 INLINE void attend_item(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                         void *scratch)
 {
-    if (t1 - t0 > 1 && a->kv.type != TN_TYPE_Q8_0)
+    const int64_t rows = (t1 - t0) * (a->n_head / a->kv.n_head_kv);
+    if (t1 - t0 > 1 && rows > MAX_ONE && a->kv.type != TN_TYPE_Q8_0)
         attend_many(a, kv_head, t0, t1, c, scratch);
     else
         attend_rows(a, kv_head, t0, t1, c, scratch);

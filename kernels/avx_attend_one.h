@@ -1,5 +1,6 @@
-/* Attention of one token (decode): scores of a vector of positions at a time straight from the
- * cache, up to four heads for each load, with what comes next on its way from memory meanwhile. */
+/* Attention of few tokens (decode), or of any number to a Q8_0 cache: scores of a vector of positions
+ * at a time straight from the cache, up to four rows for each load, with what comes next on its way
+ * from memory meanwhile. */
 #ifndef TN_AVX_ATTEND_ONE_H
 #define TN_AVX_ATTEND_ONE_H
 
@@ -7,7 +8,7 @@
 #include "avx_attend_q8.h"
 
 enum {
-    MAX_ONE = 16,  /* heads of a group at a time */
+    MAX_ONE = 16,  /* rows at a time */
     MAX_DIM = 1024 /* of a head */
 };
 
@@ -26,7 +27,7 @@ typedef struct one {
     int32_t from, to; /* rows that see the tile */
     uint32_t type;
     size_t k_bytes, v_bytes; /* of a unit */
-    float *q;                /* [dim_k][n_rows], scaled */
+    float *q;                /* [n_rows][dim_k], scaled */
     float *o;                /* [n_rows][dim_v] */
     float *s;                /* [n_rows][TILE]: scores, then weights */
     float *max, *fade;       /* [n_rows] */
@@ -73,14 +74,14 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
 {
     const size_t size = type == TN_TYPE_F16 ? 2 : 4;
     const char *k[4], *next = x->next_k + (size_t)(i * LANES * z->dim_k) * size;
-    const float *q = z->q + h;
+    const float *q = z->q + (int64_t)h * z->dim_k;
     vf acc[16];
     UNROLL for (int u = 0; u < n; u++) k[u] = vector_at(x->k, z->k_bytes, i + u, size);
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t d = 0; d < z->dim_k; d += 4) {
         fetch(next, n * 4 * LANES * (int)size);
         next += n * 4 * LANES * (int)size;
-        UNROLL for (int e = 0; e < 4; e++, q += z->n_rows)
+        UNROLL for (int e = 0; e < 4; e++, q++)
         {
             vf y[4];
             UNROLL for (int u = 0; u < n; u++)
@@ -90,7 +91,7 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
             }
             UNROLL for (int g = 0; g < heads; g++)
             {
-                const vf w = v_set(q[g]);
+                const vf w = v_set(q[g * z->dim_k]);
                 UNROLL for (int u = 0; u < n; u++) acc[g * n + u] = v_fma(w, y[u], acc[g * n + u]);
             }
         }
@@ -430,8 +431,9 @@ INLINE keys keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t l
     return x;
 }
 
-/* Keys [lo, hi) of a tile of a Q8_0 cache, where tokens do not see the same ones. */
-static inline void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo, int64_t hi)
+/* Keys [lo, hi) of a tile, where tokens do not see the same ones. */
+INLINE void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo, int64_t hi,
+                      uint32_t type)
 {
     for (int64_t t = m->t0; t < m->t1; t++) {
         int64_t from, to;
@@ -442,7 +444,7 @@ static inline void edge_tile(const tn_attend *a, one *z, const one_item *m, int6
         const keys x = keys_at(a, z, m->kv_head, from, to);
         z->from = (int32_t)(t - m->t0) * m->group;
         z->to = z->from + m->group;
-        one_tile(a, z, &x, TN_TYPE_Q8_0);
+        one_tile(a, z, &x, type);
     }
 }
 
@@ -454,8 +456,8 @@ INLINE void one_context(const tn_attend *a, one *z, const one_item *m, uint32_t 
     for (int64_t n; lo < hi; lo += n) {
         const keys x = keys_at(a, z, m->kv_head, lo, hi);
         n = x.n - x.skip;
-        if (type == TN_TYPE_Q8_0 && (lo < all_lo || lo + n > all_hi)) {
-            edge_tile(a, z, m, lo, lo + n);
+        if (lo < all_lo || lo + n > all_hi) {
+            edge_tile(a, z, m, lo, lo + n, type);
             continue;
         }
         z->from = 0;
@@ -504,8 +506,8 @@ INLINE void put_query(const one *z, int32_t h, const float *q, float scale)
 {
     z->max[h] = -INFINITY;
     if (z->type != TN_TYPE_Q8_0) {
-        for (int32_t d = 0; d < z->dim_k; d++)
-            z->q[d * z->n_rows + h] = q[d] * scale;
+        for (int32_t d = 0; d < z->dim_k; d += LANES)
+            v_store(z->q + (int64_t)h * z->dim_k + d, v_mul(v_load(q + d), v_set(scale)));
         return;
     }
     for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
@@ -536,8 +538,7 @@ static inline void run_item(const tn_attend *a, const one_item *m, void *scratch
                   v_sum_lanes(v_load(z.sum + r * LANES)), z.o + (int64_t)r * z.dim_v);
 }
 
-/* As many tokens at a time as MAX_ONE rows are, or the heads of one in several parts. A cache in
- * F16 or F32 takes one token. */
+/* As many tokens at a time as MAX_ONE rows are, or the heads of one in several parts. */
 static inline void attend_rows(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1,
                                int64_t c, void *scratch)
 {
