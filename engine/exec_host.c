@@ -1,7 +1,7 @@
 /* The host side of exec: the operations of a transformer on the pool. Decode of one token takes
  * five loops of the pool a layer (q/k/v, attention, its output, gate/up, down), and one more that
- * joins the pieces of a long context; what lies between
- * them is too short to share and runs in the calling thread. */
+ * joins the pieces of a long context; what lies between them is too short to share and runs in the
+ * calling thread. */
 #include "exec_host.h"
 #include "exec_packed.h"
 #include "sides.h"
@@ -12,7 +12,7 @@
 enum {
     attend_chunks = 32,     /* pieces of the context in decode, at most */
     attend_unit = 64,       /* positions: pieces are multiples, see tn_attend */
-    attend_wide_unit = 256, /* the same for several tokens, whose pieces cost more to join */
+    attend_wide_unit = 128, /* the same for several tokens, whose pieces cost more to join */
     attend_least = 16,      /* tokens of an item, where there are more */
     attend_items = 8,       /* of a prompt, to divide among threads, where it is long enough */
     attend_alone = 1 << 14, /* floats that are joined before a loop of the pool is worth it */
@@ -167,8 +167,6 @@ static void lay_out(tn_host *h, arena *a, readers r)
         h->hidden_packed.data = take(a, parts * (hp->n_ff / 32), TN_PACKED_BYTES);
     for (int i = 0; i < 2; i++)
         h->angles[i] = take(a, n * hp->n_rot, sizeof *h->angles[i]);
-    h->partial = take(a, (int64_t)hp->n_head * (attend_chunks + 1) * (2 + hp->head_dim_v),
-                      sizeof *h->partial);
     lay_out_experts(h, a, r);
     lay_out_shared(h, a);
     h->tile_floats = max64(least_tile, 2 * tn_host_grain(n) * n);
@@ -180,6 +178,9 @@ static void lay_out(tn_host *h, arena *a, readers r)
     }
     h->part_floats = max64(least_parts, parts * TN_PACKED_GRAIN);
     if (h->parts > 1) h->part_sums = take_per_thread(h, a, h->part_floats);
+    /* At the end, where address sanitizers see what goes beyond. */
+    h->partial =
+        take(a, (int64_t)hp->n_head * attend_chunks * (2 + hp->head_dim_v), sizeof *h->partial);
 }
 
 tn_status tn_host_init(tn_host *h, const tn_model *m, const tn_kv *kv, int32_t n_batch,

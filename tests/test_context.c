@@ -350,6 +350,30 @@ TEST(batches_and_pages_agree)
     }
 }
 
+/* Pieces of the context end at multiples of 128: the last of a few tokens may be alone in one. */
+TEST(a_few_tokens_behind_a_prompt)
+{
+    static const char *const models[] = {llama, gemma3};
+    static const int32_t few[] = {2, 3, 5, 16, 17, 40};
+    enum { prompt = 255 };
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
+        run_options o = {.kv = TN_KV_F32, .step = true};
+        float *want = run_logits(models[m], &o, some_tokens(), n_long, n_vocab);
+        for (size_t i = 0; want && i < sizeof few / sizeof *few; i++) {
+            run r;
+            tn_error err = {0};
+            REQUIRE(run_open(&r, models[m], &o));
+            CHECK_INT(tn_context_eval(r.ctx, some_tokens(), prompt, &err), TN_OK);
+            CHECK_INT(tn_context_eval(r.ctx, some_tokens() + prompt, few[i], &err), TN_OK);
+            CHECK(tn_context_logits(r.ctx) != NULL);
+            check_same(tn_context_logits(r.ctx), want + (prompt + few[i] - 1) * n_vocab, n_vocab, 2e-4,
+                       "a few tokens");
+            run_close(&r);
+        }
+        free(want);
+    }
+}
+
 /* Rewound positions are written anew: what the cache holds depends on the tokens alone. */
 TEST(a_rewound_q8_0_cache_is_as_new)
 {
