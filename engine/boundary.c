@@ -6,8 +6,6 @@
 #include <string.h>
 
 enum {
-    step_positions = 2048, /* of the level, and at most a 1/16 of what contexts may hold */
-    step_fraction = 16,
     reserve_bytes = 64 << 20 /* left free where no limit was asked for */
 };
 
@@ -453,23 +451,13 @@ static tn_status apply(tn_boundary *b, int64_t live, tn_error *err)
     return s;
 }
 
-static int64_t round_up(int64_t n, int64_t step)
-{
-    return (n + step - 1) / step * step;
-}
-
-/* Whether the level is another for so many tokens; *level receives it. Before the first of them it
- * is that of the request which the plan was made for. */
+/* Whether the level is another for so many tokens; *level receives it. */
 static bool new_level(const tn_boundary *b, int64_t live, int64_t cap, int64_t *level)
 {
-    const int64_t page = b->members[0].kv->page_size, part = cap / step_fraction;
-    const int64_t step = round_up(part < 1                ? 1
-                                  : part < step_positions ? part
-                                                          : step_positions,
-                                  page);
-    const int64_t next = round_up(live ? live : (int64_t)b->plan.live, step);
-    *level = next > cap ? cap : next;
-    return b->level < 0 || *level > b->level || *level + step < b->level;
+    const int64_t page = b->members[0].kv->page_size;
+    *level = tn_plan_level(&b->plan, page, cap, live);
+    return b->level < 0 || *level > b->level ||
+           *level + tn_plan_level_step(page, cap) < b->level;
 }
 
 /* Whether what is to be at a level fits beside what other models have at the moment: they may have

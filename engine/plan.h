@@ -294,6 +294,13 @@ tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_p
                               const tn_constraints *c, const uint64_t room[TN_MAX_DEVICES],
                               int32_t *units, const tn_allocator *a, tn_error *err);
 
+/* Tokens that contexts which may hold `cap` keep room for when `live` are in them: whole steps, so that
+ * units seldom move, and up to what the request of the plan needs, just that, so that its units do not
+ * move at all. live 0: before the first token, that of the request. */
+int64_t tn_plan_level(const tn_plan *plan, int64_t page, int64_t cap, int64_t live);
+/* The distance of two levels; units come back where the level would be lower by more than that. */
+int64_t tn_plan_level_step(int64_t page, int64_t cap);
+
 /* Seconds of one decoded token at a live depth with units[n_layers] on the devices; *host_s: of that,
  * what the host itself computes. */
 tn_status tn_plan_token(const tn_plan *plan, const tn_shape *s, const tn_profile *p,

@@ -185,6 +185,48 @@ tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int
     return tn_plan_units_in(plan, k, room, units, a, err);
 }
 
+/* ---- levels ------------------------------------------------------------------------------------
+ */
+
+static int64_t round_up(int64_t n, int64_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
+int64_t tn_plan_level_step(int64_t page, int64_t cap)
+{
+    enum { most = 2048, fraction = 16 };
+    const int64_t part = cap / fraction;
+    return round_up(part < 1 ? 1 : part < most ? part : most, page);
+}
+
+int64_t tn_plan_level(const tn_plan *plan, int64_t page, int64_t cap, int64_t live)
+{
+    const int64_t planned = round_up((int64_t)plan->live, page);
+    int64_t level = round_up(live, tn_plan_level_step(page, cap));
+    if (live <= planned && (level > planned || live == 0)) level = planned;
+    return level < cap ? level : cap;
+}
+
+/* The level of one context that has grown from nothing to `live` tokens. */
+static int64_t grown_level(const tn_plan *plan, const tn_constraints *c, int64_t live)
+{
+    const int64_t page = c->page_size, cap = round_up(c->n_ctx, page);
+    const int64_t begin = tn_plan_level(plan, page, cap, 0), first = tn_plan_level(plan, page, cap, 1);
+    const int64_t least = first + tn_plan_level_step(page, cap) < begin ? first : begin;
+    const int64_t level = tn_plan_level(plan, page, cap, live);
+    return level > least ? level : least;
+}
+
+tn_status tn_plan_units_grown(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
+                              const tn_allocator *a, tn_error *err)
+{
+    const int64_t level = grown_level(plan, &k->c, live), planned = (int64_t)plan->live;
+    const bool as_planned = level == round_up(planned, k->c.page_size);
+    return tn_plan_units(plan, k, as_planned ? planned : level < k->c.n_ctx ? level : k->c.n_ctx,
+                         units, a, err);
+}
+
 /* ---- times -------------------------------------------------------------------------------------
  */
 
@@ -296,7 +338,7 @@ static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a,
         if (i < 3 && depth >= k->c.n_ctx) continue;
         const int64_t before =
             depth < k->c.n_ctx ? depth : k->c.n_ctx - 1; /* the token is live, too */
-        s = tn_plan_units(plan, k, before + 1, units, a, err);
+        s = tn_plan_units_grown(plan, k, before + 1, units, a, err);
         if (s) break;
         out->depth[out->n_depths] = depth;
         out->decode_tok_s[out->n_depths++] = 1.0 / tn_plan_step(plan, k, before, units);

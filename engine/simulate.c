@@ -577,7 +577,7 @@ tn_status tn_simulate_decode(tn_simulated *out, const tn_plan *plan, const tn_co
     sim s;
     int32_t *units = tn_alloc(a, (size_t)plan->n_layers, sizeof *units);
     if (!units) return tn_fail_nomem(err, (size_t)plan->n_layers * sizeof *units, "the simulation");
-    tn_status status = tn_plan_units(plan, k, live + 1, units, a, err);
+    tn_status status = tn_plan_units_grown(plan, k, live + 1, units, a, err);
     if (!status) status = begin(&s, plan, k, units, seed, a, err);
     if (!status) {
         for (int64_t i = 0; i < n && !s.no_memory; i++)

@@ -1,6 +1,7 @@
 /* Overrides, plan files and the plan's JSON. */
 #include "plan_random.h"
 
+#include "../engine/placement.h"
 #include "../engine/plan_chain.h"
 
 #include <jansson.h>
@@ -404,6 +405,59 @@ TEST(replays_page_lock_what_they_carry)
     tn_planned_free(&again);
     tn_planned_free(&out);
     tn_shape_free(&s);
+}
+
+/* ---- levels ------------------------------------------------------------------------------------
+ */
+
+/* Room is kept in steps, but for the request's own tokens in one. */
+TEST(levels_are_steps_and_the_request)
+{
+    static const struct {
+        int64_t live, page, cap, want, planned;
+    } cases[] = {{0, 256, 32768, 2560, 2560},    {1, 256, 32768, 2048, 2560},
+                 {2049, 256, 32768, 2560, 2560}, {2561, 256, 32768, 4096, 2560},
+                 {0, 256, 32768, 2560, 2400},    {31000, 256, 32768, 32768, 2560},
+                 {1, 16, 96, 16, 20},            {17, 16, 96, 32, 20},
+                 {33, 16, 96, 48, 20},           {0, 256, 2048, 2048, 2560},
+                 {300, 256, 2048, 512, 2560},    {0, 16, 1 << 20, 0, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const tn_plan plan = {.live = (uint64_t)cases[i].planned};
+        CHECK_INT(tn_plan_level(&plan, cases[i].page, cases[i].cap, cases[i].live), cases[i].want);
+    }
+    CHECK_INT(tn_plan_level_step(256, 1 << 20), 2048);
+    CHECK_INT(tn_plan_level_step(256, 32768), 2048);
+    CHECK_INT(tn_plan_level_step(256, 4096), 256);
+    CHECK_INT(tn_plan_level_step(16, 1000), 64);
+}
+
+/* What is predicted at a depth is what is there at its level: while the request lasts, the plan. */
+TEST(depths_are_predicted_at_their_levels)
+{
+    static const struct {
+        const char *request;
+        int64_t live, level[3]; /* planned; at 0, 4,096 and 16,384 tokens */
+    } cases[] = {{"chat", 2560, {2560, 6144, 18432}}, {"long", 25088, {2048, 6144, 18432}}};
+    for (size_t i = 0; i < 2; i++) {
+        tn_placement *p;
+        const tn_placement_options o = {.struct_size = sizeof o,
+                                        .hardware = "rtx3090-ddr5",
+                                        .request = cases[i].request,
+                                        .n_ctx = 32768};
+        REQUIRE(tn_placement_open(&p, "llama-70b:q4_k_m", &o, NULL) == TN_OK);
+        const tn_plan *plan = &p->planned.plan;
+        CHECK_INT(plan->live, cases[i].live);
+        for (int d = 0; d < 3; d++) {
+            int32_t units[80];
+            double host_s, total_s;
+            REQUIRE(!tn_plan_boundary(plan, &p->shape, &p->profile, &p->planned.c,
+                                      cases[i].level[d], units, heap, NULL));
+            REQUIRE(!tn_plan_token(plan, &p->shape, &p->profile, &p->planned.c,
+                                   plan->predicted.depth[d], units, &host_s, &total_s, heap, NULL));
+            CHECK_NEAR(plan->predicted.decode_tok_s[d] * total_s, 1, 1e-9);
+        }
+        tn_placement_close(p);
+    }
 }
 
 typedef struct other {
