@@ -48,13 +48,8 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
 /* ---- text --------------------------------------------------------------------------------------
  */
 
-static void print_prediction(FILE *out, const char *name, bool fits,
-                             const tn_placement_prediction *p)
+static void print_prediction(FILE *out, const char *name, const tn_placement_prediction *p)
 {
-    if (!fits) {
-        fprintf(out, "  %-12s does not fit\n", name);
-        return;
-    }
     fprintf(out, "  %-12s %10.2f %10.2f %10.1f   ", name, p->request_s, p->ttft_s,
             p->prefill_tok_s);
     for (int32_t i = 0; i < p->n_depths; i++)
@@ -62,7 +57,8 @@ static void print_prediction(FILE *out, const char *name, bool fits,
     fprintf(out, "\n");
 }
 
-static void print_table(FILE *out, const tn_placement *p, const tn_placement_info *f)
+static void print_table(FILE *out, const tn_settings *set, const tn_placement *p,
+                        const tn_placement_info *f)
 {
     fprintf(
         out,
@@ -71,12 +67,18 @@ static void print_table(FILE *out, const tn_placement *p, const tn_placement_inf
     for (int32_t i = 0; i < f->predicted.n_depths; i++)
         fprintf(out, " %9lld", (long long)f->predicted.depth[i]);
     fprintf(out, "\n");
-    print_prediction(out, f->chosen, true, &f->predicted);
+    print_prediction(out, f->chosen, &f->predicted);
     bool fits;
     tn_placement_prediction c;
     const char *name;
-    for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++)
-        if (strcmp(name, f->chosen) != 0) print_prediction(out, name, fits, &c);
+    for (size_t i = 0; (name = tn_placement_candidate(p, i, &fits, &c)); i++) {
+        if (strcmp(name, f->chosen) == 0) continue;
+        if (fits)
+            print_prediction(out, name, &c);
+        else
+            fprintf(out, "  %-12s does not fit%s\n", name,
+                    set->n_places ? ", or not with these rules" : "");
+    }
     if (f->predicted.streamed_from)
         fprintf(out,
                 "  prefill: FFN weights of the host are streamed to the device from batches of "
@@ -219,7 +221,7 @@ static int print_text(FILE *out, const tn_settings *set, const tn_placement *p,
                       const tn_placement_info *f)
 {
     print_summary(out, set, f);
-    if (f->feasible) print_table(out, p, f);
+    if (f->feasible) print_table(out, set, p, f);
     int code = print_memory(out, p, f);
     if (!code) code = print_rows(out, p, f);
     if (!code) print_notes(out, p);

@@ -212,7 +212,8 @@ int64_t tn_plan_level(const tn_plan *plan, int64_t page, int64_t cap, int64_t li
 static int64_t grown_level(const tn_plan *plan, const tn_constraints *c, int64_t live)
 {
     const int64_t page = c->page_size, cap = round_up(c->n_ctx, page);
-    const int64_t begin = tn_plan_level(plan, page, cap, 0), first = tn_plan_level(plan, page, cap, 1);
+    const int64_t begin = tn_plan_level(plan, page, cap, 0);
+    const int64_t first = tn_plan_level(plan, page, cap, 1);
     const int64_t least = first + tn_plan_level_step(page, cap) < begin ? first : begin;
     const int64_t level = tn_plan_level(plan, page, cap, live);
     return level > least ? level : least;

@@ -88,7 +88,8 @@ double tn_plan_request(const tn_plan *plan, const tn_cost *k);
 uint64_t tn_plan_carried(const tn_plan *plan, const tn_cost *k);
 tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
                         const tn_allocator *a, tn_error *err);
-/* Where they are in a context that has grown from nothing to `live` tokens: room is kept in steps. */
+/* Where they are in a context that has grown from nothing to `live` tokens: room is kept in steps.
+ */
 tn_status tn_plan_units_grown(const tn_plan *plan, const tn_cost *k, int64_t live, int32_t *units,
                               const tn_allocator *a, tn_error *err);
 /* The same for a number of bytes that units which move may take on each device. */

@@ -39,6 +39,8 @@ def plan_obeys_overrides(t):
     equal(shares.get("^blk\\.5\\.ffn_up\\.weight$"), "host", "blk.5.ffn_up")
     attn = [u for u in j["units"] if u["layer"] == 5 and u["part"] == "attn"]
     equal(attn[0]["where"], "device", "attention of layer 5")
+    text = t.ok("plan", BIG, *ON, "--place", "ffn=split:0.2").decode()
+    check("  all-host     does not fit, or not with these rules\n" in text, text[:900])
     code, _, err = t.run("plan", BIG, *ON, "--place", "ffn_dwn=host")
     equal(code, 0, "exit code")
     check(b"warning" in err and b"near: ffn_down" in err, f"no near name in {err!r}")

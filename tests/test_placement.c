@@ -285,7 +285,8 @@ static void check_replay(const tn_planned *out, const tn_planned *again, const t
     }
 }
 
-/* A plan that moves, replayed without its moves: what a full context leaves, at every depth, and priced as that. */
+/* A plan that moves, replayed without its moves: what a full context leaves, at every depth, and
+ * priced as that. */
 static void check_stays(const tn_planned *out, const tn_planned *again, const tn_shape *s,
                         const tn_profile *p, unsigned long long seed, int *moved)
 {
