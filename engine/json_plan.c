@@ -233,10 +233,10 @@ tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profi
     json_t *rest =
         json_pack("{s:b, s:I, s:s, s:b, s:b, s:I, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
                   "feasible", plan->feasible, "short_bytes", (json_int_t)plan->short_bytes,
-                  "chosen", tn_strategy_name(plan->strategy), "elastic", plan->elastic, "dropping",
-                  plan->dropping, "live", (json_int_t)plan->live, "pinned_share", c->pinned,
-                  "predicted",
-                  prediction(&plan->predicted), "candidates", candidates(p), "prices",
+                  "chosen", plan->feasible ? tn_strategy_name(plan->strategy) : "none", "elastic",
+                  plan->elastic, "dropping", plan->dropping, "live", (json_int_t)plan->live,
+                  "pinned_share", c->pinned, "predicted", prediction(&plan->predicted),
+                  "candidates", candidates(p), "prices",
                   notes(p, false), "remedies", notes(p, true), "warnings", warnings(p), "units",
                   units(p, s, profile), "overrides", overrides(plan, s, a), "experts", experts(s));
     const bool ok = rest && json_object_update(doc, rest) == 0;

@@ -517,7 +517,8 @@ typedef struct tn_placement_prediction {
 typedef struct tn_placement_info {
     size_t struct_size; /* set by the caller */
     const char *arch, *hardware, *label; /* label: "measured", or where the profile's figures are from */
-    const char *chosen; /* all-host, layers, ffn-host, ffn-blocks, water-fill, optimum or file */
+    const char *chosen; /* all-host, layers, ffn-host, ffn-blocks, water-fill, optimum or file; none
+                           where nothing fits: the rest is of what would need the least */
     bool feasible;        /* everything fits */
     uint64_t short_bytes; /* by how much it does not */
     bool elastic;         /* device memory that live KV does not need holds weights */
