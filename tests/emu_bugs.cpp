@@ -72,6 +72,8 @@ static const struct {
     {"wrong_device", {"E", "E", "E", "E", "E", "E"}},
     {"shared_not_allowed", {"W", "W", "W", "W", "W", "W"}},
     {"allocation_recorded", {"E", "E", "E", "E", "E", "E"}},
+    {"load_misaligned", {"", "", "", "", "U", ""}},
+    {"grid_too_high", {"W", "W", "W", "W", "W", ""}},
     {"freed_while_used", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_copied", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},

@@ -338,6 +338,22 @@ template <bool BUG> static bool async_copy_never_awaited()
     return holds(d + 128, 32, [](int) { return 1.0f; });
 }
 
+/* A GPU reads 16 bytes at once only where they are aligned to as many. */
+template <bool BUG> __global__ void wide_loads(const float *x, float *out)
+{
+    const float4 v = *(const float4 *)(x + 4 * threadIdx.x + (BUG ? 1 : 0));
+    out[threadIdx.x] = v.x + v.y + v.z + v.w;
+}
+template <bool BUG> static bool load_misaligned()
+{
+    float *d = device<float>(256), *h = pinned<float>(160);
+    for (int i = 0; i < 160; i++)
+        h[i] = (float)i;
+    up(d, h, 160 * sizeof(float));
+    LAUNCH(wide_loads<BUG>, 1, 32, 0, s1, d, d + 192);
+    return holds(d + 192, 32, [](int i) { return 16.0f * (float)i + (BUG ? 10 : 6); });
+}
+
 /* What is put together from the products that older hardware has is what newer hardware computes.
  * The bug: rows 8 to 15 and the second half of the columns change places. */
 template <bool BUG> __global__ void products(int *out)
@@ -655,6 +671,19 @@ template <bool BUG> static bool shared_not_allowed()
     return holds(d, 64, [](int) { return 1.0f; });
 }
 
+/* A launch with too many blocks in the second dimension does nothing at all. */
+__global__ void fill_rows(float *p, int row0)
+{
+    if (threadIdx.x == 0) p[row0 + (int)blockIdx.y] = 1;
+}
+template <bool BUG> static bool grid_too_high()
+{
+    const int first = BUG ? 0 : 65535, rows = 65535 + 32;
+    float *d = device<float>(rows);
+    LAUNCH(fill_rows, dim3(1, (unsigned)(rows - first)), 32, 0, s1, d, first);
+    return holds(d + 65535, 32, [](int) { return 1.0f; });
+}
+
 /* Memory is to be had before a recording begins. */
 template <bool BUG> static bool allocation_recorded()
 {
@@ -779,6 +808,8 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(wrong_device),
                                      CASE(shared_not_allowed),
                                      CASE(allocation_recorded),
+                                     CASE(load_misaligned),
+                                     CASE(grid_too_high),
                                      CASE(freed_while_used),
                                      CASE(freed_while_copied),
                                      CASE(freed_while_host_awaited),
