@@ -141,9 +141,11 @@ typedef struct tn_device_api {
                           tn_graph *g); /* no launch may be on its way; NULL is fine */
 
     /* Hand-over flags, 32 bits each in pinned memory, also in graphs. The stream goes on once
-     * (int32_t)(*flag - value) >= 0; it writes when all before in the stream has happened.
-     * The host reads and writes them with acquire and release. In a graph only the stream that is being
-     * recorded waits and writes: not one that has joined the recording by an event. */
+     * (int32_t)(*flag - value) >= 0; it writes when all before in the stream has happened. The host
+     * reads and writes them with acquire and release. While a stream waits for the host, memory of
+     * its device and pinned memory is neither allocated nor freed: that may wait for the device.
+     * In a graph only the stream that is being recorded waits and writes: not one that has joined
+     * the recording by an event. */
     tn_status (*flag_wait)(tn_device *d, tn_stream *s, uint32_t *flag, uint32_t value,
                            tn_error *err);
     tn_status (*flag_write)(tn_device *d, tn_stream *s, uint32_t *flag, uint32_t value,

@@ -78,6 +78,7 @@ static const struct {
     {"freed_while_copied", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_works", {"E", "E", "E", "E", "E", "E"}},
+    {"allocated_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
 };
 
 /* ---- one case, in the child ------------------------------------------------------------------ */

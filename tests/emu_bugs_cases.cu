@@ -757,6 +757,18 @@ template <bool BUG> static bool freed_while_host_awaited()
     }
     return cudaFree(d) == cudaSuccess;
 }
+/* Allocations may wait for a device, too. */
+template <bool BUG> static bool allocated_while_host_awaited()
+{
+    uint32_t *flag = pinned<uint32_t>(1);
+    CUdeviceptr at = (CUdeviceptr)(uintptr_t)flag;
+    cudaStream_t other = elsewhere();
+    if (BUG) cudaLaunchHostFunc(other, write_flag, flag);
+    cudaSetDevice(0);
+    cuStreamWaitValue32(s1, at, 1, CU_STREAM_WAIT_VALUE_GEQ);
+    if (!BUG) __atomic_store_n(flag, 1, __ATOMIC_RELEASE);
+    return device<float>(64) != nullptr;
+}
 template <bool BUG> static bool freed_while_host_works()
 {
     float *d = device<float>(64);
@@ -814,6 +826,7 @@ const struct emu_case emu_cases[] = {CASE(barrier_missing),
                                      CASE(freed_while_copied),
                                      CASE(freed_while_host_awaited),
                                      CASE(freed_while_host_works),
+                                     CASE(allocated_while_host_awaited),
                                      {nullptr, nullptr, nullptr}};
 
 bool emu_case_run(const struct emu_case *c, bool bug)

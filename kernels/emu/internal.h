@@ -75,9 +75,10 @@ bool peer_enabled(int device, int peer);
  * is not recorded, which is not what its caller wants. */
 void not_while_recording(const char *what);
 cudaError_t set_error(cudaError_t e);
-/* stream.cpp. Ends the process if `what`, a call that waits for the device (-1: for all) before it
- * gives [p, p + bytes) back, meets a stream that still uses this memory or waits for the host. */
-void check_free(int device, const void *p, size_t bytes, const char *what);
+/* stream.cpp. Ends the process if `what`, a call that waits for the device or may (-1: for all) and
+ * that gives [p, p + bytes) back, if anything, meets a stream that still uses this memory or that
+ * waits for the host. */
+void check_wait(int device, const void *p, size_t bytes, const char *what);
 /* stream.cpp. See tn_emu_control. */
 void break_at(int device, uint64_t k);
 bool is_broken(int device);

@@ -297,6 +297,7 @@ static void fill(char *at, size_t bytes)
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
     not_while_recording("cudaMalloc");
+    check_wait(device_now, nullptr, 0, "cudaMalloc");
     std::lock_guard<std::mutex> hold(lock);
     arena &a = arenas[device_now];
     size_t need = round_up(bytes ? bytes : 1, ALIGN);
@@ -326,7 +327,7 @@ static void wait_for_streams(int device, const void *p, const char *what)
         auto it = all.find((char *)p);
         if (it != all.end()) bytes = it->second;
     }
-    check_free(device, p, bytes, what);
+    check_wait(device, p, bytes, what);
     cudaDeviceSynchronize();
 }
 
@@ -357,6 +358,7 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 {
     not_while_recording("cudaHostAlloc");
+    check_wait(-1, nullptr, 0, "cudaHostAlloc");
     if (posix_memalign(p, PAGE, bytes ? bytes : 1)) return set_error(cudaErrorMemoryAllocation);
     if (settings.poison) memset(*p, 0xff, bytes);
     std::lock_guard<std::mutex> hold(lock);
@@ -375,6 +377,7 @@ cudaError_t cudaFreeHost(void *p)
 cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
 {
     not_while_recording("cudaHostRegister");
+    check_wait(-1, nullptr, 0, "cudaHostRegister");
     std::lock_guard<std::mutex> hold(lock);
     if (pinned_locked(p)) return set_error(cudaErrorHostMemoryAlreadyRegistered);
     pinned[(char *)p] = bytes;

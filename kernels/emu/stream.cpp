@@ -192,7 +192,7 @@ cudaError_t cudaDeviceSynchronize()
     return cudaSuccess;
 }
 
-/* ---- memory that is given back --------------------------------------------------------------- */
+/* ---- what waits for a device ----------------------------------------------------------------- */
 
 static bool overlap(const void *p, size_t bytes, const void *q, size_t q_bytes)
 {
@@ -237,7 +237,7 @@ static bool served(const operation &op, const emu_stream *own, size_t at)
 
 /* Rules for what waits for a whole device: its streams get on without the caller, or neither does;
  * and what they still use is not given back, whether or not the call would wait for them. */
-void emu::check_free(int device, const void *p, size_t bytes, const char *what)
+void emu::check_wait(int device, const void *p, size_t bytes, const char *what)
 {
     std::lock_guard<std::mutex> hold_all(streams_lock);
     for (emu_stream *s : streams) {
@@ -247,7 +247,7 @@ void emu::check_free(int device, const void *p, size_t bytes, const char *what)
             const operation &op = s->queue[i].op;
             if (op.uses(p, bytes)) host_error("%s: a stream still uses %p", what, p);
             if (awaited && op.waits() && !served(op, s, i))
-                host_error("%s of %p waits for a stream that waits for the host", what, p);
+                host_error("%s waits for a stream that waits for the host", what);
         }
     }
 }
