@@ -90,7 +90,7 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     return false;
 }
 
-/* The case is skipped where there is no such device. */
+/* The case is skipped where nothing was built for such devices; a GPU is asked for, so it fails. */
 __attribute__((unused)) static bool have_device(const char *device)
 {
     tn_engine *e;
@@ -98,7 +98,7 @@ __attribute__((unused)) static bool have_device(const char *device)
     const tn_engine_options o = {.struct_size = sizeof o, .threads = 1, .device = device};
     const tn_status s = tn_engine_new(&e, &o, &err);
     if (s == TN_OK) tn_engine_free(e);
-    if (s == TN_EUNSUPPORTED)
+    if (s == TN_EUNSUPPORTED && strncmp(device, "cuda", 4) != 0)
         tn_skipped = "no device";
     else if (s)
         FAIL("%s", err.msg);

@@ -74,12 +74,25 @@ def gpus():
     return cards
 
 
-def first_line(*command):
+def first_line(*command, start=""):
+    """The first line of what a command prints that starts so, without its start; None: there is none."""
     try:
         out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
-        return out.stdout.decode(errors="replace").strip().splitlines()[0]
-    except (OSError, subprocess.TimeoutExpired, IndexError):
+    except (OSError, subprocess.TimeoutExpired):
         return None
+    lines = out.stdout.decode(errors="replace").splitlines()
+    return next((line[len(start):] for line in lines if line.startswith(start)), None)
+
+
+def folder_of(build):
+    """Where the programs lie."""
+    return build if build != "build/release" else "."
+
+
+def commit_of(build):
+    """A kit may lie where there is no git: then the program knows."""
+    return (first_line("git", "describe", "--always", "--dirty") or
+            first_line(os.path.join(folder_of(build), "tenon"), "--version", start="commit "))
 
 
 def run_within(command, seconds):
@@ -241,7 +254,7 @@ def rate_of(calibration):
 
 
 def run_bench(session, build, cards):
-    folder = build if build != "build/release" else "."
+    folder = folder_of(build)
     bench = os.path.join(folder, "tenon-bench")
     sizes = [card["memory.total"] for card in cards if card["memory.total"]]
     memory = max(sizes) if sizes else None # not known: try
@@ -319,13 +332,13 @@ def main():
         os.replace(out + ".part", out)
         return report
 
-    commit = first_line("git", "describe", "--always", "--dirty")
     session = Session(args.seconds, save)
     libraries = os.path.abspath(os.path.join(args.build, "lib"))
     kit = [libraries] if os.path.isdir(libraries) else []  # what the machine may lack
     paths = [p for p in [os.environ.get("LD_LIBRARY_PATH"), *kit, *cublas_folders()] if p]
     if paths:
         os.environ["LD_LIBRARY_PATH"] = ":".join(paths)
+    commit = commit_of(args.build)
     if args.what == "test":
         run_tests(session, args.build, args.models)
     else:

@@ -278,6 +278,29 @@ def every_test_runs_on_the_emulated_device(t):
               "results")
 
 
+@case
+def a_device_that_was_asked_for_and_is_not_there_fails(t):
+    """Beside a test without a plug-in there is no device of any kind."""
+    real = os.path.join(os.path.dirname(t.path), "build/release/tests")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, device in ("test_turns", "--cuda"), ("test_exec_device", "--cuda"), ("test_turns", None):
+            shutil.copy(os.path.join(real, name), folder)
+            p = subprocess.run([os.path.join(folder, name), *([device] if device else [])],
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60,
+                               cwd=os.path.dirname(HERE))
+            counts = p.stdout.decode()
+            check((" 0 failed" in counts) == (device is None) == (p.returncode == 0), counts)
+
+
+@case
+def a_kit_without_git_says_its_commit(t):
+    with tempfile.TemporaryDirectory() as folder:
+        script(os.path.join(folder, "tenon"),
+               '[ "$*" = --version ] && echo tenon 1.2 && echo commit 0123abc\n')
+        report = run(folder, "bench", card=CARD, program=limited(folder))[2]
+        equal(report["commit"], "0123abc", "commit")
+
+
 def card_of_speed(folder, speed):
     """A calibration that finds GB/s."""
     script(os.path.join(folder, "tenon"),
