@@ -75,7 +75,7 @@ def gpus():
 
 
 def first_line(*command, start=""):
-    """The first line of what a command prints that starts so, without its start; None: there is none."""
+    """The first line of its output that starts so, without its start; None: there is none."""
     try:
         out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
