@@ -98,6 +98,7 @@ INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t
         for (int j = 0; j < steps; j++, a += n) {
             vec v[8];
             read_quants(s.bits, w + s.head + step_bytes * j, v);
+#pragma GCC unroll 4
             for (int64_t t = 0; t < n; t++)
                 acc[t] = step_product(type, &h, j, v, a + t, acc[t]);
         }
