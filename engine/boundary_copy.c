@@ -22,12 +22,20 @@ struct tn_carrier {
     int turn;
 };
 
-/* Rows, or groups of rows, of which the first `bytes` each are wanted. */
+enum { packed_bytes = 64 << 10 }; /* by a thread at a time, of what lies in one piece */
+
+/* Pieces of `bytes` bytes, `stride` apart, the last of `last` bytes. */
 typedef struct packing {
     char *to;
     const char *from;
-    size_t bytes, stride;
+    size_t bytes, stride, last;
+    int64_t items;
 } packing;
+
+static int64_t padded(int64_t rows)
+{
+    return (rows + TN_CARRIED_ROWS - 1) / TN_CARRIED_ROWS * TN_CARRIED_ROWS;
+}
 
 /* At least one group of rows, at most TN_CARRIED_BYTES where that is more. */
 static size_t wanted(const tn_weight *w)
@@ -97,41 +105,123 @@ static void pack_task(void *arg, int64_t begin, int64_t end, int worker)
     const packing *p = arg;
     (void)worker;
     for (int64_t i = begin; i < end; i++)
-        memcpy(p->to + (size_t)i * p->bytes, p->from + (size_t)i * p->stride, p->bytes);
+        memcpy(p->to + (size_t)i * p->bytes, p->from + (size_t)i * p->stride,
+               i + 1 < p->items ? p->bytes : p->last);
 }
 
 /* Through the pinned buffer of a slot, which the device has read before. */
-static tn_status bounce(tn_carrier *c, slot *s, packing p, int64_t items, tn_error *err)
+static tn_status bounce(tn_carrier *c, slot *s, packing p, tn_error *err)
 {
     const tn_device_api *api = c->d->api;
     p.to = s->pinned;
     const tn_status st = api->event_sync(c->d, s->free, err);
     if (st) return st;
-    tn_pool_run(c->m->engine->pool, pack_task, &p, items, 1);
-    return api->upload_async(c->d, c->stream, s->device, s->pinned, (size_t)items * p.bytes, err);
+    tn_pool_run(c->m->engine->pool, pack_task, &p, p.items, 1);
+    return api->upload_async(c->d, c->stream, s->device, s->pinned,
+                             (size_t)(p.items - 1) * p.bytes + p.last, err);
+}
+
+/* What lies in one piece. */
+static tn_status copy(tn_carrier *c, slot *s, const char *from, size_t bytes, bool pinned,
+                      tn_error *err)
+{
+    const size_t items = (bytes + packed_bytes - 1) / packed_bytes;
+    const packing p = {.from = from,
+                       .bytes = packed_bytes,
+                       .stride = packed_bytes,
+                       .items = (int64_t)items,
+                       .last = bytes - (items - 1) * packed_bytes};
+    if (!pinned) return bounce(c, s, p, err);
+    return c->d->api->upload_async(c->d, c->stream, s->device, from, bytes, err);
+}
+
+/* n rows that lie as in the file, of which only `bytes` each are wanted. */
+static tn_status copy_parts(tn_carrier *c, slot *s, const tn_weight *rows, const char *from,
+                            size_t bytes, int64_t n, tn_error *err)
+{
+    const packing p = {
+        .from = from, .bytes = bytes, .stride = rows->row_bytes, .items = n, .last = bytes};
+    if (!tn_pins_have(c->m->pins, rows->data)) return bounce(c, s, p, err);
+    return c->d->api->upload_pieces_async(c->d, c->stream, s->device, from, bytes, (size_t)n,
+                                          rows->row_bytes, err);
+}
+
+static tn_status not_rearranged(tn_status s, tn_error *err)
+{
+    return tn_fail(err, s, -1, "the device cannot rearrange weights on the move");
 }
 
 /* Rows [row0, row0 + n) of a matrix; skip, row_bytes: of each, what is left out and then taken. */
 static tn_status carry_rows(tn_carrier *c, const tn_dweight *to, const tn_weight *from, size_t skip,
                             size_t row_bytes, int64_t row0, int64_t n, tn_error *err)
 {
-    const tn_device_api *api = c->d->api;
     const bool r8 = from->layout == TN_LAYOUT_R8;
-    const int64_t each = r8 ? TN_CARRIED_ROWS : 1, items = (n + each - 1) / each;
+    const int64_t rows = r8 ? padded(n) : n;
     const tn_dweight part = tn_dweight_rows(to, row0, n);
+    const char *at = (const char *)from->data + (size_t)row0 * from->row_bytes;
     slot *s = &c->slot[c->turn ^= 1];
-    const packing p = {
-        .from = (const char *)from->data + (size_t)row0 * from->row_bytes + (size_t)each * skip,
-        .bytes = (size_t)each * row_bytes,
-        .stride = (size_t)each * from->row_bytes};
-    tn_status st = tn_pins_have(c->m->pins, from->data)
-                       ? api->upload_pieces_async(c->d, c->stream, s->device, p.from, p.bytes,
-                                                  (size_t)items, p.stride, err)
-                       : bounce(c, s, p, items, err);
+    tn_status st = row_bytes < from->row_bytes
+                       ? copy_parts(c, s, from, at + skip, row_bytes, n, err)
+                       : copy(c, s, at, (size_t)rows * row_bytes,
+                              tn_pins_have(c->m->pins, from->data), err);
     if (st) return st;
     st = (r8 ? c->d->ops->repack_r8 : c->d->ops->repack)(c->stream, &part, s->device, row_bytes);
-    if (st) return tn_fail(err, st, -1, "the device cannot rearrange weights on the move");
-    return api->event_record(c->d, s->free, c->stream, err);
+    return st ? not_rearranged(st, err) : c->d->api->event_record(c->d, s->free, c->stream, err);
+}
+
+/* Bytes of n columns of a row, or (as often) of all rows. */
+static size_t cols_bytes(const tn_weight *w, int64_t n)
+{
+    const tn_type_info *t = tn_type_get(w->type);
+    return (size_t)(n / t->block) * t->bytes;
+}
+
+/* Slabs from column col0 on, all of whose rows lie in one piece; they fill `to`. */
+static tn_status carry_slabs(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                             int64_t col0, tn_error *err)
+{
+    const size_t rows = (size_t)from->slab_rows;
+    const char *at = (const char *)from->data + rows * cols_bytes(from, col0);
+    slot *s = &c->slot[c->turn ^= 1];
+    tn_status st = copy(c, s, at, rows * cols_bytes(from, to->cols),
+                        tn_pins_have(c->m->pins, from->data), err);
+    if (st) return st;
+    for (int64_t i = 0; i < to->cols; i += from->slab) {
+        const int64_t n = to->cols - i < from->slab ? to->cols - i : from->slab;
+        const tn_dweight slab = tn_dweight_cols(to, i, n);
+        st = c->d->ops->repack_r8(c->stream, &slab, (char *)s->device + rows * cols_bytes(from, i),
+                                  cols_bytes(from, n));
+        if (st) return not_rearranged(st, err);
+    }
+    return c->d->api->event_record(c->d, s->free, c->stream, err);
+}
+
+/* A slab as a matrix of its own. */
+static tn_weight slab_at(const tn_weight *w, int64_t col0, int64_t cols)
+{
+    return (tn_weight){.type = w->type,
+                       .layout = w->layout,
+                       .rows = w->rows,
+                       .cols = cols,
+                       .row_bytes = cols_bytes(w, cols),
+                       .data = (const char *)w->data + (size_t)w->slab_rows * cols_bytes(w, col0)};
+}
+
+/* As many slabs at a time as a buffer holds; parts of one that it does not hold. */
+static tn_status send_slabs(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
+                            tn_error *err)
+{
+    const size_t slab = (size_t)from->slab_rows * cols_bytes(from, from->slab);
+    const int64_t step = c->capacity < slab ? from->slab : (int64_t)(c->capacity / slab) * from->slab;
+    tn_status s = TN_OK;
+    for (int64_t i = 0; i < to->cols && !s; i += step) {
+        const int64_t n = to->cols - i < step ? to->cols - i : step;
+        const tn_dweight part = tn_dweight_cols(to, i, n);
+        const tn_weight one = slab_at(from, col0 + i, n);
+        s = c->capacity < slab ? tn_carrier_send(c, &part, &one, 0, err)
+                               : carry_slabs(c, &part, from, col0 + i, err);
+    }
+    return s;
 }
 
 tn_stream *tn_carrier_stream(const tn_carrier *c)
@@ -142,9 +232,8 @@ tn_stream *tn_carrier_stream(const tn_carrier *c)
 tn_status tn_carrier_send(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
                           tn_error *err)
 {
-    const tn_type_info *t = tn_type_get(from->type);
-    const size_t skip = (size_t)(col0 / t->block) * t->bytes;
-    const size_t row_bytes = (size_t)(to->cols / t->block) * t->bytes;
+    const size_t skip = cols_bytes(from, col0), row_bytes = cols_bytes(from, to->cols);
+    if (from->slab) return send_slabs(c, to, from, col0, err);
     const int64_t step = (int64_t)(c->capacity / row_bytes) / TN_CARRIED_ROWS * TN_CARRIED_ROWS;
     tn_status s = TN_OK;
     for (int64_t r = 0; r < to->rows && !s; r += step)

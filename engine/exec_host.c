@@ -223,17 +223,6 @@ void tn_host_free(tn_host *h)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-/* Columns from col0 on; a multiple of the type's block. Rows keep their distance. */
-static tn_weight cols_from(const tn_weight *w, int64_t col0)
-{
-    tn_weight part = *w;
-    const tn_type_info *t = tn_type_get(w->type);
-    const int64_t rows = tn_layout_rows(w->layout);
-    part.cols = w->cols - col0;
-    part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
-    return part;
-}
-
 /* Up to three products with the same input, as one loop over pieces of their rows. */
 typedef struct products {
     tn_host *h;
@@ -677,7 +666,7 @@ static void one_group(tn_host *h, int32_t layer, int64_t skip)
     if (!h->skip) return;
     h->groups[0].gate = tn_host_part(&y->ffn_gate, h->skip, y->ffn_gate.rows);
     h->groups[0].up = tn_host_part(&y->ffn_up, h->skip, y->ffn_up.rows);
-    h->groups[0].down = cols_from(&y->ffn_down, h->skip);
+    h->groups[0].down = tn_host_cols(&y->ffn_down, h->skip);
 }
 
 void tn_host_ffn_in(tn_host *h, int32_t layer, int64_t skip)

@@ -152,6 +152,9 @@ void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y)
 tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n);
 /* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 16. */
 tn_weight tn_host_part(const tn_weight *w, int64_t row0, int64_t row1);
+/* Columns from col0 on, a multiple of the type's block; of a slab-major matrix, of its slab. Rows keep
+ * their distance. */
+tn_weight tn_host_cols(const tn_weight *w, int64_t col0);
 /* One range of rows of a product, in one thread: y[t * y_stride + (r - row0)]. row0 is a multiple
  * of tn_host_grain() of the batch. */
 void tn_host_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,

@@ -1,6 +1,7 @@
 /* Rows of a product on the host, in one thread: which kernel they get. */
 #include "exec_host.h"
 
+#include <assert.h>
 #include <string.h>
 
 int64_t tn_host_grain(int64_t n)
@@ -12,7 +13,21 @@ tn_weight tn_host_part(const tn_weight *w, int64_t row0, int64_t row1)
 {
     tn_weight part = *w;
     part.rows = row1 - row0;
-    part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
+    if (w->slab)
+        part.row0 += row0;
+    else
+        part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
+    return part;
+}
+
+tn_weight tn_host_cols(const tn_weight *w, int64_t col0)
+{
+    tn_weight part = *w;
+    const tn_type_info *t = tn_type_get(w->type);
+    const int64_t rows = w->slab ? w->slab_rows : tn_layout_rows(w->layout);
+    assert(!w->slab || col0 % w->slab == 0);
+    part.cols = w->cols - col0;
+    part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
     return part;
 }
 

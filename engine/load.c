@@ -8,6 +8,8 @@
 #include "sides.h"
 #include "synthetic.h"
 
+#include "../kernels/repack.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -145,8 +147,8 @@ static tn_status fetch(const tn_load *l, const struct tn_load_job *j, void *dst,
     return TN_OK;
 }
 
-/* Rows of the file, `from`, to where they go. */
-static void place_rows(const tn_load *l, const struct tn_load_job *j, const char *from)
+/* Rows of the file, `from`, to where they go. uncut: room for a group before it is cut into slabs. */
+static void place_rows(const tn_load *l, const struct tn_load_job *j, const char *from, char *uncut)
 {
     const size_t row_bytes = j->file->row_bytes;
     if (j->to_f32) {
@@ -162,23 +164,27 @@ static void place_rows(const tn_load *l, const struct tn_load_job *j, const char
         return;
     }
     const int64_t group = tn_layout_rows(j->layout);
-    for (int64_t r = 0; r < j->n_rows; r += group)
-        kernels(l)->repack[j->layout][j->file->type](
-            j->dst + (size_t)r * row_bytes, from + (size_t)r * row_bytes,
-            j->n_rows - r < group ? j->n_rows - r : group, j->file->cols);
+    for (int64_t r = 0; r < j->n_rows; r += group) {
+        char *to = j->slabs ? uncut : j->dst + (size_t)r * row_bytes;
+        kernels(l)->repack[j->layout][j->file->type](to, from + (size_t)r * row_bytes,
+                                                     j->n_rows - r < group ? j->n_rows - r : group,
+                                                     j->file->cols);
+        if (j->slabs) tn_group_to_slabs(j->slabs, j->row0 + r, to);
+    }
 }
 
 static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bounce, tn_error *err)
 {
+    const size_t bytes = (size_t)j->n_rows * j->file->row_bytes;
     if (l->arriving) {
         const void *from = tn_gguf_tensor_data(l->m->gguf, j->tensor) + j->file_offset;
-        place_rows(l, j, from);
-        tn_later_drop(from, (size_t)j->n_rows * j->file->row_bytes);
+        place_rows(l, j, from, bounce);
+        tn_later_drop(from, bytes);
         return TN_OK;
     }
     if (j->layout == TN_LAYOUT_ROWS && !j->to_f32) return fetch(l, j, j->dst, err);
     const tn_status s = fetch(l, j, bounce, err);
-    if (!s) place_rows(l, j, bounce);
+    if (!s) place_rows(l, j, bounce, bounce + bytes);
     return s;
 }
 
@@ -203,12 +209,22 @@ static bool queue_matrix(tn_load *l, const tn_gguf_tensor *t, const tn_weight *f
         struct tn_load_job j = {.tensor = t, .file = file, .layout = w->layout, .to_f32 = l->exact};
         j.file_offset = offset + (size_t)r * file->row_bytes;
         j.n_rows = rows - r < step ? rows - r : step;
+        if (w->slab) j.slabs = w;
         j.row0 = r;
         j.rows = rows;
         j.dst = dst + (size_t)r * w->row_bytes;
         if (!queue(l, j)) return false;
     }
     return true;
+}
+
+/* Slab-major, where parts of it may travel in slabs. */
+static void cut_into_slabs(const tn_load *l, tn_weight *w, const tn_gguf_tensor *t)
+{
+    const tn_tensor_place *p = tn_load_place(l, t);
+    if (!p || w->layout != TN_LAYOUT_R8 || !p->slab || p->slab >= w->cols) return;
+    w->slab = p->slab;
+    w->slab_rows = tn_expert_rows(w, w->rows);
 }
 
 /* The host's copy of a matrix: memory for it and its jobs, or the pages of a file. */
@@ -221,6 +237,7 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
     }
     const tn_layout packed = tn_engine_packed(l->m->engine);
     if (!l->exact && !row_major && kernels(l)->repack[packed][w->type]) w->layout = packed;
+    cut_into_slabs(l, w, t);
     const int64_t rows = w->rows / count;
     const size_t stride = (size_t)tn_expert_rows(w, rows);
     size_t bytes;
@@ -329,7 +346,9 @@ static size_t bounce_bytes(const struct tn_load_job *jobs, size_t n_jobs)
 {
     size_t bytes = 0;
     for (size_t i = 0; i < n_jobs; i++) {
-        size_t need = (size_t)jobs[i].n_rows * jobs[i].file->row_bytes;
+        /* Rows as in the file, and a group of them that has yet to be cut into slabs. */
+        const int64_t rows = jobs[i].n_rows + (jobs[i].slabs ? tn_layout_rows(jobs[i].layout) : 0);
+        const size_t need = (size_t)rows * jobs[i].file->row_bytes;
         if (need > bytes) bytes = need;
     }
     return bytes;

@@ -15,6 +15,7 @@ struct tn_load_job {
     int64_t row0, rows;    /* the first of them in its matrix, and how many that has; or 0, 0 */
     char *dst;             /* where it goes */
     tn_layout layout;
+    const tn_weight *slabs; /* what row0 is of, where that is slab-major; else NULL */
     bool to_f32; /* dequantise on the way */
 };
 

@@ -160,6 +160,7 @@ typedef struct tn_tensor_place {
     int32_t segment; /* whose device */
     bool host;
     const int32_t *order; /* experts of the file in the order of the device; NULL: the same */
+    int64_t slab;         /* columns of the pieces in which it travels; 0: rows, or experts */
 } tn_tensor_place;
 
 /* What one thread does while the others read weights. */

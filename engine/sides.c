@@ -104,6 +104,8 @@ static void place_ffn(maker *k, int32_t layer)
     int64_t t[3];
     for (int i = 0; i < 3; i++)
         if ((t[i] = index_of(k->l, layer, names[hp->n_expert > 0][i])) < 0) return;
+    if (!hp->n_expert)
+        k->l->place[t[2]].slab = k->plan ? k->plan->shape.layer[layer].granule : k->granule;
     const tn_expert_use *use = k->plan ? k->plan->shape.layer[layer].use : NULL;
     for (int i = 0; i < 3 && use; i++)
         k->l->place[t[i]].order = use->order;

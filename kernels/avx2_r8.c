@@ -105,22 +105,50 @@ INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t
     }
 }
 
-/* acc[i * n + t] += units of group i, each `next` bytes after the one before, times token t; g groups
- * in step and n tokens (constants). */
-INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next,
-                           const r8_act *a, int64_t units, __m256 *acc)
+/* Where the sums of groups in step are: those of group i and token t at y + i * next + t * y_stride, of all
+ * 8 rows or of `rows`. */
+typedef struct sums_at {
+    float *y;
+    int64_t y_stride, next;
+    bool all;
+    __m256i rows;
+} sums_at;
+
+INLINE __m256 load_sums(const sums_at *o, int i, int t)
+{
+    const float *y = o->y + i * o->next + t * o->y_stride;
+    return o->all ? _mm256_loadu_ps(y) : _mm256_maskload_ps(y, o->rows);
+}
+INLINE void store_sums(const sums_at *o, int i, int t, __m256 sum)
+{
+    float *y = o->y + i * o->next + t * o->y_stride;
+    if (o->all)
+        _mm256_storeu_ps(y, sum);
+    else
+        _mm256_maskstore_ps(y, o->rows, sum);
+}
+
+/* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in step and n
+ * tokens (constants); asks for what is `ahead` bytes on. */
+INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next, int64_t ahead,
+                           const r8_act *a, int64_t units, const sums_at *o, bool add)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
     __m256 sum[STREAMS * FEW];
 #pragma GCC unroll 16
     for (int i = 0; i < g * n; i++)
-        sum[i] = acc[i];
+        sum[i] = _mm256_setzero_ps();
+    if (add) {
+#pragma GCC unroll 16
+        for (int i = 0; i < g * n; i++)
+            sum[i] = load_sums(o, i / n, i % n);
+    }
     for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
         r8_head h[STREAMS];
 #pragma GCC unroll 4
         for (int i = 0; i < g; i++) {
-            fetch_lines(w + i * next + AHEAD, s.head);
+            fetch_lines(w + i * next + ahead, s.head);
             read_head(type, w + i * next, &h[i]);
         }
 #pragma GCC unroll 1
@@ -129,7 +157,7 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
             for (int i = 0; i < g; i++) {
                 const uint8_t *step = w + i * next + s.head + step_bytes * j;
                 vec v[8];
-                fetch_lines(step + AHEAD, step_bytes);
+                fetch_lines(step + ahead, step_bytes);
                 read_quants(s.bits, step, v);
 #pragma GCC unroll 4
                 for (int t = 0; t < n; t++)
@@ -138,68 +166,99 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
     }
 #pragma GCC unroll 16
     for (int i = 0; i < g * n; i++)
-        acc[i] = sum[i];
+        store_sums(o, i / n, i % n, sum[i]);
 }
 
-/* As many groups from g on as run in step times n tokens (a constant); returns how many. */
-INLINE int64_t some_groups(uint32_t type, int n, const uint8_t *w, int64_t next, const r8_act *a,
-                           int64_t units, float *y, int64_t y_stride, int64_t g, int64_t row1,
-                           bool add)
+/* A run of rows' groups, and where the same of the next run lies (NULL: this one is the last). */
+typedef struct rows_of_run {
+    tn_group_run run;
+    const uint8_t *then;
+    bool slabs;
+} rows_of_run;
+
+/* All rows times n tokens (a constant). What is read in step should be far apart, for as many pages to be
+ * read ahead of: rows next to each other, or, in a slab, where they lie close, parts of the rows. The last
+ * of a slab ask for the first of the next one. */
+INLINE void few_tokens(uint32_t type, int n, const rows_of_run *r, const r8_act *a, int64_t units,
+                       float *y, int64_t y_stride, int64_t row0, int64_t row1, bool add)
 {
     const int streams = n == 1 ? STREAMS : FEW_STREAMS;
-    const int groups = 8 * (g + streams) <= row1 ? streams : 1;
-    __m256 acc[STREAMS * FEW];
-    for (int i = 0; i < groups * n; i++)
-        acc[i] = add ? _mm256_maskload_ps(y + i % n * y_stride + 8 * (g + i / n),
-                                          group_rows(g + i / n, row1))
-                     : _mm256_setzero_ps();
-    if (groups == streams)
-        groups_in_step(type, streams, n, w, next, a, units, acc);
-    else
-        groups_in_step(type, 1, n, w, next, a, units, acc);
-    for (int i = 0; i < groups * n; i++)
-        _mm256_maskstore_ps(y + i % n * y_stride + 8 * (g + i / n), group_rows(g + i / n, row1),
-                            acc[i]);
-    return groups;
-}
-
-/* some_groups of up to FEW tokens. */
-INLINE int64_t few_tokens(uint32_t type, int64_t n, const uint8_t *w, int64_t next, const r8_act *a,
-                          int64_t units, float *y, int64_t y_stride, int64_t g, int64_t row1,
-                          bool add)
-{
-    switch (n) {
-    case 1: return some_groups(type, 1, w, next, a, units, y, y_stride, g, row1, add);
-    case 2: return some_groups(type, 2, w, next, a, units, y, y_stride, g, row1, add);
-    case 3: return some_groups(type, 3, w, next, a, units, y, y_stride, g, row1, add);
-    default: return some_groups(type, 4, w, next, a, units, y, y_stride, g, row1, add);
+    const int64_t first = row0 / 8, sets = (row1 - row0) / 8 / streams, apart = r->slabs ? sets : 1;
+    for (int64_t k = 0; k < sets; k++) {
+        const int64_t g = first + (r->slabs ? k : k * streams);
+        const bool last = r->then && k + 1 == sets;
+        const int64_t ahead = last ? r->then - (r->run.at + g * r->run.next) : AHEAD;
+        const sums_at o = {y + 8 * g, y_stride, 8 * apart, true, _mm256_setzero_si256()};
+        groups_in_step(type, streams, n, r->run.at + g * r->run.next, apart * r->run.next, ahead, a, units,
+                       &o, add);
+    }
+    for (int64_t g = first + sets * streams; 8 * g < row1; g++) {
+        const sums_at o = {y + 8 * g, y_stride, 0, false, group_rows(g, row1)};
+        groups_in_step(type, 1, n, r->run.at + g * r->run.next, 0, AHEAD, a, units, &o, add);
     }
 }
 
-/* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens; sums continue in y. */
+INLINE void few_rows(uint32_t type, int64_t n, const rows_of_run *r, const r8_act *a, int64_t units,
+                     float *y, int64_t y_stride, int64_t row0, int64_t row1, bool add)
+{
+    switch (n) {
+    case 1: few_tokens(type, 1, r, a, units, y, y_stride, row0, row1, add); return;
+    case 2: few_tokens(type, 2, r, a, units, y, y_stride, row0, row1, add); return;
+    case 3: few_tokens(type, 3, r, a, units, y, y_stride, row0, row1, add); return;
+    default: few_tokens(type, 4, r, a, units, y, y_stride, row0, row1, add); return;
+    }
+}
+
+/* acc += blocks [b0, b1) of group g times n tokens. */
+INLINE void group_runs(uint32_t type, const tn_weight *w, int64_t g, const r8_act *a, int64_t n,
+                       int64_t b0, int64_t b1, __m256 *acc)
+{
+    const int64_t per = tn_group_shape_of(type, 8).cols / 32;
+    while (b0 < b1) {
+        const tn_group_run run = tn_group_run_at(type, 8, w, b0);
+        const int64_t blocks = (run.end < b1 ? run.end : b1) - b0;
+        group_tile(type, run.at + g * run.next, a, n, blocks / per, acc);
+        a += blocks * n;
+        b0 += blocks;
+    }
+}
+
+/* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens, of few within a run; sums continue
+ * in y. */
 INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_act *a, int64_t n,
                        int64_t b0, int64_t blocks, float *y, int64_t y_stride, int64_t row0,
                        int64_t row1)
 {
-    const tn_group_shape s = tn_group_shape_of(type, 8);
-    const int64_t units = blocks / (s.cols / 32), next = 8 * (int64_t)w->row_bytes;
-    const uint8_t *p = (const uint8_t *)w->data + b0 / (s.cols / 32) * tn_unit_bytes(s);
-    for (int64_t g = row0 / 8, done = 1; 8 * g < row1; g += done) {
+    const int64_t units = blocks / (tn_group_shape_of(type, 8).cols / 32);
+    if (n <= FEW && ahead) {
+        rows_of_run r = {tn_group_run_at(type, 8, w, b0), NULL, w->slab > 0};
+        if (r.slabs && r.run.end < w->cols / 32) {
+            const tn_group_run then = tn_group_run_at(type, 8, w, r.run.end);
+            r.then = then.at + row0 / 8 * then.next;
+        }
+        few_rows(type, n, &r, a, units, y, y_stride, row0, row1, b0 > 0);
+        return;
+    }
+    for (int64_t g = row0 / 8; 8 * g < row1; g++) {
         const __m256i rows = group_rows(g, row1);
         __m256 acc[TILE];
-        if (n <= FEW && ahead) {
-            done = few_tokens(type, n, p + g * next, next, a, units, y, y_stride, g, row1, b0 > 0);
-            continue;
-        }
         for (int64_t t = 0; t < n; t++)
             acc[t] = b0 ? _mm256_maskload_ps(y + t * y_stride + 8 * g, rows) : _mm256_setzero_ps();
         if (n == 1)
-            group_tile(type, p + g * next, a, 1, units, acc);
+            group_runs(type, w, g, a, 1, b0, b0 + blocks, acc);
         else
-            group_tile(type, p + g * next, a, n, units, acc);
+            group_runs(type, w, g, a, n, b0, b0 + blocks, acc);
         for (int64_t t = 0; t < n; t++)
             _mm256_maskstore_ps(y + t * y_stride + 8 * g, rows, acc[t]);
     }
+}
+
+/* Blocks of a piece from block b0 on for n tokens. Few are bound by memory, so that all rows of one slab
+ * come before those of the next. */
+INLINE int64_t piece_blocks(uint32_t type, const tn_weight *w, int64_t b0, int64_t most, int64_t n)
+{
+    const int64_t end = n <= FEW ? tn_group_run_at(type, 8, w, b0).end : w->cols / 32;
+    return end - b0 < most ? end - b0 : most;
 }
 
 INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
@@ -209,9 +268,9 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     const int64_t most = tile > 1 ? PIECE : TN_SCRATCH_BYTES / (int64_t)sizeof(r8_act) / 8 * 8;
     const r8_act *ready = tile > 1 ? brought(type, x) : NULL;
     for (int64_t t0 = 0; t0 < x->n; t0 += tile)
-        for (int64_t b0 = 0; b0 < blocks; b0 += most) {
+        for (int64_t b0 = 0, b; b0 < blocks; b0 += b) {
             const int64_t n = x->n - t0 < tile ? x->n - t0 : tile;
-            const int64_t b = blocks - b0 < most ? blocks - b0 : most;
+            b = piece_blocks(type, w, b0, most, n);
             const tn_packing part = {scratch, n, b, 0, n, 0, b, x->q + t0 * blocks + b0, blocks};
             if (!ready) pack_acts(type, &part, n);
             piece_rows(type, ahead, w, ready ? ready + t0 * blocks + b0 * n : scratch, n, b0, b,

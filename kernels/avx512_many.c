@@ -302,22 +302,36 @@ TILE(tile_min_by_16, true, true)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
-/* Blocks [b0, b1) of the rows from row0 on: g panels side by side. */
-INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int g, int64_t row0,
-                        int64_t row1, int64_t b0, int64_t b1, uint8_t *panel)
+/* Blocks that lie one behind the other, of the rows from row0 on: g panels side by side. */
+INLINE void panels_of_run(tn_layout layout, uint32_t type, const tn_group_run *run, int g,
+                          int64_t row0, int64_t row1, int64_t blocks, uint8_t *panel)
 {
     const int64_t block = panel_block(form_of(type)), per = tn_group_shape_of(type, 8).cols / 32;
     for (int i = 0; i < g; i++, row0 += 16, panel += block) {
-        const uint8_t *low = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
-        const uint8_t *high = row1 - row0 > 8 ? low + 8 * w->row_bytes : low;
+        const uint8_t *low = run->at + row0 / tn_layout_rows(layout) * run->next;
+        const uint8_t *high = row1 - row0 > 8 ? low + run->next : low;
         if (layout == TN_LAYOUT_R8)
-            make_panel_8(type, low, high, b0 / per, b1 / per, panel, g * block);
+            make_panel_8(type, low, high, 0, blocks / per, panel, g * block);
         else
-            make_panel_16(type, low, b0 / per, b1 / per, panel, g * block);
+            make_panel_16(type, low, 0, blocks / per, panel, g * block);
     }
 }
 
-/* Weights that are read next: `streams` groups of rows, `stride` bytes apart, `bytes` of each. */
+/* Blocks [b0, b1) of the rows from row0 on, wherever they lie. */
+INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int g, int64_t row0,
+                        int64_t row1, int64_t b0, int64_t b1, uint8_t *panel)
+{
+    while (b0 < b1) {
+        const tn_group_run run = tn_group_run_at(type, tn_layout_rows(layout), w, b0);
+        const int64_t blocks = (run.end < b1 ? run.end : b1) - b0;
+        panels_of_run(layout, type, &run, g, row0, row1, blocks, panel);
+        panel += blocks * g * panel_block(form_of(type));
+        b0 += blocks;
+    }
+}
+
+/* Weights that are read next: `streams` groups of rows, or slabs of all these rows, `stride` bytes apart,
+ * `bytes` of each. */
 typedef struct coming {
     const uint8_t *at;
     int64_t streams, stride, bytes;
@@ -333,9 +347,13 @@ INLINE coming next_weights(tn_layout layout, uint32_t type, const tn_weight *w, 
     const int64_t rows = row1 - row < 16 * GROUPS ? row1 - row : 16 * GROUPS;
     const int64_t b = b_end - b0 < SLAB ? b_end - b0 : SLAB;
     if (rows <= 0) return (coming){NULL, 0, 0, 0};
-    const int64_t unit = tn_unit_bytes(s), per = s.cols / 32;
-    return (coming){(const uint8_t *)w->data + (size_t)row * w->row_bytes + b0 / per * unit,
-                   (rows + s.rows - 1) / s.rows, s.rows * (int64_t)w->row_bytes, b / per * unit};
+    const int64_t unit = tn_unit_bytes(s), per = s.cols / 32, groups = (rows + s.rows - 1) / s.rows;
+    const tn_group_run run = tn_group_run_at(type, s.rows, w, b0);
+    const uint8_t *at = run.at + row / s.rows * run.next;
+    if (!w->slab) return (coming){at, groups, run.next, b / per * unit};
+    const int64_t slab = w->slab / 32;
+    return (coming){at, (b + slab - 1) / slab, slab / per * unit * (w->slab_rows / s.rows),
+                    groups * run.next};
 }
 
 /* Asks for part i of n of them. */

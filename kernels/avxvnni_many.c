@@ -214,18 +214,31 @@ TILE(tile_min_by_16, true, true)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
+/* Blocks [b0, b1) of g groups from row0 on, wherever they lie: panels side by side. */
+INLINE void make_panels(uint32_t type, const tn_weight *w, int64_t g, int64_t row0, int64_t b0,
+                        int64_t b1, uint8_t *panel)
+{
+    const int64_t block = panel_block(form_of(type)), per = tn_group_shape_of(type, 8).cols / 32;
+    while (b0 < b1) {
+        const tn_group_run run = tn_group_run_at(type, 8, w, b0);
+        const int64_t blocks = (run.end < b1 ? run.end : b1) - b0;
+        for (int64_t i = 0; i < g; i++)
+            make_panel(type, run.at + (row0 / 8 + i) * run.next, 0, blocks / per, panel + i * block,
+                       g * block);
+        panel += blocks * g * block;
+        b0 += blocks;
+    }
+}
+
 /* A piece times the rows from row0 on, at most 8 * GROUPS. */
 INLINE void some_rows(uint32_t type, const tn_weight *w, const piece *p, uint8_t *panel, float *y,
                       int64_t y_stride, int64_t row0, int64_t row1)
 {
     const form f = form_of(type);
     const int64_t left = row1 - row0 < 8 * GROUPS ? row1 - row0 : 8 * GROUPS, g = left > 8 ? 2 : 1;
-    const int64_t block = panel_block(f), per = tn_group_shape_of(type, 8).cols / 32;
     for (int64_t b0 = p->b0; b0 < p->b1; b0 += SLAB) {
         const int64_t n = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
-        for (int64_t i = 0; i < g; i++)
-            make_panel(type, (const uint8_t *)w->data + (size_t)(row0 + 8 * i) * w->row_bytes,
-                       b0 / per, (b0 + n) / per, panel + i * block, g * block);
+        make_panels(type, w, g, row0, b0, b0 + n, panel);
         for (int64_t t = 0; t < p->n; t += TOKENS) {
             const int64_t m = p->n - t < TOKENS ? p->n - t : TOKENS;
             const act *x = p->a + t * p->blocks + (b0 - p->a_b0) * m;

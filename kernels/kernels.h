@@ -43,7 +43,11 @@ static inline int32_t tn_layout_rows(tn_layout layout)
     return layout == TN_LAYOUT_ROWS ? 1 : layout == TN_LAYOUT_R8 ? 8 : 16;
 }
 
-/* A weight matrix; y = W x has rows outputs. A view: it owns nothing. */
+/* A weight matrix; y = W x has rows outputs. A view: it owns nothing.
+ *
+ * One in R8 may lie *slab-major*: its columns are cut into slabs of `slab` columns (a multiple of the
+ * type's block; the last may have fewer), and each slab lies as a matrix in R8 of its own, one behind
+ * the other. So what a device computes of an ffn_down is one extent of memory a slab. */
 typedef struct tn_weight {
     uint32_t type;    /* tn_type */
     tn_layout layout;
@@ -51,6 +55,9 @@ typedef struct tn_weight {
     int64_t cols;     /* inputs; a multiple of the type's block */
     size_t row_bytes; /* bytes of one row in the file's layout; a group takes as much as its rows */
     const void *data; /* ROWS: 32-byte aligned in our memory, 1-byte aligned when mapped; else 64 */
+    int64_t slab;      /* 0: not slab-major, and what follows has no meaning */
+    int64_t slab_rows; /* rows of a slab in memory, a multiple of 8 */
+    int64_t row0;      /* which of those is row 0 of this view; a multiple of 8 */
 } tn_weight;
 
 /* ---- activations ------------------------------------------------------------------------------- */

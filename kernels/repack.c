@@ -142,8 +142,20 @@ void tn_group_read(uint32_t type, int32_t rows, const void *group, int64_t step,
 static void read_step(const tn_weight *w, int64_t row, int64_t step, tn_group_step *out)
 {
     const int32_t rows = tn_layout_rows(w->layout);
-    const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / rows * rows) * w->row_bytes;
-    tn_group_read(w->type, rows, group, step, (int)(row % rows), out);
+    const int64_t per = tn_group_shape_of(w->type, rows).cols / 32, first = step / per * per;
+    const tn_group_run run = tn_group_run_at(w->type, rows, w, first);
+    tn_group_read(w->type, rows, run.at + row / rows * run.next, step - first, (int)(row % rows), out);
+}
+
+void tn_group_to_slabs(const tn_weight *w, int64_t row, const void *group)
+{
+    const char *from = group;
+    for (int64_t b = 0; b < w->cols / 32;) {
+        const tn_group_run run = tn_group_run_at(w->type, 8, w, b);
+        memcpy((char *)run.at + row / 8 * run.next, from, (size_t)run.next);
+        from += run.next;
+        b = run.end;
+    }
 }
 
 static void dequantize(const tn_weight *w, int64_t row, float *out)

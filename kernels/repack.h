@@ -43,6 +43,8 @@
     X(q5_k, TN_TYPE_Q5_K)                                                                          \
     X(q6_k, TN_TYPE_Q6_K)
 
+/* A slab-major matrix is a sequence of such matrices, see tn_weight. */
+
 /* Functions that take `type` and `rows` (8 or 16, of a group) fold to constants where these are. */
 typedef struct tn_group_shape {
     int32_t rows;   /* of the group */
@@ -80,6 +82,29 @@ static inline int64_t tn_unit_bytes(tn_group_shape s)
     return s.head + s.cols / 32 * tn_step_bytes(s);
 }
 
+/* Blocks (of 32 columns) that lie one behind the other in every group of rows: those from the one asked
+ * for up to `end`, in group g of the matrix from at + g * next on. */
+typedef struct tn_group_run {
+    const uint8_t *at;
+    int64_t next, end;
+} tn_group_run;
+
+/* The run that begins at block b, the first of a unit, of a matrix in a layout of groups of `rows`
+ * rows. Constant time; any thread. */
+static inline tn_group_run tn_group_run_at(uint32_t type, int32_t rows, const tn_weight *w, int64_t b)
+{
+    const tn_group_shape s = tn_group_shape_of(type, rows);
+    const int64_t blocks = w->cols / 32, per = s.cols / 32, unit = tn_unit_bytes(s);
+    const uint8_t *data = (const uint8_t *)w->data;
+    if (!w->slab) return (tn_group_run){data + b / per * unit, rows * (int64_t)w->row_bytes, blocks};
+    const int64_t slab = w->slab / 32, first = b / slab * slab;
+    const int64_t end = first + slab < blocks ? first + slab : blocks;
+    const int64_t next = (end - first) / per * unit;
+    return (tn_group_run){data + first / per * unit * (w->slab_rows / rows) + w->row0 / rows * next +
+                              (b - first) / per * unit,
+                          next, end};
+}
+
 /* What is added to a type's quants to make them unsigned; Q8_0 is stored so in R16 only. */
 static inline int tn_quant_offset(uint32_t type)
 {
@@ -103,6 +128,9 @@ typedef struct tn_group_step {
  * what the bytes mean. */
 void tn_group_read(uint32_t type, int32_t rows, const void *group, int64_t step, int row,
                    tn_group_step *out);
+
+/* Puts a group in R8, the one of `row`, into a slab-major matrix, whose data is written. */
+void tn_group_to_slabs(const tn_weight *w, int64_t row, const void *group);
 
 /* The scalar tn_matmul_fn of every type and interleaved layout. */
 void tn_group_matmul(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride, int64_t row0,

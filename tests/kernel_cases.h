@@ -8,6 +8,7 @@
 #include "../gguf/blocks.h"
 #include "../kernels/f16.h"
 #include "../kernels/kernels.h"
+#include "../kernels/repack.h"
 
 #include <stddef.h>
 #include <sys/mman.h>
@@ -160,6 +161,26 @@ static inline tn_weight make_packed(guarded *mem, const tn_kernels *k, tn_layout
     w.layout = layout;
     w.data = mem->data;
     return w;
+}
+
+/* A matrix in R8 slab-major, by the loader's own way of cutting groups. */
+static inline tn_weight make_slabs(guarded *mem, const tn_weight *r8, int64_t slab)
+{
+    tn_weight w = *r8;
+    w.slab = slab;
+    w.slab_rows = (w.rows + 7) / 8 * 8;
+    *mem = guarded_new((size_t)w.slab_rows * w.row_bytes, 64);
+    memset(mem->data, 0xa5, (size_t)w.slab_rows * w.row_bytes);
+    w.data = mem->data;
+    for (int64_t r = 0; r < w.rows; r += 8)
+        tn_group_to_slabs(&w, r, (const char *)r8->data + (size_t)r * w.row_bytes);
+    return w;
+}
+
+/* The least columns of a slab: a whole block and whole steps of interleaved rows. */
+static inline int64_t least_slab(uint32_t type)
+{
+    return tn_type_get(type)->block < 32 ? 32 : tn_type_get(type)->block;
 }
 
 /* ---- activations ------------------------------------------------------------------------------- */

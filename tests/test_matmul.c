@@ -3,6 +3,8 @@
  * `test_matmul --bench [MiB of weights]` times the same kernels instead. */
 #include "kernel_cases.h"
 
+#include "../engine/exec_host.h"
+
 #include <time.h>
 
 /* Largest error accepted, relative to the sum of magnitudes of a row's terms. */
@@ -30,7 +32,7 @@ static bool have_level(int i)
     return (levels[i].isa & ~tn_isa_detect()) == 0;
 }
 
-static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8", "r16"};
+static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8", "r16"}; /* r8: in slabs too */
 
 static void *scratch(void)
 {
@@ -177,6 +179,61 @@ static void run_case(const test_case *c, const char *how, const tn_kernels *k, c
     }
 }
 
+/* Rows [row0, row1) of a product into y of all rows. */
+static void some_rows(const tn_kernels *k, const tn_weight *w, const tn_acts *x, float *y,
+                      int64_t stride, int64_t row0, int64_t row1)
+{
+    k->matmul[w->layout][w->type](w, x, y + PAD, stride, row0, row1, scratch());
+}
+
+/* The columns from `col0` on of a matrix and of its vectors. */
+static float *last_columns(const tn_kernels *k, const tn_weight *w, tn_acts x, int64_t col0)
+{
+    const int64_t blocks = (x.cols - col0) / 32, stride = w->rows + PAD;
+    const tn_weight part = tn_host_cols(w, col0);
+    guarded q = guarded_new((size_t)(x.n * blocks) * sizeof(tn_q8), 1);
+    float *y = new_output(x.n, stride);
+    for (int64_t t = 0; t < x.n; t++)
+        memcpy(q.data + (size_t)(t * blocks) * sizeof(tn_q8), x.q + t * (x.cols / 32) + col0 / 32,
+               (size_t)blocks * sizeof(tn_q8));
+    x.q = (const tn_q8 *)(const void *)q.data;
+    x.cols -= col0;
+    some_rows(k, &part, &x, y, stride, 0, w->rows);
+    guarded_free(&q);
+    return y;
+}
+
+/* Slab-major a matrix gives the bits that it gives in one piece: all of it, in ranges and views of rows,
+ * with packed vectors, and from any slab on. */
+static void run_slabs(const test_case *c, const char *how, const tn_kernels *k, const tn_weight *w,
+                      int64_t slab)
+{
+    guarded mem;
+    const tn_weight cut = make_slabs(&mem, w, slab);
+    const int64_t stride = w->rows + PAD, half = w->rows / 16 * 8, col0 = (w->cols - 1) / slab * slab;
+    const size_t bytes = (size_t)(c->x.n * stride + PAD) * sizeof(float);
+    for (int64_t n = c->x.n; n; n = n > 4 ? 4 : n - 1) {
+        tn_acts x = c->x;
+        x.n = n;
+        float *want = new_output(c->x.n, stride), *got = new_output(c->x.n, stride);
+        const tn_weight rest = tn_host_part(&cut, half, w->rows);
+        some_rows(k, w, &x, want, stride, 0, w->rows);
+        some_rows(k, &cut, &x, got, stride, 0, half);
+        some_rows(k, &rest, &x, got + half, stride, 0, rest.rows);
+        CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s, n %d: slabs of %d change bits", c->text, how,
+                  (int)n, (int)slab);
+        if (n > 4 && k->pack[w->layout][w->type]) run_packed(c, how, k, &cut, x, want);
+        free(want);
+        free(got);
+    }
+    float *want = last_columns(k, w, c->x, col0), *got = last_columns(k, &cut, c->x, col0);
+    CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s: columns from %d on, slabs of %d", c->text, how,
+              (int)col0, (int)slab);
+    free(want);
+    free(got);
+    guarded_free(&mem);
+}
+
 /* Every level and layout that has a kernel for the case. */
 static void run_all(const test_case *c)
 {
@@ -192,6 +249,8 @@ static void run_all(const test_case *c)
             snprintf(how, sizeof how, "%s %s", levels[l].name, layout_names[layout]);
             tn_weight w = layout ? make_packed(&mem, &k, (tn_layout)layout, &c->w) : c->w;
             run_case(c, how, &k, &w);
+            const int64_t slab = least_slab(w.type) * (1 + 2 * ((w.rows + w.cols / 32) % 5));
+            if (layout == TN_LAYOUT_R8 && slab < w.cols) run_slabs(c, how, &k, &w, slab);
             if (mem.map) guarded_free(&mem);
         }
     }
@@ -387,18 +446,12 @@ static double time_matmul(tn_matmul_fn f, const tn_weight *w, const tn_acts *x, 
     return best;
 }
 
-static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t type, int layout,
-                         const tn_weight *rows, const tn_acts *x, float *y)
+static void bench_weight(tn_matmul_fn f, const char *level_name, const char *layout, tn_weight w,
+                         const tn_acts *x, float *y)
 {
-    tn_matmul_fn f = k->matmul[layout][type];
-    tn_kernels scalar;
-    tn_kernels_init(&scalar, TN_ISA_SCALAR);
-    if (f == scalar.matmul[layout][type]) return;
-    guarded mem = {0};
-    tn_weight w = layout ? make_packed(&mem, k, (tn_layout)layout, rows) : *rows;
     tn_weight part = w;
     part.rows = w.rows < 1024 ? w.rows : 1024;
-    printf("%-5s %-5s %-8s GB/s:", tn_type_get(type)->name, layout_names[layout], level_name);
+    printf("%-5s %-5s %-8s GB/s:", tn_type_get(w.type)->name, layout, level_name);
     static const int64_t few[] = {1, 2, 4, 8};
     for (size_t i = 0; i < sizeof few / sizeof *few; i++) {
         tn_acts some = *x;
@@ -409,6 +462,22 @@ static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t t
     printf("%8.1f GOP/s (n = %d)\n", 2e-9 * (double)part.rows * (double)part.cols * (double)x->n /
            time_matmul(f, &part, x, y, 128), (int)x->n);
     fflush(stdout);
+}
+
+static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t type, int layout,
+                         const tn_weight *rows, const tn_acts *x, float *y)
+{
+    tn_matmul_fn f = k->matmul[layout][type];
+    tn_kernels scalar;
+    tn_kernels_init(&scalar, TN_ISA_SCALAR);
+    if (f == scalar.matmul[layout][type]) return;
+    guarded mem = {0}, mem_slabs;
+    tn_weight w = layout ? make_packed(&mem, k, (tn_layout)layout, rows) : *rows;
+    bench_weight(f, level_name, layout_names[layout], w, x, y);
+    if (layout == TN_LAYOUT_R8) {
+        bench_weight(f, level_name, "slabs", make_slabs(&mem_slabs, &w, 256), x, y);
+        guarded_free(&mem_slabs);
+    }
     if (mem.map) guarded_free(&mem);
 }
 

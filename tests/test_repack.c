@@ -62,6 +62,55 @@ TEST(same_values_as_rows)
             }
 }
 
+/* Slab-major: all values where they belong, and every slab is the R8 matrix of its columns, one behind the
+ * other. */
+static void check_slabs(const tn_kernels *k, const tn_weight *rows, int64_t slab)
+{
+    const tn_type_info *t = tn_type_get(rows->type);
+    const int64_t padded = (rows->rows + 7) / 8 * 8;
+    guarded m8, m, m1, ms;
+    const tn_weight r8 = make_packed(&m8, k, TN_LAYOUT_R8, rows), cut = make_slabs(&m, &r8, slab);
+    const uint8_t *at = cut.data;
+    check_rows(k, rows, &cut);
+    for (int64_t c = 0; c < rows->cols; c += slab) {
+        tn_weight part = *rows;
+        part.cols = rows->cols - c < slab ? rows->cols - c : slab;
+        part.row_bytes = (size_t)(part.cols / t->block) * t->bytes;
+        const size_t bytes = (size_t)padded * part.row_bytes;
+        m1 = guarded_new((size_t)rows->rows * part.row_bytes, 1);
+        for (int64_t r = 0; r < rows->rows; r++)
+            memcpy(m1.data + (size_t)r * part.row_bytes,
+                   (const uint8_t *)rows->data + (size_t)r * rows->row_bytes +
+                       (size_t)(c / t->block) * t->bytes,
+                   part.row_bytes);
+        part.data = m1.data;
+        const tn_weight want = make_packed(&ms, k, TN_LAYOUT_R8, &part);
+        CHECK_MSG(memcmp(at, want.data, bytes) == 0, "%s, %lld rows: slab of %lld at column %lld",
+                  name_of(rows->type), (long long)rows->rows, (long long)slab, (long long)c);
+        at += bytes;
+        guarded_free(&m1);
+        guarded_free(&ms);
+    }
+    guarded_free(&m);
+    guarded_free(&m8);
+}
+
+TEST(slabs_lie_one_behind_the_other)
+{
+    tn_kernels k;
+    tn_kernels_init(&k, TN_ISA_SCALAR);
+    uint64_t seed = 12;
+    for (int i = 0; i < N_TYPES; i++)
+        for (int64_t n = 1; n <= 25; n += 6)
+            for (int64_t slab = 1; slab <= 3; slab++) {
+                guarded m;
+                const int64_t least = least_slab(types[i]);
+                tn_weight w = make_weight(&m, types[i], n, 5 * least, FILL_RANDOM, 0, &seed);
+                check_slabs(&k, &w, slab * least);
+                guarded_free(&m);
+            }
+}
+
 TEST(golden_blocks)
 {
     tn_kernels k;
@@ -74,7 +123,9 @@ TEST(golden_blocks)
         snprintf(path, sizeof path, "tests/data/quant/%s.dequant.f32", name_of(types[i]));
         float *want = read_file(path, &want_bytes), got[256];
         REQUIRE(blocks && want);
-        tn_weight w = {types[i], TN_LAYOUT_ROWS, 8, 256, bytes / 8, blocks};
+        tn_weight w = {.type = types[i], .layout = TN_LAYOUT_ROWS, .rows = 8, .cols = 256};
+        w.row_bytes = bytes / 8;
+        w.data = blocks;
         CHECK_INT(want_bytes, 8 * sizeof got);
         FOR_LAYOUTS(layout)
         {
