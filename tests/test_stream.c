@@ -597,6 +597,141 @@ TEST(weights_are_pinned_as_far_as_the_limit_goes)
     golden_free(&g);
 }
 
+/* ---- slabs of down -----------------------------------------------------------------------------
+ */
+
+/* Copies to a device as they are asked for. */
+static struct {
+    tn_device_api api;
+    const tn_device_api *real;
+    struct {
+        const void *from;
+        size_t bytes;
+    } copy[1000];
+    size_t n, strided;
+} seen;
+
+static tn_status see_copy(tn_device *d, tn_stream *s, void *to, const void *from, size_t bytes,
+                          tn_error *err)
+{
+    if (seen.n < sizeof seen.copy / sizeof *seen.copy) {
+        seen.copy[seen.n].from = from;
+        seen.copy[seen.n].bytes = bytes;
+    }
+    seen.n++;
+    return seen.real->upload_async(d, s, to, from, bytes, err);
+}
+
+static tn_status see_pieces(tn_device *d, tn_stream *s, void *to, const void *from, size_t bytes,
+                            size_t n, size_t stride, tn_error *err)
+{
+    seen.strided++;
+    return seen.real->upload_pieces_async(d, s, to, from, bytes, n, stride, err);
+}
+
+static void look_at_copies(tn_device *d)
+{
+    seen.n = seen.strided = 0;
+    seen.real = d->api;
+    seen.api = *d->api;
+    seen.api.upload_async = see_copy;
+    seen.api.upload_pieces_async = see_pieces;
+    d->api = &seen.api;
+}
+
+static int copies_of(const void *from, size_t bytes)
+{
+    int n = 0;
+    for (size_t i = 0; i < seen.n; i++)
+        n += seen.copy[i].from == from && seen.copy[i].bytes == bytes;
+    return n;
+}
+
+/* Every slab of a layer's down has been copied once, as one extent; returns how many there are. */
+static int check_slabs(const tn_weight *w, int64_t slab)
+{
+    const tn_type_info *t = tn_type_get(w->type);
+    const size_t rows = (size_t)(w->rows + 7) / 8 * 8;
+    const char *at = w->data;
+    int n = 0;
+    CHECK(w->layout == TN_LAYOUT_R8 && w->slab == slab && w->slab_rows == (int64_t)rows);
+    for (int64_t c = 0; c < w->cols; c += slab, n++) {
+        const int64_t cols = w->cols - c < slab ? w->cols - c : slab;
+        const size_t bytes = rows * (size_t)(cols / t->block) * t->bytes;
+        CHECK_MSG(copies_of(at, bytes) == 1, "%d copies of %zu bytes at column %d",
+                  copies_of(at, bytes), bytes, (int)c);
+        at += bytes;
+    }
+    return n;
+}
+
+TEST(a_slab_of_down_is_one_copy)
+{
+    enum { slab = 96 };
+    golden g;
+    run r;
+    tn_error err = {0};
+    if (!have_device(device) || !golden_load(&g, "llama")) return;
+    snprintf(g.path, sizeof g.path, "tests/data/quant/Q4_0.gguf");
+    tn_placement *p = plan(g.path, "ffn_(gate|up|down)=host,.*=device", 6e8, slab);
+    REQUIRE(p);
+    tn_status s = open_planned(&r, g.path, p, 2, NULL, NULL, &err);
+    if (!s) look_at_copies(r.engine->device);
+    const int32_t n_vocab = s ? 1 : run_vocab(&r);
+    for (int32_t t = 0; t < g.n; t++)
+        g.tokens[t] %= n_vocab;
+    if (!s) s = tn_context_eval(r.ctx, g.tokens, 40, &err);
+    CHECK_MSG(!s, "%s", err.msg);
+    CHECK(streamed(&r) > 0 && seen.n < sizeof seen.copy / sizeof *seen.copy);
+    CHECK_INT(seen.strided, 0);
+    REQUIRE(!s && r.model->hp.n_layers > 1 && r.model->hp.n_ff % slab);
+    for (int32_t l = 0; l + 1 < r.model->hp.n_layers; l++) /* of the last, one token's FFN is left */
+        CHECK(check_slabs(&r.model->layers[l].ffn_down, slab) > 2);
+    r.engine->device->api = seen.real;
+    run_close(&r);
+    tn_placement_close(p);
+    golden_free(&g);
+}
+
+/* How down lies at a level of the CPU, with a device and without. */
+static void check_layout(const char *isa, bool with_device)
+{
+    const char *place = "ffn=host";
+    const tn_engine_options eo = {.struct_size = sizeof eo,
+                                  .threads = 1,
+                                  .isa = isa,
+                                  .device = with_device ? device : NULL};
+    const tn_model_options mo = {.struct_size = sizeof mo,
+                                 .place = &place,
+                                 .n_place = with_device,
+                                 .granule = with_device ? 64 : 0};
+    tn_engine *e = NULL;
+    tn_model *m = NULL;
+    tn_error err = {0};
+    tn_status s = tn_engine_new(&e, &eo, &err);
+    if (!s) s = tn_model_open(&m, e, "tests/data/quant/Q4_0.gguf", &mo, &err);
+    CHECK_MSG(!s, "%s", err.msg);
+    for (int32_t l = 0; !s && l < m->hp.n_layers; l++) {
+        const tn_weight *w = &m->layers[l].ffn_down, *up = &m->layers[l].ffn_up;
+        CHECK_INT(w->layout, with_device ? TN_LAYOUT_R8 : e->kernels.packed);
+        CHECK_INT(w->slab, with_device ? 64 : 0);
+        CHECK(up->layout == w->layout && !up->slab);
+    }
+    tn_model_close(m);
+    tn_engine_free(e);
+}
+
+TEST(down_lies_in_slabs_at_every_level_where_there_is_a_device)
+{
+    static const char *const levels[] = {NULL, "scalar", "avx2"};
+    if (!have_device(device)) return;
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
+        if (levels[i] && levels[i][0] == 'a' && !(tn_isa_detect() & TN_ISA_AVX2)) continue;
+        check_layout(levels[i], true);
+        check_layout(levels[i], false);
+    }
+}
+
 /* After each layer; afterwards the batch gives what it would have. */
 TEST(canceled_batches_leave_nothing_behind)
 {
