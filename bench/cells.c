@@ -54,8 +54,7 @@ int64_t tn_bench_largest_cell(const tn_bench_cell *cells, size_t n, int64_t limi
     return most;
 }
 
-/* ---- how long -----------------------------------------------------------------------------------
- */
+/* ---- how long -------------------------------------------------------------------------------- */
 
 static double cell_seconds(const tn_bench_estimate *e, const tn_bench_cell *c)
 {

@@ -16,8 +16,7 @@ static const double alpha = 0.05;
 static const char *const keys[] = {"threads", "batch", "kv", "isa", "load", "placement", "vram"};
 enum { n_keys = sizeof keys / sizeof *keys };
 
-/* ---- pairing rows -------------------------------------------------------------------------------
- */
+/* ---- pairing rows ---------------------------------------------------------------------------- */
 
 static const json_t *param(const json_t *row, const char *key)
 {
@@ -74,8 +73,7 @@ static const json_t *find_row(const json_t *rows, const json_t *like, const bool
     return NULL;
 }
 
-/* ---- one pair -----------------------------------------------------------------------------------
- */
+/* ---- one pair -------------------------------------------------------------------------------- */
 
 static tn_bench_samples samples_of(const json_t *row)
 {
@@ -162,8 +160,7 @@ json_t *tn_bench_compare_reports(const json_t *a, const json_t *b, double thresh
     return out;
 }
 
-/* ---- files and the table ------------------------------------------------------------------------
- */
+/* ---- files and the table --------------------------------------------------------------------- */
 
 /* JSON lines become the object that -o json would have written. */
 static json_t *from_lines(FILE *f)

@@ -83,8 +83,7 @@ const tn_bench_option tn_bench_options[] = {
 enum { n_table = sizeof tn_bench_options / sizeof *tn_bench_options };
 const size_t tn_bench_n_options = n_table;
 
-/* ---- values -------------------------------------------------------------------------------------
- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static void ints_add(tn_bench_ints *list, int32_t value)
 {
@@ -228,8 +227,7 @@ static int store(tn_bench_settings *s, const tn_bench_option *o, const char *val
     return TN_EXIT_INTERNAL;
 }
 
-/* ---- the command line ---------------------------------------------------------------------------
- */
+/* ---- the command line ------------------------------------------------------------------------ */
 
 /* getopt_long's own forms of the table: long options return their row + 256. */
 static void getopt_tables(struct option longs[n_table + 1], char shorts[2 * n_table + 2])

@@ -16,8 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* ---- a growing text -----------------------------------------------------------------------------
- */
+/* ---- a growing text -------------------------------------------------------------------------- */
 
 typedef struct text {
     char *at;
@@ -56,8 +55,7 @@ static void append_quoted(text *t, const char *s)
     append(t, "'", 1);
 }
 
-/* ---- the command --------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static bool has_placeholder(const char *command)
 {
@@ -229,8 +227,7 @@ char *tn_bench_peer_command(const char *command, const tn_bench_peer_test *test)
     return out.at;
 }
 
-/* ---- its output ---------------------------------------------------------------------------------
- */
+/* ---- its output ------------------------------------------------------------------------------ */
 
 static double number_of(const json_t *o, const char *key)
 {
@@ -335,8 +332,7 @@ tn_status tn_bench_peer_parse(const char *s, size_t len, const tn_bench_peer_tes
                          test->n_prompt, test->n_gen);
 }
 
-/* ---- running ------------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 extern char **environ;
 

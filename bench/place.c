@@ -59,8 +59,7 @@ static tn_status read_rules(const char *path, char **text, const char ***rules, 
                          path);
 }
 
-/* ---- what was planned ---------------------------------------------------------------------------
- */
+/* ---- what was planned ------------------------------------------------------------------------ */
 
 static tn_status does_not_fit(const tn_bench_place *p, const tn_bench_cell *c, tn_error *err)
 {

@@ -11,8 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- columns of tables --------------------------------------------------------------------------
- */
+/* ---- columns of tables ----------------------------------------------------------------------- */
 
 /* Everything the Markdown table may show; parameters that the whole sweep leaves at their default
  * are left out. */
@@ -294,8 +293,7 @@ static int width_of(const tn_bench_report *r, const column *c)
     return c->print == c_test && r->set->pairs.n ? c->width - 6 : c->width;
 }
 
-/* ---- Markdown -----------------------------------------------------------------------------------
- */
+/* ---- Markdown -------------------------------------------------------------------------------- */
 
 static bool shown(const tn_bench_report *r, const column *c)
 {
@@ -411,8 +409,7 @@ static void md_end(const tn_bench_report *r, FILE *f)
     tn_bench_regret_print(f, &r->rows);
 }
 
-/* ---- CSV ----------------------------------------------------------------------------------------
- */
+/* ---- CSV ------------------------------------------------------------------------------------- */
 
 static void csv_field(FILE *f, const char *text, bool first)
 {
@@ -543,8 +540,7 @@ static void csv_end(const tn_bench_report *r, FILE *f)
     json_decref(list);
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------
- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 enum { json_flags = JSON_REAL_PRECISION(9) | JSON_ENSURE_ASCII };
 
@@ -590,8 +586,7 @@ static void jsonl_end(const tn_bench_report *r, FILE *f)
         json_decref(regret);
 }
 
-/* ---- places -------------------------------------------------------------------------------------
- */
+/* ---- places ---------------------------------------------------------------------------------- */
 
 int tn_bench_report_open(tn_bench_report *r, const tn_bench_settings *set)
 {

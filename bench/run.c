@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- one run ------------------------------------------------------------------------------------
- */
+/* ---- one run --------------------------------------------------------------------------------- */
 
 /* A part of a run: prompt or generation. Bytes are sums over all runs. */
 typedef struct part {
@@ -89,8 +88,7 @@ static void keep(tn_bench_row *row, tn_bench_row *generated, const timing *t)
         tn_bench_samples_add(&generated->token_s, t->token_s[i]);
 }
 
-/* ---- many ---------------------------------------------------------------------------------------
- */
+/* ---- many ------------------------------------------------------------------------------------ */
 
 static void tick(const tn_bench_run *run, const tn_bench_row *row, const char *phase, int i, int n)
 {
@@ -181,8 +179,7 @@ static tn_status measure(const tn_bench_run *run, tn_bench_row *rows, size_t n_r
     return s;
 }
 
-/* ---- what the row says beside its samples -------------------------------------------------------
- */
+/* ---- what the row says beside its samples ---------------------------------------------------- */
 
 /* What the host reads again and again: for a prompt the bytes of one batch. */
 static double working_set(const tn_bench_row *row, const part *p)
@@ -266,8 +263,7 @@ tn_status tn_bench_run_cell(const tn_bench_run *run, tn_bench_row *rows, size_t 
     return s;
 }
 
-/* ---- loading ------------------------------------------------------------------------------------
- */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 static tn_status prepare_cache(const tn_bench_source *source, bool cold, tn_error *err)
 {

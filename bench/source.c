@@ -25,8 +25,7 @@ tn_status tn_bench_fail(tn_error *err, tn_status status, const char *fmt, ...)
     return status;
 }
 
-/* ---- what is known of it ------------------------------------------------------------------------
- */
+/* ---- what is known of it --------------------------------------------------------------------- */
 
 static void set_text(json_t *o, const char *key, const char *s)
 {
@@ -100,8 +99,7 @@ void tn_bench_source_describe(tn_bench_source *s, const tn_model *model, bool ha
     if (hash) add_hash(s);
 }
 
-/* ---- opening ------------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static tn_status open_synthetic(tn_bench_source *s, tn_engine *engine, const tn_model_options *opt,
                                 tn_model **out, tn_error *err)
@@ -149,8 +147,7 @@ tn_status tn_bench_source_open(tn_bench_source *s, tn_engine *engine, const char
     return status;
 }
 
-/* ---- the page cache -----------------------------------------------------------------------------
- */
+/* ---- the page cache -------------------------------------------------------------------------- */
 
 double tn_bench_source_cached(const tn_bench_source *s)
 {
@@ -210,8 +207,7 @@ double tn_bench_source_read_rate(const tn_bench_source *s, int threads)
     return seconds > 0 ? s->file_bytes / seconds : NAN;
 }
 
-/* ---- tokens -------------------------------------------------------------------------------------
- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 /* The first 8 MiB of a file, freed by the caller: as many tokens as any context holds. */
 static tn_status read_text(const char *path, char **text, size_t *len, tn_error *err)

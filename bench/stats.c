@@ -105,8 +105,7 @@ bool tn_bench_settled(const double *samples, size_t n, double part)
     return s.max - s.min <= part * s.median;
 }
 
-/* ---- two groups of samples ----------------------------------------------------------------------
- */
+/* ---- two groups of samples ------------------------------------------------------------------- */
 
 /* cumulative[u] = P(U <= u) for u = 0 .. na * nb without ties; freed by the caller. Counts the ways
  * to pick na of na + nb ranks by their sum: count[k][u], k picked so far. */

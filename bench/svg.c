@@ -97,8 +97,7 @@ static double largest(const panel *p, bool depth)
     return most;
 }
 
-/* ---- lines --------------------------------------------------------------------------------------
- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 typedef struct scale {
     double x, y, top; /* pixels per token, per tok/s; y of the plot's upper edge */
@@ -171,8 +170,7 @@ static double draw_lines(FILE *f, const panel *p)
     return panel_height;
 }
 
-/* ---- bars ---------------------------------------------------------------------------------------
- */
+/* ---- bars ------------------------------------------------------------------------------------ */
 
 static double draw_bars(FILE *f, const panel *p)
 {
@@ -193,8 +191,7 @@ static double draw_bars(FILE *f, const panel *p)
     return y + 20 - p->top;
 }
 
-/* ---- the page -----------------------------------------------------------------------------------
- */
+/* ---- the page -------------------------------------------------------------------------------- */
 
 static bool belongs(const tn_bench_row *row, bool prompt)
 {

@@ -44,8 +44,7 @@ typedef struct sweep {
     size_t n_good;     /* rows that could */
 } sweep;
 
-/* ---- rows ---------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* peer: number, -1 = our own row. */
 static tn_bench_row *add_row(sweep *w, const tn_bench_cell *c, tn_bench_what what, int peer)
@@ -109,8 +108,7 @@ static void finish_rows(sweep *w, size_t first, tn_status status, const tn_error
     if (!w->code && tn_bench_signal()) w->code = TN_EXIT_SIGNAL + tn_bench_signal();
 }
 
-/* ---- cells --------------------------------------------------------------------------------------
- */
+/* ---- cells ----------------------------------------------------------------------------------- */
 
 static void tick(void *user, const char *what)
 {
@@ -231,8 +229,7 @@ static void run_contexts(sweep *w)
     }
 }
 
-/* ---- models and engines -------------------------------------------------------------------------
- */
+/* ---- models and engines ---------------------------------------------------------------------- */
 
 static void run_load(sweep *w, tn_bench_what what)
 {
@@ -288,8 +285,7 @@ static void run_model(sweep *w)
     close_model(w);
 }
 
-/* ---- placements ---------------------------------------------------------------------------------
- */
+/* ---- placements ------------------------------------------------------------------------------ */
 
 /* The longest prompt and generation of the sweep complete a cell that has only one: the same plan
  * serves prompt and generation. */
@@ -533,8 +529,7 @@ static void run_engine(sweep *w, const char *vram)
     close_engine(w);
 }
 
-/* ---- predictions --------------------------------------------------------------------------------
- */
+/* ---- predictions ----------------------------------------------------------------------------- */
 
 static void predict(sweep *w, const tn_bench_cell *cell)
 {

@@ -35,8 +35,7 @@ static void send(chat *c, const char *text)
     answer(c);
 }
 
-/* ---- commands -----------------------------------------------------------------------------------
- */
+/* ---- commands -------------------------------------------------------------------------------- */
 
 static void cmd_exit(chat *c, const char *arg)
 {
@@ -256,8 +255,7 @@ static void run_command(chat *c, const char *text)
     tn_say("there is no command /%.*s; /help lists them", (int)(n < 40 ? n : 40), text + 1);
 }
 
-/* ---- the loop -----------------------------------------------------------------------------------
- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static void take_text(chat *c, const char *text)
 {

@@ -39,8 +39,7 @@ struct tn_edit {
     size_t n_pastes, cap_pastes;
 };
 
-/* ---- text ---------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 static wchar_t *widen(const char *s)
 {
@@ -59,8 +58,7 @@ static char *narrow(const wchar_t *w)
     return s;
 }
 
-/* ---- input --------------------------------------------------------------------------------------
- */
+/* ---- input ----------------------------------------------------------------------------------- */
 
 static tn_edit *self(EditLine *el)
 {
@@ -186,8 +184,7 @@ static unsigned char insert_paste(EditLine *el, wint_t key)
     return rc == 0 ? CC_REFRESH : CC_ERROR;
 }
 
-/* ---- history ------------------------------------------------------------------------------------
- */
+/* ---- history --------------------------------------------------------------------------------- */
 
 /* Makes every folder of a path that ends in a file's name. */
 static bool make_folders(char *path)
@@ -255,8 +252,7 @@ void tn_edit_remember(tn_edit *e, const char *text)
     free(wide);
 }
 
-/* ---- reading ------------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* Text is UTF-8 whatever the locale says: a bare container has none. */
 static bool use_utf8(void)

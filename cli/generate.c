@@ -105,8 +105,7 @@ void tn_generation_report(const tn_generation *g, const tn_session *s)
             (int)tn_context_capacity(g->ctx), label ? " | " : "", label ? label : "");
 }
 
-/* ---- stop strings -------------------------------------------------------------------------------
- */
+/* ---- stop strings ---------------------------------------------------------------------------- */
 
 /* Text that may yet turn out to begin a stop string. */
 typedef struct held {
@@ -156,8 +155,7 @@ static bool emit(tn_generation *g, held *h, size_t n, int32_t id, float logprob)
     return ok;
 }
 
-/* ---- the loop -----------------------------------------------------------------------------------
- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 typedef struct loop {
     tn_generation *g;

@@ -54,8 +54,7 @@ void tn_help_print(FILE *out, tn_command command)
         if (belongs(&tn_options[i], command)) print_option(out, &tn_options[i]);
 }
 
-/* ---- man page -----------------------------------------------------------------------------------
- */
+/* ---- man page -------------------------------------------------------------------------------- */
 
 static void roff(FILE *out, const char *s)
 {
@@ -124,8 +123,7 @@ static void man(FILE *out)
     fprintf(out, ".SH ENVIRONMENT\n.B NO_COLOR\nturns colour off when not empty.\n");
 }
 
-/* ---- completions --------------------------------------------------------------------------------
- */
+/* ---- completions ----------------------------------------------------------------------------- */
 
 /* " one two" for every command or option that belongs to it. */
 static void bash_words(FILE *out, tn_command command)

@@ -10,8 +10,7 @@
 static const double MiB = 1024.0 * 1024.0;
 enum { bar_width = 40 };
 
-/* ---- options -----------------------------------------------------------------------------------
- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 /* How many devices a name of --device stands for; 0: it is not given, or "none". */
 static int32_t count_devices(const char *name)
@@ -45,8 +44,7 @@ int tn_plan_options(tn_placement_options *o, const tn_settings *set)
     return code;
 }
 
-/* ---- text --------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 static void print_prediction(FILE *out, const char *name, const tn_placement_prediction *p)
 {
@@ -240,8 +238,7 @@ static int print_json(const tn_placement *p)
     return TN_EXIT_OK;
 }
 
-/* ---- picture -----------------------------------------------------------------------------------
- */
+/* ---- picture --------------------------------------------------------------------------------- */
 
 enum { row_height = 12, left = 60, attn_width = 90, ffn_width = 420, gap = 6, top = 64 };
 
@@ -341,8 +338,7 @@ int tn_plan_print(const tn_placement *p, const tn_settings *set)
     return s ? tn_session_fail(s, &err) : print_text(stderr, set, p, &f);
 }
 
-/* ---- the command -------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 int tn_cmd_plan(const tn_settings *set)
 {

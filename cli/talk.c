@@ -3,8 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- messages -----------------------------------------------------------------------------------
- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 static char *copy(const char *s)
 {
@@ -62,8 +61,7 @@ void tn_talk_clear(tn_talk *t)
     tn_talk_drop_last(t, t->n);
 }
 
-/* ---- tokens -------------------------------------------------------------------------------------
- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 /* The conversation as ids, freed by the caller. */
 static tn_status format(const tn_talk *t, int32_t **ids, size_t *n, tn_error *err)
@@ -132,8 +130,7 @@ static int fit(tn_talk *t, int32_t **ids, size_t *n)
     return TN_EXIT_OK;
 }
 
-/* ---- answering ----------------------------------------------------------------------------------
- */
+/* ---- answering ------------------------------------------------------------------------------- */
 
 typedef struct answer {
     char *text;
@@ -233,8 +230,7 @@ int tn_talk_answer(tn_talk *t)
     return t->interactive ? TN_EXIT_OK : TN_EXIT_FULL;
 }
 
-/* ---- opening ------------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 /* Fails early where the model's chat format is not known. */
 static int check_format(const tn_talk *t)

@@ -106,8 +106,7 @@ bool tn_err_is_terminal(void)
     return err_terminal;
 }
 
-/* ---- visible text -------------------------------------------------------------------------------
- */
+/* ---- visible text ---------------------------------------------------------------------------- */
 
 /* Length of the UTF-8 character at s and its code point; 0 if broken. */
 static size_t decode(const unsigned char *s, size_t left, uint32_t *c)
@@ -249,8 +248,7 @@ void tn_note(const char *fmt, ...)
     free(text);
 }
 
-/* ---- progress -----------------------------------------------------------------------------------
- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 enum { bar_width = 30 };
 static const double redraw_s = 0.1;
@@ -295,8 +293,7 @@ double tn_clock(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- files and memory ---------------------------------------------------------------------------
- */
+/* ---- files and memory ------------------------------------------------------------------------ */
 
 static int fail_read(const char *path, int code)
 {

@@ -44,8 +44,7 @@ struct tn_boundary {
     _Atomic uint64_t dropped, promoted, replans;
 };
 
-/* ---- making ------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 static tn_status measure(edge *y, tn_error *err)
 {
@@ -151,8 +150,7 @@ void tn_boundary_leave(tn_boundary *b, tn_kv *kv)
     }
 }
 
-/* ---- bytes -------------------------------------------------------------------------------------
- */
+/* ---- bytes ----------------------------------------------------------------------------------- */
 
 typedef struct ffn {
     tn_dweight gate, up, down;
@@ -296,8 +294,7 @@ static tn_status room_at(const tn_boundary *b, int32_t segment, int64_t level, u
     return TN_OK;
 }
 
-/* ---- choosing ----------------------------------------------------------------------------------
- */
+/* ---- choosing -------------------------------------------------------------------------------- */
 
 static const tn_profile *machine(const tn_boundary *b)
 {
@@ -355,8 +352,7 @@ static tn_status choose(tn_boundary *b, int64_t level, tn_error *err)
     return s;
 }
 
-/* ---- moving ------------------------------------------------------------------------------------
- */
+/* ---- moving ---------------------------------------------------------------------------------- */
 
 static void drop(tn_boundary *b, int32_t l)
 {
@@ -546,8 +542,7 @@ void tn_boundary_look_again(tn_engine *e)
         b->level = -1;
 }
 
-/* ---- drift -------------------------------------------------------------------------------------
- */
+/* ---- drift ----------------------------------------------------------------------------------- */
 
 tn_status tn_boundary_predict(const tn_boundary *b, int64_t depth, tn_token_time *t, tn_error *err)
 {
@@ -615,8 +610,7 @@ tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured
     return TN_OK;
 }
 
-/* ---- looking -----------------------------------------------------------------------------------
- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 uint64_t tn_boundary_version(const tn_boundary *b)
 {

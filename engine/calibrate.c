@@ -63,8 +63,7 @@ static double measure(const bench *b, pass_fn pass, void *arg)
     return t[n / 2];
 }
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 typedef struct product {
     tn_weight w;
@@ -132,8 +131,7 @@ static double flops(const bench *b, int64_t n)
     return 2.0 * cols * (double)p.w.rows * (double)n / measure(b, product_pass, &p);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 typedef struct attention {
     tn_attend a;
@@ -180,8 +178,7 @@ static double kv_rate(const bench *b, uint32_t type)
     return 2.0 * (double)n_pages * (double)page / measure(b, attend_pass, &r);
 }
 
-/* ---- everything --------------------------------------------------------------------------------
- */
+/* ---- everything ------------------------------------------------------------------------------ */
 
 static const double spin_s = 5e-6;
 
@@ -375,8 +372,7 @@ tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err)
     return s ? s : tn_profile_check(out, "calibration", err);
 }
 
-/* ---- the cache ---------------------------------------------------------------------------------
- */
+/* ---- the cache ------------------------------------------------------------------------------- */
 
 void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT])
 {

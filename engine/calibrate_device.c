@@ -101,8 +101,7 @@ static void acquire(device_bench *b, tn_engine *e, tn_device *d, tn_error *err)
     if (!b->status && !b->pageable) b->status = tn_fail_nomem(err, b->copy_bytes, "calibration");
 }
 
-/* ---- timing ------------------------------------------------------------------------------------
- */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 typedef tn_status (*queue_fn)(device_bench *b, void *arg);
 
@@ -245,8 +244,7 @@ tn_status tn_engine_device_read(tn_engine *e, double *bytes_per_second, tn_error
     return b.status;
 }
 
-/* ---- copies ------------------------------------------------------------------------------------
- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 
 static tn_status queue_copy(device_bench *b, void *arg)
 {
@@ -293,8 +291,7 @@ static void measure_crossing(device_bench *b, tn_profile_device *p)
     p->cross_p95_s = t[crossings * 95 / 100];
 }
 
-/* ---- both at once ------------------------------------------------------------------------------
- */
+/* ---- both at once ---------------------------------------------------------------------------- */
 
 /* What a host pass keeps of its speed while the device works, and the device of its own. */
 static void beside(device_bench *b, tn_bench_host_fn host, void *host_arg, queue_fn queue,

@@ -39,8 +39,7 @@ struct tn_context {
     atomic_flag busy;
 };
 
-/* ---- making ------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 static uint32_t stored_type(tn_kv_type kv)
 {
@@ -172,8 +171,7 @@ void tn_context_free(tn_context *c)
     tn_free(c->a, c);
 }
 
-/* ---- evaluating --------------------------------------------------------------------------------
- */
+/* ---- evaluating ------------------------------------------------------------------------------ */
 
 static tn_status check_tokens(const tn_context *c, const int32_t *tokens, int32_t n, tn_error *err)
 {
@@ -453,8 +451,7 @@ tn_status tn_context_rewind(tn_context *c, int32_t n, tn_error *err)
     return s;
 }
 
-/* ---- looking -----------------------------------------------------------------------------------
- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 const float *tn_context_logits(const tn_context *c)
 {

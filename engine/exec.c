@@ -6,8 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- making ------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 static void find_sides(tn_exec *x)
 {
@@ -64,8 +63,7 @@ void tn_exec_free(tn_exec *x)
     tn_free(x->m->a, x);
 }
 
-/* ---- counting ----------------------------------------------------------------------------------
- */
+/* ---- counting -------------------------------------------------------------------------------- */
 
 static void count(tn_exec *x, const tn_weight *w)
 {
@@ -96,8 +94,7 @@ static void count_kv(tn_exec *x, int32_t layer)
     s->kv_bytes += (uint64_t)keys * tn_kv_layer_position_bytes(hp, x->kv->type);
 }
 
-/* ---- the host's work ---------------------------------------------------------------------------
- */
+/* ---- the host's work ------------------------------------------------------------------------- */
 
 static void host_begin(tn_exec *x, int32_t arg)
 {
@@ -195,8 +192,7 @@ static void host_head(tn_exec *x, int32_t skip)
     x->on_host.weight_bytes += (uint64_t)(x->m->output.rows - skip) * x->m->output.row_bytes;
 }
 
-/* ---- parts of it, where a layer is on both sides -----------------------------------------------
- */
+/* ---- parts of it, where a layer is on both sides --------------------------------------------- */
 
 static void host_attn_norm(tn_exec *x, int32_t layer)
 {
@@ -275,8 +271,7 @@ static void host_join(tn_exec *x, int32_t layer)
     tn_host_join(&x->host, layer);
 }
 
-/* ---- begin, embed ------------------------------------------------------------------------------
- */
+/* ---- begin, embed ---------------------------------------------------------------------------- */
 
 /* Nothing to do: after a failure, when no row is left, or when all of it is in the recording. */
 static bool idle(tn_exec *x)
@@ -356,8 +351,7 @@ void tn_exec_embed(tn_exec *x)
     tn_exec_wrote(x, TN_ACT_H, side);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* Projections of one side after the other, gathered where the cache is. */
 static void mixed_qkv(tn_exec *x, int32_t layer)
@@ -451,8 +445,7 @@ void tn_exec_attn_out(tn_exec *x, int32_t layer)
     tn_exec_wrote(x, TN_ACT_H, side);
 }
 
-/* ---- FFN, dense and with experts ---------------------------------------------------------------
- */
+/* ---- FFN, dense and with experts ------------------------------------------------------------- */
 
 /* Rows of one expert, for counting; 0 where there are none. */
 static int64_t rows_each(const tn_exec *x, int64_t rows)
@@ -682,8 +675,7 @@ tn_status tn_exec_layer_done(tn_exec *x, int32_t layer)
     return x->status;
 }
 
-/* ---- head --------------------------------------------------------------------------------------
- */
+/* ---- head ------------------------------------------------------------------------------------ */
 
 /* Whether the likeliest token is found where the logits are. */
 static bool best_there(const tn_exec *x)

@@ -5,8 +5,7 @@
 
 #include <string.h>
 
-/* ---- who computes what -------------------------------------------------------------------------
- */
+/* ---- who computes what ----------------------------------------------------------------------- */
 
 /* Units of a layer on the device. */
 static int32_t units_there(const tn_exec *x, int32_t layer)
@@ -50,8 +49,7 @@ tn_way tn_exec_way(tn_exec *x, int32_t layer)
     return x->cut < x->m->hp.n_ff ? TN_WAY_BOTH : TN_WAY_DEVICE;
 }
 
-/* ---- dense -------------------------------------------------------------------------------------
- */
+/* ---- dense ----------------------------------------------------------------------------------- */
 
 /* Bytes of a neuron as the host has them. */
 static uint64_t neuron_bytes(const tn_layer *y)
@@ -81,8 +79,7 @@ static void dense(tn_exec *x, int32_t layer)
     }
 }
 
-/* ---- experts -----------------------------------------------------------------------------------
- */
+/* ---- experts --------------------------------------------------------------------------------- */
 
 /* Leaves to the host the n experts of the fewest tokens, of those that are met and not among the
  * device's `there`; the later of equals. */
@@ -179,8 +176,7 @@ void tn_exec_batch_there(tn_exec *x, int32_t layer)
     tn_exec_wrote(x, TN_ACT_H, TN_ON_DEVICE);
 }
 
-/* ---- projections of attention on the host ------------------------------------------------------
- */
+/* ---- projections of attention on the host ---------------------------------------------------- */
 
 bool tn_exec_projects_there(const tn_exec *x, int32_t layer)
 {

@@ -14,8 +14,7 @@
  * multiprocessors. Doubling up to at least three gives 3 to 6. */
 enum { split_positions = 128, blocks_each = 3, most_splits = 128 };
 
-/* ---- buffers -----------------------------------------------------------------------------------
- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 typedef struct arena {
     char *base; /* NULL: only count */
@@ -219,8 +218,7 @@ void tn_dev_free(tn_dev *d)
     d->api->free(d->device, d->arena);
 }
 
-/* ---- launches ----------------------------------------------------------------------------------
- */
+/* ---- launches -------------------------------------------------------------------------------- */
 
 /* Notes how a launch went; those after a failure are not made. */
 static void did(tn_dev *d, tn_status s, const char *what)
@@ -332,8 +330,7 @@ static void product_residual(tn_dev *d, const tn_dweight *w, const tn_dacts *x, 
     if (post_norm) residual(d, post_norm);
 }
 
-/* ---- copies ------------------------------------------------------------------------------------
- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 
 void tn_dev_upload(tn_dev *d, void *to, const void *from, int64_t count)
 {
@@ -370,8 +367,7 @@ tn_status tn_dev_sync(tn_dev *d)
     return d->status;
 }
 
-/* ---- begin, embed ------------------------------------------------------------------------------
- */
+/* ---- begin, embed ---------------------------------------------------------------------------- */
 
 int32_t tn_dev_splits(int32_t processors, int32_t n_head_kv, int64_t n, int64_t pos)
 {
@@ -436,8 +432,7 @@ void tn_dev_embed(tn_dev *d)
             "the embedding");
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 void tn_dev_attn_norm(tn_dev *d, int32_t layer)
 {
@@ -533,8 +528,7 @@ void tn_dev_attn_out(tn_dev *d, int32_t layer)
     product_residual(d, &y->attn_output, &x, y->attn_output_bias, y->post_attention_norm);
 }
 
-/* ---- FFN ---------------------------------------------------------------------------------------
- */
+/* ---- FFN ------------------------------------------------------------------------------------- */
 
 void tn_dev_ffn_norm(tn_dev *d, int32_t layer)
 {
@@ -631,8 +625,7 @@ void tn_dev_ffn_end(tn_dev *d, int32_t layer)
     add_out(d, d->layers[layer].ffn_down_bias, d->layers[layer].post_ffw_norm);
 }
 
-/* ---- experts -----------------------------------------------------------------------------------
- */
+/* ---- experts --------------------------------------------------------------------------------- */
 
 void tn_dev_route(tn_dev *d, int32_t layer)
 {
@@ -736,8 +729,7 @@ void tn_dev_experts_out(tn_dev *d, int32_t layer)
     if (post_norm) residual(d, post_norm);
 }
 
-/* ---- shared work -------------------------------------------------------------------------------
- */
+/* ---- shared work ----------------------------------------------------------------------------- */
 
 void tn_dev_share(tn_dev *d, int32_t layer)
 {
@@ -762,8 +754,7 @@ void tn_dev_join(tn_dev *d, int32_t layer)
     residual(d, y->post_ffw_norm);
 }
 
-/* ---- head --------------------------------------------------------------------------------------
- */
+/* ---- head ------------------------------------------------------------------------------------ */
 
 /* Logits of rows [first, first + n_rows), here. */
 static void compute_logits(tn_dev *d, int64_t first, int64_t n_rows)

@@ -25,8 +25,7 @@ bool tn_host_reads_q8(const tn_weight *w)
     return w->type != TN_TYPE_F32 && w->type != TN_TYPE_F16 && w->type != TN_TYPE_BF16;
 }
 
-/* ---- buffers -----------------------------------------------------------------------------------
- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 /* A layout of many arrays in one allocation: first called with base NULL to count. */
 typedef struct arena {
@@ -220,8 +219,7 @@ void tn_host_free(tn_host *h)
         tn_free(h->m->a, h->arena);
 }
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* Up to three products with the same input, as one loop over pieces of their rows. */
 typedef struct products {
@@ -302,8 +300,7 @@ tn_acts tn_host_hidden(const tn_host *h, int64_t first, int64_t n)
     return tn_packed_with(x, &h->hidden_packed);
 }
 
-/* ---- what is done token by token ---------------------------------------------------------------
- */
+/* ---- what is done token by token ------------------------------------------------------------- */
 
 typedef struct norm_run {
     tn_host *h;
@@ -379,8 +376,7 @@ void tn_host_residual(tn_host *h, const float *other, const float *bias, const f
     tn_pool_run(h->e->pool, residual_task, &r, h->n, 1);
 }
 
-/* ---- begin, embed ------------------------------------------------------------------------------
- */
+/* ---- begin, embed ---------------------------------------------------------------------------- */
 
 void tn_host_begin(tn_host *h, const int32_t *tokens, int64_t n, int64_t pos0)
 {
@@ -424,8 +420,7 @@ void tn_host_embed(tn_host *h)
     tn_pool_run(h->e->pool, embed_task, h, h->n, 1);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 typedef struct qkv_run {
     tn_host *h;
@@ -584,8 +579,7 @@ void tn_host_attn_out(tn_host *h, int32_t layer)
     tn_host_residual(h, NULL, y->attn_output_bias, y->post_attention_norm);
 }
 
-/* ---- FFN ---------------------------------------------------------------------------------------
- */
+/* ---- FFN ------------------------------------------------------------------------------------- */
 
 typedef struct gated_run {
     tn_host *h;
@@ -684,8 +678,7 @@ void tn_host_ffn_out(tn_host *h, int32_t layer)
     tn_host_residual(h, NULL, y->ffn_down_bias, y->post_ffw_norm);
 }
 
-/* ---- shared work -------------------------------------------------------------------------------
- */
+/* ---- shared work ----------------------------------------------------------------------------- */
 
 static void add_bias(tn_host *h, float *y, const float *bias, int64_t cols)
 {
@@ -761,8 +754,7 @@ void tn_host_join(tn_host *h, int32_t layer)
     tn_host_residual(h, h->other, y->ffn_down_bias, y->post_ffw_norm);
 }
 
-/* ---- head --------------------------------------------------------------------------------------
- */
+/* ---- head ------------------------------------------------------------------------------------ */
 
 void tn_host_head(tn_host *h, int64_t first, int64_t n_rows, int64_t skip, float *logits)
 {

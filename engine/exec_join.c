@@ -16,8 +16,7 @@ static uint32_t *flag(const tn_exec *x, int32_t i)
     return x->rec.flags + (size_t)i * flag_stride;
 }
 
-/* ---- recording ---------------------------------------------------------------------------------
- */
+/* ---- recording ------------------------------------------------------------------------------- */
 
 static void fail(tn_exec *x, tn_status s)
 {
@@ -112,8 +111,7 @@ void tn_exec_to_device(tn_exec *x, void *to, const void *from, int64_t count)
     tn_dev_upload(d, to, from, count);
 }
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 typedef struct place {
     void *host, *device;
@@ -157,8 +155,7 @@ void tn_exec_wrote(tn_exec *x, tn_act a, tn_side side)
     x->valid[a] = 1u << side;
 }
 
-/* ---- devices -----------------------------------------------------------------------------------
- */
+/* ---- devices --------------------------------------------------------------------------------- */
 
 /* Begins to record what a device does next. */
 static void begin_piece(tn_exec *x, tn_piece piece)
@@ -202,8 +199,7 @@ void tn_exec_hand_over(tn_exec *x, tn_dev *to)
     if (!x->status) tn_dev_begin(to);
 }
 
-/* ---- a token -----------------------------------------------------------------------------------
- */
+/* ---- a token --------------------------------------------------------------------------------- */
 
 tn_status tn_exec_join_init(tn_exec *x, tn_error *err)
 {

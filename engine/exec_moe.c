@@ -6,8 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- routing -----------------------------------------------------------------------------------
- */
+/* ---- routing --------------------------------------------------------------------------------- */
 
 /* The `used` largest scores in falling order, ties to the lower index; then their weights: a
  * softmax over all experts, renormalised over the chosen, which is a softmax over the chosen. */
@@ -137,8 +136,7 @@ int64_t tn_host_take_rows(tn_host *h)
     return n;
 }
 
-/* ---- experts -----------------------------------------------------------------------------------
- */
+/* ---- experts --------------------------------------------------------------------------------- */
 
 void tn_host_experts_in(tn_host *h, int32_t layer)
 {
@@ -189,8 +187,7 @@ void tn_host_experts_out(tn_host *h, int32_t layer)
     tn_host_residual(h, NULL, NULL, h->m->layers[layer].post_ffw_norm);
 }
 
-/* ---- mixed layers ------------------------------------------------------------------------------
- */
+/* ---- mixed layers ---------------------------------------------------------------------------- */
 
 typedef struct half_run {
     tn_host *h;

@@ -1,7 +1,6 @@
 /* Rows of a product on the host, in one thread: which kernel they get. */
 #include "exec_host.h"
 
-#include <assert.h>
 #include <string.h>
 
 int64_t tn_host_grain(int64_t n)
@@ -25,7 +24,6 @@ tn_weight tn_host_cols(const tn_weight *w, int64_t col0)
     tn_weight part = *w;
     const tn_type_info *t = tn_type_get(w->type);
     const int64_t rows = w->slab ? w->slab_rows : tn_layout_rows(w->layout);
-    assert(!w->slab || col0 % w->slab == 0);
     part.cols = w->cols - col0;
     part.data = (const char *)w->data + (size_t)(col0 / t->block * t->bytes * rows);
     return part;

@@ -25,8 +25,7 @@ struct tn_streamer {
     int turn;
 };
 
-/* ---- making ------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 tn_prefill tn_streamer_choose(const tn_streamer *t, int32_t layer, int32_t units, int64_t n)
 {
@@ -163,8 +162,7 @@ void tn_streamer_free(tn_streamer *t)
     tn_free(t->m->a, t);
 }
 
-/* ---- a piece -----------------------------------------------------------------------------------
- */
+/* ---- a piece --------------------------------------------------------------------------------- */
 
 static void lay_out(const tn_streamer *t, int32_t layer, char *at, int64_t n, tn_streamed *p)
 {

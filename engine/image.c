@@ -30,8 +30,7 @@ struct tn_image {
     size_t n_pieces, cap_pieces;
 };
 
-/* ---- whose image it is --------------------------------------------------------------------------
- */
+/* ---- whose image it is ----------------------------------------------------------------------- */
 
 static const uint64_t hash_start = 0xcbf29ce484222325u;
 
@@ -85,8 +84,7 @@ static char *path_of(const tn_model *m, const char *model)
     return path;
 }
 
-/* ---- reading it ---------------------------------------------------------------------------------
- */
+/* ---- reading it ------------------------------------------------------------------------------ */
 
 static bool is_ours(const tn_image *im, int fd, size_t *bytes)
 {
@@ -159,8 +157,7 @@ bool tn_image_is_used_up(const tn_image *im)
     return im->next == im->bytes;
 }
 
-/* ---- writing it ---------------------------------------------------------------------------------
- */
+/* ---- writing it ------------------------------------------------------------------------------ */
 
 bool tn_image_add(tn_image *im, const void *data, size_t bytes)
 {

@@ -11,8 +11,7 @@
 static const char *const format = "tenon-plan-1";
 static const char *const kv_names[TN_KV_KINDS] = {"f16", "f32", "q8_0"};
 
-/* ---- writing -----------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* A number, or null where there is none. */
 static json_t *number(double v)
@@ -253,8 +252,7 @@ tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profi
     return tn_fail_nomem(err, 1, "the plan's JSON");
 }
 
-/* ---- reading -----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static void same_text(tn_json_reader *r, const char *what, const char *file, const char *ours)
 {

@@ -11,8 +11,7 @@ static const double GB = 1e9, TFLOP = 1e12, us = 1e-6;
 static const char *const format = "tenon-profile-1";
 static const char *const kv_names[TN_KV_KINDS] = {"f16", "f32", "q8_0"};
 
-/* ---- writing -----------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 static json_t *matvec(const tn_side_rates *r)
 {
@@ -95,8 +94,7 @@ tn_status tn_profile_json(const tn_profile *p, char **out, const tn_allocator *a
     return tn_json_text(doc, JSON_INDENT(2) | JSON_REAL_PRECISION(9), a, out, err);
 }
 
-/* ---- reading -----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static void read_text(tn_json_reader *r, const json_t *obj, const char *key, char *out, size_t cap)
 {

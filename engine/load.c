@@ -18,7 +18,7 @@
 /* Bytes of file a job covers at most: small enough to balance, large enough to read well. */
 enum { job_bytes = TN_SCRATCH_BYTES };
 
-/* ---- read or mapped ---------------------------------------------------------------------------- */
+/* ---- read or mapped -------------------------------------------------------------------------- */
 
 /* Memory that weights want, for each byte of them, before READ is chosen over MAP. A plan has counted
  * what else there is to hold. */
@@ -70,7 +70,7 @@ tn_status tn_load_choose(tn_load *l)
                    (double)bytes / gib, (double)h.memory_bytes / gib);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------ */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 void *tn_load_alloc(tn_load *l, size_t bytes)
 {
@@ -115,7 +115,7 @@ static tn_status check_type(tn_load *l, const tn_gguf_tensor *t, tn_weight *w)
     return TN_OK;
 }
 
-/* ---- reading one job --------------------------------------------------------------------------- */
+/* ---- reading one job ------------------------------------------------------------------------- */
 
 static tn_status read_file(const tn_load *l, const struct tn_load_job *j, void *dst, size_t bytes,
                            tn_error *err)
@@ -188,7 +188,7 @@ static tn_status run_job(const tn_load *l, const struct tn_load_job *j, char *bo
     return s;
 }
 
-/* ---- queueing ---------------------------------------------------------------------------------- */
+/* ---- queueing -------------------------------------------------------------------------------- */
 
 static bool queue(tn_load *l, struct tn_load_job job)
 {
@@ -299,7 +299,7 @@ tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor 
     return s || !d ? s : tn_load_device_vector(l, p ? p->segment : 0, d, out, w.cols);
 }
 
-/* ---- running ----------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 typedef struct load_run {
     tn_load *l;

@@ -84,8 +84,7 @@ tn_status tn_load_device_alloc(tn_load *l)
     return TN_OK;
 }
 
-/* ---- uploading ---------------------------------------------------------------------------------
- */
+/* ---- uploading ------------------------------------------------------------------------------- */
 
 typedef struct slot {
     void *pinned, *device; /* [capacity] */

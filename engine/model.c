@@ -24,7 +24,7 @@ const tn_allocator *tn_model_allocator(const tn_model *m)
     return m->a;
 }
 
-/* ---- hyper-parameters -------------------------------------------------------------------------- */
+/* ---- hyper-parameters ------------------------------------------------------------------------ */
 
 static const char *arch_key(const tn_model *m, const char *suffix, char key[160])
 {
@@ -179,7 +179,7 @@ static tn_status read_hparams(tn_load *l)
     return TN_OK;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 /* A tensor by name; layer < 0 for those outside the blocks. NULL (and no error) if it is absent. */
 static const tn_gguf_tensor *find(tn_load *l, int32_t layer, const char *name, const char *suffix,

@@ -136,8 +136,7 @@ int tn_rules_match(const tn_rules *r, const char *name)
     return found;
 }
 
-/* ---- near names --------------------------------------------------------------------------------
- */
+/* ---- near names ------------------------------------------------------------------------------ */
 
 /* Edits between two words of up to 63 characters. */
 static int distance(const char *a, size_t n, const char *b, size_t m)

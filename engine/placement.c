@@ -13,8 +13,7 @@
 
 enum { max_file = 16 << 20 };
 
-/* ---- inputs ------------------------------------------------------------------------------------
- */
+/* ---- inputs ---------------------------------------------------------------------------------- */
 
 /* This machine: as it was measured, or without that the generic rates with its own memory. */
 static void profile_here(tn_profile *p, const char *cache_dir, const tn_allocator *a)
@@ -133,8 +132,7 @@ static tn_status read_experts(tn_placement *p, const char *cache_dir, tn_error *
     return s == TN_ENOMEM ? tn_fail_nomem(err, 1, "the use of experts") : TN_OK;
 }
 
-/* ---- options -----------------------------------------------------------------------------------
- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 /* A count that ends at `end` or one of its characters; -1 if it is none. */
 static int64_t count(const char **s, const char *ends)
@@ -322,8 +320,7 @@ void tn_placement_close(tn_placement *p)
     tn_free(&a, p);
 }
 
-/* ---- outputs -----------------------------------------------------------------------------------
- */
+/* ---- outputs --------------------------------------------------------------------------------- */
 
 static tn_placement_prediction prediction(const tn_prediction *p)
 {

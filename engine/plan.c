@@ -7,8 +7,7 @@
 static const double gate = 1.03; /* a simpler plan may cost this much more */
 static const double MiB = 1024.0 * 1024.0;
 
-/* ---- the optimum -------------------------------------------------------------------------------
- */
+/* ---- the optimum ----------------------------------------------------------------------------- */
 
 /* Prices a problem by the host memory it takes, time being a tie-breaker. */
 static void price_by_bytes(tn_planner *p)
@@ -147,8 +146,7 @@ tn_status tn_plan_predict_best(const tn_cost *k, tn_prediction *best, const tn_a
     return s;
 }
 
-/* ---- all together ------------------------------------------------------------------------------
- */
+/* ---- all together ---------------------------------------------------------------------------- */
 
 /* Whether a simpler plan is as good as the optimum, for the request and at every depth. */
 static bool good_enough(const tn_prediction *simple, const tn_prediction *best)

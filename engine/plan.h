@@ -15,8 +15,7 @@
 #include "profile.h"
 #include "../gguf/gguf.h"
 
-/* ---- what the planner knows of a model ---------------------------------------------------------
- */
+/* ---- what the planner knows of a model ------------------------------------------------------- */
 
 typedef enum tn_part {
     TN_PART_EMBED, /* token embedding: one row is read per token */
@@ -119,8 +118,7 @@ uint64_t tn_shape_head_bytes(const tn_shape *s, int32_t units);
 /* Bytes of one position of one layer. */
 double tn_kv_kind_bytes(tn_kv_kind kv, uint64_t elements);
 
-/* ---- overrides ---------------------------------------------------------------------------------
- */
+/* ---- overrides ------------------------------------------------------------------------------- */
 
 typedef struct tn_rule {
     char *regex;  /* as written */
@@ -151,8 +149,7 @@ typedef struct tn_names {
 /* For a rule that matched nothing: names that look like it, "attn_q, attn_k"; "" if none. */
 void tn_rules_near(const tn_rule *rule, const tn_names *names, char *out, size_t cap);
 
-/* ---- constraints -------------------------------------------------------------------------------
- */
+/* ---- constraints ----------------------------------------------------------------------------- */
 
 /* The request that is to be fast. */
 typedef struct tn_request {
@@ -182,8 +179,7 @@ typedef struct tn_constraints {
  * see kv.h. Of the constraints n_batch, page_size and kv count, filled in. */
 uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, const tn_constraints *c, int64_t n);
 
-/* ---- the plan ----------------------------------------------------------------------------------
- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 enum { TN_HOST = -1 };
 

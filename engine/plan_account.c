@@ -8,8 +8,7 @@
  */
 static const double tie = 1e-6;
 
-/* ---- the boundary ------------------------------------------------------------------------------
- */
+/* ---- the boundary ---------------------------------------------------------------------------- */
 
 /* Decode time of each layer's FFN for every number of units, shared by layers that are alike. */
 typedef struct curves {
@@ -185,8 +184,7 @@ tn_status tn_plan_units(const tn_plan *plan, const tn_cost *k, int64_t live, int
     return tn_plan_units_in(plan, k, room, units, a, err);
 }
 
-/* ---- levels ------------------------------------------------------------------------------------
- */
+/* ---- levels ---------------------------------------------------------------------------------- */
 
 static int64_t round_up(int64_t n, int64_t step)
 {
@@ -228,8 +226,7 @@ tn_status tn_plan_units_grown(const tn_plan *plan, const tn_cost *k, int64_t liv
                          units, a, err);
 }
 
-/* ---- times -------------------------------------------------------------------------------------
- */
+/* ---- times ----------------------------------------------------------------------------------- */
 
 int tn_plan_head_device(const tn_plan *plan)
 {
@@ -348,8 +345,7 @@ static tn_status predict(tn_plan *plan, const tn_cost *k, const tn_allocator *a,
     return s;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------
- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void fill_shares(tn_plan *plan, const tn_cost *k)
 {

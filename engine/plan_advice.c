@@ -17,8 +17,7 @@ static int smaller_kv(const tn_cost *k, tn_kv_kind kv[TN_KV_KINDS])
     return n;
 }
 
-/* ---- what does not fit -------------------------------------------------------------------------
- */
+/* ---- what does not fit ----------------------------------------------------------------------- */
 
 static tn_status frugal_plan(const tn_cost *k, const int16_t *rule, tn_plan *plan,
                              const tn_allocator *a, tn_error *err)
@@ -206,8 +205,7 @@ tn_status tn_plan_find_remedies(tn_planned *out, const tn_cost *k, const tn_allo
     return s;
 }
 
-/* ---- prices ------------------------------------------------------------------------------------
- */
+/* ---- prices ---------------------------------------------------------------------------------- */
 
 static tn_status price_memory(tn_planned *out, const tn_cost *k, const tn_allocator *a,
                               tn_error *err)

@@ -29,8 +29,7 @@ static bool is_ffn_matrix(const tn_shape_tensor *t)
     return t->part >= TN_PART_GATE && t->part <= TN_PART_DOWN && t->rows > 1;
 }
 
-/* ---- layout ------------------------------------------------------------------------------------
- */
+/* ---- layout ---------------------------------------------------------------------------------- */
 
 /* Bytes of a matrix on the device; of one that it cannot hold, those of the file. */
 static uint64_t device_bytes(const tn_shape_tensor *t, int64_t rows, int64_t cols)
@@ -93,8 +92,7 @@ static uint64_t layout_excess(const tn_shape *s)
     return sum + 16 * (head->bytes / head->rows + 1) + 4 * TN_DEVICE_ALIGN;
 }
 
-/* ---- buffers -----------------------------------------------------------------------------------
- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 /* Of a product with n vectors; kernels/cuda/gemm.cu. */
 static uint64_t product_bytes(const tn_shape_tensor *t, int64_t n)
@@ -171,8 +169,7 @@ static uint64_t activations(const tn_cost *k)
            expert_bytes(k, &w) + head_bytes(k) + workspace_bytes(k);
 }
 
-/* ---- weights on their way ----------------------------------------------------------------------
- */
+/* ---- weights on their way -------------------------------------------------------------------- */
 
 /* One of the buffers that a whole matrix travels in. */
 static uint64_t buffer_bytes(const tn_shape *s, bool ffn)

@@ -101,8 +101,7 @@ static bool ffn_blocks(tn_planner *p)
     return ffn_split(p, p->k.s->n_layers, false);
 }
 
-/* ---- water-fill --------------------------------------------------------------------------------
- */
+/* ---- water-fill ------------------------------------------------------------------------------ */
 
 /* Units at which both sides are done together: f* of the layer's own curve. */
 static int32_t balance(const tn_planner *p, int32_t stage, int32_t place)

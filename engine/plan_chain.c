@@ -42,8 +42,7 @@ static bool serves(const tn_cost *k, int32_t l, int32_t d)
     return usable(k, d) && !(k->stay && k->stay[l].device == TN_HOST);
 }
 
-/* ---- menus -------------------------------------------------------------------------------------
- */
+/* ---- menus ----------------------------------------------------------------------------------- */
 
 static void layer_use(const tn_planner *p, int32_t l, bool home, int32_t units, bool cut,
                       uint64_t use[TN_USES])
@@ -147,8 +146,7 @@ static tn_status head_menu(tn_planner *p, int d, bool home, tn_menu *m, tn_error
     return TN_OK;
 }
 
-/* ---- classes -----------------------------------------------------------------------------------
- */
+/* ---- classes --------------------------------------------------------------------------------- */
 
 /* Layers are alike for the solver if overrides treat them alike, too. */
 static bool same_rules(const tn_cost *k, int32_t x, int32_t y)
@@ -286,8 +284,7 @@ int32_t tn_planner_mode(const tn_planner *p, int32_t stage, int32_t place, int32
     return i < 0 ? 0 : i < m->n ? i : m->n - 1;
 }
 
-/* ---- the plan ----------------------------------------------------------------------------------
- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 tn_status tn_plan_alloc(tn_plan *plan, const tn_shape *s, const tn_allocator *a, tn_error *err)
 {

@@ -12,8 +12,7 @@ enum {
 
 static const double pinned_share_of_ram = 0.5; /* no more of it is page-locked */
 
-/* ---- rates -------------------------------------------------------------------------------------
- */
+/* ---- rates ----------------------------------------------------------------------------------- */
 
 static const tn_side_rates *rates(const tn_cost *k, int d)
 {
@@ -142,8 +141,7 @@ double tn_cost_attended(int64_t start, int64_t n, int64_t window)
     return tn_cost_attended(start, before, 0) + (double)(n - before) * (double)window;
 }
 
-/* ---- overrides ---------------------------------------------------------------------------------
- */
+/* ---- overrides ------------------------------------------------------------------------------- */
 
 static float fixed_share(const tn_cost *k, int32_t i)
 {
@@ -264,8 +262,7 @@ uint64_t tn_cost_ffn_device_bytes(const tn_cost *k, int32_t l, int32_t units)
     return bytes;
 }
 
-/* ---- op after op -------------------------------------------------------------------------------
- */
+/* ---- op after op ----------------------------------------------------------------------------- */
 
 /* Time of a run of ops from home back to home, each group where its shares say. */
 static double walk_time(const tn_cost *k, const tn_walk_op *op, int n_ops, int d, bool home,
@@ -358,8 +355,7 @@ int tn_cost_walk_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t mode
     return n_ops;
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* Parts [from, to] of the attention part on one side. */
 static double attn_weights(const tn_cost *k, int32_t l, int d, int64_t n, tn_part from, tn_part to)
@@ -452,8 +448,7 @@ double tn_cost_attn(const tn_cost *k, int32_t l, int d, bool home, int64_t n, in
            attend_time(k, l, side, n_out, attended);
 }
 
-/* ---- FFN ---------------------------------------------------------------------------------------
- */
+/* ---- FFN ------------------------------------------------------------------------------------- */
 
 double tn_cost_ffn_side(const tn_cost *k, int32_t l, int d, int64_t n)
 {
@@ -646,8 +641,7 @@ double tn_cost_ffn(const tn_cost *k, int32_t l, int d, bool home, int32_t units,
     return n == 1 ? decode_ffn(k, l, d, home, units) : prefill_ffn(k, l, d, home, units, n);
 }
 
-/* ---- head --------------------------------------------------------------------------------------
- */
+/* ---- head ------------------------------------------------------------------------------------ */
 
 double tn_cost_head(const tn_cost *k, int d, bool home, int32_t units)
 {
@@ -661,8 +655,7 @@ double tn_cost_head(const tn_cost *k, int d, bool home, int32_t units)
     return 2 * hop + join_sides(k, host, device);
 }
 
-/* ---- the request -------------------------------------------------------------------------------
- */
+/* ---- the request ----------------------------------------------------------------------------- */
 
 int64_t tn_cost_live(const tn_cost *k)
 {
@@ -732,8 +725,7 @@ double tn_cost_move_request(const tn_cost *k, int from, int to)
            (rest ? tn_cost_move(k, from, to, rest) : 0);
 }
 
-/* ---- buffers -----------------------------------------------------------------------------------
- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 /* Activations of a batch: residual, normed, attention in and out, FFN hidden twice; and logits. */
 static uint64_t activation_bytes(const tn_cost *k)

@@ -43,8 +43,7 @@ static int32_t open_of(uint64_t open, int32_t g)
     return (int32_t)(open >> (8 * g) & max_open);
 }
 
-/* ---- runs --------------------------------------------------------------------------------------
- */
+/* ---- runs ------------------------------------------------------------------------------------ */
 
 static uint64_t step_to(const tn_menu *m, int32_t i, int u)
 {
@@ -112,8 +111,7 @@ static const group *group_of(const counter *k, int32_t cls, int32_t place, int32
     return NULL;
 }
 
-/* ---- the open stages ---------------------------------------------------------------------------
- */
+/* ---- the open stages ------------------------------------------------------------------------- */
 
 /* n stages of a group with `steps` together: what they cost, or with the prices in force. */
 static double shared_out(const counter *k, const group *g, int32_t n, int32_t steps,
@@ -218,8 +216,7 @@ static void finish(counter *k, const state *end)
     set_limit(k);
 }
 
-/* ---- the sweep ---------------------------------------------------------------------------------
- */
+/* ---- the sweep ------------------------------------------------------------------------------- */
 
 static int by_open(const void *x, const void *y)
 {
@@ -326,8 +323,7 @@ bool tn_solver_count(solver *s, double caps)
     return k.work < max_work;
 }
 
-/* ---- first choices -----------------------------------------------------------------------------
- */
+/* ---- first choices --------------------------------------------------------------------------- */
 
 /* Stages [from, end) on the host, the others on the device, all in their least modes; false if that
  * does not fit. */

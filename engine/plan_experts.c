@@ -24,8 +24,7 @@ double tn_shape_hit_share(const tn_shape_layer *l, int32_t units)
     return l->ffn_bytes ? (double)tn_shape_ffn_bytes(l, units) / (double)l->ffn_bytes : 0;
 }
 
-/* ---- one layer ---------------------------------------------------------------------------------
- */
+/* ---- one layer ------------------------------------------------------------------------------- */
 
 /* One block of memory, what is larger first. */
 static tn_expert_use *new_use(int32_t n, int32_t used, const tn_allocator *a)

@@ -71,8 +71,7 @@ tn_status tn_constraints_fill(tn_constraints *out, const tn_constraints *c, cons
     return fill_request(out, err);
 }
 
-/* ---- overrides ---------------------------------------------------------------------------------
- */
+/* ---- overrides ------------------------------------------------------------------------------- */
 
 static bool unsplittable(const tn_shape_tensor *t)
 {

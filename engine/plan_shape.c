@@ -9,8 +9,7 @@
 
 enum { max_layers = 2048, head_rows_per_unit = 1024, production_granule = 256 };
 
-/* ---- names -------------------------------------------------------------------------------------
- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static bool starts(const char *s, const char *prefix)
 {
@@ -73,8 +72,7 @@ static void read_tensor(tn_shape_tensor *t, const tn_gguf_tensor *g)
     t->kv = t->part == TN_PART_QKV && (starts(rest, "attn_k") || starts(rest, "attn_v"));
 }
 
-/* ---- sizes -------------------------------------------------------------------------------------
- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 uint64_t tn_shape_ffn_bytes(const tn_shape_layer *l, int32_t units)
 {
@@ -136,8 +134,7 @@ static void cut_head(tn_shape *s)
     s->head_unit_bytes = s->head_units == 1 ? t->bytes : t->bytes / t->rows * head_rows_per_unit;
 }
 
-/* ---- keys --------------------------------------------------------------------------------------
- */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 typedef struct reader {
     tn_shape *s;
@@ -228,8 +225,7 @@ static tn_status read_sizes(reader *r)
     return s;
 }
 
-/* ---- tensors -----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 /* FNV-1a. */
 static uint64_t mix(uint64_t h, const void *bytes, size_t n)

@@ -15,8 +15,7 @@
 
 enum { max_work = 4000000, max_pairs = 70000, max_knobs = 12, max_tries = 120 };
 
-/* ---- prices ------------------------------------------------------------------------------------
- */
+/* ---- prices ---------------------------------------------------------------------------------- */
 
 static void price_menus(solver *s)
 {
@@ -92,8 +91,7 @@ double tn_chain_cost(const tn_chain *c, const tn_choice *choice)
     return cost;
 }
 
-/* ---- choices that fit --------------------------------------------------------------------------
- */
+/* ---- choices that fit ------------------------------------------------------------------------ */
 
 static bool fits(const tn_chain *c, double use[TN_USES][max_segments], const tn_mode *from,
                  const tn_mode *to, int32_t place)
@@ -370,8 +368,7 @@ static void find_prices(solver *s)
     }
 }
 
-/* ---- certificate -------------------------------------------------------------------------------
- */
+/* ---- certificate ----------------------------------------------------------------------------- */
 
 static int by_cost(const void *x, const void *y)
 {
@@ -493,8 +490,7 @@ static void find_active(solver *s)
     }
 }
 
-/* ---- all together ------------------------------------------------------------------------------
- */
+/* ---- all together ---------------------------------------------------------------------------- */
 
 static bool make(solver *s)
 {

@@ -204,8 +204,7 @@ void tn_profile_generic(tn_profile *out)
     set_contended(out, 42.7, 0);
 }
 
-/* ---- checks ------------------------------------------------------------------------------------
- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 
 typedef struct checker {
     const char *where;
@@ -304,8 +303,7 @@ tn_status tn_profile_check(const tn_profile *p, const char *where, tn_error *err
     return c.status;
 }
 
-/* ---- interpolation -----------------------------------------------------------------------------
- */
+/* ---- interpolation --------------------------------------------------------------------------- */
 
 double tn_profile_scale(const tn_profile_host *h, int32_t threads)
 {

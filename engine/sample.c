@@ -57,8 +57,7 @@ static tn_status fail_busy(tn_error *err)
                    "the sampler is in use by another thread; use one per thread");
 }
 
-/* ---- options -----------------------------------------------------------------------------------
- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 /* False for NaN. */
 static bool within(double v, double lo, double hi)
@@ -174,8 +173,7 @@ tn_status tn_sampler_defaults(const tn_model *model, tn_sampler_options *opt, tn
     return TN_OK;
 }
 
-/* ---- life --------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static tn_status read_options(tn_sampler_options *o, const tn_sampler_options *opt, tn_error *err)
 {
@@ -275,8 +273,7 @@ tn_status tn_sampler_accept(tn_sampler *s, int32_t token, tn_error *err)
     return status;
 }
 
-/* ---- bias and penalties ------------------------------------------------------------------------
- */
+/* ---- bias and penalties ---------------------------------------------------------------------- */
 
 static tn_status reserve(tn_sampler *s, int32_t n_vocab, tn_error *err)
 {
@@ -357,8 +354,7 @@ static tn_status add_penalties(tn_sampler *s, tn_error *err)
     return TN_OK;
 }
 
-/* ---- order -------------------------------------------------------------------------------------
- */
+/* ---- order ----------------------------------------------------------------------------------- */
 
 /* Restores "every parent is behind its children" below i: the worst candidate is c[0]. */
 static void sift_down(cand *c, size_t n, size_t i)
@@ -441,8 +437,7 @@ static void sort_to(pool *p, size_t i)
     }
 }
 
-/* ---- filters -----------------------------------------------------------------------------------
- */
+/* ---- filters --------------------------------------------------------------------------------- */
 
 /* The k best logits above -infinity, sorted. Ids rise, so equal logits never replace an earlier
  * one. */
@@ -522,8 +517,7 @@ static void keep_min_p(pool *p, float max, float min_p)
     if (p->sorted > n) p->sorted = n;
 }
 
-/* ---- the chain ---------------------------------------------------------------------------------
- */
+/* ---- the chain ------------------------------------------------------------------------------- */
 
 static int32_t argmax(const float *l, int32_t n)
 {

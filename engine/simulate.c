@@ -47,8 +47,7 @@ static int server_of(int side)
     return side == TN_HOST ? host_server : stream_of(side);
 }
 
-/* ---- events ------------------------------------------------------------------------------------
- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static void count_busy(sim *s, int server, double work)
 {
@@ -128,8 +127,7 @@ static double run(sim *s)
     return now;
 }
 
-/* ---- durations ---------------------------------------------------------------------------------
- */
+/* ---- durations ------------------------------------------------------------------------------- */
 
 static const tn_side_rates *rates(const sim *s, int side)
 {
@@ -191,8 +189,7 @@ static double attend(const sim *s, int32_t l, int side, int64_t start, int64_t n
     return fmax(read, flops / (tn_profile_flops(rates(s, side), n) * scale(s, side)));
 }
 
-/* ---- a layer -----------------------------------------------------------------------------------
- */
+/* ---- a layer --------------------------------------------------------------------------------- */
 
 /* An operation on one side after the residual stream is there. */
 static void op(sim *s, int side, double work)
@@ -498,8 +495,7 @@ static void head(sim *s)
     move(s, TN_HOST, 1); /* the logits */
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------
- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 /* n tokens after `start` ones; the head for the last of them where asked for. */
 static double evaluate(sim *s, int64_t start, int64_t n, bool with_head)

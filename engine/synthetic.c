@@ -55,8 +55,7 @@ static const mix mixes[] = {
     {"q5_k_m", TN_TYPE_Q5_K, TN_TYPE_Q6_K, TN_TYPE_Q6_K},
 };
 
-/* ---- names -------------------------------------------------------------------------------------
- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static const shape *find_shape(const char *name, tn_error *err)
 {
@@ -107,8 +106,7 @@ static bool matters_more(uint32_t i, uint32_t n)
     return i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
 }
 
-/* ---- the header --------------------------------------------------------------------------------
- */
+/* ---- the header ------------------------------------------------------------------------------ */
 
 static void key_u32(tn_gguf_writer *w, const shape *s, const char *suffix, uint32_t value)
 {
@@ -232,8 +230,7 @@ tn_status tn_synthetic_header(void **bytes, size_t *size, const char *shape_name
     return status;
 }
 
-/* ---- weights -----------------------------------------------------------------------------------
- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* Where the float16 scales of a block lie, and which values give weights around zero with a
  * standard deviation of about 0.02 when all other bits are random. */

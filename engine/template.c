@@ -175,8 +175,7 @@ static const format *find_format(const char *name)
     return NULL;
 }
 
-/* ---- text --------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 typedef struct text {
     const char *p;
@@ -270,8 +269,7 @@ static bool ends_with(text t, const char *s)
     return t.len >= n && !memcmp(t.p + t.len - n, s, n);
 }
 
-/* ---- pieces ------------------------------------------------------------------------------------
- */
+/* ---- pieces ---------------------------------------------------------------------------------- */
 
 /* A rendering under way. */
 typedef struct out {
@@ -380,8 +378,7 @@ static void put_assistant(out *o, const char *content, bool old, bool last, bool
     put_turn(o, o->f->assistant, o->f->flags & trim_assistant ? trim(t) : t);
 }
 
-/* ---- conversations -----------------------------------------------------------------------------
- */
+/* ---- conversations --------------------------------------------------------------------------- */
 
 static bool is(const tn_message *m, const char *role)
 {
@@ -477,8 +474,7 @@ static void put_messages(out *o, const tn_message *m, size_t n)
     }
 }
 
-/* ---- entry -------------------------------------------------------------------------------------
- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 static void list_names(char *buf, size_t size)
 {
@@ -568,8 +564,7 @@ void tn_chat_free(tn_chat *chat)
     chat->n = 0;
 }
 
-/* ---- public ------------------------------------------------------------------------------------
- */
+/* ---- public ---------------------------------------------------------------------------------- */
 
 static void token_text(const tn_model *m, int32_t id, const char **s, size_t *n)
 {

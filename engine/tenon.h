@@ -39,7 +39,7 @@ extern "C" {
 TN_API const char *tn_version(void);
 TN_API const char *tn_commit(void);
 
-/* ---- callbacks --------------------------------------------------------------------------------- */
+/* ---- callbacks ------------------------------------------------------------------------------- */
 
 typedef enum tn_log_level { TN_LOG_DEBUG, TN_LOG_INFO, TN_LOG_WARN } tn_log_level;
 /* One line without newline. May come from the thread of any call on the engine. */
@@ -50,7 +50,7 @@ typedef void (*tn_progress_fn)(void *user, uint64_t done, uint64_t total);
  * called from worker threads and must not call back into the library. */
 typedef bool (*tn_cancel_fn)(void *user);
 
-/* ---- engine: threads and devices --------------------------------------------------------------- */
+/* ---- engine: threads and devices ------------------------------------------------------------- */
 
 typedef struct tn_engine tn_engine;
 
@@ -115,7 +115,7 @@ TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json,
  * is free. TN_EUNSUPPORTED without a device, TN_ENOMEM, TN_EDEVICE. Takes its turn with evaluations. */
 TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_second, tn_error *err);
 
-/* ---- model ------------------------------------------------------------------------------------- */
+/* ---- model ----------------------------------------------------------------------------------- */
 
 typedef struct tn_model tn_model;
 
@@ -189,7 +189,7 @@ typedef struct tn_model_info {
 } tn_model_info;
 TN_API tn_status tn_model_get_info(const tn_model *model, tn_model_info *info, tn_error *err);
 
-/* ---- tokens ------------------------------------------------------------------------------------ */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 enum { TN_TOKENIZE_ADD_SPECIAL = 1,  /* bos/eos as the file asks for */
        TN_TOKENIZE_PARSE_SPECIAL = 2 /* text that spells a control token becomes that token */ };
@@ -234,7 +234,7 @@ TN_API tn_status tn_detokenizer_push(tn_detokenizer *d, int32_t id, const char *
 TN_API tn_status tn_detokenizer_finish(tn_detokenizer *d, const char **text, size_t *len, tn_error *err);
 TN_API void tn_detokenizer_free(tn_detokenizer *d);
 
-/* ---- chat formats ------------------------------------------------------------------------------ */
+/* ---- chat formats ---------------------------------------------------------------------------- */
 
 typedef struct tn_message {
     const char *role; /* "system", "user", "assistant" */
@@ -255,7 +255,7 @@ TN_API tn_status tn_chat_text(const tn_model *model, const char *format, const t
                               size_t n_messages, bool add_assistant, char *text, size_t cap, size_t *n,
                               tn_error *err);
 
-/* ---- context: one sequence --------------------------------------------------------------------- */
+/* ---- context: one sequence ------------------------------------------------------------------- */
 
 typedef struct tn_context tn_context;
 
@@ -315,7 +315,7 @@ TN_API const int32_t *tn_context_tokens(const tn_context *ctx); /* [length], unt
  * than n_batch tokens the next evaluation may first repeat that of all tokens still held. TN_EARG. */
 TN_API tn_status tn_context_rewind(tn_context *ctx, int32_t n, tn_error *err);
 
-/* ---- statistics -------------------------------------------------------------------------------- */
+/* ---- statistics ------------------------------------------------------------------------------ */
 
 typedef struct tn_side_stats {
     double seconds;        /* spent computing on this side */
@@ -352,7 +352,7 @@ TN_API void tn_context_stats_reset(tn_context *ctx);
 TN_API tn_status tn_context_experts(const tn_context *ctx, int32_t layer, uint64_t *counts, int32_t n,
                                     tn_error *err);
 
-/* ---- sampling ---------------------------------------------------------------------------------- */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
 typedef struct tn_logit_bias {
     int32_t token;
@@ -394,7 +394,7 @@ TN_API tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n
                                    float *logprob, tn_error *err);
 TN_API void tn_sampler_reset(tn_sampler *s); /* forgets accepted tokens and restarts the stream */
 
-/* ---- inspection -------------------------------------------------------------------------------- */
+/* ---- inspection ------------------------------------------------------------------------------ */
 
 /* What a GGUF file says about itself, read from its header alone: needs no engine, no tensor data and
  * no supported architecture. Any number of threads may read one tn_inspect. */
@@ -451,7 +451,7 @@ TN_API tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t ele
 TN_API tn_status tn_inspect_json(const tn_inspect *in, char **out, tn_error *err);
 TN_API void tn_inspect_string_free(const tn_inspect *in, char *s);
 
-/* ---- placement: what runs where, and how fast it would be ----------------------------------------- */
+/* ---- placement: what runs where, and how fast it would be ------------------------------------ */
 
 /* A plan for a model on a machine, made from the file's header alone: no engine, no device, no tensor
  * data. Immutable: any number of threads may read one. Times are predictions from the machine's

@@ -92,8 +92,7 @@ INLINE vec pinned(vec v)
     return v;
 }
 
-/* ---- heads -------------------------------------------------------------------------------------
- */
+/* ---- heads ----------------------------------------------------------------------------------- */
 
 /* Byte k of every dword as a float. */
 INLINE __m256 byte_float(vec v, int k)
@@ -191,8 +190,7 @@ INLINE void read_head(uint32_t type, const uint8_t *u, r8_head *h)
     if (has_min(type)) h->m[0] = load_halves(u + 16);
 }
 
-/* ---- quants ------------------------------------------------------------------------------------
- */
+/* ---- quants ---------------------------------------------------------------------------------- */
 
 /* The eight quant vectors of a step, unsigned except for Q8_0. */
 INLINE void read_quants(int width, const uint8_t *p, vec v[8])
@@ -245,8 +243,7 @@ INLINE void read_quants(int width, const uint8_t *p, vec v[8])
     }
 }
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 INLINE vec add16(vec a, vec b)
 {

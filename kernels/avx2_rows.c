@@ -70,7 +70,7 @@ ALWAYS_INLINE size_t chunk_bytes(uint32_t type)
     }
 }
 
-/* ---- scales ------------------------------------------------------------------------------------ */
+/* ---- scales ---------------------------------------------------------------------------------- */
 
 /* float16 at p + i * stride for i < n, zeros after. */
 ALWAYS_INLINE __m256 f16_strided(const uint8_t *p, size_t stride, int n)
@@ -171,7 +171,7 @@ ALWAYS_INLINE void load_scales(scales *s, uint32_t type, const uint8_t *p, int n
     }
 }
 
-/* ---- weights ----------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 ALWAYS_INLINE __m256i shift_right(__m256i v, int by)
 {
@@ -251,7 +251,7 @@ ALWAYS_INLINE __m256i load_weights(uint32_t type, const uint8_t *p, int i)
     }
 }
 
-/* ---- dot products ------------------------------------------------------------------------------ */
+/* ---- dot products ---------------------------------------------------------------------------- */
 
 /* 16-bit integer i of each lane in all places of that lane. */
 ALWAYS_INLINE __m256i spread_16(__m256i v, int i)

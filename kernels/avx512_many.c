@@ -26,8 +26,7 @@ INLINE int64_t panel_block(form f)
     return 512 + 64 * (f.by_16 ? 2 : 1) * (f.min ? 2 : 1);
 }
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* What of a type the packed activations depend on. */
 typedef struct act_form {
@@ -71,8 +70,7 @@ static const act *brought(tn_layout layout, uint32_t type, const tn_acts *x)
     return a.offset == b.offset && a.high == b.high && a.by_16 == b.by_16 ? x->packed : NULL;
 }
 
-/* ---- panels ------------------------------------------------------------------------------------
- */
+/* ---- panels ---------------------------------------------------------------------------------- */
 
 INLINE wide join(vec low, vec high)
 {
@@ -186,8 +184,7 @@ INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64
     }
 }
 
-/* ---- tiles -------------------------------------------------------------------------------------
- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
 /* g groups of a panel times n tokens, both constants; of its arrays element i * n + t is of group i
  * and token t. */
@@ -299,8 +296,7 @@ TILE(tile_min, true, false)
 TILE(tile_by_16, false, true)
 TILE(tile_min_by_16, true, true)
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* Blocks that lie one behind the other, of the rows from row0 on: g panels side by side. */
 INLINE void panels_of_run(tn_layout layout, uint32_t type, const tn_group_run *run, int g,

@@ -11,8 +11,7 @@ typedef __m512i wide;
  * TN_FEW_TOKENS they are the fastest. avx512_many.c */
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* high: what the quants of the second half are multiplied with in the kernel, a power of two. */
 INLINE void pack(uint32_t type, int high, act *o, const tn_q8 *x)
@@ -53,8 +52,7 @@ INLINE wide broadcast4(const int8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* ---- heads -------------------------------------------------------------------------------------
- */
+/* ---- heads ----------------------------------------------------------------------------------- */
 
 /* What a unit's head says, lane = row: d, and the minimum as what is to be added. The K types' integer
  * scales and minima are bytes: of step j byte j % 4 of number j / 4, or bytes 2 * (j % 2) and the next
@@ -151,8 +149,7 @@ INLINE __m512 r16_scale(uint32_t type, const wide *bytes, int j, int half)
                               : byte_times(bytes[j / 4], j % 4);
 }
 
-/* ---- quants ------------------------------------------------------------------------------------
- */
+/* ---- quants ---------------------------------------------------------------------------------- */
 
 INLINE void r16_quants_5(const wide a[5], wide v[8])
 {

@@ -57,8 +57,7 @@ INLINE const char *vector_at(const char *units, size_t unit_bytes, int64_t i, si
            (size_t)(pos % TN_KV_UNIT) * lane_bytes;
 }
 
-/* ---- scores ------------------------------------------------------------------------------------
- */
+/* ---- scores ---------------------------------------------------------------------------------- */
 
 /* Vectors of positions for `heads` heads that fit the registers. */
 INLINE int vectors_at_once(int heads, uint32_t type)
@@ -192,8 +191,7 @@ static inline void scores(const one *z, const keys *x, uint32_t type)
     }
 }
 
-/* ---- values ------------------------------------------------------------------------------------
- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 /* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of columns from d on.
  */
@@ -406,8 +404,7 @@ INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t t
     weigh_all(z, x, type);
 }
 
-/* ---- rows of one or more tokens ----------------------------------------------------------------
- */
+/* ---- rows of one or more tokens -------------------------------------------------------------- */
 
 /* Rows [0, n_rows) are heads [h0, h0 + group) of tokens [t0, t1), chunk c. */
 typedef struct one_item {

@@ -13,8 +13,7 @@ INLINE int64_t panel_block(form f)
     return 256 + 32 * (f.by_16 ? 2 : 1) * (f.min ? 2 : 1);
 }
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 INLINE void pack(uint32_t type, act *o, const tn_q8 *x)
 {
@@ -53,8 +52,7 @@ static const act *brought(uint32_t type, const tn_acts *x)
                : NULL;
 }
 
-/* ---- panels ------------------------------------------------------------------------------------
- */
+/* ---- panels ---------------------------------------------------------------------------------- */
 
 /* Dword r of vector j becomes columns 4j .. 4j + 3 of row r, unsigned. The 8-row form has columns 2j,
  * 2j + 1, 16 + 2j, 17 + 2j there. */
@@ -110,8 +108,7 @@ INLINE void make_panel(uint32_t type, const uint8_t *group, int64_t u0, int64_t 
     }
 }
 
-/* ---- tiles -------------------------------------------------------------------------------------
- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
 /* g groups of a panel times n tokens, both constants; of its arrays element i * n + t is of group i
  * and token t. */
@@ -211,8 +208,7 @@ TILE(tile_min, true, false)
 TILE(tile_by_16, false, true)
 TILE(tile_min_by_16, true, true)
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* Blocks [b0, b1) of g groups from row0 on, wherever they lie: panels side by side. */
 INLINE void make_panels(uint32_t type, const tn_weight *w, int64_t g, int64_t row0, int64_t b0,

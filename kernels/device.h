@@ -183,8 +183,7 @@ tn_status tn_device_count(tn_device_kind kind, int *n, tn_error *err);
  * above, TN_EARG: there is no such index, TN_EDEVICE, TN_ENOMEM. Any thread. */
 tn_status tn_device_open(const tn_device_options *options, tn_device **d, tn_error *err);
 
-/* ---- several devices ---------------------------------------------------------------------------
- */
+/* ---- several devices ------------------------------------------------------------------------- */
 
 enum { TN_DEVICES = 8 }; /* at most */
 
@@ -204,8 +203,7 @@ tn_status tn_devices_open(tn_devices *list, const char *name, const size_t limit
 /* Closes them, last opened first; an empty list is fine. */
 void tn_devices_close(tn_devices *list);
 
-/* ---- between device.c and a plug-in ------------------------------------------------------------
- */
+/* ---- between device.c and a plug-in ---------------------------------------------------------- */
 
 enum { TN_DEVICE_PLUGIN_VERSION = 4 };
 

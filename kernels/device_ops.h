@@ -23,8 +23,7 @@
 extern "C" {
 #endif
 
-/* ---- weights -----------------------------------------------------------------------------------
- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* A matrix on the device; y = W x has rows outputs. The bytes are those of the file, rearranged:
  * what 32 columns of a row hold in one block is spread over up to four planes, so that consecutive
@@ -51,8 +50,7 @@ tn_dweight tn_dweight_rows(const tn_dweight *w, int64_t row0, int64_t n);
  */
 tn_dweight tn_dweight_cols(const tn_dweight *w, int64_t col0, int64_t n);
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* The scales of 32 activations rounded to 8 bits, one for each half of 16:
  * element i is d[i / 16] * q[i], and sum[h] is the sum of the q of half h. d[h] is max|x| / 127 of

@@ -14,7 +14,7 @@
 #include "../gguf/mem.h"
 #include "../gguf/types.h"
 
-/* ---- ISA levels -------------------------------------------------------------------------------- */
+/* ---- ISA levels ------------------------------------------------------------------------------ */
 
 typedef enum tn_isa {
     TN_ISA_SCALAR = 0,
@@ -27,7 +27,7 @@ typedef enum tn_isa {
 /* Levels this CPU and operating system support. Any thread. */
 unsigned tn_isa_detect(void);
 
-/* ---- weights ----------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* How the rows of a matrix lie in memory. All layouts of a type have the same bytes per row. */
 typedef enum tn_layout {
@@ -60,7 +60,7 @@ typedef struct tn_weight {
     int64_t row0;      /* which of those is row 0 of this view; a multiple of 8 */
 } tn_weight;
 
-/* ---- activations ------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* 32 activations rounded to 8 bits. Value of element i: d * m[i / 16] * q[i].
  * The two halves have integer scales m (1..127) under the common float scale d, because a scale per
@@ -98,7 +98,7 @@ typedef struct tn_packing {
 } tn_packing;
 enum { TN_PACKED_BYTES = 64 }; /* of a block, at most */
 
-/* ---- operations -------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 /* y[t][r - 0] = sum_c W[r][c] * x[t][c] for t in [0, x->n), r in [row0, row1).
  * row0 is a multiple of 8 and of the layout's rows; row1 is such a multiple or w->rows. Writes y + t * y_stride + r, nothing else.

@@ -16,7 +16,7 @@ typedef struct unpacked {
 /* Unpacks the 32 weights from element 32 * i on of the block (or super-block) at `block`. */
 typedef void (*unpack_fn)(unpacked *u, const void *block, int i);
 
-/* ---- small blocks ------------------------------------------------------------------------------ */
+/* ---- small blocks ---------------------------------------------------------------------------- */
 
 static void set_scale(unpacked *u, float a, float b)
 {
@@ -85,7 +85,7 @@ static void unpack_q8_0(unpacked *u, const void *block, int i)
     set_scale(u, tn_f16_to_f32(b.d), 0);
 }
 
-/* ---- super-blocks ------------------------------------------------------------------------------ */
+/* ---- super-blocks ---------------------------------------------------------------------------- */
 
 /* Two bits per weight as Q2_K and Q3_K store them. */
 static void two_bits(int8_t q[32], const uint8_t qs[64], int i)
@@ -176,7 +176,7 @@ static void unpack_q6_k(unpacked *u, const void *block, int i)
     }
 }
 
-/* ---- quantised weights ------------------------------------------------------------------------- */
+/* ---- quantised weights ----------------------------------------------------------------------- */
 
 static const unpack_fn unpack_of[TN_TYPE_COUNT] = {
     [TN_TYPE_Q4_0] = unpack_q4_0, [TN_TYPE_Q4_1] = unpack_q4_1, [TN_TYPE_Q5_0] = unpack_q5_0,
@@ -237,7 +237,7 @@ static void matmul_quant(const tn_weight *w, const tn_acts *x, float *y, int64_t
         }
 }
 
-/* ---- unquantised weights ----------------------------------------------------------------------- */
+/* ---- unquantised weights --------------------------------------------------------------------- */
 
 static float element(const tn_weight *w, const uint8_t *row, int64_t c)
 {

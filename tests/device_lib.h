@@ -17,8 +17,7 @@ static tn_stream *stream;
 static tn_kernels host;       /* scalar: the definition */
 static const char *no_device; /* why there is none */
 
-/* ---- memory with guards ------------------------------------------------------------------------
- */
+/* ---- memory with guards ---------------------------------------------------------------------- */
 
 enum { GUARD = 256, GUARD_BYTE = 0xa5, MAX_BUFFERS = 64 };
 
@@ -122,8 +121,7 @@ static inline float *random_rows(int64_t n, int64_t cols, float size, uint64_t *
     return x;
 }
 
-/* ---- comparison --------------------------------------------------------------------------------
- */
+/* ---- comparison ------------------------------------------------------------------------------ */
 
 /* |got - want| <= tol everywhere; says the first that is not. */
 static inline bool near_all(const char *what, const float *got, const double *want,
@@ -138,8 +136,7 @@ static inline bool near_all(const char *what, const float *got, const double *wa
     return true;
 }
 
-/* ---- main --------------------------------------------------------------------------------------
- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 static inline bool open_device(bool cuda)
 {

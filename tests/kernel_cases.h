@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* ---- memory that faults behind its end --------------------------------------------------------- */
+/* ---- memory that faults behind its end ------------------------------------------------------- */
 
 typedef struct guarded {
     void *map;
@@ -41,7 +41,7 @@ static inline void guarded_free(guarded *g)
     *g = (guarded){0};
 }
 
-/* ---- weights ----------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 typedef enum weight_fill {
     FILL_RANDOM,   /* any bits, scales of either sign and mixed sizes */
@@ -183,7 +183,7 @@ static inline int64_t least_slab(uint32_t type)
     return tn_type_get(type)->block < 32 ? 32 : tn_type_get(type)->block;
 }
 
-/* ---- activations ------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 typedef enum act_fill {
     ACT_RANDOM,

@@ -15,8 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- lists --------------------------------------------------------------------------------------
- */
+/* ---- lists ----------------------------------------------------------------------------------- */
 
 static void list(const char *text, const char *want)
 {
@@ -139,8 +138,7 @@ TEST(parts_of_a_split_model)
     }
 }
 
-/* ---- adapters -----------------------------------------------------------------------------------
- */
+/* ---- adapters -------------------------------------------------------------------------------- */
 
 static const tn_bench_peer_test pp512 = {"m o'd.gguf", "f16", 512, 0, 0, 4, 256, false};
 static const tn_bench_peer_test tg64 = {"m.gguf", "f32", 0, 64, 1024, 4, 512, false};
@@ -343,8 +341,7 @@ TEST(running_a_peer)
     free(text);
 }
 
-/* ---- comparisons --------------------------------------------------------------------------------
- */
+/* ---- comparisons ----------------------------------------------------------------------------- */
 
 /* A report with one row of n samples spread by 0.1 % around `rate`. */
 static json_t *report(const char *test, int threads, double rate, int n)
@@ -438,8 +435,7 @@ TEST(what_is_compared_with_what)
     json_decref(b);
 }
 
-/* ---- disturbances -------------------------------------------------------------------------------
- */
+/* ---- disturbances ---------------------------------------------------------------------------- */
 
 static const tn_bench_moment calm = {.wall = 10,
                                      .own_cpu = 5,
@@ -526,8 +522,7 @@ TEST(what_is_unknown_marks_nothing)
     json_decref(o);
 }
 
-/* ---- placements ---------------------------------------------------------------------------------
- */
+/* ---- placements ------------------------------------------------------------------------------ */
 
 static tn_bench_row *placed(tn_bench_rows *rows, const char *placement, int32_t depth,
                             tn_bench_what what, double rate, double predicted)

@@ -3,8 +3,7 @@
 
 static const tn_allocator *const heap = &tn_default_allocator;
 
-/* ---- the choice --------------------------------------------------------------------------------
- */
+/* ---- the choice ------------------------------------------------------------------------------ */
 
 /* Whether a candidate takes at most `gate` times as long as the optimum, for the request and, if
  * asked, for a token at each depth. */
@@ -60,8 +59,7 @@ TEST(the_simplest_plan_within_three_percent_is_chosen)
               barred, deep);
 }
 
-/* ---- the candidates ----------------------------------------------------------------------------
- */
+/* ---- the candidates -------------------------------------------------------------------------- */
 
 static uint64_t left_of(const tn_plan_memory *m)
 {
@@ -158,8 +156,7 @@ TEST(candidates_are_what_people_place_by_hand)
         CHECK_MSG(seen[j] >= 6, "%s: %d plans", tn_strategy_name((tn_strategy)j), seen[j]);
 }
 
-/* ---- reasons -----------------------------------------------------------------------------------
- */
+/* ---- reasons --------------------------------------------------------------------------------- */
 
 /* What an FFN's reason has to begin with. */
 static const char *why(const tn_plan_layer *y, int32_t n_units, double now, double whole)
@@ -206,8 +203,7 @@ TEST(reasons_are_true)
         CHECK_MSG(seen[j] >= 5, "'%s': %d layers", all[j], seen[j]);
 }
 
-/* ---- prices and remedies -----------------------------------------------------------------------
- */
+/* ---- prices and remedies --------------------------------------------------------------------- */
 
 /* The optimum under changed constraints. */
 static tn_prediction best(const tn_shape *s, const tn_profile *p, const tn_constraints *c)
@@ -287,8 +283,7 @@ TEST(rules_that_do_not_fit_may_be_lifted)
     tn_shape_free(&s);
 }
 
-/* ---- the boundary ------------------------------------------------------------------------------
- */
+/* ---- the boundary ---------------------------------------------------------------------------- */
 
 /* With more room than planned no layer could gain by what is left of it: by one unit, or by all of
  * them, which pays where some do not. *whole: layers that are whole only then. */
@@ -350,8 +345,7 @@ TEST(room_that_is_left_is_used)
     CHECK_MSG(n > 60 && whole > 20, "%d plans, %d layers whole", n, whole);
 }
 
-/* ---- a pure function ---------------------------------------------------------------------------
- */
+/* ---- a pure function ------------------------------------------------------------------------- */
 
 TEST(the_same_question_has_the_same_answer)
 {

@@ -198,8 +198,7 @@ TEST(a_vocabulary_alone_makes_no_context)
     tn_engine_free(e);
 }
 
-/* ---- bad calls change nothing ------------------------------------------------------------------
- */
+/* ---- bad calls change nothing ---------------------------------------------------------------- */
 
 static bool never(void *user, int32_t first, int32_t n, const float *rows)
 {

@@ -55,8 +55,7 @@ static tn_emu_settings settings_of(tn_device *d)
     return s;
 }
 
-/* ---- opening -----------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 TEST(opens_and_tells)
 {
@@ -107,8 +106,7 @@ TEST(open_without_host_memory)
     CHECK(d == NULL);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------
- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 TEST(accounts_to_the_byte)
 {
@@ -496,8 +494,7 @@ TEST(flags_wrap_around_in_host_functions)
     set_memory_ops(true);
 }
 
-/* ---- faults ------------------------------------------------------------------------------------
- */
+/* ---- faults ---------------------------------------------------------------------------------- */
 
 /* Allocates, copies, records, replays; gives everything back however far it came. */
 static tn_status session(tn_device *d, tn_error *e)
@@ -564,8 +561,7 @@ TEST(every_launch_may_fail)
     every_fault(TN_FAULT_LAUNCH, 2, "launching a graph failed on device 0");
 }
 
-/* ---- several devices ---------------------------------------------------------------------------
- */
+/* ---- several devices ------------------------------------------------------------------------- */
 
 static void between(bool peers)
 {

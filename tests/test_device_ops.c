@@ -2,8 +2,7 @@
  * sums, routing, sampling, against the host's scalar kernels. */
 #include "device_lib.h"
 
-/* ---- rounding to 8 bits -------------------------------------------------------------------------
- */
+/* ---- rounding to 8 bits ---------------------------------------------------------------------- */
 
 /* Every half has its own scale, and every element is within half a step. */
 static void check_rounding(const char *what, const float *x, int64_t stride, int64_t n,
@@ -102,8 +101,7 @@ TEST(quantize_extremes)
     done("extremes");
 }
 
-/* ---- norms -------------------------------------------------------------------------------------
- */
+/* ---- norms ----------------------------------------------------------------------------------- */
 
 typedef struct norm_case {
     int64_t n, cols;
@@ -359,8 +357,7 @@ TEST(combine)
     }
 }
 
-/* ---- sampling ----------------------------------------------------------------------------------
- */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
 static const float *sort_values;
 static int by_value(const void *a, const void *b)

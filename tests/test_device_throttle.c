@@ -36,8 +36,7 @@ static int64_t words_for(double bytes, double extra)
     return (int64_t)floor(bytes * extra / 16 + 0.5);
 }
 
-/* ---- mat-vecs ----------------------------------------------------------------------------------
- */
+/* ---- mat-vecs -------------------------------------------------------------------------------- */
 
 enum { rows = 6, n_experts = 3, cols = 512, n = 3 };
 
@@ -104,8 +103,7 @@ TEST(matvecs_read_more_and_compute_the_same)
             check_matvec(types[i], k == 1, k == 2, slow_down(), &seed);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 TEST(attention_reads_more_of_what_is_live)
 {
@@ -154,8 +152,7 @@ TEST(attention_reads_more_of_what_is_live)
     free(q);
 }
 
-/* ---- the rest ----------------------------------------------------------------------------------
- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 /* More than the ballast holds on the emulated device: it is read in turn. */
 TEST(reads_are_slow_and_batches_are_not)

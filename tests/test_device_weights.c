@@ -129,8 +129,7 @@ TEST(weight_sizes)
     CHECK_INT(tn_dweight_bytes(TN_TYPE_COUNT, 1, 256), 0);
 }
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 typedef struct acts {
     tn_dacts d;
@@ -170,8 +169,7 @@ static double act_of(const acts *a, uint32_t type, int64_t t, int64_t c)
     return is_quantised(type) ? a->value[t * a->d.cols + c] : (double)a->f[t * a->d.f_stride + c];
 }
 
-/* ---- mat-vec -----------------------------------------------------------------------------------
- */
+/* ---- mat-vec --------------------------------------------------------------------------------- */
 
 /* Relative to the sum of magnitudes: sums of up to about a hundred floats in a row, then a tree. */
 static const double MATVEC_TOLERANCE = 2e-6;
@@ -476,8 +474,7 @@ TEST(matvec_refuses)
     free_matrix(&m);
 }
 
-/* ---- GEMM --------------------------------------------------------------------------------------
- */
+/* ---- GEMM ------------------------------------------------------------------------------------ */
 
 /* Quantised: weights and activations each rounded to 11 bits. The others: float32. */
 static double gemm_tolerance(uint32_t type)

@@ -15,8 +15,7 @@ static const char *device = "emu";
 
 enum { page = 16, n_ctx = 96 };
 
-/* ---- a plan that has to move -------------------------------------------------------------------
- */
+/* ---- a plan that has to move ----------------------------------------------------------------- */
 
 static bool must_move(const tn_placement *p)
 {
@@ -63,8 +62,7 @@ static tn_placement *moving_plan(const char *path, int32_t granule, const char *
     return p;
 }
 
-/* ---- a model under it --------------------------------------------------------------------------
- */
+/* ---- a model under it ------------------------------------------------------------------------ */
 
 typedef struct events {
     int moves, drifts;
@@ -187,8 +185,7 @@ static size_t tight_limit(const char *path, const tn_placement *p, const golden 
     return (size_t)limit;
 }
 
-/* ---- growing and shrinking ---------------------------------------------------------------------
- */
+/* ---- growing and shrinking ------------------------------------------------------------------- */
 
 typedef struct walk {
     const golden *g;
@@ -336,8 +333,7 @@ TEST(quantised_weights_move)
     }
 }
 
-/* ---- the same calls, the same bits -------------------------------------------------------------
- */
+/* ---- the same calls, the same bits ----------------------------------------------------------- */
 
 /* Grows, shrinks and grows again; all logits of what was evaluated, freed by the caller. */
 static float *life(const golden *g, const tn_placement *p, size_t limit, events *seen)
@@ -401,8 +397,7 @@ TEST(a_context_at_an_edge_does_not_move_weights)
     golden_free(&g);
 }
 
-/* ---- switched off ------------------------------------------------------------------------------
- */
+/* ---- switched off ---------------------------------------------------------------------------- */
 
 /* Moves of a whole walk after the context was made, and whether its logits are right. */
 static int moves_of(const golden *g, const tn_placement *p, size_t limit)
@@ -456,8 +451,7 @@ TEST(a_plan_from_a_file_and_a_fixed_one_do_not_move)
     golden_free(&g);
 }
 
-/* ---- two contexts, and faults ------------------------------------------------------------------
- */
+/* ---- two contexts, and faults ---------------------------------------------------------------- */
 
 /* What a canceled evaluation would have needed is not kept free for it. 40 tokens, because there is no
  * room for a fourth page beside the buffers of two contexts. */
@@ -509,8 +503,7 @@ TEST(another_context_takes_room_and_gives_it_back)
     golden_free(&g);
 }
 
-/* ---- two models --------------------------------------------------------------------------------
- */
+/* ---- two models ------------------------------------------------------------------------------ */
 
 /* Opens a model on an engine that is there. */
 static tn_status open_beside(elastic *x, tn_engine *e, const char *path, const tn_placement *p,
@@ -694,8 +687,7 @@ TEST(faults_during_moves_leave_nothing)
     golden_free(&g);
 }
 
-/* ---- drift -------------------------------------------------------------------------------------
- */
+/* ---- drift ----------------------------------------------------------------------------------- */
 
 TEST(a_window_is_judged_by_its_parts)
 {

@@ -25,8 +25,7 @@ enum { sample = 1, synthetic = 1, fault_step = 1 };
 #endif
 enum { n_archs = sizeof archs / sizeof *archs };
 
-/* ---- against the goldens -----------------------------------------------------------------------
- */
+/* ---- against the goldens --------------------------------------------------------------------- */
 
 /* Of a sequence, some tokens are evaluated for the logits of the last one only, and the last ones
  * one by one, so that tokens are recorded and replayed. */
@@ -96,8 +95,7 @@ TEST(whole_models_on_the_device)
         check_whole(archs[i]);
 }
 
-/* ---- any mix of sides --------------------------------------------------------------------------
- */
+/* ---- any mix of sides ------------------------------------------------------------------------ */
 
 /* The same placement gives the same bits, and other threads do not change them. */
 TEST(the_same_placement_gives_the_same_bits)
@@ -151,8 +149,7 @@ TEST(a_q8_0_cache_on_either_side)
     }
 }
 
-/* ---- quantised weights -------------------------------------------------------------------------
- */
+/* ---- quantised weights ----------------------------------------------------------------------- */
 
 typedef struct quantised {
     golden g;            /* logits: dequantised weights, float32 activations */
@@ -214,8 +211,7 @@ TEST(quantised_weights)
     check_quantised("Q4_K_S", &exact, "exact");
 }
 
-/* ---- synthetic models: dense and with experts, quantised ---------------------------------------
- */
+/* ---- synthetic models: dense and with experts, quantised ------------------------------------- */
 
 /* Logits of a few dozen tokens without any rounding but float32's: on the host, in the logits of g. */
 static bool synthetic_load(golden *g, const char *path)
@@ -273,8 +269,7 @@ TEST(synthetic_models_wholly_on_the_device)
         check_synthetic(paths[i]);
 }
 
-/* ---- memory and faults -------------------------------------------------------------------------
- */
+/* ---- memory and faults ----------------------------------------------------------------------- */
 
 static const char *const fault_model = "tests/data/arch/qwen2/model-f16.gguf";
 static const char *const fault_place = "ffn_=split:0.4,blk.0.attn_v=host,output=split:0.5";
@@ -371,8 +366,7 @@ TEST(too_little_memory_is_said_before_anything_is_uploaded)
     tn_engine_free(e);
 }
 
-/* ---- splits of attention -----------------------------------------------------------------------
- */
+/* ---- splits of attention --------------------------------------------------------------------- */
 
 /* The largest part of the buffer that so many tokens of any context take, as a share of 1000. */
 static int most_taken(int32_t processors, int32_t n_head_kv, int64_t n)
@@ -412,8 +406,7 @@ TEST(a_long_context_is_split_for_every_multiprocessor)
     CHECK_INT(tn_dev_splits(20, 4, 1, 1 << 20), 32);
 }
 
-/* ---- canceling at every hand-over --------------------------------------------------------------
- */
+/* ---- canceling at every hand-over ------------------------------------------------------------ */
 
 /* Cancels the third token at each of its polls; afterwards the context goes on as if nothing had
  * happened. */
@@ -611,8 +604,7 @@ TEST(experts_are_counted_on_either_side)
     golden_free(&g);
 }
 
-/* ---- rules that match nothing ------------------------------------------------------------------
- */
+/* ---- rules that match nothing ---------------------------------------------------------------- */
 
 static void keep_line(void *line, tn_log_level level, const char *text)
 {

@@ -23,8 +23,7 @@ enum { sample = 1 };
 #endif
 enum { page = 16, n_ctx = 96, n_prompt = 30, n_steps = 6 };
 
-/* ---- running -----------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 typedef struct moves {
     int of[2]; /* layers that moved on each device, by the engine's log */
@@ -138,8 +137,7 @@ static bool two_there(void)
     return n > 1;
 }
 
-/* ---- the same bits, however the devices reach each other ---------------------------------------
- */
+/* ---- the same bits, however the devices reach each other ------------------------------------- */
 
 static void set_peers(const two *x, bool peers)
 {
@@ -228,8 +226,7 @@ TEST(both_devices_work)
     golden_free(&g);
 }
 
-/* ---- plans -------------------------------------------------------------------------------------
- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 static int32_t layers_on(const tn_plan *p, int8_t device)
 {
@@ -427,8 +424,7 @@ TEST(a_plan_for_more_devices_than_there_are_is_refused)
     golden_free(&g);
 }
 
-/* ---- faults and cancels ------------------------------------------------------------------------
- */
+/* ---- faults and cancels ---------------------------------------------------------------------- */
 
 static void check_nothing_left(const two *x, const char *what)
 {
@@ -521,8 +517,7 @@ TEST(canceled_at_every_join)
     golden_free(&g);
 }
 
-/* ---- without wait nodes ------------------------------------------------------------------------
- */
+/* ---- without wait nodes ---------------------------------------------------------------------- */
 
 /* Whether streams of the emulated device wait for flags by themselves; how it was before. */
 static bool set_memory_ops(bool on)
@@ -565,8 +560,7 @@ TEST(hand_overs_work_without_wait_nodes)
     golden_free(&g);
 }
 
-/* ---- devices that break in the middle of a token -----------------------------------------------
- */
+/* ---- devices that break in the middle of a token --------------------------------------------- */
 
 /* Breaks a device at its k-th step of a token; mends it afterwards, and the token is evaluated again.
  * Returns whether the token has so many steps. */

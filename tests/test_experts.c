@@ -32,8 +32,7 @@ static void remove_dir(const char *hash)
     CHECK_MSG(rmdir(dir) == 0, "something is left in %s", dir);
 }
 
-/* ---- sets of experts ---------------------------------------------------------------------------
- */
+/* ---- sets of experts ------------------------------------------------------------------------- */
 
 /* One layer of experts under counts; its tensors do not matter. */
 static bool one_layer(tn_shape *s, tn_shape_layer *l, int32_t n, int32_t used,
@@ -140,8 +139,7 @@ TEST(equal_counts_are_as_no_counts)
     CHECK_INT(tn_shape_count(&s, &other, NULL), TN_EARG);
 }
 
-/* ---- the file ----------------------------------------------------------------------------------
- */
+/* ---- the file -------------------------------------------------------------------------------- */
 
 TEST(what_was_counted_adds_up_and_fades)
 {
@@ -256,8 +254,7 @@ TEST(another_key_is_another_model)
     tn_free(heap, bytes);
 }
 
-/* ---- plans -------------------------------------------------------------------------------------
- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 TEST(those_chosen_most_are_on_the_device)
 {
@@ -357,8 +354,7 @@ TEST(plans_with_broken_counts_are_refused)
     tn_shape_free(&s);
 }
 
-/* ---- a run -------------------------------------------------------------------------------------
- */
+/* ---- a run ----------------------------------------------------------------------------------- */
 
 enum { page = 16, n_ctx = 96, n_experts = 8 };
 

@@ -188,7 +188,7 @@ TEST(rewinding_repeats_the_logits)
     golden_free(&g);
 }
 
-/* ---- quantised weights --------------------------------------------------------------------------- */
+/* ---- quantised weights ----------------------------------------------------------------------- */
 
 typedef struct quantised {
     char path[200];

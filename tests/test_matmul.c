@@ -12,7 +12,7 @@ static const double TOLERANCE = 1e-6;
 static const float CANARY = 4711.25f;
 enum { PAD = 5, MAX_N = 17, MANY = 150 };
 
-/* ---- levels ------------------------------------------------------------------------------------ */
+/* ---- levels ---------------------------------------------------------------------------------- */
 
 typedef struct level {
     const char *name;
@@ -42,7 +42,7 @@ static void *scratch(void)
     return mem.data;
 }
 
-/* ---- one case ---------------------------------------------------------------------------------- */
+/* ---- one case -------------------------------------------------------------------------------- */
 
 typedef struct test_case {
     tn_weight w;   /* row-major */
@@ -274,7 +274,7 @@ static void test_shape(uint32_t type, int64_t rows, int64_t cols, int64_t n, wei
     guarded_free(&mem);
 }
 
-/* ---- the cases --------------------------------------------------------------------------------- */
+/* ---- the cases ------------------------------------------------------------------------------- */
 
 #define FOR_MATMUL_TYPES(type)                                                                     \
     for (uint32_t type = 0; type < TN_TYPE_COUNT; type++)                                          \
@@ -422,7 +422,7 @@ TEST(tables_are_complete)
         CHECK_MSG(base.matmul[0][type] != k.matmul[0][type], "no AVX2 kernel: %s", tn_type_get(type)->name);
 }
 
-/* ---- timing ------------------------------------------------------------------------------------ */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 static double now(void)
 {

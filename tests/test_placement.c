@@ -8,8 +8,7 @@
 
 static const tn_allocator *const heap = &tn_default_allocator;
 
-/* ---- rules -------------------------------------------------------------------------------------
- */
+/* ---- rules ----------------------------------------------------------------------------------- */
 
 static const struct {
     const char *text;
@@ -108,8 +107,7 @@ TEST(rules_without_a_match_warn_with_near_names)
     warns("zzzzzz=host", "matches no tensor");
 }
 
-/* ---- overrides in plans ------------------------------------------------------------------------
- */
+/* ---- overrides in plans ---------------------------------------------------------------------- */
 
 static void random_rules(uint64_t *seed, tn_rules *r)
 {
@@ -241,8 +239,7 @@ TEST(overrides_and_budgets_that_contradict_are_named)
     tn_shape_free(&s);
 }
 
-/* ---- plan files --------------------------------------------------------------------------------
- */
+/* ---- plan files ------------------------------------------------------------------------------ */
 
 static bool same_prediction(const tn_prediction *a, const tn_prediction *b)
 {
@@ -408,8 +405,7 @@ TEST(replays_page_lock_what_they_carry)
     tn_shape_free(&s);
 }
 
-/* ---- levels ------------------------------------------------------------------------------------
- */
+/* ---- levels ---------------------------------------------------------------------------------- */
 
 /* Room is kept in steps, but for the request's own tokens in one. */
 TEST(levels_are_steps_and_the_request)
@@ -580,8 +576,7 @@ TEST(plans_edited_by_hand_are_refused_by_name)
     tn_shape_free(&s);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------
- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static uint64_t used_bytes(const tn_plan_memory *m)
 {

@@ -23,8 +23,7 @@ enum { n_placements = 50, first_placement = 0, sample = 1 };
 
 enum { n_grown = 53 };
 
-/* ---- rules -------------------------------------------------------------------------------------
- */
+/* ---- rules ----------------------------------------------------------------------------------- */
 
 static int32_t below(uint64_t *seed, int32_t n)
 {
@@ -107,8 +106,7 @@ static void place_some(rules *r, int32_t n_layers, uint64_t *seed)
     if (!r->n) add(r, "token_embd=host");
 }
 
-/* ---- a walk ------------------------------------------------------------------------------------
- */
+/* ---- a walk ---------------------------------------------------------------------------------- */
 
 /* What the placements of an architecture have in them. */
 typedef struct seen {

@@ -6,8 +6,7 @@
 
 static const tn_allocator *const heap = &tn_default_allocator;
 
-/* ---- exhaustive search -------------------------------------------------------------------------
- */
+/* ---- exhaustive search ----------------------------------------------------------------------- */
 
 typedef struct option {
     double cost;
@@ -111,8 +110,7 @@ static double exhaustive(const tn_cost *k, bool elastic, bool host_only)
     return finish(&s);
 }
 
-/* ---- dynamic programme -------------------------------------------------------------------------
- */
+/* ---- dynamic programme ----------------------------------------------------------------------- */
 
 enum { most_lines = 400000 };
 
@@ -262,8 +260,7 @@ TEST(optimum_equals_a_dynamic_programme)
               partial);
 }
 
-/* ---- properties --------------------------------------------------------------------------------
- */
+/* ---- properties ------------------------------------------------------------------------------ */
 
 /* Device memory from the shares of all tensors and the KV, without the planner's own tables. */
 static void check_budget(const tn_planned *out, const tn_shape *s, const tn_profile *p,
@@ -518,8 +515,7 @@ TEST(how_long_405b_takes)
     tn_shape_free(&s);
 }
 
-/* ---- sizes -------------------------------------------------------------------------------------
- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 TEST(kv_is_counted_exactly)
 {
@@ -599,8 +595,7 @@ TEST(expert_hits_are_counted_exactly)
     }
 }
 
-/* ---- errors ------------------------------------------------------------------------------------
- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 static void refuses(const tn_shape *s, const tn_profile *p, const tn_constraints *c,
                     const char *word1, const char *word2)

@@ -205,8 +205,7 @@ TEST(avx2_same_bytes)
         }
 }
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* Sum of the magnitudes of what a kernel adds for one output: scale part and minimum part. */
 static double magnitude(const tn_weight *w8, const tn_q8 *a, int64_t row)

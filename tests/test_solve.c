@@ -6,8 +6,7 @@
 
 enum { most_places = 4, most_stages = 5, most_modes = 6, n_classes = 3 };
 
-/* ---- random chains -----------------------------------------------------------------------------
- */
+/* ---- random chains --------------------------------------------------------------------------- */
 
 typedef struct problem {
     tn_chain c;
@@ -53,8 +52,7 @@ static void make(uint64_t *seed, problem *p, int n_segments)
             p->c.cap[u][d] = (uint64_t)test_int(seed, 10, u == TN_USE_HOST ? 160 : 90);
 }
 
-/* ---- all choices -------------------------------------------------------------------------------
- */
+/* ---- all choices ----------------------------------------------------------------------------- */
 
 typedef struct search {
     const problem *p;

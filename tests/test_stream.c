@@ -22,8 +22,7 @@ enum { sample = 3 };
 enum { sample = 1 };
 #endif
 
-/* ---- a plan under which batches cross over -----------------------------------------------------
- */
+/* ---- a plan under which batches cross over --------------------------------------------------- */
 
 static void set_all(json_t *object, double value)
 {
@@ -87,8 +86,7 @@ static tn_placement *plan(const char *path, const char *place, double host_flops
     return plan_for(path, place, machine(host_flops, 0.5), granule);
 }
 
-/* ---- running it --------------------------------------------------------------------------------
- */
+/* ---- running it ------------------------------------------------------------------------------ */
 
 static tn_status open_planned(run *r, const char *path, const tn_placement *p, int threads,
                               tn_cancel_fn cancel, void *user, tn_error *err)
@@ -226,8 +224,7 @@ TEST(batches_with_experts_cross_over)
     }
 }
 
-/* ---- shared ------------------------------------------------------------------------------------
- */
+/* ---- shared ---------------------------------------------------------------------------------- */
 
 enum { n_shared = 16 }; /* tokens: fewer make activations cheap beside weights */
 
@@ -268,8 +265,7 @@ TEST(host_and_device_share_what_the_host_has)
     }
 }
 
-/* ---- mapped files ------------------------------------------------------------------------------
- */
+/* ---- mapped files ---------------------------------------------------------------------------- */
 
 /* What the planner thinks n tokens do in a layer whose FFN is the host's. */
 static tn_prefill_way planned_way(const tn_placement *p, int32_t l, int32_t n)
@@ -358,8 +354,7 @@ TEST(what_is_on_devices_alone_needs_no_memory_of_the_host)
     golden_free(&g);
 }
 
-/* ---- projections -------------------------------------------------------------------------------
- */
+/* ---- projections ----------------------------------------------------------------------------- */
 
 static uint64_t matrix_bytes(const tn_shape_layer *y, const tn_shape *s)
 {
@@ -451,8 +446,7 @@ TEST(the_same_plan_gives_the_same_bits)
     golden_free(&g);
 }
 
-/* ---- faults and cancels ------------------------------------------------------------------------
- */
+/* ---- faults and cancels ---------------------------------------------------------------------- */
 
 static tn_status whole_life(const golden *g, const tn_placement *p, tn_engine *e, uint64_t *bytes,
                             float *logits, tn_error *err)
@@ -521,8 +515,7 @@ TEST(faults_end_in_an_error_and_leave_nothing)
     golden_free(&g);
 }
 
-/* ---- pinned weights ----------------------------------------------------------------------------
- */
+/* ---- pinned weights -------------------------------------------------------------------------- */
 
 static tn_emu_counters counted(const tn_engine *e)
 {
@@ -597,8 +590,7 @@ TEST(weights_are_pinned_as_far_as_the_limit_goes)
     golden_free(&g);
 }
 
-/* ---- slabs of down -----------------------------------------------------------------------------
- */
+/* ---- slabs of down --------------------------------------------------------------------------- */
 
 /* Copies to a device as they are asked for. */
 static struct {

@@ -16,8 +16,7 @@ enum { n_rounds = 4, every = 2 };
 enum { n_rounds = 8, every = 2 };
 #endif
 
-/* ---- models and contexts -----------------------------------------------------------------------
- */
+/* ---- models and contexts --------------------------------------------------------------------- */
 
 static const tn_context_options context_options = {.struct_size = sizeof context_options,
                                                    .n_ctx = n_ctx,
@@ -156,8 +155,7 @@ static void check_guests(setup *t, size_t limit)
     run_close(&r);
 }
 
-/* ---- while others evaluate ---------------------------------------------------------------------
- */
+/* ---- while others evaluate ------------------------------------------------------------------- */
 
 /* A thread with a context that evaluates when it is asked to, so that weights
  * move every time where its steps are long. Asking

@@ -5,7 +5,7 @@
 #include "../kernels/f16.h"
 #include "../kernels/kernels.h"
 
-/* ---- the table --------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 /* Written down independently of the table: names, block sizes and bits per weight of the format. */
 static const struct {
@@ -111,7 +111,7 @@ TEST(row_bytes_are_checked)
     CHECK(bytes == SIZE_MAX / 4 * 4);
 }
 
-/* ---- dequantisation ---------------------------------------------------------------------------- */
+/* ---- dequantisation -------------------------------------------------------------------------- */
 
 enum { ROWS = 8, COLS = 256 };
 

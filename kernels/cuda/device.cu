@@ -14,8 +14,7 @@
 
 extern "C" const struct tn_device_ops *tn_cuda_ops(void) __attribute__((weak));
 
-/* ---- errors ------------------------------------------------------------------------------------
- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 bool tn_cuda_enter(tn_cuda_device *d)
 {
@@ -55,8 +54,7 @@ static uint64_t fail_at(tn_device *dev, tn_device_fault what, uint64_t k)
     return calls;
 }
 
-/* ---- launches ----------------------------------------------------------------------------------
- */
+/* ---- launches -------------------------------------------------------------------------------- */
 
 static thread_local tn_stream *launching; /* the stream of the op that this thread is in */
 
@@ -82,8 +80,7 @@ tn_status tn_cuda_launched(void)
     return TN_EDEVICE;
 }
 
-/* ---- open and close ----------------------------------------------------------------------------
- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static const tn_device_info *info(const tn_device *d)
 {

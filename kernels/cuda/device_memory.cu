@@ -15,8 +15,7 @@ static double mib_there(size_t bytes)
     return floor((double)bytes * 10 / (1 << 20)) / 10;
 }
 
-/* ---- allocation --------------------------------------------------------------------------------
- */
+/* ---- allocation ------------------------------------------------------------------------------ */
 
 static tn_status memory(tn_device *dev, tn_device_memory *m, tn_error *err)
 {
@@ -149,8 +148,7 @@ static void unpin(tn_device *dev, void *p)
     cudaHostUnregister(p);
 }
 
-/* ---- copies ------------------------------------------------------------------------------------
- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 
 /* One copy in a stream; `what` for the error. */
 static tn_status copy(tn_cuda_device *d, tn_stream *s, cudaStream_t stream, void *to,
@@ -228,8 +226,7 @@ static tn_status fill_async(tn_device *dev, tn_stream *s, void *to, int byte, si
     return tn_cuda_result(d, s, err, "filling memory", e);
 }
 
-/* ---- between devices ---------------------------------------------------------------------------
- */
+/* ---- between devices ------------------------------------------------------------------------- */
 
 /* Lets the current device reach the peer's memory; true if it can. */
 static bool reach(tn_cuda_device *d, tn_cuda_device *peer)

@@ -25,8 +25,7 @@ template <class T> static void drop(T *t)
     a.free(a.user, t);
 }
 
-/* ---- streams -----------------------------------------------------------------------------------
- */
+/* ---- streams --------------------------------------------------------------------------------- */
 
 static tn_status stream_create(tn_device *dev, tn_stream **out, tn_error *err)
 {
@@ -73,8 +72,7 @@ static tn_status stream_query(tn_device *dev, tn_stream *s, bool *done, tn_error
     return tn_cuda_result(d, NULL, err, "work in a stream", e);
 }
 
-/* ---- events ------------------------------------------------------------------------------------
- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static tn_status event_create(tn_device *dev, bool timed, tn_event **out, tn_error *err)
 {
@@ -135,8 +133,7 @@ static tn_status event_elapsed(tn_device *dev, tn_event *from, tn_event *to, flo
     return tn_cuda_result(d, NULL, err, "timing", e);
 }
 
-/* ---- graphs ------------------------------------------------------------------------------------
- */
+/* ---- graphs ---------------------------------------------------------------------------------- */
 
 /* A flag that a host function serves, in a graph or on its way. */
 struct tn_flag_step {
@@ -213,8 +210,7 @@ static void graph_destroy(tn_device *dev, tn_graph *g)
     drop(g);
 }
 
-/* ---- flags -------------------------------------------------------------------------------------
- */
+/* ---- flags ----------------------------------------------------------------------------------- */
 
 /* The driver's functions, found at run time, so that the plug-in loads without a driver. */
 typedef CUresult (*value_fn)(CUstream s, CUdeviceptr p, cuuint32_t value, unsigned flags);

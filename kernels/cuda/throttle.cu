@@ -120,8 +120,7 @@ tn_status tn_cuda_slow_attend(tn_stream *stream, const tn_dattend *a)
     return status;
 }
 
-/* ---- switching it on ---------------------------------------------------------------------------
- */
+/* ---- switching it on ------------------------------------------------------------------------- */
 
 /* Seconds for reading the whole ballast, the best of several times; 0 where that fails. */
 static double time_ballast(tn_cuda_device *d)

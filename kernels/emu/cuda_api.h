@@ -123,8 +123,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s);
 cudaError_t cudaGraphDestroy(cudaGraph_t g);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x);
 
-/* ---- driver API: stream memory operations ------------------------------------------------------
- */
+/* ---- driver API: stream memory operations ---------------------------------------------------- */
 
 typedef int CUresult;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_SUPPORTED = 801 };
