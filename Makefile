@@ -138,7 +138,8 @@ $(SM75)/test_%: $(BUILD)/tests/test_% $(SM75)/libtenon-emu.so
 	@ln -f $< $@
 
 # Seeded bugs, the emulated device's own test.
-$(BUILD)/tests/test_emu_bugs: $(BUILD)/emu/tests/emu_bugs_cases.o $(BUILD)/emu/tests/emu_bugs.o \
+$(BUILD)/tests/test_emu_bugs: $(patsubst %,$(BUILD)/emu/tests/emu_bugs%.o,_block _host) \
+    $(BUILD)/emu/tests/emu_bugs.o \
     $(filter $(BUILD)/emu/kernels/emu/%,$(EMU_OBJ)) $(PLUGIN_LIB)
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_CXXFLAGS) $^ -o $@ -lm -lpthread -ldl

@@ -132,8 +132,7 @@ void tn_host_share(tn_host *h, int32_t layer);
 /* h += post_norm(out + other + bias) */
 void tn_host_join(tn_host *h, int32_t layer);
 
-/* ---- shared by exec_host.c, exec_moe.c and exec_rows.c
- * --------------------------------------------------------- */
+/* ---- shared by exec_host.c, exec_moe.c and exec_rows.c --------------------------------------- */
 
 enum {
     TN_MANY_TOKENS = 16,  /* from here on a call of OpenBLAS, packing and repacking are worth it */

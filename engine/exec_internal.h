@@ -117,8 +117,7 @@ struct tn_exec {
     double join_wait_s;
 };
 
-/* ---- exec_join.c
- * ------------------------------------------------------------------------------- */
+/* ---- exec_join.c ----------------------------------------------------------------------------- */
 
 /* exec_count.c. Counts what the host has just chosen for a layer; has the device's choices of the
  * batch fetched, when its last layer is done; counts them, once they are there. */

@@ -69,8 +69,7 @@ typedef struct tn_dacts {
     tn_dscale *scale; /* [n][cols / 32], 16-byte aligned */
 } tn_dacts;
 
-/* ---- matrix products
- * ------------------------------------------------------------------------------ */
+/* ---- matrix products ------------------------------------------------------------------------- */
 
 /* Most vectors that matvec takes at once. */
 enum { TN_MATVEC_MAX = 8 };
@@ -123,8 +122,7 @@ typedef tn_status (*tn_device_gemm_fn)(tn_stream *s, const tn_dgemm *a);
 /* Workspace for `rows` rows at a time; w.rows lets the product run in one pass. Host only. */
 typedef size_t (*tn_device_gemm_bytes_fn)(uint32_t type, int64_t n, int64_t rows, int64_t cols);
 
-/* ---- weights in and out
- * ---------------------------------------------------------------------------- */
+/* ---- weights in and out ---------------------------------------------------------------------- */
 
 /* Fills the matrix w from rows as they lie in the file, which are in device memory at src,
  * row_bytes apart (2-byte aligned for quantised types, else aligned to an element). */
@@ -139,8 +137,7 @@ typedef tn_status (*tn_device_repack_r8_fn)(tn_stream *s, const tn_dweight *w, c
 typedef tn_status (*tn_device_gather_fn)(tn_stream *s, const tn_dweight *w, const int32_t *ids,
                                          int64_t n, float scale, float *out, int64_t out_stride);
 
-/* ---- norms and elementwise
- * ------------------------------------------------------------------------- */
+/* ---- norms and elementwise ------------------------------------------------------------------- */
 
 /* For each of n rows, in this order, every step optional:
  *   x += r                        (r set, r_norm NULL)
@@ -177,8 +174,7 @@ typedef tn_status (*tn_device_read_fn)(tn_stream *s, const void *p, size_t bytes
 typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stride, int64_t n,
                                           int64_t cols, float cap);
 
-/* ---- attention
- * --------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* One layer's KV cache behind page tables. The page at index p of a sequence holds positions
  * [p * page_size, (p + 1) * page_size); its base address is pages[seq * pages_stride + p], and this
@@ -249,8 +245,7 @@ typedef tn_status (*tn_device_attend_fn)(tn_stream *s, const tn_dattend *a);
 typedef size_t (*tn_device_attend_bytes_fn)(int64_t n, int32_t n_head, int32_t head_dim_v,
                                             int32_t n_splits);
 
-/* ---- experts
- * --------------------------------------------------------------------------------------- */
+/* ---- experts --------------------------------------------------------------------------------- */
 
 typedef enum tn_gating { TN_GATING_SOFTMAX = 0, TN_GATING_SIGMOID } tn_gating;
 /* From the router's scores of n tokens to `used` experts each: p = gating(scores); the experts with
@@ -278,8 +273,7 @@ typedef tn_status (*tn_device_combine_fn)(tn_stream *s, float *y, int64_t y_stri
                                           const float *weight, int32_t used, int64_t n,
                                           int64_t cols, bool add);
 
-/* ---- sampling
- * ---------------------------------------------------------------------------------------- */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
 /* id[t], and value[t] where not NULL, of the largest of cols values in each of n rows; the lowest
  * index where equal; NaN counts as smallest. */
@@ -290,8 +284,7 @@ typedef tn_status (*tn_device_argmax_fn)(tn_stream *s, const float *x, int64_t x
 typedef tn_status (*tn_device_top_k_fn)(tn_stream *s, const float *x, int64_t x_stride, int64_t n,
                                         int64_t cols, int32_t k, int32_t *id, float *value);
 
-/* ---- the table
- * ----------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 typedef enum tn_device_op {
     TN_DOP_MATVEC,       /* type: of the weights; shape.cols */

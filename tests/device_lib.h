@@ -96,8 +96,7 @@ static inline void done(const char *what)
     n_buffers = 0;
 }
 
-/* ---- data
- * ---------------------------------------------------------------------------------------- */
+/* ---- data ------------------------------------------------------------------------------------ */
 
 static inline float *random_floats(size_t n, float size, uint64_t *seed)
 {

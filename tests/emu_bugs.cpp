@@ -1,5 +1,6 @@
-/* Runs every case of emu_bugs_cases.cu as a process of its own, correct and with its bug, in every mode of
- * this build, and checks that the bug is noticed where it must be and the correct form never is.
+/* Runs every case of emu_bugs_block.cu and emu_bugs_host.cu as a process of its own, correct and with
+ * its bug, in every mode of this build, and checks that the bug is noticed where it must be and the
+ * correct form never is.
  *
  * Modes of a plain build: threads in ascending, descending and random order, streams that dawdle.
  * Under a sanitizer there is one: ascending. */
@@ -83,6 +84,13 @@ static const struct {
 
 /* ---- one case, in the child ------------------------------------------------------------------ */
 
+static const struct emu_case *find(const struct emu_case *c, const char *name)
+{
+    while (c->name && strcmp(c->name, name))
+        c++;
+    return c->name ? c : nullptr;
+}
+
 static int child(const char *name, bool bug, int mode)
 {
     tn_emu_settings s;
@@ -90,13 +98,12 @@ static int child(const char *name, bool bug, int mode)
     s.schedule = mode == REVERSE ? 1 : mode == RANDOM ? 7 : 0;
     s.delay_us = mode == DELAY ? 3000 : 0;
     tn_emu.set(&s);
-    for (const struct emu_case *c = emu_cases; c->name; c++)
-        if (!strcmp(c->name, name)) {
-            if (emu_case_run(c, bug)) return 0;
-            fprintf(stderr, "wrong result\n");
-            return 1;
-        }
-    return 2;
+    const struct emu_case *c = find(emu_block_cases, name);
+    if (!c) c = find(emu_host_cases, name);
+    if (!c) return 2;
+    if (emu_case_run(c, bug)) return 0;
+    fprintf(stderr, "wrong result\n");
+    return 1;
 }
 
 /* ---- the parent ------------------------------------------------------------------------------ */

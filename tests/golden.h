@@ -58,6 +58,14 @@ __attribute__((unused)) static void run_close(run *r)
     memset(r, 0, sizeof *r);
 }
 
+__attribute__((unused)) static tn_status try_context(tn_model *m, tn_context_options o,
+                                                     tn_context **out, tn_error *err)
+{
+    o.struct_size = sizeof o;
+    memset(err, 0, sizeof *err);
+    return tn_context_new(out, m, &o, err);
+}
+
 /* "SHAPE:TYPE" is a synthetic model. */
 static tn_status run_open_model(run *r, const char *path, const tn_model_options *mo, tn_error *err)
 {

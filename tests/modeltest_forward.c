@@ -53,8 +53,7 @@ static int32_t *sequence(const json_t *prompt, int32_t *n_prompt, int32_t *n)
     return all;
 }
 
-/* ---- next tokens
- * ----------------------------------------------------------------------------------- */
+/* ---- next tokens ----------------------------------------------------------------------------- */
 
 typedef struct next_tokens {
     const json_t *argmax, *gap;
@@ -150,8 +149,7 @@ TEST(gemma3_next_tokens_on_the_device)
     check_next_tokens("gemma3", &(run_options){.device = device}, 1);
 }
 
-/* ---- whole rows
- * ------------------------------------------------------------------------------------ */
+/* ---- whole rows ------------------------------------------------------------------------------ */
 
 /* Rows from `first_position` on of the first prompt (followed by its continuation), compared with
  * those of the exact weights. */
@@ -306,8 +304,7 @@ TEST(gemma3_quantised_rows)
     check_quantised_rows("gemma3");
 }
 
-/* ---- perplexity
- * ------------------------------------------------------------------------------------ */
+/* ---- perplexity ------------------------------------------------------------------------------ */
 
 typedef struct likelihood {
     const int32_t *chunk;

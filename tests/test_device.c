@@ -230,8 +230,7 @@ TEST(pinned_memory)
     close_clean(d);
 }
 
-/* ---- copies and streams
- * -------------------------------------------------------------------------- */
+/* ---- copies and streams ---------------------------------------------------------------------- */
 
 /* A device with a stream, two blocks of device memory and two of pinned memory, n bytes each. */
 typedef struct rig {
@@ -365,8 +364,7 @@ TEST(events_order_streams)
     rig_down(&r);
 }
 
-/* ---- graphs and flags
- * ------------------------------------------------------------------------------ */
+/* ---- graphs and flags ------------------------------------------------------------------------ */
 
 /* Records once, then replays: memory as it is at each launch. */
 static void replays(bool memory_ops)

@@ -3,8 +3,7 @@
  * positions that must not be read hold NaN. */
 #include "device_lib.h"
 
-/* ---- a paged cache on the device
- * ----------------------------------------------------------------- */
+/* ---- a paged cache on the device ------------------------------------------------------------- */
 
 typedef struct cache {
     tn_dkv kv;
@@ -103,8 +102,7 @@ static void free_cache(cache *c)
     free(c->value[1]);
 }
 
-/* ---- attention
- * ------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 typedef struct attend_case {
     uint32_t type;
@@ -456,8 +454,7 @@ TEST(attend_refuses)
     free_cache(&d.c);
 }
 
-/* ---- rope and append
- * ------------------------------------------------------------------------------- */
+/* ---- rope and append ------------------------------------------------------------------------- */
 
 TEST(rope_table)
 {

@@ -49,8 +49,7 @@ static void free_matrix(matrix *m)
     free(m->plain);
 }
 
-/* ---- repack and gather
- * --------------------------------------------------------------------------- */
+/* ---- repack and gather ----------------------------------------------------------------------- */
 
 /* Rows come back as the host dequantises them, but for one rounding in value = a * q - b. */
 static void check_gather(const matrix *m, const char *what)

@@ -36,8 +36,7 @@ tn_status tn_cuda_argmax(tn_stream *s, const float *x, int64_t x_stride, int64_t
 tn_status tn_cuda_top_k(tn_stream *s, const float *x, int64_t x_stride, int64_t n, int64_t cols,
                         int32_t k, int32_t *id, float *value);
 
-/* ---- shared between the files of this folder
- * ----------------------------------------------------- */
+/* ---- shared between the files of this folder ------------------------------------------------- */
 
 /* out[rows][cols] = w dequantised to float16; gather.cu. Quantised types only. */
 tn_status tn_cuda_to_f16(cudaStream_t s, const tn_dweight *w, half *out);
