@@ -77,16 +77,26 @@ static uint64_t ffn_excess(const tn_shape *s, const tn_shape_layer *y)
     return most;
 }
 
+/* How many layers are like this one, the first of its class; 0: it is not the first. */
+static uint64_t first_of_class(const tn_shape *s, int32_t l)
+{
+    uint64_t alike = 1;
+    for (int32_t i = 0; i < s->n_layers; i++) {
+        if (i == l || s->layer[i].cls != s->layer[l].cls) continue;
+        if (i < l) return 0;
+        alike++;
+    }
+    return alike;
+}
+
 static uint64_t layout_excess(const tn_shape *s)
 {
     uint64_t sum = 0;
     for (int32_t i = 0; i < s->n_tensors; i++)
         if (!is_ffn_matrix(&s->tensor[i])) sum += tensor_excess(&s->tensor[i]);
-    uint64_t of_class = 0;
-    for (int32_t l = 0; l < s->n_layers; l++) { /* neighbours are alike in most models */
-        const tn_shape_layer *y = &s->layer[l];
-        if (!l || y->cls != s->layer[l - 1].cls) of_class = ffn_excess(s, y);
-        sum += of_class;
+    for (int32_t l = 0; l < s->n_layers; l++) {
+        const uint64_t alike = first_of_class(s, l);
+        if (alike) sum += alike * ffn_excess(s, &s->layer[l]);
     }
     const tn_shape_tensor *head = &s->tensor[s->head]; /* its rows are in units of 16 */
     return sum + 16 * (head->bytes / head->rows + 1) + 4 * TN_DEVICE_ALIGN;
