@@ -47,7 +47,8 @@ static inline int32_t tn_layout_rows(tn_layout layout)
  *
  * One in R8 may lie *slab-major*: its columns are cut into slabs of `slab` columns (a multiple of the
  * type's block; the last may have fewer), and each slab lies as a matrix in R8 of its own, one behind
- * the other. So what a device computes of an ffn_down is one extent of memory a slab. */
+ * the other. So what a device computes of an ffn_down is one extent of memory a slab. Those of experts
+ * are not cut, as an expert travels whole. */
 typedef struct tn_weight {
     uint32_t type;    /* tn_type */
     tn_layout layout;
