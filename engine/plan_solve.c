@@ -622,6 +622,38 @@ static int dearest(const solver *s, int32_t d)
     return live > 0 && live >= full ? TN_USE_LIVE : full > 0 ? TN_USE_FULL : -1;
 }
 
+/* The cheapest pair of each list that fit into `room` together and cost less than `most`. */
+static bool cheapest_four(const solver *s, int32_t n, int32_t m, double room, double most,
+                          int16_t to[4])
+{
+    bool found = false;
+    for (int32_t i = 0; i < n && m; i++) {
+        const pick *x = &s->pair[0][i];
+        const pick *y =
+            (double)x->use > room ? NULL : within(s->pair[1], m, (uint64_t)room - x->use);
+        if (!y || !(x->cost + y->cost < most)) continue;
+        most = x->cost + y->cost;
+        to[0] = x->first, to[1] = x->second, to[2] = y->first, to[3] = y->second;
+        found = true;
+    }
+    return found;
+}
+
+/* Takes these modes where the chain costs less than `now` with them. */
+static bool take_if_better(solver *s, const int32_t at[4], const int16_t to[4], double now)
+{
+    tn_choice old[4];
+    for (int i = 0; i < 4; i++) {
+        if (at[i] < 0) continue;
+        old[i] = s->blend[at[i]];
+        s->blend[at[i]].mode = to[i];
+    }
+    if (tn_chain_cost(s->c, s->blend) < now) return true;
+    for (int i = 0; i < 4; i++) /* another limit does not hold */
+        if (at[i] >= 0) s->blend[at[i]] = old[i];
+    return false;
+}
+
 /* Best modes of four stages of one segment, all else in s->blend as it is. True if it got better.
  * *sorted: how many pairs of the last two are in s->pair[1] from the call before, -1 = none are. */
 static bool tune(solver *s, const int32_t at[4], int32_t *sorted)
@@ -629,7 +661,8 @@ static bool tune(solver *s, const int32_t at[4], int32_t *sorted)
     const int32_t d = s->blend[at[2]].place / 2; /* the first two may be none */
     const int u = dearest(s, d);
     const double now = tn_chain_cost(s->c, s->blend), slack = now - s->bound;
-    double use[TN_USES][max_segments], own = 0, own_cost = 0, best = 1e-12 * now;
+    double use[TN_USES][max_segments], own = 0, own_cost = 0;
+    int16_t to[4];
     if (u < 0) return false;
     usage(s->c, s->blend, use);
     for (int i = 0; i < 4; i++) {
@@ -642,27 +675,8 @@ static bool tune(solver *s, const int32_t at[4], int32_t *sorted)
     const int32_t n = list_pairs(s, u, at[0], at[1], slack, s->pair[0]);
     if (*sorted < 0)
         *sorted = keep_frontier(s->pair[1], list_pairs(s, u, at[2], at[3], slack, s->pair[1]));
-    const int32_t m = *sorted;
-    tn_choice old[4];
-    int16_t to[4] = {-1, 0, 0, 0};
-    for (int32_t i = 0; i < n && m; i++) {
-        const pick *x = &s->pair[0][i];
-        const pick *y =
-            (double)x->use > room ? NULL : within(s->pair[1], m, (uint64_t)room - x->use);
-        if (!y || !(own_cost - x->cost - y->cost > best)) continue;
-        best = own_cost - x->cost - y->cost;
-        to[0] = x->first, to[1] = x->second, to[2] = y->first, to[3] = y->second;
-    }
-    if (to[0] < 0) return false;
-    for (int i = 0; i < 4; i++) {
-        if (at[i] < 0) continue;
-        old[i] = s->blend[at[i]];
-        s->blend[at[i]].mode = to[i];
-    }
-    if (tn_chain_cost(s->c, s->blend) < now) return true;
-    for (int i = 0; i < 4; i++) /* another limit does not hold */
-        if (at[i] >= 0) s->blend[at[i]] = old[i];
-    return false;
+    return cheapest_four(s, n, *sorted, room, own_cost - 1e-12 * now, to) &&
+           take_if_better(s, at, to, now);
 }
 
 /* Stages of segment d that differ, two of those that are alike; -1 where there are fewer than four.
