@@ -354,54 +354,62 @@ static int refuse(int c, const char *word)
     return TN_EXIT_USAGE;
 }
 
-int tn_options_read(tn_settings *s, int argc, char **argv)
+/* All options and words from argv[first] on; *given: a bit for each row of the table. */
+static int read_words(tn_settings *s, int argc, char **argv, int first, unsigned long long *given)
 {
     struct option longs[n_table + 1];
     char shorts[2 * n_table + 2];
-    set_defaults(s);
+    int code = TN_EXIT_OK;
     getopt_tables(longs, shorts);
-    int first = 1, code = TN_EXIT_OK;
-    if (argc > 1 && argv[1][0] != '-') {
-        if ((code = read_command(s, argv[1]))) return code;
-        first = 2;
-    }
     opterr = 0;
     optind = first;
-    unsigned long long given = 0;
     for (int c; !code && (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (c == '?' || c == ':') return refuse(c, argv[optind > first ? optind - 1 : first]);
         const tn_option *o = find(c);
         if (!o) return TN_EXIT_INTERNAL;
         if (s->command < TN_CMD_COUNT && !(o->commands & 1u << s->command)) {
+            const char *command = tn_commands[s->command].name;
             tn_say("option --%s does not belong to 'tenon %s'; see 'tenon %s --help'", o->name,
-                   tn_commands[s->command].name, tn_commands[s->command].name);
+                   command, command);
             return TN_EXIT_USAGE;
         }
-        given |= 1ull << (o - tn_options);
+        *given |= 1ull << (o - tn_options);
         code = store(s, o, optarg);
     }
     for (; !code && optind < argc; optind++)
         code = read_model(s, argv[optind]);
+    return code;
+}
+
+/* A model where the command takes one, and only there. */
+static int check_model(const tn_settings *s)
+{
+    const char *command = tn_commands[s->command].name, *args = tn_commands[s->command].args;
+    if (!s->model == !*args) return TN_EXIT_OK;
+    if (s->model)
+        tn_say("'%s' is one argument too many: see 'tenon %s --help'", s->model, command);
+    else
+        tn_say("name the model: 'tenon %s %s'", command, args);
+    return TN_EXIT_USAGE;
+}
+
+int tn_options_read(tn_settings *s, int argc, char **argv)
+{
+    int first = 1, code = TN_EXIT_OK;
+    unsigned long long given = 0;
+    set_defaults(s);
+    if (argc > 1 && argv[1][0] != '-') {
+        if ((code = read_command(s, argv[1]))) return code;
+        first = 2;
+    }
+    code = read_words(s, argc, argv, first, &given);
     if (code || s->help || s->version || s->generate) return code;
     if (s->plan && strcmp(s->plan, "fixed") == 0) {
         s->fixed = true;
         s->plan = NULL;
     }
-    if (s->command == TN_CMD_COUNT) {
-        tn_say("%s", given ? "name a command first, as in 'tenon run MODEL -p TEXT'"
-                           : "name a command; 'tenon --help' lists them");
-        return TN_EXIT_USAGE;
-    }
-    const bool wants_model = *tn_commands[s->command].args;
-    if (s->model && !wants_model) {
-        tn_say("'%s' is one argument too many: see 'tenon %s --help'", s->model,
-               tn_commands[s->command].name);
-        return TN_EXIT_USAGE;
-    }
-    if (!s->model && wants_model) {
-        tn_say("name the model: 'tenon %s %s'", tn_commands[s->command].name,
-               tn_commands[s->command].args);
-        return TN_EXIT_USAGE;
-    }
-    return TN_EXIT_OK;
+    if (s->command != TN_CMD_COUNT) return check_model(s);
+    tn_say("%s", given ? "name a command first, as in 'tenon run MODEL -p TEXT'"
+                       : "name a command; 'tenon --help' lists them");
+    return TN_EXIT_USAGE;
 }
