@@ -569,13 +569,14 @@ def without_folders(x):
 
 
 def environment_of(rows):
-    """Of the first row that came with one."""
+    """Of the row measured last: rows of several days stand in one table."""
+    found = [{}]
     for row in rows:
         report = row["report"] or {}
         for r in (report, report.get("alone", {})):
             if "environment" in r:
-                return r["environment"]
-    return {}
+                found.append(r["environment"])
+    return max(found, key=lambda e: e.get("date", ""))
 
 
 def load(args):

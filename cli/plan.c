@@ -179,10 +179,11 @@ static void say_warnings(const tn_placement *p)
 /* How good the plan is, as far as that is proven. */
 static void print_quality(FILE *out, const tn_placement_info *f)
 {
-    const double above = fmax(0, f->predicted.request_s / f->optimum_s - 1);
     const bool best = strcmp(f->chosen, "optimum") == 0, exact = f->gap <= 1e-9;
     if (f->optimum_s <= 0) return;
-    if (!best) fprintf(out, ", %.1f %% above the optimum", 100 * above);
+    if (!best)
+        fprintf(out, ", %.1f %% above the optimum",
+                100 * fmax(0, f->predicted.request_s / f->optimum_s - 1));
     if (exact)
         fprintf(out, best ? ", proven to be the best" : ", which is proven");
     else

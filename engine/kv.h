@@ -1,9 +1,9 @@
 /* Internal: the KV cache of one sequence, in pages behind page tables.
- * A page holds page_size positions of every layer of a kind: of those that attend to everything, or of
- * those with a sliding window. It is allocated, and with large pages some after it, when a position in it
- * is first needed, and kept until the cache is freed. What has left the window of a batch is never read again, so layers with windows have a
- * ring of pages: their tables name the same ones over and over. Layers that attend on the device have
- * their part of every page there. */
+ * A page holds page_size positions of every layer of a kind: of those that attend to everything,
+ * or of those with a sliding window. It is allocated, and with large pages some after it, when a
+ * position in it is first needed, and kept until the cache is freed. What has left the window of a
+ * batch is never read again, so layers with windows have a ring of pages: their tables name the
+ * same ones over and over. Layers that attend on the device have their part of every page there. */
 #ifndef TN_KV_H
 #define TN_KV_H
 

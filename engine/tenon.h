@@ -481,8 +481,8 @@ typedef struct tn_placement_options {
     bool fixed;            /* what is on a device stays there */
     tn_allocator allocator; /* all zero = malloc */
     const char *cache_dir;  /* where tn_engine_calibrate kept this machine's profile, and models how
-                               often  their experts were chosen; NULL = nowhere. What was never
-                               measured is  assumed, and the label says so. */
+                               often their experts were chosen; NULL = nowhere. What was never
+                               measured is assumed, and the label says so. */
     int32_t granule;       /* neurons of the slabs an FFN is cut into; 0 = 256 */
     int32_t page_size;     /* positions per KV page; 0 = 256 */
     const char *candidate; /* take this way to place (a name that tn_placement_info.chosen may have)

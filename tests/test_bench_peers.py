@@ -310,6 +310,18 @@ def what_limits_a_row_is_said_in_figures(t):
 
 
 @case
+def the_table_names_the_day_of_the_last_row(t):
+    sys.path.insert(0, os.path.join(TOP, "bench"))
+    import peers  # pylint: disable=import-outside-toplevel,import-error
+
+    early, late = ({"date": f"2026-01-0{d}T08:00:00"} for d in (2, 3))
+    rows = [{"report": {"environment": early}}, {"report": {"alone": {"environment": late}}}]
+    rows += [{"report": {"environment": early}}, {"report": None}]
+    equal(peers.environment_of(rows), late, "the environment")
+    equal(peers.environment_of([{"report": None}]), {}, "that of no row")
+
+
+@case
 def quick_rows_come_first(t):
     sys.path.insert(0, os.path.join(TOP, "bench"))
     import peers  # pylint: disable=import-outside-toplevel,import-error
