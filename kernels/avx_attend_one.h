@@ -12,6 +12,9 @@ enum {
     MAX_DIM = 1024 /* of a head */
 };
 
+/* How far ahead of its use K is asked for with fetch_near, and V. */
+enum { NEAR_BYTES = 512, NEAR_ROWS = 4 };
+
 /* f(z, x, h, type, heads) with constants. */
 #define BY_TYPE(f, type, heads)               \
     if ((type) == TN_TYPE_F16)                \
@@ -86,6 +89,7 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
             UNROLL for (int u = 0; u < n; u++)
             {
                 const char *at = k[u] + (size_t)(d + e) * TN_KV_UNIT * size;
+                if (e * LANES * (int)size % 64 == 0) fetch_near(at + NEAR_BYTES);
                 y[u] = type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             }
             UNROLL for (int g = 0; g < heads; g++)
@@ -211,6 +215,7 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
         UNROLL for (int i = 0; i < vecs; i++)
         {
             const char *at = v + (size_t)(LANES * i) * size;
+            if (i * LANES * (int)size % 64 == 0) fetch_near(at + NEAR_ROWS * row);
             const vf y =
                 type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             UNROLL for (int g = 0; g < heads; g++) acc[g * vecs + i] =

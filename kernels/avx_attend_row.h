@@ -35,6 +35,13 @@ INLINE void fetch(const char *p, const int bytes)
     UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
 }
 
+/* Asks for the line at p, to the first level: fetch() brought it to the second, and while the queue
+ * to memory is full of what is fetched, a load that waits for the second waits long. */
+INLINE void fetch_near(const char *p)
+{
+    _mm_prefetch(p, _MM_HINT_T0);
+}
+
 /* ---- online softmax -------------------------------------------------------------------------- */
 
 /* State of a row's online softmax: the running max, and the sum by lane. */
