@@ -422,6 +422,10 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
                          &(tn_packing){own, n, size, 0, n, 0, size, x->q + t * blocks + b, blocks});
                 p = (piece){own, n, size, b, b, b + size};
             }
+            if (layout == TN_LAYOUT_R16 && x->n <= TN_SEVERAL_TOKENS) {
+                tn_avx512_several(type)(w, &p, TOKENS, y, y_stride, row0, row1);
+                continue;
+            }
             for (int64_t r = row0; r < row1; r += 16 * GROUPS)
                 some_rows(layout, type, w, &p, panel, y + t * y_stride, y_stride, r, row1);
         }

@@ -1,8 +1,8 @@
-/* Products of a few tokens with 16-row interleaved weights, AVX-512 VNNI: what decoding does. A step
- * is unpacked once and used for up to four tokens. Integer scales are applied in float within a unit,
- * the float scale once per unit. The order of additions of a row depends on nothing but its length.
+/* Products of one token with 16-row interleaved weights, AVX-512 VNNI: what decoding does. Integer scales
+ * are applied in float within a unit, the float scale once per unit. The order of additions of a row
+ * depends on nothing but its length.
  *
- * One token is bound by memory. Measured on Emerald Rapids, Q4_K from DRAM, two threads, % of the best
+ * It is bound by memory. Measured on Emerald Rapids, Q4_K from DRAM, two threads, % of the best
  * plain read: one stream 70, four groups in step unit by unit 79, step by step 97 (with software
  * prefetch 1 KB ahead in each; 4 KB ahead 85). On Zen 4 one stream without it is best, see avx2_r8.c. */
 #include "avx512_r16.h"
@@ -37,38 +37,34 @@ INLINE void halves(uint32_t type, const wide v[8], const act *a, __m512 p[2])
         p[0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(i1), _mm512_set1_ps(a->d[1]), p[0]);
 }
 
-/* One step times n tokens: sum[t] += scale * (q * activation), min[t] += minimum * activation. */
-INLINE void step(uint32_t type, int n, const r16_head *h, int j, const uint8_t *p, const act *a,
-                 __m512 *sum, __m512 *min)
+/* One step: sum += scale * (q * activation), min += minimum * activation. */
+INLINE void step(uint32_t type, const r16_head *h, int j, const uint8_t *p, const act *a, __m512 *sum,
+                 __m512 *min)
 {
     const bool by_16 = scaled_by_16(type), k_type = tn_group_shape_of(type, 16).cols == 256;
     const __m512 scale = k_type ? r16_scale(type, h->scale, j, 0) : h->d;
     wide v[8];
+    __m512 part[2];
     r16_quants(type, p, v);
-#pragma GCC unroll 4
-    for (int t = 0; t < n; t++) {
-        __m512 part[2];
-        halves(type, v, a + t, part);
-        sum[t] = _mm512_fmadd_ps(part[0], scale, sum[t]);
-        if (by_16) sum[t] = _mm512_fmadd_ps(part[1], r16_scale(type, h->scale, j, 1), sum[t]);
-        if (!has_min(type)) continue;
-        const __m512 m = k_type ? r16_scale(type, h->min, j, 0) : h->m;
-        min[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(a[t].s[0]), min[t]);
-        if (by_16)
-            min[t] = _mm512_fmadd_ps(r16_scale(type, h->min, j, 1), _mm512_set1_ps(a[t].s[1]), min[t]);
-    }
+    halves(type, v, a, part);
+    *sum = _mm512_fmadd_ps(part[0], scale, *sum);
+    if (by_16) *sum = _mm512_fmadd_ps(part[1], r16_scale(type, h->scale, j, 1), *sum);
+    if (!has_min(type)) return;
+    const __m512 m = k_type ? r16_scale(type, h->min, j, 0) : h->m;
+    *min = _mm512_fmadd_ps(m, _mm512_set1_ps(a->s[0]), *min);
+    if (by_16) *min = _mm512_fmadd_ps(r16_scale(type, h->min, j, 1), _mm512_set1_ps(a->s[1]), *min);
 }
 
-/* g groups in step times n tokens (both constants). */
+/* g groups in step (a constant). */
 typedef struct tile {
     uint32_t type;
-    int g, n;
+    int g;
     bool ahead;          /* software prefetch */
     int64_t group_bytes; /* from a group to the next */
     int64_t units;
 } tile;
 
-/* One unit of a K type; acc[group][token]. */
+/* One unit of a K type; acc[group]. */
 INLINE void unit_256(tile k, const uint8_t *w, const act *a, __m512 *acc)
 {
     const tn_group_shape s = tn_group_shape_of(k.type, 16);
@@ -79,23 +75,21 @@ INLINE void unit_256(tile k, const uint8_t *w, const act *a, __m512 *acc)
     for (int i = 0; i < k.g; i++) {
         if (k.ahead) fetch_lines(w + i * k.group_bytes + AHEAD, s.head);
         r16_read_head(k.type, w + i * k.group_bytes, &h[i]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < k.g * k.n; i++)
         sum[i] = min[i] = _mm512_setzero_ps();
+    }
     w += s.head;
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; j++, w += step_bytes, a += k.n)
+    for (int j = 0; j < 8; j++, w += step_bytes, a++)
 #pragma GCC unroll 4
         for (int i = 0; i < k.g; i++) {
             const uint8_t *p = w + i * k.group_bytes;
             if (k.ahead) fetch_lines(p + AHEAD, step_bytes);
-            step(k.type, k.n, &h[i], j, p, a, sum + i * k.n, min + i * k.n);
+            step(k.type, &h[i], j, p, a, sum + i, min + i);
         }
 #pragma GCC unroll 4
-    for (int i = 0; i < k.g * k.n; i++) {
-        acc[i] = _mm512_fmadd_ps(sum[i], h[i / k.n].d, acc[i]);
-        if (has_min(k.type)) acc[i] = _mm512_fmadd_ps(min[i], h[i / k.n].m, acc[i]);
+    for (int i = 0; i < k.g; i++) {
+        acc[i] = _mm512_fmadd_ps(sum[i], h[i].d, acc[i]);
+        if (has_min(k.type)) acc[i] = _mm512_fmadd_ps(min[i], h[i].m, acc[i]);
     }
 }
 
@@ -108,66 +102,50 @@ INLINE void unit_32(tile k, const uint8_t *w, const act *a, __m512 *acc)
         r16_head h;
         if (k.ahead) fetch_lines(w + AHEAD, tn_unit_bytes(s));
         r16_read_head(k.type, w, &h);
-        step(k.type, k.n, &h, 0, w + s.head, a, acc + i * k.n, acc + i * k.n);
+        step(k.type, &h, 0, w + s.head, a, acc + i, acc + i);
     }
 }
 
-/* Writes y[token][row] for rows [0, left) or all rows of the groups. */
-INLINE void multiply(tile k, const uint8_t *w, const act *a, float *y, int64_t y_stride, int64_t left)
+/* Writes y[row] for rows [0, left) or all rows of the groups. */
+INLINE void multiply(tile k, const uint8_t *w, const act *a, float *y, int64_t left)
 {
     const tn_group_shape s = tn_group_shape_of(k.type, 16);
     __m512 acc[STREAMS];
 #pragma GCC unroll 4
-    for (int i = 0; i < k.g * k.n; i++)
+    for (int i = 0; i < k.g; i++)
         acc[i] = _mm512_setzero_ps();
-    for (int64_t u = 0; u < k.units; u++, w += tn_unit_bytes(s), a += k.n * (s.cols / 32))
+    for (int64_t u = 0; u < k.units; u++, w += tn_unit_bytes(s), a += s.cols / 32)
         if (s.cols == 256)
             unit_256(k, w, a, acc);
         else
             unit_32(k, w, a, acc);
 #pragma GCC unroll 4
-    for (int i = 0; i < k.g * k.n; i++) {
-        const int64_t r = 16 * (i / k.n);
-        const __mmask16 rows = (__mmask16)(left - r >= 16 ? 0xffff : (1u << (left - r)) - 1);
-        _mm512_mask_storeu_ps(y + i % k.n * y_stride + r, rows, acc[i]);
-    }
-}
-
-INLINE void groups(uint32_t type, int n, bool ahead, const tn_weight *w, const act *a, float *y,
-                   int64_t y_stride, int64_t row0, int64_t row1)
-{
-    tile k = {type, 1, n, ahead, 16 * (int64_t)w->row_bytes,
-              w->cols / tn_group_shape_of(type, 16).cols};
-    const uint8_t *p = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
-    int64_t r = row0;
-    if (n == 1 && ahead) {
-        for (k.g = 4; r + 64 <= row1; r += 64, p += 4 * k.group_bytes)
-            multiply(k, p, a, y + r, y_stride, 64);
-        for (k.g = 2; r + 32 <= row1; r += 32, p += 2 * k.group_bytes)
-            multiply(k, p, a, y + r, y_stride, 32);
-    }
-    for (k.g = 1; r < row1; r += 16, p += k.group_bytes)
-        multiply(k, p, a, y + r, y_stride, row1 - r);
+    for (int i = 0; i < k.g; i++)
+        _mm512_mask_storeu_ps(y + 16 * i, first_rows(left - 16 * i), acc[i]);
 }
 
 INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    const int64_t blocks = w->cols / 32, n = x->n;
-    if (n > TN_FEW_TOKENS || n * blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(act)) {
+    const int64_t blocks = w->cols / 32;
+    if (x->n > 1 || blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(act)) {
         tn_avx512_many(TN_LAYOUT_R16, type)(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
     act *a = scratch;
     for (int64_t b = 0; b < blocks; b++)
-        for (int64_t t = 0; t < n; t++)
-            pack(type, r16_high(type), a + b * n + t, x->q + t * blocks + b);
-    switch (n) {
-    case 1: groups(type, 1, ahead, w, a, y, y_stride, row0, row1); return;
-    case 2: groups(type, 2, ahead, w, a, y, y_stride, row0, row1); return;
-    case 3: groups(type, 3, ahead, w, a, y, y_stride, row0, row1); return;
-    default: groups(type, 4, ahead, w, a, y, y_stride, row0, row1); return;
+        pack(type, r16_high(type), a + b, x->q + b);
+    tile k = {type, 1, ahead, 16 * (int64_t)w->row_bytes, w->cols / tn_group_shape_of(type, 16).cols};
+    const uint8_t *p = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
+    int64_t r = row0;
+    if (ahead) {
+        for (k.g = 4; r + 64 <= row1; r += 64, p += 4 * k.group_bytes)
+            multiply(k, p, a, y + r, 64);
+        for (k.g = 2; r + 32 <= row1; r += 32, p += 2 * k.group_bytes)
+            multiply(k, p, a, y + r, 32);
     }
+    for (k.g = 1; r < row1; r += 16, p += k.group_bytes)
+        multiply(k, p, a, y + r, row1 - r);
 }
 
 #define MATMUL(name, type)                                                                         \

@@ -7,9 +7,18 @@
 
 typedef __m512i wide;
 
-/* Products of any number of tokens with weights of an interleaved layout; for more than
- * TN_FEW_TOKENS they are the fastest. avx512_many.c */
+enum { TN_SEVERAL_TOKENS = 16 }; /* for so many a panel is not worth while */
+
+/* Products of any number of tokens with weights of an interleaved layout; for more than TN_FEW_TOKENS,
+ * in R16 for more than one, they are the fastest. avx512_many.c */
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
+
+/* y (+)= rows [row0, row1) of R16 weights times a piece of at most TN_SEVERAL_TOKENS tokens, whose packed
+ * activations are in tiles of `tile` tokens; sums continue in y from the second piece on. */
+typedef void (*tn_several_fn)(const tn_weight *w, const piece *p, int tile, float *y, int64_t y_stride,
+                              int64_t row0, int64_t row1);
+/* avx512_few.c */
+tn_several_fn tn_avx512_several(uint32_t type);
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
@@ -76,6 +85,11 @@ INLINE wide field(wide v, int shift, int mask)
     if (shift > 0) v = _mm512_srli_epi16(v, (unsigned)shift);
     if (shift < 0) v = _mm512_slli_epi16(v, (unsigned)-shift);
     return _mm512_and_si512(v, _mm512_set1_epi8((char)mask));
+}
+/* One bit for each of the first `left` rows of a group. */
+INLINE __mmask16 first_rows(int64_t left)
+{
+    return (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
 }
 /* In every byte the bits of a that are set in mask, and the others of b. */
 INLINE wide select_bits(int mask, wide a, wide b)
