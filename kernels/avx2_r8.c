@@ -85,19 +85,25 @@ INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
         _mm_prefetch((const char *)w + i, _MM_HINT_T0);
 }
 
-/* acc += units of one group times n tokens of the packed activations a. */
-INLINE void group_tile(uint32_t type, const uint8_t *w, const r8_act *a, int64_t n, int64_t units,
-                       __m256 *acc)
+/* acc += units of one group times n tokens of the packed activations a. ahead: asks for what is read 256
+ * columns later, and behind the last ones for what the group `next` bytes on begins with. */
+INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, int64_t next, const r8_act *a,
+                       int64_t n, int64_t units, __m256 *acc)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
+    const int64_t later = 256 / s.cols, jump = next - units * tn_unit_bytes(s);
     for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
+        const uint8_t *then = w + later * tn_unit_bytes(s) + (u + later < units ? 0 : jump);
         r8_head h;
+        if (ahead) fetch_lines(then, s.head);
         read_head(type, w, &h);
 #pragma GCC unroll 1
         for (int j = 0; j < steps; j++, a += n) {
+            const int64_t at = s.head + step_bytes * j;
             vec v[8];
-            read_quants(s.bits, w + s.head + step_bytes * j, v);
+            if (ahead) fetch_lines(then + at, step_bytes);
+            read_quants(s.bits, w + at, v);
 #pragma GCC unroll 4
             for (int64_t t = 0; t < n; t++)
                 acc[t] = step_product(type, &h, j, v, a + t, acc[t]);
@@ -210,14 +216,14 @@ INLINE void few_rows(uint32_t type, int64_t n, const rows_of_run *r, const r8_ac
 }
 
 /* acc += blocks [b0, b1) of group g times n tokens. */
-INLINE void group_runs(uint32_t type, const tn_weight *w, int64_t g, const r8_act *a, int64_t n,
-                       int64_t b0, int64_t b1, __m256 *acc)
+INLINE void group_runs(uint32_t type, bool ahead, const tn_weight *w, int64_t g, const r8_act *a,
+                       int64_t n, int64_t b0, int64_t b1, __m256 *acc)
 {
     const int64_t per = tn_group_shape_of(type, 8).cols / 32;
     while (b0 < b1) {
         const tn_group_run run = tn_group_run_at(type, 8, w, b0);
         const int64_t blocks = (run.end < b1 ? run.end : b1) - b0;
-        group_tile(type, run.at + g * run.next, a, n, blocks / per, acc);
+        group_tile(type, ahead, run.at + g * run.next, run.next, a, n, blocks / per, acc);
         a += blocks * n;
         b0 += blocks;
     }
@@ -245,9 +251,9 @@ INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_a
         for (int64_t t = 0; t < n; t++)
             acc[t] = b0 ? _mm256_maskload_ps(y + t * y_stride + 8 * g, rows) : _mm256_setzero_ps();
         if (n == 1)
-            group_runs(type, w, g, a, 1, b0, b0 + blocks, acc);
+            group_runs(type, ahead, w, g, a, 1, b0, b0 + blocks, acc);
         else
-            group_runs(type, w, g, a, n, b0, b0 + blocks, acc);
+            group_runs(type, ahead, w, g, a, n, b0, b0 + blocks, acc);
         for (int64_t t = 0; t < n; t++)
             _mm256_maskstore_ps(y + t * y_stride + 8 * g, rows, acc[t]);
     }
