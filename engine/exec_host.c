@@ -153,8 +153,8 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->h = take(a, n * hp->n_embd, sizeof *h->h);
     h->in = take(a, n * in_cols, sizeof *h->in);
     h->in_q = take(a, parts * (in_cols / 32 + 1), sizeof *h->in_q);
-    const bool many = parts >= TN_MANY_TOKENS;
-    if (many) h->in_packed.data = take(a, parts * (in_cols / 32), TN_PACKED_BYTES);
+    const bool many = parts >= TN_MANY_TOKENS, pack = parts >= TN_PACK_TOKENS;
+    if (pack) h->in_packed.data = take(a, parts * (in_cols / 32), TN_PACKED_BYTES);
     h->q = take(a, n * max64(n_q, hp->n_embd), sizeof *h->q);
     h->out = h->q;
     h->k = take(a, n * hp->n_head_kv * hp->head_dim_k, sizeof *h->k);
@@ -162,7 +162,7 @@ static void lay_out(tn_host *h, arena *a, readers r)
     h->used = hp->n_expert ? hp->n_expert_used : 1;
     if (r.down_f32) h->hidden = take(a, n * h->used * hp->n_ff, sizeof *h->hidden);
     if (r.down_q8) h->hidden_q = take(a, parts * h->used * (hp->n_ff / 32), sizeof *h->hidden_q);
-    if (r.down_q8 && many && !hp->n_expert)
+    if (r.down_q8 && pack && !hp->n_expert)
         h->hidden_packed.data = take(a, parts * (hp->n_ff / 32), TN_PACKED_BYTES);
     for (int i = 0; i < 2; i++)
         h->angles[i] = take(a, n * hp->n_rot, sizeof *h->angles[i]);

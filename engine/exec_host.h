@@ -135,7 +135,8 @@ void tn_host_join(tn_host *h, int32_t layer);
 /* ---- shared by exec_host.c, exec_moe.c and exec_rows.c --------------------------------------- */
 
 enum {
-    TN_MANY_TOKENS = 16,  /* from here on a call of OpenBLAS, packing and repacking are worth it */
+    TN_MANY_TOKENS = 16,  /* from here on a call of OpenBLAS and repacking are worth it, */
+    TN_PACK_TOKENS = 2,   /* and packing activations once for all pieces */
     TN_PACKED_GRAIN = 32, /* rows of a piece where there is nothing to prepare for each */
 };
 

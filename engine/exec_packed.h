@@ -9,7 +9,7 @@ static inline void tn_packed_begin(const tn_host *h, tn_host_packed *p, const tn
                                    int64_t n)
 {
     p->fn = NULL;
-    if (!w || !p->data || n * h->parts < TN_MANY_TOKENS) return;
+    if (!w || !p->data || n * h->parts < TN_PACK_TOKENS) return;
     p->layout = tn_host_layout(h, w, n * h->parts);
     p->type = w->type;
     p->fn = h->kern->pack[p->layout][p->type];

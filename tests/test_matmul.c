@@ -173,7 +173,7 @@ static void run_case(const test_case *c, const char *how, const tn_kernels *k, c
             CHECK_MSG(memcmp(whole, split, (size_t)(x.n * stride + PAD) * sizeof *whole) == 0,
                       "%s, %s, n %d: a split at row %d changes bits", c->text, how, (int)x.n, (int)cut);
         }
-        if (x.n > 4 && k->pack[w->layout][w->type]) run_packed(c, how, k, w, x, whole);
+        if (x.n > 1 && k->pack[w->layout][w->type]) run_packed(c, how, k, w, x, whole);
         free(whole);
         free(split);
     }
@@ -222,7 +222,7 @@ static void run_slabs(const test_case *c, const char *how, const tn_kernels *k, 
         some_rows(k, &rest, &x, got + half, stride, 0, rest.rows);
         CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s, n %d: slabs of %d change bits", c->text, how,
                   (int)n, (int)slab);
-        if (n > 4 && k->pack[w->layout][w->type]) run_packed(c, how, k, &cut, x, want);
+        if (n > 1 && k->pack[w->layout][w->type]) run_packed(c, how, k, &cut, x, want);
         free(want);
         free(got);
     }
