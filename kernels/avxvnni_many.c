@@ -294,12 +294,19 @@ INLINE tn_matmul_fn many_of(uint32_t type)
     }
 }
 
+/* For so many avx2_r8.c, which needs no panel, is faster; not with 8 bits, whose signs cost it as much as the
+ * products. */
+INLINE int64_t avx2_tokens(uint32_t type)
+{
+    return type == TN_TYPE_Q8_0 ? TN_FEW_TOKENS : 2 * TN_FEW_TOKENS;
+}
+
 INLINE void any(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
                 int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     tn_acts plain = *x;
     plain.packed = NULL; /* avx2_r8.c packs in its own way */
-    if (x->n > TN_FEW_TOKENS)
+    if (x->n > avx2_tokens(type))
         many_of(type)(w, x, y, y_stride, row0, row1, scratch);
     else
         tn_r8_matmul_avx2(type, ahead)(w, &plain, y, y_stride, row0, row1, scratch);
