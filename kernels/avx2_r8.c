@@ -4,15 +4,17 @@
  *
  * One token is bound by memory. Measured on Zen 4: one stream reaches 95 % of what plain reading
  * does, several groups in step only half of that, and software prefetch costs 5 to 15 %. On Xeons
- * software prefetch in four groups in step is best; so a CPU gets what suits it. With prefetch and two
- * groups in step 2 and 4 tokens cost 1.3 and 1.5 times what one does (one core of a Xeon, from memory),
- * and 1.8 and 2.1 times without. */
+ * software prefetch in four groups in step is best; so a CPU gets what suits it. With prefetch and
+ * two groups in step 2 and 4 tokens cost 1.3 and 1.5 times what one does (one core of a Xeon, from
+ * memory), and 1.8 and 2.1 times without. From 5 tokens on one group is best: sums take the registers,
+ * and arithmetic is the limit. With prefetch 5 and 8 tokens cost 1.8 and 2.2 times one, 2.4 and 3.0
+ * without. */
 #include "avx2_r8.h"
 
 enum {
     TILE = 64,               /* most tokens of a tile */
     PIECE = 64,              /* blocks of columns at a time: a tile's activations stay in L2 */
-    FEW = 4,                 /* tokens whose weights are asked for ahead of use: */
+    FEW = 4,                 /* tokens whose weights are read in several streams: */
     STREAMS = 4,             /* groups in step, with software prefetch; */
     FEW_STREAMS = 2,         /* of several tokens */
     AHEAD = 1152,            /* bytes between what is read and what is asked for, in each */

@@ -1,6 +1,6 @@
-/* Products of one token with 16-row interleaved weights, AVX-512 VNNI: what decoding does. Integer scales
- * are applied in float within a unit, the float scale once per unit. The order of additions of a row
- * depends on nothing but its length.
+/* Products of one token with 16-row interleaved weights, AVX-512 VNNI: what decoding does. Integer
+ * scales are applied in float within a unit, the float scale once per unit. The order of additions
+ * of a row depends on nothing but its length.
  *
  * It is bound by memory. Measured on Emerald Rapids, Q4_K from DRAM, two threads, % of the best
  * plain read: one stream 70, four groups in step unit by unit 79, step by step 97 (with software
