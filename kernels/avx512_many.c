@@ -193,12 +193,13 @@ typedef struct shape {
     int g, n;
 } shape;
 
-/* The sums of half h of a block, from their start values on. */
+/* The sums of half h of a block, from their start values on. Types with minima have no offset:
+ * their sums all start with the same, which needs no loads. */
 INLINE void half_sums_of(shape s, const uint8_t *w, const act *a, int h, wide *sum)
 {
 #pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++)
-        sum[i] = _mm512_set1_epi32(a[i % s.n].c[h]);
+        sum[i] = _mm512_set1_epi32(s.f.min ? BASE_BITS : a[i % s.n].c[h]);
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
         wide v[GROUPS];
