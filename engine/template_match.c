@@ -102,6 +102,14 @@ static bool ends_with(slice s, const char *suffix)
     return (size_t)(s.end - s.p) >= n && memcmp(s.end - n, suffix, n) == 0;
 }
 
+/* True if resolve() of template.c knows every escape in a literal. */
+static bool simple_escapes(slice s)
+{
+    for (; s.p < s.end; s.p++)
+        if (*s.p == '\\' && (++s.p == s.end || !strchr("nt'\"\\", *s.p))) return false;
+    return true;
+}
+
 /* The text between ChatML's system header and its end, if the literal is just that. */
 static slice default_system(slice s)
 {
@@ -124,7 +132,7 @@ static slice default_system(slice s)
     if (!ends_with(s, tail)) return none;
     s.end -= sizeof tail - 1;
     if (s.p == s.end || memchr(s.p, '|', (size_t)(s.end - s.p))) return none;
-    return s;
+    return simple_escapes(s) ? s : none;
 }
 
 static void put_string_bytes(reader *r, slice s)

@@ -230,6 +230,11 @@ TEST(the_default_system_text_is_the_templates_own)
     CHECK(tn_chat_format_detect(tmpl, strlen(tmpl)) == NULL);
     snprintf(tmpl, sizeof tmpl, "%s%s%s", before, "one|two", after); /* may be part of a token */
     CHECK(tn_chat_format_detect(tmpl, strlen(tmpl)) == NULL);
+    static const char *const escapes[] = {"a\\ b", "a\\x41", "a\\u00e9", "a\\101", "a\\\n b"};
+    for (int i = 0; i < 5; i++) { /* Jinja resolves them, or keeps the backslash */
+        snprintf(tmpl, sizeof tmpl, "%s%s%s", before, escapes[i], after);
+        CHECK_MSG(!tn_chat_format_detect(tmpl, strlen(tmpl)), "%s", escapes[i]);
+    }
 }
 
 /* The rules by which Jinja, set up as chat templates have it, prints text around tags. */
