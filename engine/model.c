@@ -297,6 +297,18 @@ static tn_status bind_embeddings(tn_load *l)
     return s;
 }
 
+/* Files of Mixtral made before April 2024 hold each expert in tensors of its own. */
+static tn_status check_experts(tn_load *l)
+{
+    const char *name = "blk.0.ffn_gate.0.weight";
+    const tn_gguf_tensor *t = tn_gguf_find_tensor(l->m->gguf, name);
+    if (!t || !l->m->hp.n_expert) return TN_OK;
+    return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
+                   "%s: tensor '%s': the file holds experts one by one, as was done before "
+                   "April 2024; get a newer file of the model",
+                   l->m->name, name);
+}
+
 /* A tensor nobody asked for may change what the model computes: better refused than ignored. */
 static tn_status check_all_used(tn_load *l)
 {
@@ -330,6 +342,7 @@ tn_status tn_model_bind(tn_load *l)
 {
     tn_model *m = l->m;
     tn_status s = read_hparams(l);
+    if (!s) s = check_experts(l);
     if (!s) s = tn_sides_make(l);
     if (!s) s = tn_load_choose(l);
     if (!s) s = bind_embeddings(l);

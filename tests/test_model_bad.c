@@ -324,4 +324,40 @@ TEST(hyper_parameters_out_of_range_are_refused_by_name)
     CHECK_INT(memory.live, 0);
 }
 
+/* Old files of Mixtral: an expert is a tensor by itself. */
+TEST(experts_one_by_one_are_refused_as_such)
+{
+    const uint8_t *bytes;
+    size_t size;
+    tn_gguf_writer *tiny, *w = tn_gguf_writer_new(NULL);
+    tn_gguf *g = NULL;
+    tiny_model(&tiny_kinds[1], &tiny, &bytes, &size);
+    if (!w || tn_gguf_parse(&g, bytes, size, "tiny", NULL, NULL)) abort();
+    for (uint64_t i = 0; i < tn_gguf_n_keys(g); i++)
+        tn_gguf_writer_copy(w, tn_gguf_key_at(g, i));
+    for (uint64_t i = 0; i < tn_gguf_n_tensors(g); i++) {
+        const tn_gguf_tensor *t = tn_gguf_tensor_at(g, i);
+        char name[80];
+        snprintf(name, sizeof name, "%.*s", (int)t->name.len, t->name.data);
+        if (!strcmp(name, "blk.0.ffn_gate_exps.weight")) strcpy(name, "blk.0.ffn_gate.0.weight");
+        tn_gguf_writer_tensor(w, name, t->type, t->n_dims, t->shape, tn_gguf_tensor_data(g, t));
+    }
+    if (tn_gguf_writer_finish(w, &bytes, &size, NULL)) abort();
+    use_memory memory = {0};
+    tn_engine *engine = use_engine(&memory);
+    tn_model *m = NULL;
+    tn_error err = {0};
+    const tn_status s = tn_model_open_memory(&m, engine, bytes, size, "f.gguf", NULL, &err);
+    CHECK_INT(s, TN_EUNSUPPORTED);
+    CHECK_MSG(strstr(err.msg, "f.gguf: tensor 'blk.0.ffn_gate.0.weight'"), "%s", err.msg);
+    CHECK_MSG(strstr(err.msg, "newer file"), "%s", err.msg);
+    CHECK_MSG(err.offset > 0, "offset %lld", (long long)err.offset);
+    tn_model_close(m);
+    tn_engine_free(engine);
+    CHECK_INT(memory.live, 0);
+    tn_gguf_close(g);
+    tn_gguf_writer_free(tiny);
+    tn_gguf_writer_free(w);
+}
+
 TEST_MAIN
