@@ -156,9 +156,13 @@ static const tn_pre_step chameleon[] = {{"<sentinel:[0-9]+>", false},
                                         {"[\\p{P}!-/:-@\\[-`{-~]", false},
                                         {GPT2, false},
                                         {0}};
+/* Letters in circles and squares, part of words to the originals' engine. */
+#define FRAMED                                                                                     \
+    "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 /* The originals look ahead over all digits at every digit: \d{1,3}(?=(?:\d{3})*\b) and the like. */
 static const tn_pre_step tiny_aya[] = {
-    {"(?<!\\p{Nd})\\p{Nd}++(?![\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe])",
+    {"(?<!\\p{Nd})\\p{Nd}++(?![\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe" FRAMED
+     "])",
      true},
     {GPT4O, false},
     {0}};

@@ -169,6 +169,27 @@ TEST(pieces_are_those_of_the_original_patterns)
     json_decref(all);
 }
 
+/* Where a number ends no word its digits are not grouped from the right: pieces that the Python
+ * package tokenizers 0.23.3 cuts with the pattern of tiny_aya. */
+TEST(letters_in_circles_and_squares_continue_a_word)
+{
+    static const struct {
+        const char *text;
+        size_t first;
+    } cases[] = {{"4567\u24b6", 3}, {"4567\u24e9", 3}, {"4567\U0001f130", 3}, {"4567\U0001f149", 3},
+                 {"4567\U0001f150", 3}, {"4567\U0001f189", 3}, {"4567\u24ea", 1},
+                 {"4567\U0001f14a", 1}, {"4567", 1}, {"4567x", 3}};
+    tn_pre *pre = new_pre("tiny_aya");
+    REQUIRE(pre);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pieces p = {0};
+        const char *s = cases[i].text;
+        CHECK_INT(tn_pre_split(pre, s, strlen(s), note_piece, &p, NULL), TN_OK);
+        CHECK_MSG(p.chars[0] == cases[i].first, "'%s': %zu digits", s, p.chars[0]);
+    }
+    tn_pre_free(pre);
+}
+
 /* A quadratic pattern would not end within the runner's patience, a limit that is too low is an
  * error. */
 TEST(every_pre_tokenizer_cuts_long_runs)
