@@ -80,6 +80,11 @@ static const struct {
     {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_works", {"E", "E", "E", "E", "E", "E"}},
     {"allocated_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"pinned_allocated_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"pinned_freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"registered_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"unregistered_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
+    {"unregistered_while_copied", {"E", "E", "E", "E", "E", "E"}},
 };
 
 /* ---- one case, in the child ------------------------------------------------------------------ */

@@ -4,6 +4,8 @@
  * be silent in all. A case returns whether its result is right. */
 #include "emu_bugs_cases.h"
 
+#include <pthread.h>
+
 static const int N = 1 << 11; /* TSan takes its time over every thread */
 
 __global__ void fill(float *p, float v, int n)
@@ -372,6 +374,57 @@ template <bool BUG> static bool allocated_while_host_awaited()
     if (!BUG) __atomic_store_n(flag, 1, __ATOMIC_RELEASE);
     return device<float>(64) != nullptr;
 }
+/* Page-locking and its end may wait for all devices. What makes each go well here by waiting is a
+ * thread, as a host function would be waited for, too. */
+static void *write_later(void *flag)
+{
+    write_flag(flag);
+    return nullptr;
+}
+template <bool BUG, class Call> static bool beside_wait(Call call)
+{
+    uint32_t *flag = pinned<uint32_t>(1);
+    pthread_t writer;
+    if (BUG)
+        pthread_create(&writer, nullptr, write_later, flag);
+    else
+        __atomic_store_n(flag, 1, __ATOMIC_RELEASE); /* it need not have been seen */
+    cuStreamWaitValue32(s1, (CUdeviceptr)(uintptr_t)flag, 1, CU_STREAM_WAIT_VALUE_GEQ);
+    const bool right = call() == cudaSuccess;
+    if (BUG) pthread_join(writer, nullptr);
+    return right;
+}
+static __attribute__((aligned(4096))) unsigned char own_page[4096];
+template <bool BUG> static bool pinned_allocated_while_host_awaited()
+{
+    void *p;
+    return beside_wait<BUG>([&] { return cudaHostAlloc(&p, 64, cudaHostAllocMapped); });
+}
+template <bool BUG> static bool pinned_freed_while_host_awaited()
+{
+    float *p = pinned<float>(64);
+    return beside_wait<BUG>([=] { return cudaFreeHost(p); });
+}
+template <bool BUG> static bool registered_while_host_awaited()
+{
+    return beside_wait<BUG>([] { return cudaHostRegister(own_page, sizeof own_page, cudaHostRegisterMapped); });
+}
+template <bool BUG> static bool unregistered_while_host_awaited()
+{
+    cudaHostRegister(own_page, sizeof own_page, cudaHostRegisterMapped);
+    return beside_wait<BUG>([] { return cudaHostUnregister(own_page); });
+}
+/* A copy out of memory that is page-locked no more when it happens. */
+template <bool BUG> static bool unregistered_while_copied()
+{
+    float *d = device<float>(N);
+    cudaHostRegister(own_page, sizeof own_page, cudaHostRegisterMapped);
+    for (int i = 0; i < 64; i++)
+        fill_all(d, 1, s1);
+    up(d, own_page, sizeof own_page);
+    if (!BUG) cudaStreamSynchronize(s1);
+    return cudaHostUnregister(own_page) == cudaSuccess;
+}
 template <bool BUG> static bool freed_while_host_works()
 {
     float *d = device<float>(64);
@@ -404,6 +457,11 @@ const struct emu_case emu_host_cases[] = {
     CASE(freed_while_host_awaited),
     CASE(freed_while_host_works),
     CASE(allocated_while_host_awaited),
+    CASE(pinned_allocated_while_host_awaited),
+    CASE(pinned_freed_while_host_awaited),
+    CASE(registered_while_host_awaited),
+    CASE(unregistered_while_host_awaited),
+    CASE(unregistered_while_copied),
     {nullptr, nullptr, nullptr}};
 
 bool emu_case_run(const struct emu_case *c, bool bug)
