@@ -293,6 +293,25 @@ TEST(copies)
     rig_down(&r);
 }
 
+/* What upload and download promise although the memory is pinned and the device dawdles. */
+TEST(upload_and_download_are_done_when_they_return)
+{
+    NEEDS_EMULATION;
+    rig r;
+    REQUIRE(rig_up(&r, 4096));
+    const tn_emu_settings before = settings_of(r.d);
+    tn_emu_settings s = before;
+    s.delay_us = 5000;
+    r.d->api->emu->set(&s);
+    OK(r.d->api->upload(r.d, r.a, r.in, r.n, &err));
+    memset(r.in, 42, r.n);
+    OK(r.d->api->download(r.d, r.out, r.a, r.n, &err));
+    CHECK_INT(r.out[0], 1);
+    CHECK_INT(r.out[r.n - 1], (unsigned char)((r.n - 1) * 7 + 1));
+    r.d->api->emu->set(&before);
+    rig_down(&r);
+}
+
 /* A stream that waits for a flag shows that calls return at once and that other streams go on. */
 TEST(streams_are_asynchronous)
 {

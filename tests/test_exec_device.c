@@ -494,6 +494,40 @@ TEST(statistics_tell_the_sides_apart)
     golden_free(&g);
 }
 
+/* A token is recorded once and launched for all others, also where the cache gets new pages; the host's
+ * part of a layer changes nothing. */
+static void check_recorded_once(const golden *g, const char *place)
+{
+    run r;
+    tn_emu_counters before = {0}, after = {0};
+    const run_options o = {.kv = TN_KV_F16, .device = device, .page_size = 16, .granule = 16, .place = place};
+    if (!run_open(&r, g->path, &o)) return;
+    const tn_emu_control *emu = r.engine->device->api->emu;
+    CHECK_INT(tn_context_eval(r.ctx, g->tokens, 5, NULL), TN_OK);
+    for (int i = 5; i < 25; i++) {
+        emu->count(&before);
+        CHECK_INT(tn_context_eval(r.ctx, g->tokens + i, 1, NULL), TN_OK);
+        emu->count(&after);
+        CHECK_MSG(after.graphs - before.graphs == (i == 5), "%s, token %d: %d recordings", place, i,
+                  (int)(after.graphs - before.graphs));
+    }
+    run_close(&r);
+}
+
+TEST(a_token_is_recorded_once)
+{
+    static const char *const names[] = {"qwen3", "gemma3", "mixtral"};
+    if (!have_device(device)) return;
+    if (strcmp(device, "emu")) SKIP("only the emulated device counts recordings");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i += sample) {
+        golden g;
+        if (!golden_load(&g, names[i])) return;
+        check_recorded_once(&g, ".=device");
+        if (i < 2) check_recorded_once(&g, "ffn_=split:0.4,.=device");
+        golden_free(&g);
+    }
+}
+
 /* Whether there are two devices. */
 static bool two_there(void)
 {

@@ -13,6 +13,7 @@ using namespace emu;
 struct cublasContext {
     cudaStream_t stream;
     tn_blas *blas; /* NULL: plain loops */
+    cublasMath_t math;
 };
 
 namespace
@@ -67,7 +68,20 @@ struct product {
     void *c;
     cudaDataType c_type;
     long long ldc;
+    bool tf32;
 };
+
+/* Rounded to the 11 bits that TF32 has. */
+void round_to_tf32(std::vector<float> &v)
+{
+    for (float &f : v) {
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        if ((u & 0x7f800000) == 0x7f800000) continue;
+        u = (u + 0x1000) & ~0x1fffu;
+        memcpy(&f, &u, 4);
+    }
+}
 
 void multiply(const tn_blas *blas, const product &p)
 {
@@ -78,6 +92,10 @@ void multiply(const tn_blas *blas, const product &p)
         load_line(&w[r * k], p.a, (long long)r * p.a.row, p.a.col, k);
     for (size_t t = 0; t < n; t++)
         load_line(&x[t * k], p.b, (long long)t * p.b.col, p.b.row, k);
+    if (p.tf32) {
+        round_to_tf32(w);
+        round_to_tf32(x);
+    }
     if (blas) {
         tn_blas_matmul(blas, w.data(), p.m, p.k, x.data(), p.k, p.n, y.data(), p.m);
     } else {
@@ -126,8 +144,9 @@ cublasStatus_t cublasSetStream(cublasHandle_t h, cudaStream_t s)
     h->stream = s;
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t)
+cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode)
 {
+    h->math = mode;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -178,7 +197,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(
         check_operand(ci, c_type, m, n, ldc, "cuBLAS: C");
         product p = {
             m,  n,      k,  scale, keep, view(ai, a_type, op_a, lda), view(bi, b_type, op_b, ldb),
-            ci, c_type, ldc};
+            ci, c_type, ldc, h->math == CUBLAS_TF32_TENSOR_OP_MATH && a_type == CUDA_R_32F};
         const tn_blas *blas = h->blas;
         h->stream->push([=](replay *) { multiply(blas, p); });
     }

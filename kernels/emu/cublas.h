@@ -1,5 +1,5 @@
 /* The part of cuBLAS that the device code uses, on the emulated device. Matrices are column-major
- * as in cuBLAS. Calls are queued in the handle's stream. */
+ * as in cuBLAS. Calls are queued in the handle's stream. Under TF32 float32 operands lose 13 bits. */
 #ifndef TN_EMU_CUBLAS_H
 #define TN_EMU_CUBLAS_H
 
@@ -13,7 +13,11 @@ typedef enum {
     CUBLAS_STATUS_NOT_SUPPORTED = 15
 } cublasStatus_t;
 typedef enum { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 } cublasOperation_t;
-typedef enum { CUBLAS_DEFAULT_MATH = 0, CUBLAS_PEDANTIC_MATH = 2 } cublasMath_t;
+typedef enum {
+    CUBLAS_DEFAULT_MATH = 0,
+    CUBLAS_PEDANTIC_MATH = 2,
+    CUBLAS_TF32_TENSOR_OP_MATH = 3
+} cublasMath_t;
 typedef enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 } cudaDataType;
 typedef cudaDataType cudaDataType_t;
 typedef enum { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69 } cublasComputeType_t;

@@ -34,6 +34,7 @@ typedef struct tn_emu_counters {
     uint64_t pageable; /* copies in streams from or to memory that is not pinned */
     uint64_t strided;  /* copies of several pieces in one */
     uint64_t downloaded; /* bytes copied from devices to the host */
+    uint64_t graphs;     /* recordings made ready to be launched */
 } tn_emu_counters;
 
 /* The control of an emulated device, reached through tn_device_api. Settings belong to the process

@@ -173,6 +173,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long)
 {
     *x = new emu_graph(*g);
+    __atomic_fetch_add(&counters.graphs, 1, __ATOMIC_RELAXED);
     const int before = current_device();
     cudaError_t e = cudaSuccess;
     for (size_t i = 1; i < (*x)->branches.size() && e == cudaSuccess; i++) {
