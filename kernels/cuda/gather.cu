@@ -2,55 +2,77 @@
 #include "weights.h"
 #include "ops.h"
 
-__device__ __forceinline__ void store8(float *to, const float *v)
+enum { THREADS = 128 };
+
+__device__ __forceinline__ int4 pack(const float *v, float)
 {
-    *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
-    *(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
+    int4 word;
+    memcpy(&word, v, 16);
+    return word;
 }
 
-__device__ __forceinline__ void store8(half *to, const float *v)
+__device__ __forceinline__ int4 pack(const float *v, half)
 {
     half2 h[4];
     for (int i = 0; i < 4; i++)
         h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
     int4 word;
     memcpy(&word, h, 16);
-    *(int4 *)to = word;
+    return word;
 }
 
-/* Unit u of row `row`, times scale, to out[32]. */
+/* 16-byte words of a unit of Out, and elements in one. Word c of thread t's unit lies at slot(t, c) of
+ * its row of shared memory, so that eight threads with the same c meet different banks. */
+template <class Out> struct Words {
+    static constexpr int n = 32 * (int)sizeof(Out) / 16, each = 32 / n;
+    static __device__ __forceinline__ int slot(int t, int c)
+    {
+        return c ^ t / (8 / n) % n;
+    }
+};
+
+/* Unit u of row `row`, times scale, to words; a row that does not exist is NaN. */
 template <int T, class Out>
-__device__ void unpack_to(Out *out, const tn_dweight &w, int64_t row, int64_t u, float scale)
+__device__ __forceinline__ void unpack_to(int4 *words, const tn_dweight &w, int64_t row, int u,
+                                          float scale)
 {
+    typedef Words<Out> W;
+    const bool there = row >= 0 && row < w.rows;
     RawUnit raw;
     Unit unit;
-    load_unit<T>(raw, row_planes(w, row), (int)u);
-    unpack_unit<T>(unit, raw, (int)u);
+    load_unit<T>(raw, row_planes(w, there ? row : 0), u);
+    unpack_unit<T>(unit, raw, u);
+    if (!there) scale = NAN;
 #pragma unroll
-    for (int i = 0; i < 32; i += 8) {
-        float v[8];
-        for (int j = 0; j < 8; j++)
-            v[j] = scale * unit_value<T>(unit, i + j);
-        store8(out + i, v);
+    for (int c = 0; c < W::n; c++) {
+        float v[W::each];
+#pragma unroll
+        for (int j = 0; j < W::each; j++)
+            v[j] = scale * unit_value<T>(unit, c * W::each + j);
+        words[W::slot((int)threadIdx.x, c)] = pack(v, Out());
     }
 }
 
-/* One thread a unit; rows are those named by ids, or all from 0 where ids is NULL. */
+/* One thread a unit of `units` a row; rows are those named by ids, or all from 0 where ids is NULL. A
+ * warp's units go through shared memory, so that its stores fill whole sectors. */
 template <int T, class Out>
-__global__ void unpack_rows(tn_dweight w, const int32_t *ids, int64_t n, float scale, Out *out,
-                            int64_t stride)
+__global__ void __launch_bounds__(THREADS)
+    unpack_rows(tn_dweight w, const int32_t *ids, unsigned n, unsigned units, float scale, Out *out,
+                int64_t stride)
 {
-    const int64_t units = w.cols / 32, at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= units * n) return;
-    const int64_t i = at / units, u = at % units, row = ids ? ids[i] : i;
-    Out *to = out + i * stride + 32 * u;
-    if (row >= 0 && row < w.rows) {
-        unpack_to<T>(to, w, row, u, scale);
-        return;
+    typedef Words<Out> W;
+    SHARED(int4, words, [THREADS][W::n]);
+    SHARED(Out *, to, [THREADS]);
+    const int me = (int)threadIdx.x, lane = me % 32;
+    const unsigned at = blockIdx.x * THREADS + threadIdx.x, i = at / units, u = at % units;
+    to[me] = i < n ? out + i * stride + 32 * u : nullptr;
+    if (i < n) unpack_to<T, Out>(words[me], w, ids ? ids[i] : i, (int)u, scale);
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < W::n; j++) {
+        const int t = me - lane + (32 * j + lane) / W::n, c = lane % W::n;
+        if (to[t]) ((int4 *)to[t])[c] = words[t][W::slot(t, c)];
     }
-    const float nan[8] = {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
-    for (int j = 0; j < 32; j += 8)
-        store8(to + j, nan);
 }
 
 __device__ __forceinline__ float element(const tn_dweight &w, int64_t row, int64_t c)
@@ -81,9 +103,12 @@ tn_status tn_cuda_gather(tn_stream *stream, const tn_dweight *w, const int32_t *
                out, stride);
         return tn_cuda_launched();
     }
-    const unsigned blocks = (unsigned)((n * (w->cols / 32) + 127) / 128);
+    const int64_t units = w->cols / 32;
+    if (n > INT32_MAX / units) return TN_EARG;
+    const unsigned blocks = (unsigned)((n * units + THREADS - 1) / THREADS);
 #define CALL(T)                                                                                    \
-    LAUNCH(KERNEL(unpack_rows<T, float>), blocks, 128, 0, s, *w, ids, n, scale, out, stride)
+    LAUNCH(KERNEL(unpack_rows<T, float>), blocks, THREADS, 0, s, *w, ids, (unsigned)n,              \
+           (unsigned)units, scale, out, stride)
     TN_FOR_QUANT(w->type, CALL, return TN_EUNSUPPORTED)
 #undef CALL
     return tn_cuda_launched();
@@ -91,10 +116,13 @@ tn_status tn_cuda_gather(tn_stream *stream, const tn_dweight *w, const int32_t *
 
 tn_status tn_cuda_to_f16(cudaStream_t s, const tn_dweight *w, half *out)
 {
-    const unsigned blocks = (unsigned)((w->rows * (w->cols / 32) + 127) / 128);
+    const int64_t units = w->cols / 32;
+    if (w->rows > INT32_MAX / units) return TN_EARG;
+    const unsigned blocks = (unsigned)((w->rows * units + THREADS - 1) / THREADS);
     const int32_t *all = nullptr;
 #define CALL(T)                                                                                    \
-    LAUNCH(KERNEL(unpack_rows<T, half>), blocks, 128, 0, s, *w, all, w->rows, 1.0f, out, w->cols)
+    LAUNCH(KERNEL(unpack_rows<T, half>), blocks, THREADS, 0, s, *w, all, (unsigned)w->rows,         \
+           (unsigned)units, 1.0f, out, w->cols)
     TN_FOR_QUANT(w->type, CALL, return TN_EUNSUPPORTED)
 #undef CALL
     return tn_cuda_launched();

@@ -23,15 +23,15 @@ __device__ __forceinline__ float batch_scale(const int *amax_bits)
     return scale;
 }
 
-/* *amax_bits = maximum of |x|, as bits: those of non-negative floats have the floats' order. */
-__global__ void find_amax(const float *x, int64_t x_stride, int cols, int64_t n, int *amax_bits)
+/* *amax_bits = maximum of |x|, as bits: those of non-negative floats have the floats' order. Threads
+ * of the grid's first dimension take a row's columns, its second one the rows. */
+__global__ void find_amax(const float *x, int64_t x_stride, int cols, int n, int *amax_bits)
 {
+    const int c = 4 * (int)(blockIdx.x * blockDim.x + threadIdx.x);
     float amax = 0;
-    const int words = (cols + 3) / 4;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n * words;
-         i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t t = blockIdx.y; t < n && c < cols; t += gridDim.y) {
         float v[4];
-        load4(v, x + i / words * x_stride, (int)(i % words) * 4, cols);
+        load4(v, x + t * x_stride, c, cols);
         for (int j = 0; j < 4; j++)
             amax = fmaxf(amax, fabsf(v[j]));
     }
@@ -41,23 +41,24 @@ __global__ void find_amax(const float *x, int64_t x_stride, int cols, int64_t n,
     if (threadIdx.x % 32 == 0) atomicMax(amax_bits, bits);
 }
 
-/* One thread for 8 columns, a divisor of cols. */
-__global__ void to_half(half *out, const float *x, int64_t x_stride, int cols, int64_t n,
+/* One thread for 8 columns, a divisor of cols, of every gridDim.y-th row. */
+__global__ void to_half(half *out, const float *x, int64_t x_stride, int cols, int n,
                         const int *amax_bits)
 {
-    const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, words = cols / 8;
-    if (at >= n * words) return;
+    const int c = 8 * (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (c >= cols) return;
     const float factor = 1.0f / batch_scale(amax_bits);
-    const float *from = x + at / words * x_stride + at % words * 8;
-    float v[8];
-    load4(v, from, 0, 4);
-    load4(v + 4, from + 4, 0, 4);
-    half2 h[4];
-    for (int i = 0; i < 4; i++)
-        h[i] = __floats2half2_rn(v[2 * i] * factor, v[2 * i + 1] * factor);
-    int4 word;
-    memcpy(&word, h, 16);
-    *(int4 *)(out + 8 * at) = word;
+    for (int64_t t = blockIdx.y; t < n; t += gridDim.y) {
+        float v[8];
+        load4(v, x + t * x_stride, c, cols);
+        load4(v + 4, x + t * x_stride, c + 4, cols);
+        half2 h[4];
+        for (int i = 0; i < 4; i++)
+            h[i] = __floats2half2_rn(v[2 * i] * factor, v[2 * i + 1] * factor);
+        int4 word;
+        memcpy(&word, h, 16);
+        *(int4 *)(out + t * cols + c) = word;
+    }
 }
 
 /* y = y * scale (or / scale) + bias, one block for 1024 columns of a row. */
@@ -144,14 +145,16 @@ static tn_status multiply(cublasHandle_t h, const tn_dgemm *a, const tn_dweight 
 static tn_status prepare(cudaStream_t s, const tn_dgemm *a, const Plan *p)
 {
     if (cudaMemsetAsync(p->amax, 0, sizeof(int), s) != cudaSuccess) return TN_EDEVICE;
-    const int64_t words = a->x.n * (a->x.cols / 8);
-    const unsigned blocks = (unsigned)((words + 127) / 128);
-    LAUNCH(find_amax, blocks < 512 ? blocks : 512, 128, 0, s, (const float *)a->x.f, a->x.f_stride,
-           (int)a->x.cols, a->x.n, p->amax);
+    const int n = (int)a->x.n, cols = (int)a->x.cols;
+    const unsigned across = (unsigned)(cols + 511) / 512, halves = (unsigned)(cols + 1023) / 1024;
+    /* A block of the first ends in four maxima at one place, which wait for each other. */
+    const unsigned down = across < 512 ? 512 / across : 1;
+    LAUNCH(find_amax, dim3(across, down < (unsigned)n ? down : (unsigned)n), 128, 0, s,
+           (const float *)a->x.f, a->x.f_stride, cols, n, p->amax);
     tn_status status = tn_cuda_launched();
     if (status) return status;
-    LAUNCH(to_half, blocks, 128, 0, s, p->x, (const float *)a->x.f, a->x.f_stride, (int)a->x.cols,
-           a->x.n, (const int *)p->amax);
+    LAUNCH(to_half, dim3(halves, (unsigned)(n < GRID_ROWS ? n : (int)GRID_ROWS)), 128, 0, s, p->x,
+           (const float *)a->x.f, a->x.f_stride, cols, n, (const int *)p->amax);
     return tn_cuda_launched();
 }
 
