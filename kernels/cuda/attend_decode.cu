@@ -166,7 +166,7 @@ __device__ __forceinline__ void tile_values(const DecodeArgs &a, float acc[HB][8
                                             const float *weights, int seq, int head, int t0, int nt,
                                             int key, int step, int c)
 {
-#pragma unroll 2
+#pragma unroll 4
     for (; key < nt; key += step) {
         float v[8];
         kv_load8<T>(v, a.vp, kv_page(a.vp, seq, t0 + key), kv_offset(a.vp, head, t0 + key), c);
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(THREADS)
         sum += sums[w];
     for (int i = c; i < dim_v; i += THREADS) {
         float v = 0;
-#pragma unroll 8
+#pragma unroll 16
         for (int k = 0; k < n_splits; k++)
             v = fmaf(weights[k], part[k * (2 + dim_v) + 2 + i], v);
         out[t * out_stride + h * dim_v + i] = sum == 0 ? 0 : v / sum;

@@ -2,7 +2,7 @@
  */
 #include "ops.h"
 
-enum { THREADS = 1024, MOST = 1024 };
+enum { THREADS = 1024, MOST = 1024, AT_ONCE = 8 };
 
 __global__ void __launch_bounds__(THREADS)
     argmax_rows(const float *x, int64_t x_stride, int cols, int32_t *id, float *value)
@@ -12,10 +12,17 @@ __global__ void __launch_bounds__(THREADS)
     const float *row = x + blockIdx.x * x_stride;
     float best = -INFINITY;
     int at = cols;
-    for (int i = threadIdx.x; i < cols; i += THREADS) {
-        const float v = row[i];
-        if (v > best || at == cols) {
-            best = v == v ? v : -INFINITY;
+    /* One multiprocessor reads them all: several loads in flight. */
+    for (int i0 = threadIdx.x; i0 < cols; i0 += AT_ONCE * THREADS) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            v[k] = i0 + k * THREADS < cols ? row[i0 + k * THREADS] : NAN;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int i = i0 + k * THREADS;
+            if (!(v[k] > best) && (at < cols || i >= cols)) continue;
+            best = v[k] == v[k] ? v[k] : -INFINITY;
             at = i;
         }
     }
