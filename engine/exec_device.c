@@ -7,13 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Attention of single tokens: a block walks at least so many positions, and where a context is long
- * there are so many blocks for each multiprocessor. By arithmetic, not yet measured: a block holds
- * two tiles of 8 KiB (16-bit values of 128 columns) and waits about three times 0.7 us for them, so
- * it reads some 8 GB/s; 80 % of an H200's 4.8 TB/s take about 480 blocks, 3.6 for each of its 132
- * multiprocessors. Doubling up to at least three gives 3 to 6. */
-enum { split_positions = 128, blocks_each = 3, most_splits = 128 };
-
 /* ---- buffers --------------------------------------------------------------------------------- */
 
 typedef struct arena {
@@ -369,18 +362,6 @@ tn_status tn_dev_sync(tn_dev *d)
 
 /* ---- begin, embed ---------------------------------------------------------------------------- */
 
-int32_t tn_dev_splits(int32_t processors, int32_t n_head_kv, int64_t n, int64_t pos)
-{
-    const int64_t tokens = n < TN_MATVEC_MAX ? n : TN_MATVEC_MAX;
-    int32_t most = TN_MAX_SPLITS, splits = 1;
-    while (most < most_splits && 2 * most * tokens <= TN_MATVEC_MAX * TN_MAX_SPLITS &&
-           most * n_head_kv * tokens < (int64_t)blocks_each * processors)
-        most *= 2;
-    while (splits < most && (int64_t)splits * split_positions <= pos)
-        splits *= 2;
-    return splits;
-}
-
 void tn_dev_set(tn_dev *d, const int32_t *tokens, int64_t n, int64_t pos0)
 {
     d->n = d->batch_n = n;
@@ -476,13 +457,32 @@ void tn_dev_finish_qkv(tn_dev *d, int32_t layer)
     if (!d->status) did(d, d->ops->rope_append(d->stream, &a), "rope");
 }
 
+/* Products of the same vectors. Of few, those of the first one's type are one launch. */
+static void project_all(tn_dev *d, const tn_dproduct *p, int n)
+{
+    tn_dmatvec a = {.w = p[0].w, .y = p[0].y, .y_stride = p[0].y_stride, .bias = p[0].bias};
+    int more = 0;
+    for (int i = 1; i < n; i++)
+        if (d->n <= TN_MATVEC_MAX && p[i].w.type == a.w.type)
+            a.more[more++] = p[i];
+        else
+            tn_dev_project(d, &p[i].w, p[i].bias, p[i].y);
+    a.x = input(d, a.w.cols, reads_q8(d, &a.w));
+    if (more == 0)
+        tn_dev_project(d, &a.w, a.bias, a.y);
+    else if (!d->status)
+        did(d, d->ops->matvec(d->stream, &a), "a product");
+}
+
 void tn_dev_qkv(tn_dev *d, int32_t layer)
 {
     const tn_layer_device *y = &d->layers[layer];
+    const tn_dproduct p[1 + TN_MATVEC_MORE] = {
+        {y->attn_q, d->q, y->attn_q.rows, y->attn_q_bias},
+        {y->attn_k, d->k, y->attn_k.rows, y->attn_k_bias},
+        {y->attn_v, d->v, y->attn_v.rows, y->attn_v_bias}};
     tn_dev_attn_norm(d, layer);
-    tn_dev_project(d, &y->attn_q, y->attn_q_bias, d->q);
-    tn_dev_project(d, &y->attn_k, y->attn_k_bias, d->k);
-    tn_dev_project(d, &y->attn_v, y->attn_v_bias, d->v);
+    project_all(d, p, 1 + TN_MATVEC_MORE);
     tn_dev_finish_qkv(d, layer);
 }
 

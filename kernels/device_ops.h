@@ -74,9 +74,21 @@ typedef struct tn_dacts {
 /* Most vectors that matvec takes at once. */
 enum { TN_MATVEC_MAX = 8 };
 
+/* One more product of the same vectors. */
+typedef struct tn_dproduct {
+    tn_dweight w; /* plane[0] NULL: none */
+    float *y;     /* [x.n][y_stride] */
+    int64_t y_stride;
+    const float *bias; /* [w.rows] or NULL */
+} tn_dproduct;
+enum { TN_MATVEC_MORE = 2 };
+
 /* y[t][r] = (add ? y[t][r] : 0) + bias[r] + sum_c w[r][c] x[t][c]; with a second matrix `up`
  * y[t][r] = act(w x + bias) * (up x + up_bias), and add must be false. Quantised types read x.q and
  * x.scale, the others x.f in float32.
+ *
+ * more: products with other matrices in the same launch, in order and without gaps; their type and
+ * columns are those of w, and there is neither `up` nor `add` nor `expert` beside them.
  *
  * Experts: where `expert` is set, w (and up, the biases) hold n_experts matrices of `rows` rows
  * each one after the other, so w.rows is rows * n_experts; there are n_items results, item i being
@@ -88,6 +100,7 @@ typedef struct tn_dmatvec {
     float *y;   /* [x.n or n_items][y_stride] */
     int64_t y_stride;
     const float *bias, *up_bias; /* [w.rows] or NULL */
+    tn_dproduct more[TN_MATVEC_MORE];
     bool add;
     const int32_t *expert; /* [n_items] or NULL */
     int64_t n_items, rows;

@@ -279,6 +279,85 @@ TEST(matvec_shapes)
                              &seed);
 }
 
+/* Several products of the same vectors in one launch: odd rows, so that a pair of rows ends with each
+ * matrix, and results far from each other. */
+static void check_together(uint32_t type, int64_t cols, int64_t n, uint64_t *seed)
+{
+    enum { parts = 1 + TN_MATVEC_MORE };
+    static const int64_t rows[parts] = {5, 7, 4};
+    matrix w[parts];
+    float *y[parts], *bias = random_floats(7, 1, seed);
+    acts x = make_device_acts(n, cols, 1, seed);
+    for (int i = 0; i < parts; i++) {
+        w[i] = make_matrix(type, rows[i], cols, FILL_RANDOM, seed);
+        y[i] = device_floats((size_t)(n * (rows[i] + i)), NULL);
+    }
+    tn_dmatvec a = {.w = w[0].d, .x = x.d, .y = y[0], .y_stride = rows[0]};
+    for (int i = 1; i < parts; i++)
+        a.more[i - 1] = (tn_dproduct){.w = w[i].d, .y = y[i], .y_stride = rows[i] + i};
+    a.more[0].bias = device_floats(7, bias);
+    CHECK_INT(ops->matvec(stream, &a), TN_OK);
+    for (int i = 0; i < parts; i++) {
+        float *got = device_get(y[i], (size_t)(n * (rows[i] + i)) * sizeof *got);
+        for (int64_t at = 0; at < n * (rows[i] + i) && tn_failures < 5; at++) {
+            const int64_t t = at / (rows[i] + i), r = at % (rows[i] + i);
+            double mag = 0;
+            const double want = r < rows[i] ? product(&w[i], &x, r, t, &mag) + (i == 1 ? bias[r] : 0) : 0;
+            CHECK_MSG(r < rows[i] ? fabs(got[at] - want) <= MATVEC_TOLERANCE * (mag + 2) : isnan(got[at]),
+                      "%s, %lld vectors, matrix %d: y[%lld][%lld] is %.9g, want %.9g",
+                      tn_type_get(type)->name, (long long)n, i, (long long)t, (long long)r,
+                      (double)got[at], want);
+        }
+        free(got);
+        free_matrix(&w[i]);
+    }
+    free(bias);
+    free_device_acts(&x);
+    done("together");
+}
+
+TEST(matvec_together)
+{
+    NEED_DEVICE;
+    uint64_t seed = 17;
+    for (int i = 0; i < N_TYPES; i++) {
+        check_together(types[i], odd_cols(types[i], 1), 1 + i % 2, &seed);
+        check_together(types[i], odd_cols(types[i], 3), 3 + i % 6, &seed);
+    }
+}
+
+/* More products come in order, are of one kind, and go with nothing else. */
+TEST(matvec_together_refuses)
+{
+    NEED_DEVICE;
+    uint64_t seed = 18;
+    matrix m = make_matrix(TN_TYPE_Q4_0, 4, 64, FILL_RANDOM, &seed);
+    matrix wide = make_matrix(TN_TYPE_Q4_0, 4, 96, FILL_RANDOM, &seed);
+    acts x = make_device_acts(1, 64, 1, &seed);
+    const tn_dproduct p = {.w = m.d, .y = device_floats(4, NULL), .y_stride = 4};
+    const int32_t *expert = device_new(4, NULL);
+    tn_dmatvec good = {.w = m.d, .x = x.d, .y = device_floats(4, NULL), .y_stride = 4, .more = {p}}, a;
+    CHECK_INT(ops->matvec(stream, &good), TN_OK);
+    a = good, a.add = true;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.up = m.d;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.expert = expert, a.n_items = a.per_token = 1, a.rows = 4;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.more[0].w = wide.d;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.more[0].w.type = TN_TYPE_Q8_0;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.more[0].y_stride = 3;
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    a = good, a.more[1] = p, a.more[0] = (tn_dproduct){.w = {0}};
+    CHECK_INT(ops->matvec(stream, &a), TN_EARG);
+    free_device_acts(&x);
+    done("together");
+    free_matrix(&m);
+    free_matrix(&wide);
+}
+
 TEST(matvec_glu)
 {
     NEED_DEVICE;
@@ -539,6 +618,35 @@ TEST(gemm_large_activations)
     uint64_t seed = 11;
     check_gemm(TN_TYPE_Q4_0, 9, 1e7f, false, 21, &seed);
     check_gemm(TN_TYPE_Q6_K, 9, 1e6f, true, 5, &seed);
+}
+
+/* One value alone may be too large for float16, wherever it stands: also behind as many vectors as are
+ * looked at in one go. */
+TEST(gemm_one_large_activation)
+{
+    NEED_DEVICE;
+    enum { n = 700, cols = 544 };
+    uint64_t seed = 19;
+    static const int at[][2] = {{0, 0}, {n - 1, cols - 1}, {513, 3}, {300, 512}, {255, 40}};
+    matrix w = make_matrix(TN_TYPE_Q8_0, 1, cols, FILL_RANDOM, &seed);
+    float *x = calloc(n * cols, sizeof *x);
+    tn_dgemm a = {.w = w.d, .y = device_floats(n, NULL), .y_stride = 1, .path = TN_GEMM_F16};
+    a.workspace_bytes = ops->gemm_bytes(TN_TYPE_Q8_0, n, 1, cols);
+    a.workspace = device_new(a.workspace_bytes, NULL);
+    for (int i = 0; i < 5; i++) {
+        x[at[i][0] * cols + at[i][1]] = 1e6f;
+        a.x = (tn_dacts){.n = n, .cols = cols, .f = device_floats(n * cols, x), .f_stride = cols};
+        CHECK_INT(ops->gemm(stream, &a), TN_OK);
+        float *got = device_get(a.y, n * sizeof *got);
+        for (int t = 0; t < n && tn_failures < 5; t++)
+            CHECK_NEAR(got[t], t == at[i][0] ? 1e6 * (double)w.value[at[i][1]] : 0,
+                       1.2e3 * fabs((double)w.value[at[i][1]]));
+        x[at[i][0] * cols + at[i][1]] = 0;
+        free(got);
+    }
+    free(x);
+    done("one large value");
+    free_matrix(&w);
 }
 
 /* The path of 8 bits rounds x as the mat-vec does, and is held to the mat-vec's tolerance. One vector

@@ -13,27 +13,46 @@
 
 enum { MATVEC_WARPS = 4 };
 
+/* A matrix with its results. */
+struct MatvecPart {
+    tn_dweight w;
+    float *y;
+    int64_t y_stride;
+    const float *bias;
+    int64_t rows, first; /* of the result; the pair of rows of the launch that its first ones are */
+};
+
+enum { MATVEC_PARTS = 1 + TN_MATVEC_MORE };
+
 /* tn_dmatvec as the kernels take it. */
 struct MatvecArgs {
-    tn_dweight w, up; /* up.plane[0] NULL: none */
+    MatvecPart part[MATVEC_PARTS];
+    tn_dweight up; /* up.plane[0] NULL: none; its results are those of part[0] */
     const float *f;
     int64_t f_stride;
     const int8_t *q;
     const tn_dscale *scale;
-    int n, cols;  /* n <= the kernel's N */
-    int64_t rows; /* of the result */
-    float *y;
-    int64_t y_stride;
-    const float *bias, *up_bias;
+    int n, cols; /* n <= the kernel's N */
+    int64_t pairs; /* of rows, of all parts */
+    const float *up_bias;
     const int32_t *expert;
     int per_token, split; /* split: warps that share a pair of rows: 1, 2 or 4 */
-    int act, add;
+    int n_parts, act, add;
 };
+
+static inline void tn_cuda_matvec_part(MatvecArgs *m, const tn_dproduct &p, int64_t rows, bool glu)
+{
+    m->part[m->n_parts++] = {p.w, p.y, p.y_stride, p.bias, rows, m->pairs};
+    m->pairs += glu ? rows : (rows + 1) / 2;
+}
 
 static inline MatvecArgs tn_cuda_matvec_args(const tn_dmatvec *a)
 {
     MatvecArgs m = {};
-    m.w = a->w;
+    const tn_dproduct first = {a->w, a->y, a->y_stride, a->bias};
+    tn_cuda_matvec_part(&m, first, a->expert ? a->rows : a->w.rows, a->up.plane[0] != nullptr);
+    for (const tn_dproduct &p : a->more)
+        if (p.w.plane[0]) tn_cuda_matvec_part(&m, p, p.w.rows, false);
     m.up = a->up;
     m.f = a->x.f;
     m.f_stride = a->x.f_stride;
@@ -41,31 +60,26 @@ static inline MatvecArgs tn_cuda_matvec_args(const tn_dmatvec *a)
     m.scale = a->x.scale;
     m.n = a->expert ? 1 : (int)a->x.n;
     m.cols = (int)a->w.cols;
-    m.rows = a->expert ? a->rows : a->w.rows;
-    m.y = a->y;
-    m.y_stride = a->y_stride;
-    m.bias = a->bias;
     m.up_bias = a->up_bias;
     m.expert = a->expert;
     m.per_token = a->per_token;
     m.act = a->act;
     m.add = a->add;
     /* Below about 8 warps on each of some 130 multiprocessors latency is what limits. */
-    const int64_t warps = m.up.plane[0] ? m.rows : (m.rows + 1) / 2;
-    m.split = warps >= 1024 || m.cols <= 1024 ? 1 : warps >= 512 || m.cols <= 2048 ? 2 : 4;
+    m.split = m.pairs >= 1024 || m.cols <= 1024 ? 1 : m.pairs >= 512 || m.cols <= 2048 ? 2 : 4;
     return m;
 }
 
 static inline dim3 tn_cuda_matvec_grid(const MatvecArgs &m, const tn_dmatvec *a)
 {
-    const int64_t pairs = m.up.plane[0] ? m.rows : (m.rows + 1) / 2,
-                  per_block = MATVEC_WARPS / m.split;
-    return dim3((unsigned)((pairs + per_block - 1) / per_block),
+    const int64_t per_block = MATVEC_WARPS / m.split;
+    return dim3((unsigned)((m.pairs + per_block - 1) / per_block),
                 a->expert ? (unsigned)a->n_items : 1);
 }
 
 /* The pair of rows of this warp, and where results go. */
 struct MatvecPlace {
+    int part;       /* whose rows they are */
     int64_t row[2]; /* of the result; the same twice for gate and up, or at an odd end */
     int64_t base;   /* first row of the expert's matrix */
     int64_t x0, y0; /* first vector read and written */
@@ -77,18 +91,21 @@ __device__ __forceinline__ MatvecPlace matvec_place(const MatvecArgs &m)
 {
     MatvecPlace p;
     const bool glu = m.up.plane[0] != nullptr;
-    const int64_t pairs = glu ? m.rows : (m.rows + 1) / 2;
-    const int64_t pair =
-        (int64_t)blockIdx.x * (MATVEC_WARPS / m.split) + threadIdx.x / 32 / m.split;
-    p.active = pair < pairs;
+    int64_t pair = (int64_t)blockIdx.x * (MATVEC_WARPS / m.split) + threadIdx.x / 32 / m.split;
+    p.active = pair < m.pairs;
+    p.part = 0;
+    while (p.part + 1 < m.n_parts && pair >= m.part[p.part + 1].first)
+        p.part++;
+    pair -= m.part[p.part].first;
+    const int64_t rows = m.part[p.part].rows;
     p.row[0] = glu ? pair : 2 * pair;
-    p.row[1] = glu || 2 * pair + 1 >= m.rows ? p.row[0] : 2 * pair + 1;
+    p.row[1] = glu || 2 * pair + 1 >= rows ? p.row[0] : 2 * pair + 1;
     p.base = p.x0 = p.y0 = 0;
     p.zero = false;
     if (m.expert) {
         const int expert = m.expert[blockIdx.y];
         p.zero = expert < 0;
-        p.base = p.zero ? 0 : expert * m.rows;
+        p.base = p.zero ? 0 : expert * rows;
         p.x0 = blockIdx.y / m.per_token;
         p.y0 = blockIdx.y;
     }
@@ -99,8 +116,10 @@ __device__ __forceinline__ MatvecPlace matvec_place(const MatvecArgs &m)
 __device__ __forceinline__ void matvec_store(const MatvecArgs &m, const MatvecPlace &p, int t,
                                              float v0, float v1)
 {
-    float *y = m.y + (p.y0 + t) * m.y_stride;
-    if (m.bias && !p.zero) v0 += m.bias[p.base + p.row[0]];
+    const MatvecPart &part = m.part[p.part];
+    float *y = part.y + (p.y0 + t) * part.y_stride;
+    const float *bias = p.zero ? nullptr : part.bias;
+    if (bias) v0 += bias[p.base + p.row[0]];
     if (m.up.plane[0]) {
         if (m.up_bias && !p.zero) v1 += m.up_bias[p.base + p.row[0]];
         y[p.row[0]] = activate(v0, m.act) * v1;
@@ -108,7 +127,7 @@ __device__ __forceinline__ void matvec_store(const MatvecArgs &m, const MatvecPl
     }
     y[p.row[0]] = m.add ? y[p.row[0]] + v0 : v0;
     if (p.row[1] == p.row[0]) return;
-    if (m.bias && !p.zero) v1 += m.bias[p.base + p.row[1]];
+    if (bias) v1 += bias[p.base + p.row[1]];
     y[p.row[1]] = m.add ? y[p.row[1]] + v1 : v1;
 }
 
@@ -184,8 +203,9 @@ template <int T, int N> __global__ void __launch_bounds__(MATVEC_WARPS * 32) mat
     const MatvecPlace p = matvec_place(m);
     float acc[2][N] = {};
     if (p.active && !p.zero) {
-        const RowPlanes w0 = row_planes(m.w, p.base + p.row[0]);
-        const RowPlanes w1 = row_planes(m.up.plane[0] ? m.up : m.w, p.base + p.row[1]);
+        const tn_dweight &w = m.part[p.part].w;
+        const RowPlanes w0 = row_planes(w, p.base + p.row[0]);
+        const RowPlanes w1 = row_planes(m.up.plane[0] ? m.up : w, p.base + p.row[1]);
         const int units = m.cols / 32, step = 32 * m.split;
         int u = threadIdx.x % 32 + 32 * (threadIdx.x / 32 % m.split);
         RawUnit raw[2], next[2];

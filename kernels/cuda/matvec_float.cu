@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(MATVEC_WARPS * 32) matvec_float(MatvecArgs m)
     const MatvecPlace p = matvec_place(m);
     float acc[2][N] = {};
     if (p.active && !p.zero) {
-        const tn_dweight &second = m.up.plane[0] ? m.up : m.w;
-        const int4 *w0 = (const int4 *)(m.w.plane[0] + (p.base + p.row[0]) * m.w.stride[0]);
+        const tn_dweight &w = m.part[p.part].w, &second = m.up.plane[0] ? m.up : w;
+        const int4 *w0 = (const int4 *)(w.plane[0] + (p.base + p.row[0]) * w.stride[0]);
         const int4 *w1 = (const int4 *)(second.plane[0] + (p.base + p.row[1]) * second.stride[0]);
         const int words = (m.cols + n - 1) / n, step = 32 * m.split;
         int u = threadIdx.x % 32 + 32 * (threadIdx.x / 32 % m.split);
@@ -106,6 +106,22 @@ tn_status tn_cuda_matvec_float(cudaStream_t s, const tn_dmatvec *a)
     }
 }
 
+/* Whether the products beside the first are of its kind, and without gaps. */
+static bool valid_more(const tn_dmatvec *a)
+{
+    bool last = false;
+    for (const tn_dproduct &p : a->more) {
+        if (!p.w.plane[0]) {
+            last = true;
+            continue;
+        }
+        if (last || a->up.plane[0] || a->add || a->expert || p.w.type != a->w.type ||
+            p.w.cols != a->w.cols || p.w.rows < 1 || p.y_stride < p.w.rows)
+            return false;
+    }
+    return true;
+}
+
 static bool valid(const tn_dmatvec *a, bool quantised)
 {
     const bool glu = a->up.plane[0] != nullptr;
@@ -115,6 +131,7 @@ static bool valid(const tn_dmatvec *a, bool quantised)
         (a->add || a->up.type != a->w.type || a->up.rows != a->w.rows || a->up.cols != a->w.cols))
         return false;
     if (quantised ? !a->x.q || !a->x.scale : !a->x.f || a->x.f_stride % 4) return false;
+    if (!valid_more(a)) return false;
     if (a->expert)
         return a->rows > 0 && a->w.rows % a->rows == 0 && a->n_items > 0 && a->per_token > 0 &&
                a->per_token <= GRID_ROWS && a->y_stride >= a->rows;

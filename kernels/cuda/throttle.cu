@@ -96,8 +96,10 @@ tn_status tn_cuda_slow_matvec(tn_stream *stream, const tn_dmatvec *a)
     size_t row;
     if (!(stream->device->slow.extra > 0)) return TN_OK;
     if (!tn_type_row_bytes(a->w.type, (uint64_t)a->w.cols, &row)) return TN_EARG;
-    const int64_t rows = a->expert ? a->rows : a->w.rows;
-    const double bytes = (double)row * (double)rows * (a->up.plane[0] ? 2 : 1);
+    int64_t rows = (a->expert ? a->rows : a->w.rows) * (a->up.plane[0] ? 2 : 1);
+    for (const tn_dproduct &p : a->more)
+        rows += p.w.plane[0] ? p.w.rows : 0;
+    const double bytes = (double)row * (double)rows;
     return slow_items(stream, bytes, a->expert, a->expert ? a->n_items : 1);
 }
 
