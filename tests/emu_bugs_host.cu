@@ -407,7 +407,8 @@ template <bool BUG> static bool pinned_freed_while_host_awaited()
 }
 template <bool BUG> static bool registered_while_host_awaited()
 {
-    return beside_wait<BUG>([] { return cudaHostRegister(own_page, sizeof own_page, cudaHostRegisterMapped); });
+    return beside_wait<BUG>(
+        [] { return cudaHostRegister(own_page, sizeof own_page, cudaHostRegisterMapped); });
 }
 template <bool BUG> static bool unregistered_while_host_awaited()
 {

@@ -220,7 +220,8 @@ def run_tests(session, build, models):
 # A shape, and MiB for its weights and, at a depth of 32,768, for its keys and values besides.
 SHAPES = (("llama-1b:q4_k_m", 2000, 1100), ("llama-8b:q4_k_m", 6500, 4400),
           ("llama-70b:q4_k_m", 45000, 10800))
-SHAPED, DEEP = ["-p", "2048", "-n", "64", "-r", "3"], 32768
+# The prompt in one batch: weights are dequantised once, and products fill a large card.
+SHAPED, DEEP = ["-p", "2048", "-b", "2048", "-n", "64", "-r", "3"], 32768
 # The ways to place a model in half the memory that its weights take: predicted, measured, regret.
 PLACED = ["--synthetic", "llama-8b:q4_k_m", "--placements", "layers,ffn-host,auto", "--vram", "3G",
           "-p", "512", "-n", "32", "-r", "2"]

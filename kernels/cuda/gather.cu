@@ -21,8 +21,8 @@ __device__ __forceinline__ int4 pack(const float *v, half)
     return word;
 }
 
-/* 16-byte words of a unit of Out, and elements in one. Word c of thread t's unit lies at slot(t, c) of
- * its row of shared memory, so that eight threads with the same c meet different banks. */
+/* 16-byte words of a unit of Out, and elements in one. Word c of thread t's unit lies at slot(t, c)
+ * of its row of shared memory, so that eight threads with the same c meet different banks. */
 template <class Out> struct Words {
     static constexpr int n = 32 * (int)sizeof(Out) / 16, each = 32 / n;
     static __device__ __forceinline__ int slot(int t, int c)
@@ -53,8 +53,8 @@ __device__ __forceinline__ void unpack_to(int4 *words, const tn_dweight &w, int6
     }
 }
 
-/* One thread a unit of `units` a row; rows are those named by ids, or all from 0 where ids is NULL. A
- * warp's units go through shared memory, so that its stores fill whole sectors. */
+/* One thread a unit of `units` a row; rows are those named by ids, or all from 0 where ids is NULL.
+ * A warp's units go through shared memory, so that its stores fill whole sectors. */
 template <int T, class Out>
 __global__ void __launch_bounds__(THREADS)
     unpack_rows(tn_dweight w, const int32_t *ids, unsigned n, unsigned units, float scale, Out *out,
@@ -107,7 +107,7 @@ tn_status tn_cuda_gather(tn_stream *stream, const tn_dweight *w, const int32_t *
     if (n > INT32_MAX / units) return TN_EARG;
     const unsigned blocks = (unsigned)((n * units + THREADS - 1) / THREADS);
 #define CALL(T)                                                                                    \
-    LAUNCH(KERNEL(unpack_rows<T, float>), blocks, THREADS, 0, s, *w, ids, (unsigned)n,              \
+    LAUNCH(KERNEL(unpack_rows<T, float>), blocks, THREADS, 0, s, *w, ids, (unsigned)n,             \
            (unsigned)units, scale, out, stride)
     TN_FOR_QUANT(w->type, CALL, return TN_EUNSUPPORTED)
 #undef CALL
@@ -121,7 +121,7 @@ tn_status tn_cuda_to_f16(cudaStream_t s, const tn_dweight *w, half *out)
     const unsigned blocks = (unsigned)((w->rows * units + THREADS - 1) / THREADS);
     const int32_t *all = nullptr;
 #define CALL(T)                                                                                    \
-    LAUNCH(KERNEL(unpack_rows<T, half>), blocks, THREADS, 0, s, *w, all, (unsigned)w->rows,         \
+    LAUNCH(KERNEL(unpack_rows<T, half>), blocks, THREADS, 0, s, *w, all, (unsigned)w->rows,        \
            (unsigned)units, 1.0f, out, w->cols)
     TN_FOR_QUANT(w->type, CALL, return TN_EUNSUPPORTED)
 #undef CALL

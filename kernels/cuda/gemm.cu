@@ -23,8 +23,8 @@ __device__ __forceinline__ float batch_scale(const int *amax_bits)
     return scale;
 }
 
-/* *amax_bits = maximum of |x|, as bits: those of non-negative floats have the floats' order. Threads
- * of the grid's first dimension take a row's columns, its second one the rows. */
+/* *amax_bits = maximum of |x|, as bits: those of non-negative floats have the floats' order. The
+ * grid's first dimension goes over a row's columns, its second one over the rows. */
 __global__ void find_amax(const float *x, int64_t x_stride, int cols, int n, int *amax_bits)
 {
     const int c = 4 * (int)(blockIdx.x * blockDim.x + threadIdx.x);
