@@ -128,6 +128,26 @@ TEST(weight_sizes)
     CHECK_INT(tn_dweight_bytes(TN_TYPE_COUNT, 1, 256), 0);
 }
 
+/* Whole blocks of types that the format's table knows for weights, and nothing else. */
+TEST(matrices_it_can_use)
+{
+    NEED_DEVICE;
+    static const tn_device_op uses[] = {TN_DOP_MATVEC, TN_DOP_GEMM, TN_DOP_GATHER, TN_DOP_REPACK_R8};
+    for (int u = 0; u < 4; u++) {
+        for (int i = 0; i < N_TYPES; i++) {
+            const int64_t block = tn_type_get(types[i])->block;
+            const bool can = uses[u] != TN_DOP_REPACK_R8 || block > 1;
+            CHECK_INT(ops->can_do(uses[u], types[i], (tn_device_shape){.cols = 3 * block}), can);
+            CHECK(!ops->can_do(uses[u], types[i], (tn_device_shape){.cols = 0}));
+            CHECK(!ops->can_do(uses[u], types[i], (tn_device_shape){.cols = -block}));
+            if (block > 1)
+                CHECK(!ops->can_do(uses[u], types[i], (tn_device_shape){.cols = 3 * block / 2}));
+        }
+        CHECK(!ops->can_do(uses[u], TN_TYPE_Q8_K, (tn_device_shape){.cols = 256}));
+        CHECK(!ops->can_do(uses[u], TN_TYPE_COUNT, (tn_device_shape){.cols = 256}));
+    }
+}
+
 /* ---- activations ----------------------------------------------------------------------------- */
 
 typedef struct acts {
