@@ -423,4 +423,24 @@ TEST(argmax_and_top_k)
     done("refused");
 }
 
+/* Every load of every turn of a thread counts. */
+TEST(argmax_looks_everywhere)
+{
+    NEED_DEVICE;
+    enum { cols = 20000 };
+    float *x = calloc(cols, sizeof *x), *d = device_floats(cols, x), one = 1, none = 0;
+    int32_t *id = device_new(sizeof *id, NULL);
+    tn_error err = {0};
+    for (int32_t at = 0; at < cols; at = at + 511 < cols || at == cols - 1 ? at + 511 : cols - 1) {
+        CHECK_INT(dev->api->upload(dev, d + at, &one, sizeof one, &err), TN_OK);
+        CHECK_INT(ops->argmax(stream, d, cols, 1, cols, id, NULL), TN_OK);
+        int32_t *got = device_get(id, sizeof *got);
+        CHECK_INT(*got, at);
+        CHECK_INT(dev->api->upload(dev, d + at, &none, sizeof none, &err), TN_OK);
+        free(got);
+    }
+    free(x);
+    done("everywhere");
+}
+
 DEVICE_MAIN

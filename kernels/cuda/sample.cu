@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
             const int i = i0 + k * THREADS;
-            if (!(v[k] > best) && (at < cols || i >= cols)) continue;
+            if (!(v[k] > best) && at < cols) continue;
             best = v[k] == v[k] ? v[k] : -INFINITY;
             at = i;
         }
