@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { max_work = 4000000, max_pairs = 70000, max_knobs = 12, max_tries = 120 };
+enum { max_work = 20000000, max_pairs = 70000, max_knobs = 12, max_tries = 120 };
 
 /* ---- prices ---------------------------------------------------------------------------------- */
 
@@ -392,13 +392,12 @@ static bool keep_best(solver *s)
 {
     const int32_t start = s->n_states;
     qsort(s->fresh, (size_t)s->n_fresh, sizeof *s->fresh, by_cost);
-    int64_t work = 0;
     for (int32_t i = 0; i < s->n_fresh; i++) {
         bool beaten = false;
-        for (int32_t j = s->n_states - 1; j >= start && !beaten; j--, work++)
+        for (int32_t j = s->n_states - 1; j >= start && !beaten; j--, s->work++)
             beaten = beats(&s->states[j], &s->fresh[i]);
         if (beaten) continue;
-        if (s->n_states == max_states || work > max_work) return false;
+        if (s->n_states == max_states || s->work > max_work) return false;
         s->states[s->n_states++] = s->fresh[i];
     }
     return true;
@@ -423,6 +422,7 @@ static bool extend(solver *s, int32_t i, int32_t from, int32_t q, double limit)
     const double to_go = s->best[i * c->n_places + q] - low;
     if (!(p->priced + hop + low + to_go < limit)) return true;
     const bool same = from >= 0 && p->place / 2 == q / 2;
+    s->work += menu->n;
     for (int32_t j = 0; j < menu->n; j++) {
         const tn_mode *m = &menu->mode[j];
         const double value = p->priced + hop + priced(s, m, q);
@@ -437,7 +437,7 @@ static bool extend(solver *s, int32_t i, int32_t from, int32_t q, double limit)
             x.mask |= bit;
         }
         if (over(c, &x)) continue;
-        if (s->n_fresh == max_states) return false;
+        if (s->n_fresh == max_states || s->work > max_work) return false;
         s->fresh[s->n_fresh++] = x;
     }
     return true;
@@ -546,6 +546,7 @@ static double prove(solver *s)
             caps += s->price[u][d] * (double)s->c->cap[u][d];
     const size_t n = s->c->n_places == 2 ? 1 : sizeof tolerance / sizeof *tolerance;
     for (size_t i = 0; i < n; i++) {
+        s->work = 0;
         if (distance(s) <= tolerance[i]) return distance(s);
         const double limit = s->incumbent_cost * (1 - tolerance[i]) + caps;
         if (n == 1 ? tn_solver_count(s, caps) : certify(s, limit)) return tolerance[i];
@@ -737,6 +738,17 @@ static void polish(solver *s)
             tn_solver_offer(s, s->blend);
 }
 
+/* Stages among several segments, where the prices leave a gap. False: there was no memory. */
+static bool share_out(solver *s)
+{
+    static const double close = 1e-4;
+    const double before = s->incumbent_cost;
+    if (s->c->n_places == 2 || s->impossible || distance(s) <= close) return true;
+    if (!tn_solver_cuts(s)) return false;
+    if (!s->c->quick && s->incumbent_cost < before) polish(s);
+    return true;
+}
+
 tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, double *gap,
                          const tn_allocator *a, tn_error *err)
 {
@@ -755,6 +767,10 @@ tn_status tn_chain_solve(const tn_chain *c, tn_choice *choice, double *cost, dou
     find_prices(&s);
     if (c->n_places == 2 && !s.impossible) tn_solver_runs(&s);
     if (!c->quick) polish(&s);
+    if (!share_out(&s)) {
+        unmake(&s);
+        return tn_fail_nomem(err, (size_t)c->n_stages * sizeof *choice, "the planner's search");
+    }
     *gap = s.impossible ? 0 : c->quick && isfinite(s.incumbent_cost) ? distance(&s) : prove(&s);
     *cost = s.incumbent_cost;
     memcpy(choice, s.incumbent, (size_t)c->n_stages * sizeof *choice);

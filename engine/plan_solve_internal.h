@@ -43,6 +43,7 @@ typedef struct solver {
     int32_t n_states;
     state *fresh;
     int32_t n_fresh;
+    int64_t work; /* of the running search: modes tried, states compared */
     pick *pair[2];
 } solver;
 
@@ -86,6 +87,9 @@ void tn_solver_improve(const tn_chain *c, tn_choice *choice);
 /* plan_exact.c: for one segment. Offers choices that have the first stages, or the last ones, at
  * home on the host and the others on the device: as few on the host as fit, and some more. */
 void tn_solver_runs(solver *s);
+/* plan_cuts.c: for several segments. Offers choices found by moving the cuts between them. False:
+ * there was no memory. */
+bool tn_solver_cuts(solver *s);
 /* For one segment. Searches everything that at the prices swept last may be better
  * than the best known; caps: what the limits are worth at them. What is found is offered. False
  * when the search was cut short; else the best known is the best there is. */

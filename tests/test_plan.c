@@ -466,23 +466,38 @@ TEST(more_memory_is_never_slower)
     }
 }
 
-/* Prices of devices that all are too small are raised together, else each sends its layers on to
- * the next and the bound says nothing. */
-TEST(two_small_devices_have_a_bound)
+/* How far from the best plans may be where devices are small, proven. Prices alone share layers out
+ * badly there: 0.46 for the last. */
+TEST(small_devices_are_filled)
 {
-    tn_shape s;
-    tn_profile p;
-    REQUIRE(test_shape(&s, &model_8b, 0) == TN_OK);
-    REQUIRE(tn_profile_shipped(&p, "2x-rtx3090-ddr4"));
-    for (uint64_t gib = 1; gib <= 2; gib++) {
+    static const struct {
+        const test_model *model;
+        int n_devices, n_ctx;
+        uint64_t mib; /* of each, of the first half as much */
+        double gap;
+    } small[] = {{&model_8b, 2, 4096, 1024, 0.02},   {&model_8b, 2, 4096, 2048, 0.02},
+                 {&model_8b, 2, 32768, 2048, 0.02},  {&model_8b, 4, 32768, 1024, 0.03},
+                 {&model_8b, 8, 32768, 1024, 0.02},  {&model_70b, 4, 8192, 1024, 0.005},
+                 {&model_70b, 2, 131072, 8192, 0.01}, {&model_70b, 8, 131072, 4096, 0.02}};
+    for (size_t i = 0; i < sizeof small / sizeof *small; i++) {
+        tn_shape s;
+        tn_profile p;
         tn_planned out;
-        const tn_constraints c = {.n_ctx = 4096, .vram = {gib << 29, gib << 30}};
+        tn_constraints c = {.n_ctx = small[i].n_ctx};
+        REQUIRE(test_shape(&s, small[i].model, 0) == TN_OK);
+        REQUIRE(tn_profile_shipped(&p, "2x-rtx3090-ddr4"));
+        for (int d = 0; d < small[i].n_devices; d++) {
+            p.device[d] = p.device[0];
+            c.vram[d] = small[i].mib << (d ? 20 : 19);
+        }
+        p.n_devices = small[i].n_devices;
         REQUIRE(tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK);
         CHECK(out.optimum.feasible);
-        CHECK_MSG(out.gap <= 0.02, "%d GiB: gap %g", (int)gib, out.gap);
+        CHECK_MSG(out.gap <= small[i].gap, "%d layers, %d x %d MiB, %d tokens: gap %g", s.n_layers,
+                  small[i].n_devices, (int)small[i].mib, small[i].n_ctx, out.gap);
         tn_planned_free(&out);
+        tn_shape_free(&s);
     }
-    tn_shape_free(&s);
 }
 
 static double seconds(void)
@@ -763,14 +778,15 @@ TEST(the_last_ffn_is_priced_for_the_last_token_of_a_prompt)
     }
 }
 
-TEST(every_allocation_may_fail)
+/* Of two small devices: what is solved between cuts is given back, too. */
+static void check_allocations(int n_devices, int layers, long least)
 {
     uint64_t seed = 3;
     tn_shape s;
     tn_planned out;
     tn_constraints c;
-    const test_model m = random_model(&seed, 2, false);
-    const tn_profile p = random_profile(&seed, 1);
+    const test_model m = random_model(&seed, layers, false);
+    const tn_profile p = random_profile(&seed, n_devices);
     REQUIRE(test_shape(&s, &m, 16) == TN_OK);
     random_constraints(&seed, &s, &p, &c);
     tn_status status = TN_ENOMEM;
@@ -784,8 +800,14 @@ TEST(every_allocation_may_fail)
         if (status == TN_OK) tn_planned_free(&out);
         CHECK_MSG(mem.live == 0, "allocation %ld failing leaks %ld blocks", n, mem.live);
     }
-    CHECK(status == TN_OK && n > 50);
+    CHECK_MSG(status == TN_OK && n > least, "%ld allocations", n);
     tn_shape_free(&s);
+}
+
+TEST(every_allocation_may_fail)
+{
+    check_allocations(1, 2, 50);
+    check_allocations(2, 6, 300);
 }
 
 TEST_MAIN
