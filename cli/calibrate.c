@@ -38,8 +38,22 @@ char *tn_cache_dir_make(void)
     return NULL;
 }
 
+/* A shipped profile, to be read or changed. */
+static int print_shipped(const char *name)
+{
+    char *text;
+    tn_error err = {0};
+    const tn_status s = tn_hardware_json(name, &text, &err);
+    if (s) return tn_session_fail(s, &err);
+    tn_out(text, strlen(text));
+    tn_out("\n", 1);
+    tn_hardware_string_free(text);
+    return TN_EXIT_OK;
+}
+
 int tn_cmd_calibrate(const tn_settings *set)
 {
+    if (set->hardware) return print_shipped(set->hardware);
     tn_engine *engine = NULL;
     tn_error err = {0};
     char *dir = tn_cache_dir_make(), *text = NULL;

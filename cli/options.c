@@ -45,9 +45,9 @@ const tn_command_info tn_commands[TN_CMD_COUNT] = {
      "(or "
      "--out FILE) draws the picture."},
     {"calibrate", "", "measure what this machine can do",
-     "Takes a second or two, prints the hardware profile as JSON (plan --hardware reads it) and "
-     "keeps "
-     "it in $XDG_CACHE_HOME/tenon, where plan finds it."},
+     "Takes a second or two, prints the hardware profile as JSON (plan --hardware reads it) and keeps "
+     "it in $XDG_CACHE_HOME/tenon, where plan finds it. With --hardware nothing is measured: that "
+     "profile is printed, with the source of each figure."},
 };
 
 const tn_option tn_options[] = {
@@ -128,7 +128,7 @@ const tn_option tn_options[] = {
      "replay a plan that `tenon plan --json` printed; fixed: plan for a full context, so that no "
      "weights move as it grows"},
     {0, "fixed", NULL, TN_OPT_FLAG, F(fixed), 0, 0, EVAL | C(PLAN), NULL},
-    {0, "hardware", "NAME|FILE", TN_OPT_TEXT, F(hardware), 0, 0, EVAL | C(PLAN),
+    {0, "hardware", "NAME|FILE", TN_OPT_TEXT, F(hardware), 0, 0, EVAL | C(PLAN) | C(CALIBRATE),
      "a hardware profile: shipped (rtx3060-ddr4, rtx4090-ddr5, h200-server, ...) or a JSON file"},
     {0, "svg", "FILE", TN_OPT_TEXT, F(svg), 0, 0, C(PLAN), NULL},
     {'v', "verbose", NULL, TN_OPT_FLAG, F(verbose), 0, 0, ALL, "more messages on standard error"},

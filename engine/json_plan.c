@@ -194,6 +194,15 @@ static json_t *device_list(const tn_planned *p, const tn_profile *profile)
     return list;
 }
 
+static json_t *hardware(const tn_profile *p)
+{
+    json_t *sources = json_object();
+    for (int32_t i = 0; i < p->n_sources; i++)
+        json_object_set_new(sources, p->source[i].figure, json_string(p->source[i].text));
+    return json_pack("{s:s, s:s, s:s, s:o}", "name", p->name, "key", p->key, "label", p->label,
+                     "sources", sources);
+}
+
 static void set_totals(json_t *doc, const tn_planned *p, int32_t n_devices)
 {
     uint64_t budget = 0, bytes = 0;
@@ -220,24 +229,24 @@ tn_status tn_planned_json(const tn_planned *p, const tn_shape *s, const tn_profi
 {
     const tn_constraints *c = &p->c;
     const tn_plan *plan = &p->plan;
-    json_t *doc = json_pack(
-        "{s:s, s:{s:s, s:s, s:i}, s:{s:s, s:s, s:s}, s:I, s:s, s:i, s:i, s:{s:I, s:I, s:I}}",
-        "format", format, "model", "arch", s->arch, "hash", s->hash, "layers", s->n_layers,
-        "hardware", "name", profile->name, "key", profile->key, "label", profile->label, "n_ctx",
-        (json_int_t)c->n_ctx, "kv", kv_names[c->kv], "n_batch", c->n_batch, "page_size",
-        c->page_size, "request", "depth", (json_int_t)c->request.depth, "prompt",
-        (json_int_t)c->request.n_prompt, "generate", (json_int_t)c->request.n_gen);
+    json_t *doc =
+        json_pack("{s:s, s:{s:s, s:s, s:i}, s:o, s:I, s:s, s:i, s:i, s:i, s:b, s:{s:I, s:I, s:I}}",
+                  "format", format, "model", "arch", s->arch, "hash", s->hash, "layers",
+                  s->n_layers, "hardware", hardware(profile), "n_ctx", (json_int_t)c->n_ctx, "kv",
+                  kv_names[c->kv], "n_batch", c->n_batch, "page_size", c->page_size, "threads",
+                  c->threads ? c->threads : profile->host.threads, "mapped", c->mapped, "request",
+                  "depth", (json_int_t)c->request.depth, "prompt", (json_int_t)c->request.n_prompt,
+                  "generate", (json_int_t)c->request.n_gen);
     if (!doc) return tn_fail_nomem(err, 1, "the plan's JSON");
     set_totals(doc, p, profile->n_devices);
-    json_t *rest =
-        json_pack("{s:b, s:I, s:s, s:b, s:b, s:I, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
-                  "feasible", plan->feasible, "short_bytes", (json_int_t)plan->short_bytes,
-                  "chosen", plan->feasible ? tn_strategy_name(plan->strategy) : "none", "elastic",
-                  plan->elastic, "dropping", plan->dropping, "live", (json_int_t)plan->live,
-                  "pinned_share", c->pinned, "predicted", prediction(&plan->predicted),
-                  "candidates", candidates(p), "prices",
-                  notes(p, false), "remedies", notes(p, true), "warnings", warnings(p), "units",
-                  units(p, s, profile), "overrides", overrides(plan, s, a), "experts", experts(s));
+    json_t *rest = json_pack(
+        "{s:b, s:I, s:s, s:b, s:b, s:I, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "feasible",
+        plan->feasible, "short_bytes", (json_int_t)plan->short_bytes, "chosen",
+        plan->feasible ? tn_strategy_name(plan->strategy) : "none", "elastic", plan->elastic,
+        "dropping", plan->dropping, "live", (json_int_t)plan->live, "pinned_share", c->pinned,
+        "predicted", prediction(&plan->predicted), "candidates", candidates(p), "prices",
+        notes(p, false), "remedies", notes(p, true), "warnings", warnings(p), "units",
+        units(p, s, profile), "overrides", overrides(plan, s, a), "experts", experts(s));
     const bool ok = rest && json_object_update(doc, rest) == 0;
     json_decref(rest);
     if (ok && p->optimum.feasible) {
@@ -269,6 +278,14 @@ static void same_count(tn_json_reader *r, const char *option, int64_t file, int6
                         r->where, option, (long long)file, option, (long long)ours);
 }
 
+/* Pages of the file are never page-locked, so that other batches are carried to a device. */
+static void same_load(tn_json_reader *r, bool file, bool ours)
+{
+    if (r->status || file == ours) return;
+    r->status = tn_fail(r->err, TN_EARG, -1, "%s: the plan is %sfor --load map, which was %sgiven",
+                        r->where, file ? "" : "not ", ours ? "" : "not ");
+}
+
 static void check_origin(tn_json_reader *r, const json_t *doc, const tn_shape *s,
                          const tn_profile *p, const tn_constraints *c)
 {
@@ -285,6 +302,9 @@ static void check_origin(tn_json_reader *r, const json_t *doc, const tn_shape *s
     same_text(r, "a KV cache of", tn_json_string(r, doc, "kv"), kv_names[c->kv]);
     same_count(r, "--ctx", tn_json_int(r, doc, "n_ctx", 1, 1 << 30), c->n_ctx);
     same_count(r, "--batch", tn_json_int(r, doc, "n_batch", 1, 65536), c->n_batch);
+    if (json_object_get(doc, "threads")) /* plans by hand may leave these out */
+        same_count(r, "--threads", tn_json_int(r, doc, "threads", 1, 4096), c->threads);
+    if (json_object_get(doc, "mapped")) same_load(r, tn_json_bool(r, doc, "mapped"), c->mapped);
 }
 
 static void check_request(tn_json_reader *r, const tn_request *file, const tn_request *ours)
@@ -307,6 +327,8 @@ static void read_constraints(tn_json_reader *r, const json_t *doc, tn_constraint
     c->n_ctx = tn_json_int(r, doc, "n_ctx", 1, 1 << 30);
     c->n_batch = (int32_t)tn_json_int(r, doc, "n_batch", 1, 65536);
     c->page_size = (int32_t)tn_json_int(r, doc, "page_size", 1, 65536);
+    if (doc && json_object_get(doc, "threads"))
+        c->threads = (int32_t)tn_json_int(r, doc, "threads", 1, 4096);
     if (doc && json_object_get(doc, "pinned_share")) /* plans by hand may leave it out */
         c->pinned = tn_json_number(r, doc, "pinned_share");
     if (!(c->pinned >= 0 && c->pinned <= 1))

@@ -464,10 +464,12 @@ typedef struct tn_placement_options {
     size_t struct_size;
     const char *hardware;  /* name of a shipped profile, path of a JSON file, or JSON as tn_engine_calibrate
                               gives it; NULL = this machine */
-    const char *plan_file; /* replay this plan instead of planning; NULL = plan. With `fixed` one that is
-                              elastic becomes one that is not: its units are where a full context leaves
-                              them, in the budget it was made for, and a warning says so. A replayed plan
-                              is never made again because rates have changed. */
+    const char *plan_file; /* replay this plan instead of planning; NULL = plan. n_ctx, n_batch, request and
+                              threads are not given or as in the file; kv and load (mapped or not) are as
+                              in the file. With `fixed` one that is elastic becomes one that is not: its
+                              units are where a full context leaves them, in the budget it was made for,
+                              and a warning says so. A replayed plan is never made again because rates
+                              have changed. */
     const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match wins */
     size_t n_place;
     const char *request;   /* "chat" (2048+512, the default), "long" (24576+512), "batch" (8192+32), or

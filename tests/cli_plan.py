@@ -81,6 +81,14 @@ def plan_replays_its_json(t):
     t.fails(64, "plan", "llama-8b:q4_k_m", *ON, "--plan", path, words=("plan.json", "this is"))
     t.fails(64, "plan", BIG, "--hardware", "rtx4090-ddr5", "--plan", path, words=("rtx4090-ddr5",))
     t.fails(64, "plan", BIG, *ON, "--plan", path, "--vram", "4G", words=("--plan", "--vram"))
+    few = t.ok("plan", BIG, *ON, "-t", "2", "--load", "map", "--json")
+    path2, two = t.file("two.json", few), json.loads(few)
+    equal((two["threads"], moving["threads"], two["mapped"]), (2, 8, True), "threads, mapped")
+    check(two["predicted"]["request_s"] > moving["predicted"]["request_s"], "fewer threads")
+    again = plan(t, BIG, *ON, "--load", "map", "--plan", path2)
+    equal(again["predicted"], two["predicted"], "predictions with its threads")
+    t.fails(64, "plan", BIG, *ON, "--plan", path2, words=("--load map", "not given"))
+    t.fails(64, "plan", BIG, *ON, "--plan", path, "-t", "4", words=("--threads 8", "--threads 4"))
     t.fails(
         64, "plan", BIG, *ON, "--plan", path, "--place", "a=host", words=("--plan", "--place")
     )
@@ -261,9 +269,21 @@ def calibrate_keeps_what_plan_uses(t):
     path = os.path.join(cache, "tenon", "hardware.json")
     with open(path, "rb") as f:
         equal(json.load(f)["host"], profile["host"], "the kept profile")
+    forged = json.loads(json.dumps(profile))
+    forged["host"]["kv_gb_s"]["f16"] = 123456.0
+    with open(path, "w") as f:
+        json.dump(forged, f)
+    check(json.loads(t.ok("calibrate", "-t", "1", env=env))["host"] != forged["host"], "not again")
     after = t.ok("plan", t.model, env=env).decode()
     check("machine: measured" in after, f"a measured machine: {after[:300]!r}")
     t.ok("plan", t.model, "--hardware", path)
+    shipped = t.ok("calibrate", "--hardware", "rtx3090-ddr5", env=t.env(XDG_CACHE_HOME="/nowhere"))
+    sources = plan(t, t.model, *ON)["hardware"]["sources"]
+    equal(json.loads(shipped)["sources"], sources, "sources of figures")
+    check("936 GB/s" in sources["devices.matvec_gb_s"], f"{sources}")
+    card = plan(t, t.model, "--hardware", t.file("card.json", shipped), "--ctx", "32k")
+    equal(card["predicted"], plan(t, t.model, *ON)["predicted"], "with the printed profile")
+    t.fails(66, "calibrate", "--hardware", "rtx9999", words=("rtx9999", "rtx3090-ddr5"))
     t.fails(64, "calibrate", t.model, env=env, words=("too many",))
     blocked = t.env(XDG_CACHE_HOME=t.file("blocked", b""))
     code, out, err = t.run("calibrate", "-t", "1", env=blocked)

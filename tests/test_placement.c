@@ -342,6 +342,8 @@ TEST(plan_files_replay_exactly)
         if (i % 3) random_constraints(&seed, &s, &p, &c);
         if (i % 3) c.ram = 0, c.fixed = false;
         c.rules = &r;
+        c.threads = (int)(i % 5); /* the profile's are 4 */
+        c.mapped = i % 7 == 0;
         if (tn_plan_make(&out, &s, &p, &c, heap, NULL) == TN_OK) {
             tn_constraints same = c;
             if (i % 3 && out.plan.feasible) { /* simple plans do not move */
@@ -352,6 +354,7 @@ TEST(plan_files_replay_exactly)
             same.rules = NULL;
             same.fixed = out.plan.elastic && i % 4 < 2;
             if (same.fixed && i % 2) same.vram[0] = same.vram[1] = 0; /* the file knows */
+            if (i % 2) same.threads = 0;
             REQUIRE(tn_planned_json(&out, &s, &p, &text, heap, &err) == TN_OK);
             if (!out.plan.feasible) same.vram[0] = same.vram[1] = 0;
             const tn_status status =
@@ -477,6 +480,9 @@ TEST(plans_for_another_model_or_machine_are_refused)
         {&model_8b, "rtx3060-ddr4", {.kv = TN_KV_KIND_F32}, "'f16'", "'f32'"},
         {&model_8b, "rtx3060-ddr4", {.n_batch = 32}, "--batch 512", "--batch 32"},
         {&model_8b, "rtx3060-ddr4", {.request = {0, 9, 9}}, "2048+512", "--for 9+9"},
+        {&model_8b, "rtx3060-ddr4", {.threads = 2}, "--threads 6", "--threads 2"},
+        {&model_8b, "rtx3060-ddr4", {.mapped = true}, "not for --load map", "which was given"},
+        {&model_8b, "rtx3060-ddr4", {.threads = 6}, NULL, NULL},
         {&model_8b, "rtx3060-ddr4", {.vram = {3ull << 30}}, "--plan", "--vram"},
         {&model_8b, "rtx3060-ddr4", {.n_ctx = 4096}, NULL, NULL},
     };
