@@ -7,10 +7,17 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-/* First number in a kernel file, or `none`. These are kernel interfaces, not files on a disk. */
-static uint64_t read_number(const char *path, uint64_t none)
+static FILE *open_below(const char *root, const char *path)
 {
-    FILE *f = fopen(path, "re");
+    char full[512];
+    if (snprintf(full, sizeof full, "%s%s", root, path) >= (int)sizeof full) return NULL;
+    return fopen(full, "re"); /* kernel interfaces, not files on a disk */
+}
+
+/* First number in a kernel file, or `none`. */
+static uint64_t read_number(const char *root, const char *path, uint64_t none)
+{
+    FILE *f = open_below(root, path);
     uint64_t value = none;
     if (!f) return none;
     if (fscanf(f, "%" SCNu64, &value) != 1) value = none;
@@ -18,31 +25,52 @@ static uint64_t read_number(const char *path, uint64_t none)
     return value;
 }
 
-static uint64_t meminfo_available(void)
+/* The number behind a name that begins a line of a kernel file, 0 if there is none. */
+static uint64_t read_named(const char *root, const char *path, const char *name)
 {
-    FILE *f = fopen("/proc/meminfo", "re");
+    FILE *f = open_below(root, path);
     char line[128];
-    uint64_t kib = 0;
+    uint64_t value = 0;
+    const size_t n = strlen(name);
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1) break;
+        if (strncmp(line, name, n) == 0 && sscanf(line + n, " %" SCNu64, &value) == 1) break;
     if (f) fclose(f);
-    if (kib) return kib * 1024;
-    struct sysinfo si;
-    return sysinfo(&si) == 0 ? (uint64_t)si.freeram * si.mem_unit : 0;
+    return value;
+}
+
+/* What a control group has left of its limit, at least 1; cached pages of files make way. */
+static uint64_t group_available(uint64_t limit, uint64_t used, uint64_t cached)
+{
+    used = used > cached ? used - cached : 0;
+    return limit > used ? limit - used : 1;
+}
+
+uint64_t tn_host_memory_read(const char *root)
+{
+    static const char v2[] = "/sys/fs/cgroup/memory.stat",
+                      v1[] = "/sys/fs/cgroup/memory/memory.stat";
+    const uint64_t none = UINT64_MAX;
+    const uint64_t available = read_named(root, "/proc/meminfo", "MemAvailable:") * 1024;
+    uint64_t group = none, limit = read_number(root, "/sys/fs/cgroup/memory.max", none);
+    if (limit != none)
+        group = group_available(limit, read_number(root, "/sys/fs/cgroup/memory.current", 0),
+                                read_named(root, v2, "inactive_file ") +
+                                    read_named(root, v2, "active_file "));
+    limit = read_number(root, "/sys/fs/cgroup/memory/memory.limit_in_bytes", none);
+    if (group == none && limit != none)
+        group = group_available(
+            limit, read_number(root, "/sys/fs/cgroup/memory/memory.usage_in_bytes", 0),
+            read_named(root, v1, "total_inactive_file ") +
+                read_named(root, v1, "total_active_file "));
+    return group < available ? group : available;
 }
 
 uint64_t tn_host_memory_available(void)
 {
-    uint64_t available = meminfo_available();
-    const uint64_t none = UINT64_MAX;
-    uint64_t limit = read_number("/sys/fs/cgroup/memory.max", none);
-    uint64_t used = read_number("/sys/fs/cgroup/memory.current", 0);
-    if (limit == none) {
-        limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", none);
-        used = read_number("/sys/fs/cgroup/memory/memory.usage_in_bytes", 0);
-    }
-    if (limit != none && limit > used && limit - used < available) available = limit - used;
-    return available;
+    struct sysinfo si;
+    const uint64_t bytes = tn_host_memory_read("");
+    if (bytes || sysinfo(&si)) return bytes;
+    return (uint64_t)si.freeram * si.mem_unit;
 }
 
 /* First line of a file without its newline, "" if there is none. */
@@ -75,11 +103,11 @@ static void find_caches(tn_host_info *info)
     for (int i = 0; i < TN_HOST_CACHES; i++) {
         char path[96], text[32];
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i);
-        const uint64_t level = read_number(path, 0);
+        const uint64_t level = read_number("", path, 0);
         if (!level) break;
         info->caches[i].level = (int)level;
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
-        info->caches[i].bytes = read_number(path, 0) * 1024; /* written as "32K" */
+        info->caches[i].bytes = read_number("", path, 0) * 1024; /* written as "32K" */
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/type", i);
         read_line(path, text, sizeof text);
         snprintf(info->caches[i].type, sizeof info->caches[i].type, "%.15s", text);

@@ -15,9 +15,11 @@ typedef struct tn_pci_link {
  */
 void tn_pci_link_read(tn_pci_link *link, const char *root, const char *address);
 
-/* Host memory that can be allocated without swapping, in bytes; the kernel's estimate, capped by the
- * cgroup's limit. 0 if it cannot be told. */
+/* Host memory that can be allocated without swapping, in bytes: the kernel's estimate, capped by what
+ * the control group has left, whose cached pages of files count as free. 0 if it cannot be told. */
 uint64_t tn_host_memory_available(void);
+/* The same from the files below root, which is "" but in tests. 0: there is none, or they do not tell. */
+uint64_t tn_host_memory_read(const char *root);
 
 enum { TN_HOST_CACHES = 8 };
 

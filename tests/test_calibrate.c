@@ -2,7 +2,7 @@
  * busy machine is slow. */
 #include "harness.h"
 
-#include "../engine/calibrate.h"
+#include "../engine/calibrate_internal.h"
 #include "../engine/file.h"
 #include "../engine/hardware.h"
 
@@ -42,6 +42,29 @@ static bool read_back(tn_profile *p, const tn_engine *e)
     return tn_calibration_read(p, path, key, heap);
 }
 
+/* Hardware and kernel build. */
+static void check_key(const char *key, const tn_engine *e)
+{
+    tn_host_info h;
+    char cores[32], commit[16];
+    tn_host_info_get(&h);
+    snprintf(cores, sizeof cores, ", %d cores", tn_pool_default_threads());
+    snprintf(commit, sizeof commit, " %.12s", tn_commit());
+    CHECK_MSG(strstr(key, h.cpu) == key && strstr(key, cores) && strstr(key, tn_engine_isa(e)) &&
+                  strstr(key, tn_version()) && strstr(key, commit),
+              "'%s'", key);
+}
+
+/* Two measurements never take the same time to the bit: each figure is one of its own. */
+static void check_rates(const tn_side_rates *r)
+{
+    for (int i = 0; i < TN_KV_KINDS; i++)
+        CHECK(r->kv[i] > 0 && r->kv[i] != r->kv[(i + 1) % TN_KV_KINDS]);
+    CHECK(r->flops[0] > 0 && r->flops[1] > 0);
+    const bool slow = 2.0 * 4096 * 4096 * TN_BATCH_LARGE / r->flops[0] > 4; /* measured once */
+    CHECK(r->flops[0] != r->flops[1] || slow);
+}
+
 TEST(every_figure_is_measured_and_kept)
 {
     REQUIRE(fresh_dir());
@@ -54,7 +77,7 @@ TEST(every_figure_is_measured_and_kept)
     CHECK_STR(p.label, "measured");
     CHECK_INT(p.host.threads, 2);
     CHECK_INT(p.n_devices, 0);
-    CHECK(strstr(p.key, tn_engine_isa(e)) && strstr(p.key, tn_version()));
+    check_key(p.key, e);
     CHECK(p.host.memory_bytes > p.host.reserved_bytes && p.n_sources >= 5);
     CHECK(p.host.n_kinds >= 1 && p.host.kind[0].cores >= 1 && p.host.n_nodes >= 1 &&
           p.host.kind[0].processors >= p.host.kind[0].cores);
@@ -67,11 +90,62 @@ TEST(every_figure_is_measured_and_kept)
         different += p.host.rate.matvec[i] != p.host.rate.matvec[TN_TYPE_F32];
     }
     CHECK(different >= 5);
+    check_rates(&p.host.rate);
+    CHECK(p.host.scaling[0].factor != 1);
     CHECK(read_back(&q, e));
     CHECK(memcmp(&p.host.rate, &q.host.rate, sizeof p.host.rate) == 0);
     tn_string_free(e, text);
     tn_engine_free(e);
     remove_dir();
+}
+
+/* Puts a file into the made-up tree, folders included. */
+static void put(const char *file, const char *text)
+{
+    char full[300];
+    snprintf(full, sizeof full, "%s%s", dir, file);
+    for (char *s = full + strlen(dir) + 1; *s; s++) {
+        if (*s != '/') continue;
+        *s = 0;
+        mkdir(full, 0700);
+        *s = '/';
+    }
+    REQUIRE(tn_file_replace(full, text, heap, NULL) == TN_OK);
+}
+
+static void remove_tree(void)
+{
+    char full[300];
+    snprintf(full, sizeof full, "rm -r '%s'", dir);
+    CHECK_INT(system(full), 0);
+}
+
+/* A container's cache of files is at its limit after a model has been read; it makes way. */
+TEST(free_host_memory_is_read)
+{
+    REQUIRE(fresh_dir());
+    CHECK_INT(tn_host_memory_read(dir), 0);
+    put("/proc/meminfo", "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:   5000 kB\n");
+    CHECK_INT(tn_host_memory_read(dir), 5000 << 10);
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "3000000\n");
+    CHECK_INT(tn_host_memory_read(dir), 5000 << 10);
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "4000000\n");
+    CHECK_INT(tn_host_memory_read(dir), 1000000);
+    put("/sys/fs/cgroup/memory/memory.stat",
+        "inactive_file 9\ntotal_inactive_file 300000\ntotal_active_file 20000\n");
+    CHECK_INT(tn_host_memory_read(dir), 1320000);
+    put("/sys/fs/cgroup/memory.max", "max\n"); /* the other version, no limit */
+    CHECK_INT(tn_host_memory_read(dir), 1320000);
+    put("/sys/fs/cgroup/memory.max", "2000000\n");
+    put("/sys/fs/cgroup/memory.current", "2000000\n");
+    CHECK_INT(tn_host_memory_read(dir), 1); /* nothing, which is known */
+    put("/sys/fs/cgroup/memory.stat", "anon 5\ninactive_file 700000\nactive_file 50000\n");
+    CHECK_INT(tn_host_memory_read(dir), 750000);
+    put("/sys/fs/cgroup/memory.stat", "inactive_file 2000001\n");
+    CHECK_INT(tn_host_memory_read(dir), 2000000);
+    remove_tree();
+    CHECK(tn_host_memory_available() > 1 << 20);
 }
 
 /* A made-up /sys: a card of 16 lanes in a slot of 4 that idles. */
@@ -81,45 +155,42 @@ TEST(links_of_cards_are_read)
                                            {"max_link_speed", "16.0 GT/s PCIe\n"},
                                            {"current_link_width", "4\n"},
                                            {"max_link_width", "16\n"}};
-    static const char address[] = "0000:65:00.0";
-    char full[300];
+    static const char address[] = "0000:65:00.0", folder[] = "/sys/bus/pci/devices/0000:65:00.0/";
+    char file[100];
     tn_pci_link k;
     REQUIRE(fresh_dir());
     tn_pci_link_read(&k, dir, address);
     CHECK(k.gt_s == 0 && k.most_gt_s == 0 && k.width == 0 && k.most_width == 0);
-    static const char *const parts[] = {"sys", "bus", "pci", "devices", address};
-    snprintf(full, sizeof full, "%s", dir);
-    for (int i = 0; i < 5; i++) {
-        snprintf(full + strlen(full), sizeof full - strlen(full), "/%s", parts[i]);
-        REQUIRE(mkdir(full, 0700) == 0);
-    }
-    const size_t end = strlen(full);
     for (int i = 0; i < 4; i++) {
-        snprintf(full + end, sizeof full - end, "/%s", files[i][0]);
-        REQUIRE(tn_file_replace(full, files[i][1], heap, NULL) == TN_OK);
+        snprintf(file, sizeof file, "%s%s", folder, files[i][0]);
+        put(file, files[i][1]);
     }
     tn_pci_link_read(&k, dir, address);
     CHECK(k.gt_s == 2.5 && k.most_gt_s == 16 && k.width == 4 && k.most_width == 16);
-    snprintf(full + end, sizeof full - end, "/%s", files[0][0]);
-    REQUIRE(tn_file_replace(full, "Unknown\n", heap, NULL) == TN_OK);
+    snprintf(file, sizeof file, "%s%s", folder, files[0][0]);
+    put(file, "Unknown\n");
     tn_pci_link_read(&k, dir, address);
     CHECK(k.gt_s == 0 && k.width == 4);
     tn_pci_link_read(&k, dir, "");
     CHECK(k.gt_s == 0 && k.width == 0);
-    snprintf(full, sizeof full, "rm -r '%s'", dir);
-    CHECK_INT(system(full), 0);
+    remove_tree();
 }
 
-/* Writes a profile with a figure no machine has, under a key. */
-static void forge(const char *key)
+/* Writes a profile with a figure no machine has, under a key with something behind it. */
+static void forge_more(const char *key, const char *more, int threads)
 {
     tn_profile p;
     tn_profile_generic(&p);
-    snprintf(p.key, sizeof p.key, "%s", key);
+    snprintf(p.key, sizeof p.key, "%s%s", key, more);
     snprintf(p.label, sizeof p.label, "measured");
-    p.host.threads = 2;
+    p.host.threads = threads;
     p.host.rate.kv[TN_KV_KIND_F32] = 123456e9;
     CHECK(tn_calibration_write(&p, path, heap, NULL) == TN_OK);
+}
+
+static void forge(const char *key)
+{
+    forge_more(key, "", 2);
 }
 
 static double kv_figure(tn_engine *e, bool again)
@@ -143,6 +214,8 @@ TEST(the_cache_serves_the_same_machine_and_build_only)
     forge(key);
     CHECK_NEAR(kv_figure(e, false), 123456e9, 1e9);
     forge("another machine");
+    CHECK(kv_figure(e, false) < 100000e9);
+    forge_more(key, "", 1); /* rates of another number of threads */
     CHECK(kv_figure(e, false) < 100000e9);
     forge(key);
     CHECK(kv_figure(e, true) < 100000e9); /* asked for again */
@@ -229,7 +302,14 @@ TEST(an_emulated_device_is_measured_and_labelled)
           p.device[0].memory_bytes - p.device[0].reserved_bytes <= 256u << 20);
     CHECK_MSG(strstr(p.label, "emulated") && strstr(p.device[0].name, "emulated"), "'%s' '%s'",
               p.label, p.device[0].name);
-    CHECK(p.device[0].cross_s > 0 && p.device[0].cross_p95_s >= p.device[0].cross_s);
+    const tn_profile_device *d = &p.device[0];
+    CHECK(d->cross_s > 0 && d->cross_p95_s > d->cross_s);
+    CHECK(d->pinned > 0 && d->pageable > 0 && d->pinned != d->pageable);
+    check_rates(&d->rate);
+    int different = 0;
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        different += d->rate.matvec[i] != d->rate.matvec[TN_TYPE_F32];
+    CHECK(d->rate.op_s > 0 && different >= 10);
     int labelled = 0;
     char text_of[3][64];
     snprintf(text_of[0], sizeof *text_of, "emulated device, throttled to %g GB/s", rate);
@@ -262,6 +342,33 @@ TEST(an_emulated_device_is_measured_and_labelled)
     tn_engine_free(e);
     CHECK_MSG(access(path, F_OK) != 0, "an emulated device's figures are kept");
     remove_dir();
+}
+
+/* Host work of which every second pass, that beside the device, takes 2, then 4 times as long. */
+static double in_turn(void *arg)
+{
+    static const double times[] = {1e-3, 2e-3, 1e-3, 4e-3};
+    int *n = arg;
+    return times[(*n)++ % 4];
+}
+
+TEST(contended_pairs_by_hand)
+{
+    int n, passes = 0;
+    if (tn_device_count(TN_DEVICE_EMULATED, &n, NULL) || n == 0) SKIP("no emulated device");
+    tn_engine *e = NULL;
+    tn_error err = {0};
+    tn_profile p = {.n_devices = 0};
+    const tn_engine_options opt = {.struct_size = sizeof opt, .threads = 1, .device = "emu"};
+    REQUIRE(tn_engine_new(&e, &opt, &err) == TN_OK);
+    CHECK_MSG(tn_calibrate_device(&p, e, in_turn, &passes, &err) == TN_OK, "%s", err.msg);
+    const tn_profile_contended *c = &p.contended;
+    CHECK_INT(passes, 4);
+    CHECK(c->host_beside_copy == 0.5 && c->host_beside_device == 0.25);
+    /* Beside each other is never slower than one after the other. */
+    CHECK(c->copy_beside_host >= 0.5 && c->copy_beside_host <= 1);
+    CHECK(c->device_beside_host >= 0.75 && c->device_beside_host <= 1);
+    tn_engine_free(e);
 }
 
 /* Slow devices have a profile of their own, and nobody plans with it who did not ask for them. */
@@ -315,6 +422,11 @@ TEST(placement_uses_what_was_measured)
         CHECK_MSG((strstr(f.label, "measured") != NULL) == measured, "label '%s'", f.label);
         tn_placement_close(p);
     }
+    tn_profile p; /* devices may follow, but nothing else */
+    forge_more(key, ", a card", 2);
+    CHECK(tn_calibration_read(&p, path, key, heap));
+    forge_more(key, "1", 2);
+    CHECK(!tn_calibration_read(&p, path, key, heap));
     remove_dir();
 }
 
