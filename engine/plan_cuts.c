@@ -57,15 +57,14 @@ static bool alike(const tn_chain *c, int32_t d, int32_t e)
     return true;
 }
 
-/* What was solved before, for the same classes in a row. */
+/* What was solved before, for the same classes in a row; the last stage is a class of its own. */
 static part *known(const cutter *k, int32_t d, int32_t begin, int32_t n)
 {
     const tn_chain *c = k->s->c;
     for (int32_t i = 0; i < k->n_parts; i++) {
         part *p = &k->part[i];
-        if (p->n == n && (p->begin + n == c->n_stages) == (begin + n == c->n_stages) &&
-            memcmp(c->cls + p->begin, c->cls + begin, (size_t)n * sizeof *c->cls) == 0 &&
-            alike(c, p->segment, d))
+        if (p->n == n && alike(c, p->segment, d) &&
+            memcmp(c->cls + p->begin, c->cls + begin, (size_t)n * sizeof *c->cls) == 0)
             return p;
     }
     return NULL;
@@ -131,7 +130,6 @@ static void offer(cutter *k, const int32_t *cut)
             s->blend[cut[d] + i] = (tn_choice){2 * d + p->choice[i].place, p->choice[i].mode};
     }
     if (!isfinite(tn_chain_cost(s->c, s->blend))) return;
-    tn_solver_improve(s->c, s->blend);
     tn_solver_offer(s, s->blend);
 }
 

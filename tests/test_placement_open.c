@@ -213,6 +213,9 @@ TEST(shipped_profiles_are_readable_and_say_their_sources)
         REQUIRE(tn_profile_json(&q, &again, heap, &err) == TN_OK);
         CHECK_STR(text, again);
         tn_free(heap, again);
+        REQUIRE(tn_profile_json(&p, &again, heap, &err) == TN_OK); /* as it was read */
+        CHECK_STR(text, again);
+        tn_free(heap, again);
         for (size_t j = 0; j < sizeof figures / sizeof *figures; j++) {
             int found = 0;
             for (int i = 0; i < p.n_sources; i++)
@@ -233,10 +236,30 @@ TEST(shipped_profiles_are_readable_and_say_their_sources)
             const double most = k->gt_s * 1e9 / 8 * k->width * 128 / 130;
             CHECK_MSG(p.device[i].pinned > 0.5 * most && p.device[i].pinned < most,
                       "%s: %.3g of %.3g bytes per second", p.name, p.device[i].pinned, most);
+            CHECK(p.device[i].cross_s > 0 && p.device[i].cross_p95_s >= p.device[i].cross_s);
         }
         tn_hardware_string_free(text);
     }
     CHECK(n >= 5);
+}
+
+/* The published figures by hand: 360 GB/s of the card, two channels of 3,200 million transfers of 8
+ * bytes, with the shares of them that the sources tell of. */
+TEST(a_shipped_profile_by_hand)
+{
+    tn_profile p;
+    REQUIRE(tn_profile_shipped(&p, "rtx3060-ddr4"));
+    const tn_profile_device *d = &p.device[0];
+    CHECK_INT(d->memory_bytes, 12ull << 30);
+    CHECK_NEAR(d->rate.matvec[TN_TYPE_Q4_K], 0.85 * 360e9, 1);
+    CHECK_NEAR(d->rate.kv[TN_KV_KIND_F16], 0.75 * 360e9, 1);
+    CHECK_NEAR(p.host.rate.matvec[TN_TYPE_Q4_K], 0.8 * 2 * 3200e6 * 8, 1);
+    CHECK(d->link.gt_s == 16 && d->link.width == 16 && d->pinned == 22e9 && p.host.cores == 6);
+    int said = 0;
+    for (int i = 0; i < p.n_sources; i++)
+        said += strstr(p.source[i].text, "360 GB/s x 0.85") ||
+                strstr(p.source[i].text, "51.2 GB/s x 0.80");
+    CHECK_INT(said, 2);
 }
 
 /* A machine with cores of two kinds, two nodes and a slow slot, through JSON and back; and what no
@@ -310,6 +333,8 @@ TEST(rates_are_interpolated_and_pairs_are_possible)
         CHECK(tn_profile_check(&bad, "x", &err) == TN_EFORMAT &&
               strstr(err.msg, i ? "host_beside_device + device" : "host_beside_copy + copy"));
     }
+    p.device[0].cross_s = NAN;
+    CHECK(tn_profile_check(&p, "x", &err) == TN_EFORMAT && strstr(err.msg, "crossing_us"));
 }
 
 TEST_MAIN
