@@ -338,6 +338,7 @@ TEST(hand_overs_by_hand)
 {
     enum { prompt = 8, embd = 64 };
     const double host = 1e6, device = 4e6, kv_rate = 1e5, cross = 1e-3, pinned = 1e7;
+    const double on_host = 3e-4, on_device = 1e-4; /* of one operation, at least */
     static const char *const places[] = {"ffn_(up|gate|down)\\.=host",
                                          "ffn_(up|gate|down)\\.=split:0.5",
                                          "ffn_down=host,ffn_(up|gate)\\.=device",
@@ -359,7 +360,7 @@ TEST(hand_overs_by_hand)
         for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
             if (tn_type_get(i)->block) dev->rate.matvec[i] = device;
         dev->rate.kv[TN_KV_KIND_F16] = kv_rate;
-        dev->rate.op_s = 0;
+        dev->rate.op_s = on_device, p.host.rate.op_s = on_host;
         p.host.rate.flops[0] = p.host.rate.flops[1] = 1e30;
         dev->rate.flops[0] = dev->rate.flops[1] = 1e30;
         dev->cross_s = cross, dev->pinned = pinned;
@@ -376,7 +377,9 @@ TEST(hand_overs_by_hand)
         const double hop1 = cross / 2, hop = cross / 2 + prompt * embd * 4 / pinned;
         const double kv = 2.0 * m.kv_heads * m.head_dim * 2; /* bytes of a layer and position */
         const double head = (double)s.tensor[s.head].bytes / device;
-        double all = 0, ffn = 0;
+        /* Norm with projections, attention, output, norm; or each tensor for itself. */
+        const double ops = way == 3 ? 6 * on_device + on_host : 4 * on_device;
+        double all = on_device, ffn = 0, prompt_ffn = 0; /* the head's */
         for (int l = 0; l < 2; l++) {
             const tn_shape_layer *y = &s.layer[l];
             for (int j = 0; j < y->n; j++) {
@@ -390,8 +393,13 @@ TEST(hand_overs_by_hand)
             if (way == 2)
                 on = whole - (double)s.tensor[s.of_layer[y->first + y->n - 1]].bytes; /* down */
             CHECK(way == 1 || way == 2 ? on > 0 && on < whole : on == 0);
-            ffn += way == 2 ? on / device + (whole - on) / host
-                            : fmax(on / device, (whole - on) / host);
+            const double on_it = on / device, here = (whole - on) / host;
+            const double both = on > 0 ? fmax(on_it + 2 * on_device, here + 2 * on_host)
+                                       : here + 2 * on_host;
+            const double token_s = way == 2 ? on_it + 2 * on_device + here + on_host : both;
+            all += ops;
+            ffn += token_s;
+            prompt_ffn += way == 2 || l == 1 ? token_s : fmax(on_it, here) + 2 * on_host;
         }
         /* In, out and in again for both layers, and the logits out. */
         CHECK_NEAR(token.decode_s / (hop1 + all + 2 * (prompt + 1) * kv / kv_rate +
@@ -400,7 +408,7 @@ TEST(hand_overs_by_hand)
         /* A KV read serves the batch: (1 + 2 + ... + n) / n; behind the last layer one token goes
          * on. */
         const double want = hop + all + (prompt + 1) / 2.0 * kv / kv_rate + prompt * kv / kv_rate +
-                            hops * (hop + hop1) + ffn + head + hop1;
+                            hops * (hop + hop1) + prompt_ffn + head + hop1;
         CHECK_NEAR(batch.prefill_s / want, 1, 1e-9);
         CHECK_NEAR(out.plan.predicted.request_s / (want + token.decode_s), 1, 1e-9);
         tn_free(heap, fixed);
