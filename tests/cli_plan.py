@@ -26,6 +26,10 @@ def plan_tells_where_and_why(t):
     check("0.306 MiB of weights" in small, small[:400])
     check("plan: layers, 0.0 % above the optimum, which is proven\n" in small, small[:400])
     check("1 GiB more device memory gains nothing" in small, small[-400:])
+    here, there = re.search(r"device speed: ([\d.]+) instead of ([\d.]+) ms/token", out).groups()
+    check(float(here) < float(there), f"{here} instead of {there}")
+    err = t.run("plan", t.model, "--ctx", "99k")[2]
+    check(b"--ctx 101376 is more than the" in err, f"{err!r}")
     rows = re.findall(r"(?m)^(\d+|head) +(device|host)? +[#.]{40}  \d+/\d+", out)
     equal([r[0] for r in rows], [str(i) for i in range(80)] + ["head"], "rows of layers")
 
@@ -39,6 +43,11 @@ def plan_obeys_overrides(t):
     equal(shares.get("^blk\\.5\\.ffn_up\\.weight$"), "host", "blk.5.ffn_up")
     attn = [u for u in j["units"] if u["layer"] == 5 and u["part"] == "attn"]
     equal(attn[0]["where"], "device", "attention of layer 5")
+    rules = "ffn_up=host,ffn_(gate|down)=device,^output=host"
+    units = plan(t, t.model, "--hardware", "rtx3060-ddr4", "--place", rules)["units"]
+    ffn = [u for u in units if u["layer"] == 1 and u["part"] == "ffn"][0]
+    check(ffn["where"] == "split" and abs(ffn["share"] - 2 / 3) < 1e-6, f"{ffn}")
+    equal([u["reason"] for u in units if u["part"] == "head"], ["an override says so"], "head")
     text = t.ok("plan", BIG, *ON, "--place", "ffn=split:0.2").decode()
     check("  all-host     does not fit, or not with these rules\n" in text, text[:900])
     code, _, err = t.run("plan", BIG, *ON, "--place", "ffn_dwn=host")

@@ -544,6 +544,16 @@ static void devices_in_turn(json_t *doc)
                             json_integer(json_integer_value(json_object_get(u, "layer")) == 0));
 }
 
+static void head_without_device(json_t *doc)
+{
+    json_t *units = json_object_get(doc, "units"), *u;
+    size_t i;
+    json_array_foreach (units, i, u) {
+        json_object_set_new(u, "device", json_integer(-1));
+        json_object_set_new(u, "units", json_integer(json_integer_value(json_object_get(u, "layer")) < 0));
+    }
+}
+
 TEST(plans_edited_by_hand_are_refused_by_name)
 {
     static const struct {
@@ -553,6 +563,7 @@ TEST(plans_edited_by_hand_are_refused_by_name)
                  {unknown_tensor, "names a tensor the model lacks"},
                  {no_last_layer, "does not place every layer"},
                  {devices_in_turn, "goes back to an earlier device"},
+                 {head_without_device, "needs a device"},
                  {NULL, ""}};
     const tn_constraints c = {.n_ctx = 4096};
     tn_shape s;

@@ -727,6 +727,11 @@ TEST(only_carried_weights_are_page_locked)
         CHECK(out[i].plan.feasible && out[i].plan.predicted.streamed_from > 0);
     }
     CHECK(tn_cost_pin_limit(memory[1]) < s.weight_bytes);
+    CHECK_INT(tn_cost_pin_limit(memory[0]), memory[0] / 2);
+    tn_cost k; /* a third through the ring: bytes take the sum of their times */
+    tn_cost_init(&k, &s, &p, &out[0].c, NULL);
+    tn_cost_pin(&k, 2.0 / 3);
+    CHECK_NEAR(k.link[0] * (2 / p.device[0].pinned + 1 / p.device[0].pageable) / 3, 1, 1e-12);
     CHECK_NEAR(out[1].optimum.predicted.request_s, out[0].optimum.predicted.request_s, 0);
     CHECK(out[1].c.pinned == 1 && out[2].c.pinned > 0.3 && out[2].c.pinned < 0.9);
     CHECK(out[2].optimum.predicted.ttft_s > 1.02 * out[0].optimum.predicted.ttft_s);
