@@ -378,10 +378,10 @@ static int by_cost(const void *x, const void *y)
     return 0;
 }
 
-/* Whose interior modes are which plays no part. What follows b may bring a second one of a class that
- * a has in one already: then units are shifted from it to a's, at no cost, until one of the two is at
- * an end of its line. A best choice whose first stages are dropped here is so replaced by another best
- * one: by a's first stages, and by less on the later of the two. That ends. */
+/* Whose interior modes are which plays no part. What follows b may bring a second one of a class
+ * that a has in one already: then units are shifted from it to a's, at no cost, until one of the
+ * two is at an end of its line. A best choice whose first stages are dropped here is so replaced by
+ * another best one: by a's first stages, and by less on the later of the two. That ends. */
 static bool beats(const state *a, const state *b)
 {
     return a->use[0] <= b->use[0] && a->use[1] <= b->use[1] && a->use[2] <= b->use[2];
