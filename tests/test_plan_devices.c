@@ -3,9 +3,9 @@
 
 static const tn_allocator *const heap = &tn_default_allocator;
 
-/* How far from the best plans may be where devices are small, proven; where they are not equal the first
- * has half the memory, of several the second twice as much, and the third is slow. Prices alone share
- * layers out badly there: 0.55 for the last. */
+/* How far from the best plans may be where devices are small, proven; where they are not equal the
+ * first has half the memory, of several the second twice as much, and the third is slow. Prices
+ * alone share layers out badly there: 0.55 for the last. */
 TEST(small_devices_are_filled)
 {
     static const struct {
@@ -15,10 +15,10 @@ TEST(small_devices_are_filled)
         double gap;
         bool equal;
     } small[] = {
-        {&model_8b, 2, 4096, 1024, 0.02, false},    {&model_8b, 2, 4096, 2048, 0.02, false},
-        {&model_8b, 2, 32768, 2048, 0.02, false},   {&model_8b, 4, 32768, 1024, 0.05, false},
-        {&model_8b, 4, 131072, 1024, 0.05, true},   {&model_8b, 8, 32768, 1024, 0.02, false},
-        {&model_70b, 4, 8192, 1024, 0.005, false},  {&model_70b, 2, 131072, 8192, 0.01, false},
+        {&model_8b, 2, 4096, 1024, 0.02, false},   {&model_8b, 2, 4096, 2048, 0.02, false},
+        {&model_8b, 2, 32768, 2048, 0.02, false},  {&model_8b, 4, 32768, 1024, 0.05, false},
+        {&model_8b, 4, 131072, 1024, 0.05, true},  {&model_8b, 8, 32768, 1024, 0.02, false},
+        {&model_70b, 4, 8192, 1024, 0.005, false}, {&model_70b, 2, 131072, 8192, 0.01, false},
         {&model_70b, 8, 131072, 4096, 0.02, false}};
     for (size_t i = 0; i < sizeof small / sizeof *small; i++) {
         const int n = small[i].n_devices;
