@@ -21,11 +21,12 @@ static void print_wrapped(FILE *out, const char *text, size_t width, int indent)
 
 void tn_bench_help_print(FILE *out)
 {
-    fprintf(out, "usage: tenon-bench [options] -m MODEL\n"
-                 "       tenon-bench --compare OLD.json NEW.json\n\n"
-                 "Measures how fast a model runs. LIST is numbers and ranges: 512 or 1,2,4 or\n"
-                 "1-4 or 0-4096+1024 or 1-64*2, and more of it where the option is repeated; every\n"
-                 "combination is measured.\n\n");
+    fprintf(out,
+            "usage: tenon-bench [options] -m MODEL\n"
+            "       tenon-bench --compare OLD.json NEW.json\n\n"
+            "Measures how fast a model runs. LIST is numbers and ranges: 512 or 1,2,4 or\n"
+            "1-4 or 0-4096+1024 or 1-64*2, and more of it where the option is repeated; every\n"
+            "combination is measured.\n\n");
     for (size_t i = 0; i < tn_bench_n_options; i++) {
         const tn_bench_option *o = &tn_bench_options[i];
         char left[64];

@@ -30,7 +30,8 @@ const tn_bench_option tn_bench_options[] = {
      "compute threads, 0 = physical cores (default)"},
     {'b', "batch", "LIST", TN_BENCH_INTS, F(batch), 1, 65535,
      "prompt tokens evaluated at once, default 512"},
-    {0, "kv", "LIST", TN_BENCH_WORDS, F(kv), 0, 0, "types of the KV cache: f16 (default), f32, q8_0"},
+    {0, "kv", "LIST", TN_BENCH_WORDS, F(kv), 0, 0,
+     "types of the KV cache: f16 (default), f32, q8_0"},
     {0, "isa", "LIST", TN_BENCH_WORDS, F(isa), 0, 0,
      "highest instruction set to use: scalar, avx2, ...; default best (all of this CPU)"},
     {0, "load", "LIST", TN_BENCH_WORDS, F(load), 0, 0,
@@ -54,7 +55,8 @@ const tn_bench_option tn_bench_options[] = {
      "all-host, auto (what the planner chooses), manual:FILE (a plan, or a rule "
      "REGEX=host|device a line); measured on --device, or only predicted for --hardware"},
     {0, "device", "NAME", TN_BENCH_TEXT, F(device), 0, 0,
-     "device to use: cuda, cuda:1, cuda:0,1 (several), emu, emu:2 (emulated: its rows are labelled so)"},
+     "device to use: cuda, cuda:1, cuda:0,1 (several), emu, emu:2 (emulated: its rows are labelled "
+     "so)"},
     {0, "throttle", "GBPS", TN_BENCH_FLOAT, F(throttle), 1e-6, 1e6,
      "with --device: make it as slow as one that reads GBPS GB/s; its rows are labelled so"},
     {0, "place", "REGEX=SIDE", TN_BENCH_REPEAT, F(places), 0, 0,
@@ -64,7 +66,8 @@ const tn_bench_option tn_bench_options[] = {
      "hardware profile that --placements plan for, as in tenon plan; with --device default what is "
      "measured here"},
     {0, "vram", "LIST", TN_BENCH_WORDS, F(vram), 0, 0,
-     "device memory that --placements or --device may use, such as 8G,12G; of each device where there "
+     "device memory that --placements or --device may use, such as "
+     "8G,12G; of each device where there "
      "are several; default all"},
     {'o', "output", "md|csv|json|jsonl", TN_BENCH_CHOICE, F(format), 0, 0,
      "form of the report, default md"},
@@ -161,8 +164,8 @@ static int read_ints(tn_bench_ints *list, const tn_bench_option *o, const char *
     char want[160];
     if (tn_bench_ints_read(list, value, o->min, o->max)) return TN_EXIT_OK;
     snprintf(want, sizeof want,
-             "a list of whole numbers from %.10g to %.10g, such as 1,2 or 1-4 or 0-4096+1024 or "
-             "1-64*2",
+             "a list of whole numbers from %.10g to %.10g, such as 1,2 "
+             "or 1-4 or 0-4096+1024 or 1-64*2",
              o->min, o->max);
     return bad(o, value, want);
 }

@@ -105,7 +105,9 @@ static tn_status read_out(const tn_bench_place *p, const tn_bench_cell *c, const
 
 tn_kv_type tn_bench_kv_type(const char *name)
 {
-    return strcmp(name, "f32") == 0 ? TN_KV_F32 : strcmp(name, "q8_0") == 0 ? TN_KV_Q8_0 : TN_KV_F16;
+    return strcmp(name, "f32") == 0    ? TN_KV_F32
+           : strcmp(name, "q8_0") == 0 ? TN_KV_Q8_0
+                                       : TN_KV_F16;
 }
 
 /* Devices of a profile; 1 if it cannot be read, which the planner then says. */

@@ -37,7 +37,8 @@ typedef struct tn_bench_row {
     const char *isa_used; /* NULL = unknown */
     const char *peer;     /* another program's row: its command; NULL = ours */
     const char *engine;   /* its name, or "tenon" */
-    const char *label;    /* "simulated", or what the engine calls its speeds: "measured", "emulated", ... */
+    const char *label;    /* "simulated", or what the engine calls its speeds: "measured",
+                             "emulated", ... */
 
     tn_bench_samples rate;    /* tokens (load: 1e9 bytes) per second of each run */
     tn_bench_samples ttft_s;  /* time to first token */
@@ -51,8 +52,8 @@ typedef struct tn_bench_row {
     tn_bench_side host, device;
     double peak_gb_per_second; /* if each side read its part at its limit, both at the same time */
     double peak_rss_bytes, device_memory_bytes;
-    double cached;          /* of a load: the part of the file that was in the page cache before it; of
-                               all runs that part which fits the row's name least */
+    double cached;          /* of a load: the part of the file that was in the page cache before it;
+                               of all runs that part which fits the row's name least */
     double predicted;       /* tokens per second, by the plan that was carried out */
     tn_bench_ratio against; /* a peer's row: ours over theirs */
     char *disturbed;        /* why the row should not be trusted, NULL = nothing seen */

@@ -53,8 +53,8 @@ tn_status tn_sampler_prepare(tn_sampler **out, const tn_engine *engine, const tn
 /* A seed nobody chose. */
 uint64_t tn_random_seed(void);
 
-/* The closing line on stderr: why it stopped, speeds beside what a plan predicts, context use. Speeds
- * are those of the context's statistics, under the engine's label where it has one. */
+/* The closing line on stderr: why it stopped, speeds beside what a plan predicts, context use.
+ * Speeds are those of the context's statistics, under the engine's label where it has one. */
 void tn_generation_report(const tn_generation *g, const tn_session *s);
 /* Tokens in the context as an answer was generated, on average. */
 int64_t tn_generation_depth(const tn_context *ctx, const tn_stats *st);

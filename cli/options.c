@@ -41,12 +41,13 @@ const tn_command_info tn_commands[TN_CMD_COUNT] = {
     {"plan", "MODEL", "show where a model's tensors would go and how fast it would be",
      "Reads only the header. MODEL is a GGUF file, or SHAPE:TYPE for a shape tenon knows, such as "
      "llama-70b:q4_k_m. --hardware answers for a machine one does not own; without it the plan is "
-     "for this machine. --json prints everything, and --plan replays what it printed. --svg FILE "
-     "(or "
+     "for this machine. --json prints everything, and --plan replays "
+     "what it printed. --svg FILE (or "
      "--out FILE) draws the picture."},
     {"calibrate", "", "measure what this machine can do",
-     "Takes a second or two, prints the hardware profile as JSON (plan --hardware reads it) and keeps "
-     "it in $XDG_CACHE_HOME/tenon, where plan finds it. With --hardware nothing is measured: that "
+     "Takes a second or two, prints the hardware profile as JSON (plan --hardware reads it) and "
+     "keeps it in $XDG_CACHE_HOME/tenon, where plan finds it. With "
+     "--hardware nothing is measured: that "
      "profile is printed, with the source of each figure."},
 };
 
@@ -99,14 +100,16 @@ const tn_option tn_options[] = {
     {'o', "out", "FILE", TN_OPT_TEXT, F(out), 0, 0, C(LOGITS) | C(PLAN),
      "where to write, - is standard output (plan: a picture as SVG)"},
     {0, "kv", "f16|f32|q8_0", TN_OPT_CHOICE, F(kv), 0, 0, EVAL | C(PLAN),
-     "type of the KV cache, default f16 (logits, --exact: f32, which rounds activations less, too)"},
+     "type of the KV cache, default f16 (logits, --exact: f32, which rounds activations less, "
+     "too)"},
     {0, "exact", NULL, TN_OPT_FLAG, F(exact), 0, 0, EVAL,
      "dequantised weights, float32 activations: slow reference"},
     {0, "kl", NULL, TN_OPT_FLAG, F(kl), 0, 0, C(PERPLEXITY),
      "mean KL divergence to the exact weights"},
     {0, "load", "auto|read|map|image", TN_OPT_CHOICE, F(load), 0, 0, EVAL | C(PLAN),
-     "read into memory, map the file (do not change it meanwhile), or map an image of the rearranged "
-     "weights, made the first time in the cache directory; auto: by the memory that is free; chat and run "
+     "read into memory, map the file (do not change it meanwhile), or map an image of the "
+     "rearranged weights, made the first time in the cache directory; auto: by the memory that is "
+     "free; chat and run "
      "map the file for the first word and then read it, where it is cached"},
     {'b', "batch", "N", TN_OPT_INT, F(batch), 1, 65535, EVAL | C(PLAN),
      "tokens evaluated at once, default 512"},

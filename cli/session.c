@@ -37,7 +37,8 @@ static void show_log(void *verbose, tn_log_level level, const char *line)
         tn_note("%s", line);
 }
 
-/* Where somebody waits for the first word it comes first; the other commands measure, or take long. */
+/* Where somebody waits for the first word it comes first; the other commands
+ * measure, or take long. */
 static tn_load_mode load_mode(const tn_settings *set)
 {
     const bool waits = set->command == TN_CMD_CHAT || set->command == TN_CMD_RUN;
@@ -117,8 +118,8 @@ static int check_device(const tn_session *s, const tn_settings *set)
     return TN_EXIT_USAGE;
 }
 
-/* A plan, which fills in what the user's rules leave open: for the machine as it was measured, once.
- * The emulated device stands for a card that one can buy. */
+/* A plan, which fills in what the user's rules leave open: for the machine as it was measured,
+ * once. The emulated device stands for a card that one can buy. */
 static int make_plan(tn_session *s, const tn_settings *set)
 {
     const bool emulated = strcmp(tn_engine_devices(s->engine), "emu") == 0;

@@ -25,13 +25,13 @@ int tn_exit_code(tn_status status);
 /* Says err on stderr and returns the exit code; a cancelled call is the pending signal's. */
 int tn_session_fail(tn_status status, const tn_error *err);
 
-/* placed.c. Makes the plan for a machine (as tn_placement_options say), or reads it from --plan, and
- * says it in a line. TN_EXIT_OK, or the exit code after saying why; it is to be given back either
- * way. */
+/* placed.c. Makes the plan for a machine (as tn_placement_options say), or reads it from --plan,
+ * and says it in a line. TN_EXIT_OK, or the exit code after saying why; it is to be given back
+ * either way. */
 int tn_placed_make(tn_placed *r, const tn_settings *set, const char *hardware);
 void tn_placed_free(tn_placed *r);
-/* Tokens a second that the plan predicts with so many in the context: between the depths it was made
- * for, times are taken as even. 0 without a plan. */
+/* Tokens a second that the plan predicts with so many in the context: between the depths it was
+ * made for, times are taken as even. 0 without a plan. */
 double tn_placed_rate(const tn_placed *r, int64_t live);
 /* What emulated devices stand for where no hardware is named: a card that one can buy. */
 #define TN_EMULATED_HARDWARE "rtx3060-ddr4"

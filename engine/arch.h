@@ -11,13 +11,16 @@ typedef struct tn_arch {
     tn_activation activation;
     bool qkv_bias;     /* attn_q/k/v have biases (where false they may still be present) */
     bool qk_norm;      /* RMS norm of every query and key head before rope */
-    bool post_norms;   /* further RMS norms after attention and after the FFN, before the residual */
+    bool post_norms;   /* further RMS norms after attention and after the FFN, before the
+                          residual */
     bool scaled_embed; /* embeddings are multiplied by sqrt(n_embd) */
     bool moe;          /* experts: required for true; optional (by expert_count) for maybe_moe */
     bool maybe_moe;
-    uint32_t swa_period;    /* > 0: of so many layers the last attends globally, the others locally */
+    uint32_t swa_period;    /* > 0: of so many layers the last attends globally, the others
+                               locally */
     float rope_base_swa;    /* default base of local layers */
-    uint32_t wide_n_layers; /* model size whose attention scale is 1/sqrt(n_embd / n_head); 0 = none */
+    uint32_t wide_n_layers; /* model size whose attention scale is 1/sqrt(n_embd / n_head); 0 =
+                               none */
 } tn_arch;
 
 /* The row of a name, or NULL. */

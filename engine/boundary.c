@@ -212,11 +212,12 @@ static size_t pages_kept(const tn_kv *kv, int32_t segment)
     return live > now ? live : now;
 }
 
-/* Bytes of KV of a segment that room is kept for at a level: what is live or still held, and as many
- * pages as bring it to the level, whichever context they go to. */
+/* Bytes of KV of a segment that room is kept for at a level: what is live or still held, and as
+ * many pages as bring it to the level, whichever context they go to. */
 static uint64_t kv_bytes(const tn_boundary *b, int32_t segment, int64_t level)
 {
-    uint64_t bytes = 0, most = 0, dearest = 0; /* most: of layers with windows; dearest: per position */
+    uint64_t bytes = 0, most = 0, dearest = 0; /* most: of layers with windows; dearest: per
+                                                  position */
     int64_t held = 0;
     for (size_t i = 0; i < b->n_members; i++) {
         const tn_kv *kv = b->members[i].kv;
@@ -277,8 +278,8 @@ static neighbours look_around(const tn_boundary *b, const tn_device *d)
     return n;
 }
 
-/* Bytes that a segment's units may take at a level: what is left to all models' units, in proportion
- * to what they have. */
+/* Bytes that a segment's units may take at a level: what is left to all models' units, in
+ * proportion to what they have. */
 static tn_status room_at(const tn_boundary *b, int32_t segment, int64_t level, uint64_t *room,
                          tn_error *err)
 {
@@ -415,8 +416,9 @@ static tn_status promote(tn_boundary *b, int32_t l, int32_t units, tn_error *err
 static void tell(const tn_boundary *b, const char *why, int32_t l, int32_t before)
 {
     tn_engine_log(b->m->engine, TN_LOG_INFO,
-                  "boundary: %s: layer %d has %d of %d %s on the device, had %d", why, l, b->units[l],
-                  b->place->shape.layer[l].n_units, b->m->hp.n_expert ? "experts" : "slabs", before);
+                  "boundary: %s: layer %d has %d of %d %s on the device, had %d", why, l,
+                  b->units[l], b->place->shape.layer[l].n_units,
+                  b->m->hp.n_expert ? "experts" : "slabs", before);
 }
 
 static tn_status move_layer(tn_boundary *b, int32_t l, int64_t live, tn_error *err)

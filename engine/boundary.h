@@ -36,8 +36,8 @@ void tn_boundary_free(tn_boundary *b);
 tn_status tn_boundary_join(tn_boundary *b, tn_kv *kv, int64_t cap, tn_error *err);
 void tn_boundary_leave(tn_boundary *b, tn_kv *kv);
 
-/* Moves what is due for the tokens live now, unless a model arrives. TN_ENOMEM, TN_EDEVICE: what was
- * on the move is on the host, nothing is lost. */
+/* Moves what is due for the tokens live now, unless a model arrives. TN_ENOMEM, TN_EDEVICE: what
+ * was on the move is on the host, nothing is lost. */
 tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
 /* Drops everything, where memory is short for something else. short_of: the segment on whose device
  * that was to fit, so there is less memory than was thought; -1: none. False: there was nothing to
@@ -45,8 +45,8 @@ tn_status tn_boundary_move(tn_boundary *b, tn_error *err);
 bool tn_boundary_clear(tn_boundary *b, int32_t short_of);
 /* Drops everything of the engine's models but one, which may be NULL. False: there was nothing. */
 bool tn_boundary_give_way(tn_engine *e, const tn_boundary *except);
-/* The same for all of them, for a model that arrives; nothing comes back until it has what it wants.
- * These two take the engine's turn. */
+/* The same for all of them, for a model that arrives; nothing comes back until it has what it
+ * wants. These two take the engine's turn. */
 void tn_boundary_make_room(tn_engine *e);
 void tn_boundary_has_room(tn_engine *e);
 /* Memory has been given back: all of the engine's boundaries look again when they move next. */
@@ -61,8 +61,8 @@ tn_status tn_boundary_note(tn_boundary *b, int64_t depth, tn_token_time measured
 
 /* Changes with every move: whoever remembers where weights are looks again. */
 uint64_t tn_boundary_version(const tn_boundary *b);
-/* Units on the device and in all; dropped and promoted since the model was opened. Any thread, without
- * waiting for an evaluation: so figures of a move under way may not belong together. */
+/* Units on the device and in all; dropped and promoted since the model was opened. Any thread,
+ * without waiting for an evaluation: so figures of a move under way may not belong together. */
 typedef struct tn_boundary_counts {
     int64_t units, of;
     uint64_t dropped, promoted, replans;

@@ -208,11 +208,12 @@ static tn_weight slab_at(const tn_weight *w, int64_t col0, int64_t cols)
 }
 
 /* As many slabs at a time as a buffer holds; parts of one that it does not hold. */
-static tn_status send_slabs(tn_carrier *c, const tn_dweight *to, const tn_weight *from, int64_t col0,
-                            tn_error *err)
+static tn_status send_slabs(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
+                            int64_t col0, tn_error *err)
 {
     const size_t slab = (size_t)from->slab_rows * cols_bytes(from, from->slab);
-    const int64_t step = c->capacity < slab ? from->slab : (int64_t)(c->capacity / slab) * from->slab;
+    const int64_t step =
+        c->capacity < slab ? from->slab : (int64_t)(c->capacity / slab) * from->slab;
     tn_status s = TN_OK;
     for (int64_t i = 0; i < to->cols && !s; i += step) {
         const int64_t n = to->cols - i < step ? to->cols - i : step;

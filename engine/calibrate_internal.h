@@ -7,7 +7,8 @@
 /* Seconds of one pass of host work. */
 typedef double (*tn_bench_host_fn)(void *arg);
 
-/* calibrate_device.c. Adds the engine's devices to a profile, and the contended pairs with the first. */
+/* calibrate_device.c. Adds the engine's devices to a profile, and the contended pairs with the
+ * first. */
 tn_status tn_calibrate_device(tn_profile *p, tn_engine *e, tn_bench_host_fn host, void *host_arg,
                               tn_error *err);
 /* calibrate.c */

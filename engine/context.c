@@ -90,8 +90,9 @@ static tn_status make_buffers(tn_context *c, uint32_t kv_type, tn_error *err)
     return s ? s : tn_exec_new(&c->exec, c->m, &c->kv, c->opt.n_batch, err);
 }
 
-/* All in one turn, so that no weights move meanwhile. Those on devices, of any model, that are there
- * only because there was room make way; from now on the model's boundary follows this context, too. */
+/* All in one turn, so that no weights move meanwhile. Those on devices, of any model, that are
+ * there only because there was room make way; from now on the model's boundary follows this
+ * context, too. */
 static tn_status settle(tn_context *c, uint32_t kv_type, tn_error *err)
 {
     tn_boundary *b = c->m->boundary;
@@ -107,8 +108,9 @@ static tn_status settle(tn_context *c, uint32_t kv_type, tn_error *err)
     return s;
 }
 
-/* Gives back what devices hold, too, in the engine's turn: giving memory back waits for the device, which
- * may wait for the host thread that evaluates, and the driver may let neither of the two in meanwhile. */
+/* Gives back what devices hold, too, in the engine's turn: giving memory back waits for the device,
+ * which may wait for the host thread that evaluates, and the driver may let neither of the two in
+ * meanwhile. */
 static void give_back(tn_context *c)
 {
     pthread_mutex_lock(&c->m->engine->turn);
@@ -349,8 +351,8 @@ static tn_status eval_batches(const evaluation *e)
     return s;
 }
 
-/* After a long rewind the layers with a window lack what has left their rings since: the tokens held
- * are evaluated anew. */
+/* After a long rewind the layers with a window lack what has left their rings since: the tokens
+ * held are evaluated anew. */
 static tn_status make_whole(const evaluation *e)
 {
     tn_context *c = e->c;

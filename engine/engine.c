@@ -25,15 +25,16 @@ double tn_now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what, tn_error *err)
+tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what,
+                          tn_error *err)
 {
     memset(dst, 0, dst_size);
     if (!src) return TN_OK;
     size_t size;
     memcpy(&size, src, sizeof size);
     if (size < sizeof size || size > 4096)
-        return tn_fail(err, TN_EARG, -1, "%s: struct_size is %zu; set it to sizeof the struct", what,
-                       size);
+        return tn_fail(err, TN_EARG, -1, "%s: struct_size is %zu; set it to sizeof the struct",
+                       what, size);
     memcpy(dst, src, size < dst_size ? size : dst_size);
     return TN_OK;
 }
@@ -61,7 +62,8 @@ static tn_status isa_mask(const char *name, unsigned *mask, tn_error *err)
         *mask = levels[i].mask;
         return TN_OK;
     }
-    return tn_fail(err, TN_EARG, -1, "isa '%s' is unknown; use scalar, avx2, avxvnni or avx512", name);
+    return tn_fail(err, TN_EARG, -1, "isa '%s' is unknown; use scalar, avx2, avxvnni or avx512",
+                   name);
 }
 
 static tn_status open_devices(tn_engine *e, const char *name, const size_t *limits, tn_error *err)
@@ -81,8 +83,10 @@ static tn_status throttle_devices(tn_engine *e, double rate, tn_error *err)
         tn_device *d = e->devices.at[i];
         const tn_status s = d->api->throttle(d, rate, err);
         if (s) return s;
-        tn_engine_log(e, TN_LOG_INFO, "device %d is throttled to %.4g GB/s: what waits for its memory "
-                      "takes %.3g times as long", i, rate * 1e-9, d->api->info(d)->slower);
+        tn_engine_log(e, TN_LOG_INFO,
+                      "device %d is throttled to %.4g GB/s: what waits for its memory "
+                      "takes %.3g times as long",
+                      i, rate * 1e-9, d->api->info(d)->slower);
     }
     return TN_OK;
 }
@@ -148,7 +152,8 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     tn_status s = tn_options_copy(&opt, sizeof opt, options, "tn_engine_options", err);
     if (s) return s;
     if (opt.threads < 0 || opt.threads > 1024)
-        return tn_fail(err, TN_EARG, -1, "threads is %d; use 0 (physical cores) to 1024", opt.threads);
+        return tn_fail(err, TN_EARG, -1, "threads is %d; use 0 (physical cores) to 1024",
+                       opt.threads);
     if (!opt.allocator.alloc != !opt.allocator.free)
         return tn_fail(err, TN_EARG, -1, "allocator: set both alloc and free, or neither");
     unsigned mask;
@@ -164,7 +169,8 @@ tn_status tn_engine_new(tn_engine **out, const tn_engine_options *options, tn_er
     pthread_mutex_init(&e->turn, NULL);
     tn_kernels_init(&e->kernels, mask);
     s = alloc_scratch(e, err);
-    if (!s && opt.cache_dir && !(e->cache_dir = tn_strndup(&a, opt.cache_dir, strlen(opt.cache_dir))))
+    if (!s && opt.cache_dir &&
+        !(e->cache_dir = tn_strndup(&a, opt.cache_dir, strlen(opt.cache_dir))))
         s = tn_fail_nomem(err, strlen(opt.cache_dir), "the cache directory's name");
     if (!s) s = new_pool(e, err);
     if (!s) s = open_devices(e, opt.device, opt.vram_limits, err);

@@ -42,7 +42,8 @@ void tn_engine_log(const tn_engine *e, tn_log_level level, const char *fmt, ...)
 tn_status tn_engine_open_blas(tn_engine *e, tn_error *err);
 /* Copies a caller's options struct into a zeroed full-size one, honouring its struct_size.
  * Returns TN_EARG if struct_size is zero or not a plausible size. */
-tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what, tn_error *err);
+tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const char *what,
+                          tn_error *err);
 /* Name of the highest ISA level that a mask holds. */
 const char *tn_isa_name(unsigned mask);
 /* Seconds on a monotonic clock. */

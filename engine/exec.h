@@ -55,8 +55,8 @@ tn_status tn_exec_layer_done(tn_exec *x, int32_t layer);
 /* logits[n_rows][n_vocab] = W norm(h) of the rows [first, first + n_rows) that were kept. */
 tn_status tn_exec_head(tn_exec *x, int64_t first, int64_t n_rows, float *logits);
 /* The likeliest token after the one row that was kept of a batch that says `best`, the lowest id of
- * equals. logits[n_vocab] is for use where no device has the whole head. TN_EINTERNAL: no logit is a
- * number above -infinity. */
+ * equals. logits[n_vocab] is for use where no device has the whole head. TN_EINTERNAL: no logit is
+ * a number above -infinity. */
 tn_status tn_exec_best(tn_exec *x, float *logits, int32_t *best);
 
 /* Sums since the last reset; the fields that exec knows. */

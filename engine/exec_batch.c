@@ -1,5 +1,5 @@
-/* A batch where the device computes more than lies there, or experts: what the host has is carried to
- * it, and the tokens of each expert are multiplied with it at once. */
+/* A batch where the device computes more than lies there, or experts: what the host has is carried
+ * to it, and the tokens of each expert are multiplied with it at once. */
 #include "exec_internal.h"
 #include "stream.h"
 

@@ -1,5 +1,5 @@
-/* Counts how often each expert of each layer is chosen, wherever that happens; and tells what has been
- * counted. */
+/* Counts how often each expert of each layer is chosen, wherever that happens; and tells what has
+ * been counted. */
 #include "exec_internal.h"
 
 #include <string.h>

@@ -49,7 +49,8 @@ typedef struct tn_dev {
     int32_t *expert;      /* [n][used] the same among those on the device, -1: not there */
     float *choice_weight; /* [n][used] */
     int32_t *where;       /* [n_layers][n_expert] from chosen to expert; NULL: no layer is split */
-    float *slots;         /* [n * used][n_embd] results of experts; of a batch their inputs before */
+    float *slots;         /* [n * used][n_embd] results of experts; of a batch their inputs
+                             before */
     int32_t *rows_there;  /* [2][n * used] of a batch, see tn_dev_take_rows */
     float *logits;        /* [logit_rows][rows of the head] */
     void *workspace;      /* of GEMMs */
@@ -103,8 +104,8 @@ void tn_dev_experts_in(tn_dev *d, int32_t layer);
 void tn_dev_experts_out(tn_dev *d, int32_t layer);
 /* Logits of up to logit_rows rows into pinned_logits, there after a sync. */
 void tn_dev_head(tn_dev *d, int64_t first, int64_t n_rows);
-/* Of one row only the likeliest token, an int32_t, and its logit: there after a sync. The device has
- * the whole head. */
+/* Of one row only the likeliest token, an int32_t, and its logit: there after a sync. The device
+ * has the whole head. */
 void tn_dev_best(tn_dev *d, int64_t row);
 
 /* Parts of the operations, for layers whose weights are on both sides. */
@@ -127,11 +128,12 @@ void tn_dev_glu(tn_dev *d);
 /* out = the device's share of ffn_out or experts_out, without bias and norm. */
 void tn_dev_share(tn_dev *d, int32_t layer);
 /* out (+)= down act(gate in) * (up in) of the neurons that the three matrices have, of which
- * `first` come before them in the layer, without bias and norm; for more than TN_MATVEC_MAX rows. */
+ * `first` come before them in the layer, without bias and norm; for more than
+ * TN_MATVEC_MAX rows. */
 void tn_dev_ffn_part(tn_dev *d, int32_t layer, const tn_dweight *gate, const tn_dweight *up,
                      const tn_dweight *down, int64_t first, bool add);
-/* Experts of a batch, whose rows follow one another in slots. rows: pinned, [2][n * used]: tokens of
- * the first n_rows of them, and the row of each choice, or -1. Then slots[first .. first + n] =
+/* Experts of a batch, whose rows follow one another in slots. rows: pinned, [2][n * used]: tokens
+ * of the first n_rows of them, and the row of each choice, or -1. Then slots[first .. first + n] =
  * down act(gate x) * (up x) of those rows; out = the weighted sum of each token's rows. */
 void tn_dev_take_rows(tn_dev *d, const int32_t *rows, int64_t n_rows);
 void tn_dev_expert(tn_dev *d, const tn_dweight *gate, const tn_dweight *up, const tn_dweight *down,

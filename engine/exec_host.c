@@ -46,8 +46,8 @@ static int64_t max64(int64_t a, int64_t b)
 }
 
 /* Whether products of the FFN's first half read 8-bit (q8) or float32 (f32) inputs, and its second;
- * the most columns of an unquantised matrix, and of one in F16 or BF16, routers left out; the longest
- * quantised row that lies as in the file. */
+ * the most columns of an unquantised matrix, and of one in F16 or BF16, routers left out; the
+ * longest quantised row that lies as in the file. */
 typedef struct readers {
     bool in_q8, in_f32, down_q8, down_f32;
     int64_t f32_cols, wide_cols;
@@ -237,7 +237,8 @@ static int64_t pieces(const tn_weight *w, int64_t grain)
     return (w->rows + grain - 1) / grain;
 }
 
-/* Pieces [begin, end) of those of matrix i that belong to a NUMA node; returns how many those are. */
+/* Pieces [begin, end) of those of matrix i that belong to a NUMA node; returns
+ * how many those are. */
 static int64_t node_rows(const products *p, int i, int node, int64_t begin, int64_t end, int worker)
 {
     const tn_weight *w = p->w[i];

@@ -15,8 +15,8 @@ typedef struct tn_host_group {
     int64_t first;
 } tn_host_group;
 
-/* The 8-bit input of the coming products as they read it (tn_pack_fn). fn: NULL where it is not there,
- * because few tokens or other kernels have no use for it. */
+/* The 8-bit input of the coming products as they read it (tn_pack_fn). fn: NULL where it is not
+ * there, because few tokens or other kernels have no use for it. */
 typedef struct tn_host_packed {
     void *data;
     tn_pack_fn fn;
@@ -148,12 +148,13 @@ void tn_host_norm(tn_host *h, const float *weight, bool to_q8, const tn_weight *
 void tn_host_product(tn_host *h, const tn_weight *w, const tn_acts *x, float *y);
 /* ---- exec_rows.c */
 
-/* What products of w with n 8-bit vectors read: its own layout, or what its rows are repacked to. */
+/* What products of w with n 8-bit vectors read: its own layout, or what its
+ * rows are repacked to. */
 tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n);
 /* Rows [row0, row1) of a matrix as a matrix; row0 is a multiple of 16. */
 tn_weight tn_host_part(const tn_weight *w, int64_t row0, int64_t row1);
-/* Columns from col0 on, a multiple of the type's block; of a slab-major matrix, of its slab. Rows keep
- * their distance. */
+/* Columns from col0 on, a multiple of the type's block; of a slab-major matrix, of its slab. Rows
+ * keep their distance. */
 tn_weight tn_host_cols(const tn_weight *w, int64_t col0);
 /* One range of rows of a product, in one thread: y[t * y_stride + (r - row0)]. row0 is a multiple
  * of tn_host_grain() of the batch. */

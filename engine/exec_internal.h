@@ -47,7 +47,8 @@ typedef struct tn_piece {
     bool h;             /* the residual stream comes from there */
 } tn_piece;
 
-enum { TN_PIECES = TN_DEVICES + 2 }; /* the last device may embed, and then the first begins again */
+enum { TN_PIECES = TN_DEVICES + 2 }; /* the last device may embed, and then the first begins
+                                        again */
 
 /* One decoded token: what devices do as graphs, what the host does as a list. They meet at flags,
  * one for each hand-over, which are 0 when a token begins.
@@ -55,8 +56,8 @@ enum { TN_PIECES = TN_DEVICES + 2 }; /* the last device may embed, and then the 
  * Each piece is a graph of its own, launched by the host when its turn has come, rather than one
  * graph over all devices: a piece is then as it would be with one device (its flags may be host
  * functions, its faults are its own device's), and the hand-over between pieces is the same call as
- * without a recording, whether the devices reach each other or not. Before the launch of a piece the
- * host has done all of its work for those before, so that no piece can wait for another. */
+ * without a recording, whether the devices reach each other or not. Before the launch of a piece
+ * the host has done all of its work for those before, so that no piece can wait for another. */
 typedef struct tn_recording {
     tn_piece pieces[TN_PIECES];
     int32_t n_pieces; /* 0: nothing recorded */
@@ -109,7 +110,8 @@ struct tn_exec {
     bool grouped;            /* the host has sorted the batch by expert */
     uint64_t experts_chosen, experts_there; /* in all, and of those on the device */
     uint64_t *experts;   /* [n_layers][n_expert] how often chosen; NULL: there are none */
-    unsigned choices_coming; /* bits 1 << device: its choices are to be counted after the next sync */
+    unsigned choices_coming; /* bits 1 << device: its choices are to be counted after the next
+                                sync */
     int64_t head_first, head_rows;
     float *logits; /* where the head goes */
     tn_side_stats on_host, on_device;
@@ -125,8 +127,8 @@ void tn_exec_count_here(tn_exec *x, int32_t layer);
 void tn_exec_fetch_choices(tn_exec *x, int32_t layer);
 void tn_exec_count_there(tn_exec *x);
 
-/* exec_batch.c. Whether the projections of a layer whose attention is the host's are computed on the
- * device for the batch at hand; the projections then, and the residual sum after attention. */
+/* exec_batch.c. Whether the projections of a layer whose attention is the host's are computed on
+ * the device for the batch at hand; the projections then, and the residual sum after attention. */
 bool tn_exec_projects_there(const tn_exec *x, int32_t layer);
 void tn_exec_project_there(tn_exec *x, int32_t layer);
 void tn_exec_attn_out_there(tn_exec *x, int32_t layer);

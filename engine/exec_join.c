@@ -185,7 +185,8 @@ static void end_piece(tn_exec *x)
 
 void tn_exec_hand_over(tn_exec *x, tn_dev *to)
 {
-    const tn_piece piece = {.dev = to, .from = x->dev, .h = x->valid[TN_ACT_H] == 1u << TN_ON_DEVICE};
+    const tn_piece piece = {
+        .dev = to, .from = x->dev, .h = x->valid[TN_ACT_H] == 1u << TN_ON_DEVICE};
     if (x->status) return;
     if (piece.h) count_hop(x);
     if (x->mode == TN_EXEC_RECORD) {

@@ -15,7 +15,8 @@ static inline void tn_packed_begin(const tn_host *h, tn_host_packed *p, const tn
     p->fn = h->kern->pack[p->layout][p->type];
 }
 
-/* Packs blocks [b0, b1) of vector t, of which q is the first, among n vectors of `blocks` blocks. */
+/* Packs blocks [b0, b1) of vector t, of which q is the first, among n vectors
+ * of `blocks` blocks. */
 static inline void tn_packed_put(const tn_host_packed *p, const tn_q8 *q, int64_t n, int64_t blocks,
                                  int64_t t, int64_t b0, int64_t b1)
 {
@@ -36,10 +37,11 @@ static inline void tn_host_rest(const tn_host *h, tn_q8 *rest, const tn_q8 *q, c
     }
 }
 
-/* Blocks [b0, b1) of token t, whose columns begin at x, as input of products: into q[n][parts][blocks],
- * and packed. */
-static inline void tn_host_round(const tn_host *h, const tn_host_packed *p, tn_q8 *q, const float *x,
-                                 int64_t n, int64_t blocks, int64_t t, int64_t b0, int64_t b1)
+/* Blocks [b0, b1) of token t, whose columns begin at x, as input of products: into
+ * q[n][parts][blocks], and packed. */
+static inline void tn_host_round(const tn_host *h, const tn_host_packed *p, tn_q8 *q,
+                                 const float *x, int64_t n, int64_t blocks, int64_t t, int64_t b0,
+                                 int64_t b1)
 {
     t *= h->parts;
     n *= h->parts;

@@ -45,8 +45,9 @@ static void blas_rows(tn_host *h, const tn_weight *w, const tn_acts *x, float *y
     }
 }
 
-/* Those of a split ffn_down lie too far apart for being repacked. Rows that wait in a mapped file are
- * repacked for few tokens, too: whether they wait depends on the page cache, and bits must not. */
+/* Those of a split ffn_down lie too far apart for being repacked. Rows that wait in a mapped file
+ * are repacked for few tokens, too: whether they wait depends on the page cache,
+ * and bits must not. */
 tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n)
 {
     const tn_layout best = tn_engine_packed(h->e);
@@ -60,7 +61,8 @@ tn_layout tn_host_layout(const tn_host *h, const tn_weight *w, int64_t n)
 }
 
 /* Quantised rows as they lie in a mapped file, and many tokens: repacking a piece of them once is
- * cheap, and the kernels of interleaved rows are fast and give the bits that loaded weights give. */
+ * cheap, and the kernels of interleaved rows are fast and give the bits that
+ * loaded weights give. */
 static void repacked_rows(tn_host *h, const tn_weight *w, tn_layout layout, const tn_acts *x,
                           float *y, int64_t y_stride, int worker)
 {

@@ -15,8 +15,8 @@ enum {
     TN_STREAMED_ROWS = 64            /* of a projection, at least */
 };
 
-/* KV pages that layers with a window need: of the window before a batch, of the batch, and one because
- * both may begin anywhere in a page. */
+/* KV pages that layers with a window need: of the window before a batch, of the batch, and one
+ * because both may begin anywhere in a page. */
 static inline int64_t tn_kv_ring(int64_t window, int64_t n_batch, int64_t page_size)
 {
     return (window + n_batch + page_size - 1) / page_size + 1;

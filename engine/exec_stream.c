@@ -198,7 +198,8 @@ static tn_status send(tn_streamer *t, int32_t layer, const tn_streamed *p, int64
 static tn_status begin(tn_streamer *t, tn_dev *d)
 {
     t->turn ^= 1;
-    return t->d->api->event_wait(t->d, tn_carrier_stream(t->carrier), t->slot[t->turn].read, d->err);
+    return t->d->api->event_wait(t->d, tn_carrier_stream(t->carrier), t->slot[t->turn].read,
+                                 d->err);
 }
 
 /* What d enqueues from now on finds what has been sent. */

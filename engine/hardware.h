@@ -11,14 +11,16 @@ typedef struct tn_pci_link {
 } tn_pci_link;
 
 /* Reads /sys/bus/pci/devices/ADDRESS ("0000:65:00.0") below root ("" for the real /sys, another
- * directory in tests); what cannot be told is 0. Cards that idle run slower: look right after work.
- */
+ * directory in tests); what cannot be told is 0. Cards that idle run slower:
+ * look right after work. */
 void tn_pci_link_read(tn_pci_link *link, const char *root, const char *address);
 
-/* Host memory that can be allocated without swapping, in bytes: the kernel's estimate, capped by what
- * the control group has left, whose cached pages of files count as free. 0 if it cannot be told. */
+/* Host memory that can be allocated without swapping, in bytes: the kernel's estimate, capped by
+ * what the control group has left, whose cached pages of files count as free. 0 if it cannot be
+ * told. */
 uint64_t tn_host_memory_available(void);
-/* The same from the files below root, which is "" but in tests. 0: there is none, or they do not tell. */
+/* The same from the files below root, which is "" but in tests. 0: there is none, or they do not
+ * tell. */
 uint64_t tn_host_memory_read(const char *root);
 
 enum { TN_HOST_CACHES = 8 };

@@ -42,12 +42,12 @@ static json_t *engine(const tn_engine *e)
 
 static json_t *device(const tn_device_info *d)
 {
-    return json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:f, s:f}", "name", d->name, "emulated",
-                     d->kind == TN_DEVICE_EMULATED, "index", d->index, "capability", d->capability,
-                     "processors", d->processors, "memory_bytes", (json_int_t)d->total_bytes,
-                     "l2_bytes", (json_int_t)d->l2_bytes, "driver_version", d->driver_version,
-                     "cuda_version", d->api_version, "throttle_gb_per_second", d->throttle * 1e-9,
-                     "slower", d->slower);
+    return json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:f, s:f}", "name", d->name,
+                     "emulated", d->kind == TN_DEVICE_EMULATED, "index", d->index, "capability",
+                     d->capability, "processors", d->processors, "memory_bytes",
+                     (json_int_t)d->total_bytes, "l2_bytes", (json_int_t)d->l2_bytes,
+                     "driver_version", d->driver_version, "cuda_version", d->api_version,
+                     "throttle_gb_per_second", d->throttle * 1e-9, "slower", d->slower);
 }
 
 /* As their driver describes them. */
@@ -56,7 +56,8 @@ static json_t *devices(const tn_engine *e)
     json_t *list = json_array();
     bool ok = list != NULL;
     for (int i = 0; ok && i < e->devices.n; i++)
-        ok = json_array_append_new(list, device(e->devices.at[i]->api->info(e->devices.at[i]))) == 0;
+        ok =
+            json_array_append_new(list, device(e->devices.at[i]->api->info(e->devices.at[i]))) == 0;
     if (ok) return list;
     json_decref(list);
     return NULL;

@@ -6,7 +6,8 @@
 
 size_t tn_kv_layer_position_bytes(const tn_hparams *hp, uint32_t type)
 {
-    const size_t head = tn_kv_row_bytes(type, hp->head_dim_k) + tn_kv_row_bytes(type, hp->head_dim_v);
+    const size_t head =
+        tn_kv_row_bytes(type, hp->head_dim_k) + tn_kv_row_bytes(type, hp->head_dim_v);
     return (size_t)hp->n_head_kv * head;
 }
 
@@ -48,8 +49,8 @@ static size_t n_here(const tn_kv *kv, tn_kv_layers kind)
     return n;
 }
 
-/* Pages of a kind that are allocated at once, for up to cap positions: attention reads them from end to
- * end, and the allocator has huge pages for what is as large as some of those. */
+/* Pages of a kind that are allocated at once, for up to cap positions: attention reads them from
+ * end to end, and the allocator has huge pages for what is as large as some of those. */
 static size_t pages_at_once(const tn_kv *kv, tn_kv_layers kind, int64_t cap)
 {
     enum { large = 64 << 10, block = 16 << 20 };
@@ -149,8 +150,8 @@ static void set_page(tn_kv *kv, tn_kv_layers kind, size_t p, char *page)
     }
 }
 
-/* Page p of a kind, NULL if memory is short. Not zeroed: after a rewind, too, there is something past
- * the last position. */
+/* Page p of a kind, NULL if memory is short. Not zeroed: after a rewind, too, there is something
+ * past the last position. */
 static void *new_page(const tn_kv *kv, tn_kv_layers kind, size_t p)
 {
     const size_t bytes = n_here(kv, kind) * (kv->k_bytes + kv->v_bytes), n = kv->at_once[kind];

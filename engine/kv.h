@@ -15,7 +15,8 @@ typedef enum tn_kv_layers { TN_KV_GLOBAL, TN_KV_LOCAL, TN_KV_LAYERS } tn_kv_laye
 typedef struct tn_kv_device {
     tn_device *device;               /* of one segment; NULL: no layer's cache is there */
     size_t k_bytes, v_bytes;         /* of one layer's page */
-    size_t page_bytes[TN_KV_LAYERS]; /* of a page of all layers of a kind there, 0: there are none */
+    size_t page_bytes[TN_KV_LAYERS]; /* of a page of all layers of a kind there, 0: there are
+                                        none */
     void **pages[TN_KV_LAYERS];      /* [tn_kv_held] device memory, one allocation each */
     void *table[TN_KV_LAYERS];       /* [cap_pages] their addresses by position, in device memory */
     _Atomic size_t n_pages; /* of positions; tn_kv_trim, in another's evaluation, gives some back */
@@ -29,11 +30,13 @@ typedef struct tn_kv {
     int32_t page_size, n_layers, n_head_kv, head_dim_k, head_dim_v;
     size_t k_bytes, v_bytes; /* of one layer's page */
     size_t ring;             /* pages of layers with windows; SIZE_MAX without any */
-    int64_t written;         /* positions [0, written) have been put, or are being put, in this order */
+    int64_t written;         /* positions [0, written) have been put, or are being put, in this
+                                order */
     void **pages[TN_KV_LAYERS]; /* [tn_kv_held] all layers of a kind; at_once of them are */
     size_t at_once[TN_KV_LAYERS]; /* one allocation, whose first is that of a multiple of it */
     size_t n_pages, cap_pages;  /* pages of positions */
-    void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers elsewhere */
+    void **k, **v;           /* [n_layers][cap_pages] views into the pages; NULL for layers
+                                elsewhere */
     tn_kv_device dev[TN_DEVICES]; /* of each segment */
     int32_t short_of;        /* segment whose device last had too little memory, -1: none yet */
     _Atomic int64_t live;    /* positions in use, see tn_kv_live */
@@ -83,7 +86,8 @@ uint64_t tn_kv_device_pages_bytes(const tn_kv *kv, int32_t segment, size_t n);
 tn_dkv tn_kv_device_layer(const tn_kv *kv, int32_t layer);
 
 /* Positions of a cache that nobody gave a length: what the model was trained for, or what fits into
- * memory (bytes; 0 = unknown), but not below 4,096. ring_bytes: of layers with windows, at any length. */
+ * memory (bytes; 0 = unknown), but not below 4,096. ring_bytes: of layers with windows, at any
+ * length. */
 int32_t tn_kv_default_length(uint64_t memory, uint64_t position_bytes, uint64_t ring_bytes,
                              int32_t trained);
 

@@ -83,7 +83,8 @@ void tn_kv_device_free(tn_kv *kv)
     }
 }
 
-/* The next page of positions in layers of a kind: a new one, or the one that has left the window. */
+/* The next page of positions in layers of a kind: a new one, or the one that
+ * has left the window. */
 static tn_status add_page_of(const tn_kv *kv, tn_kv_device *d, tn_kv_layers kind, bool goes_round,
                              tn_error *err)
 {

@@ -1,5 +1,5 @@
-/* Starts a model from the mapped file and carries its weights to memory after the first batch: fresh
- * memory for a model costs more than the evaluation of a short prompt. */
+/* Starts a model from the mapped file and carries its weights to memory after the first batch:
+ * fresh memory for a model costs more than the evaluation of a short prompt. */
 #include "later.h"
 #include "engine.h"
 #include "load.h"
@@ -117,7 +117,8 @@ static tn_status carry(tn_model *m, tn_cancel_fn cancel, void *user, tn_error *e
     return TN_OK;
 }
 
-tn_status tn_later_arrive(tn_model *m, tn_cancel_fn cancel, void *user, double *seconds, tn_error *err)
+tn_status tn_later_arrive(tn_model *m, tn_cancel_fn cancel, void *user, double *seconds,
+                          tn_error *err)
 {
     *seconds = 0;
     if (!m->later) return TN_OK;
@@ -130,7 +131,8 @@ tn_status tn_later_arrive(tn_model *m, tn_cancel_fn cancel, void *user, double *
     if (s) return s;
     *seconds = tn_now() - start;
     m->load_s = m->load_s + *seconds;
-    tn_engine_log(m->engine, TN_LOG_INFO, "weights: %.0f MiB of the mapped file are in memory now (%.2f s)",
+    tn_engine_log(m->engine, TN_LOG_INFO,
+                  "weights: %.0f MiB of the mapped file are in memory now (%.2f s)",
                   (double)m->later->bytes / (1 << 20), *seconds);
     tn_later_free(m);
     return TN_OK;

@@ -20,8 +20,8 @@ enum { job_bytes = TN_SCRATCH_BYTES };
 
 /* ---- read or mapped -------------------------------------------------------------------------- */
 
-/* Memory that weights want, for each byte of them, before READ is chosen over MAP. A plan has counted
- * what else there is to hold. */
+/* Memory that weights want, for each byte of them, before READ is chosen over MAP. A plan has
+ * counted what else there is to hold. */
 static const double headroom = 1.2, planned_headroom = 1.0;
 
 bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available)
@@ -47,10 +47,11 @@ static void say_mapped(const tn_load *l, uint64_t bytes, uint64_t available)
 {
     const double mib = 1 << 20;
     if (l->opt->load == TN_LOAD_MAP || !l->opt->plan) return;
-    tn_engine_log(l->m->engine, TN_LOG_WARN,
-                  "%s: the host's weights need %.0f MiB and %.0f are free: the file is mapped, which is "
-                  "slower than planned",
-                  l->m->name, (double)bytes / mib, (double)available / mib);
+    tn_engine_log(
+        l->m->engine, TN_LOG_WARN,
+        "%s: the host's weights need %.0f MiB and %.0f are free: the file is mapped, which is "
+        "slower than planned",
+        l->m->name, (double)bytes / mib, (double)available / mib);
 }
 
 tn_status tn_load_choose(tn_load *l)
@@ -75,7 +76,8 @@ tn_status tn_load_choose(tn_load *l)
 void *tn_load_alloc(tn_load *l, size_t bytes)
 {
     tn_model *m = l->m;
-    if (!tn_grow(m->a, (void **)&m->owned, &m->cap_owned, m->n_owned, m->n_owned + 1, sizeof(void *)))
+    if (!tn_grow(m->a, (void **)&m->owned, &m->cap_owned, m->n_owned, m->n_owned + 1,
+                 sizeof(void *)))
         return NULL;
     void *p = tn_alloc_raw(m->a, bytes, 1);
     if (p) m->owned[m->n_owned++] = p;
@@ -103,13 +105,14 @@ static tn_status check_type(tn_load *l, const tn_gguf_tensor *t, tn_weight *w)
     const tn_type_info *info = tn_type_get(t->type);
     if (!info || !info->matmul || !kernels(l)->dequantize[TN_LAYOUT_ROWS][t->type])
         return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
-                       "%s: tensor '%.*s' has type %s, which tenon cannot compute with yet", l->m->name,
-                       (int)t->name.len, t->name.data, info ? info->name : "?");
+                       "%s: tensor '%.*s' has type %s, which tenon cannot compute with yet",
+                       l->m->name, (int)t->name.len, t->name.data, info ? info->name : "?");
     size_t row_bytes;
     if (!tn_type_row_bytes(t->type, t->shape[0], &row_bytes))
         return tn_fail(l->err, TN_EFORMAT, t->header_offset,
-                       "%s: tensor '%.*s': %llu columns are no multiple of the block of %s", l->m->name,
-                       (int)t->name.len, t->name.data, (unsigned long long)t->shape[0], info->name);
+                       "%s: tensor '%.*s': %llu columns are no multiple of the block of %s",
+                       l->m->name, (int)t->name.len, t->name.data, (unsigned long long)t->shape[0],
+                       info->name);
     *w = (tn_weight){.type = t->type, .layout = TN_LAYOUT_ROWS, .cols = (int64_t)t->shape[0],
                      .rows = (int64_t)(t->shape[1] * t->shape[2]), .row_bytes = row_bytes};
     return TN_OK;
@@ -131,7 +134,8 @@ static tn_status read_file(const tn_load *l, const struct tn_load_job *j, void *
         ssize_t n = pread(fd, (char *)dst + done, bytes - done, (off_t)(offset + done));
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0)
-            return tn_fail(err, TN_EIO, (int64_t)(offset + done), "%s: cannot read tensor '%.*s': %s",
+            return tn_fail(err, TN_EIO, (int64_t)(offset + done),
+                           "%s: cannot read tensor '%.*s': %s",
                            tn_gguf_part_path(g, j->tensor->part), (int)j->tensor->name.len,
                            j->tensor->name.data, n ? strerror(errno) : "the file ends early");
         done += (size_t)n;
@@ -147,7 +151,8 @@ static tn_status fetch(const tn_load *l, const struct tn_load_job *j, void *dst,
     return TN_OK;
 }
 
-/* Rows of the file, `from`, to where they go. uncut: room for a group before it is cut into slabs. */
+/* Rows of the file, `from`, to where they go. uncut: room for a group before it
+ * is cut into slabs. */
 static void place_rows(const tn_load *l, const struct tn_load_job *j, const char *from, char *uncut)
 {
     const size_t row_bytes = j->file->row_bytes;
@@ -155,8 +160,8 @@ static void place_rows(const tn_load *l, const struct tn_load_job *j, const char
         tn_weight rows = *j->file;
         rows.data = from;
         for (int64_t r = 0; r < j->n_rows; r++)
-            kernels(l)->dequantize[TN_LAYOUT_ROWS][rows.type](&rows, r,
-                                                              (float *)(void *)j->dst + r * rows.cols);
+            kernels(l)->dequantize[TN_LAYOUT_ROWS][rows.type](
+                &rows, r, (float *)(void *)j->dst + r * rows.cols);
         return;
     }
     if (j->layout == TN_LAYOUT_ROWS) {
@@ -256,7 +261,8 @@ static tn_status bind_host(tn_load *l, tn_weight *w, const tn_gguf_tensor *t, co
         if (!queue_matrix(l, t, file, (size_t)e * (size_t)rows * file->row_bytes, rows, w,
                           dst + (size_t)e * stride * w->row_bytes))
             return tn_fail_nomem(l->err, sizeof *l->jobs, "the load queue");
-    if (l->later && !tn_later_add(l, w, t)) return tn_fail_nomem(l->err, sizeof *w, "the load queue");
+    if (l->later && !tn_later_add(l, w, t))
+        return tn_fail_nomem(l->err, sizeof *w, "the load queue");
     return TN_OK;
 }
 

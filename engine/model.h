@@ -185,8 +185,9 @@ typedef struct tn_load {
     tn_beside_fn beside;              /* or NULL */
 } tn_load;
 
-/* load.c. Whether the weights of the host are pages of the file: as asked for; else where their bytes
- * and what else there is to hold, which a plan has counted, are more than is available (0: unknown). */
+/* load.c. Whether the weights of the host are pages of the file: as asked for; else where their
+ * bytes and what else there is to hold, which a plan has counted, are more than is available (0:
+ * unknown). */
 bool tn_load_maps(tn_load_mode mode, bool planned, uint64_t host_bytes, uint64_t available);
 /* Bytes of the tensors that the host is to hold, as they are in the file or as float32. */
 uint64_t tn_load_host_bytes(const tn_load *l);
@@ -232,7 +233,8 @@ static inline tn_weight tn_expert(const tn_weight *all, int32_t e, int64_t rows)
 {
     tn_weight w = *all;
     w.rows = rows;
-    w.data = (const char *)all->data + (size_t)e * (size_t)tn_expert_rows(all, rows) * all->row_bytes;
+    w.data =
+        (const char *)all->data + (size_t)e * (size_t)tn_expert_rows(all, rows) * all->row_bytes;
     return w;
 }
 

@@ -120,7 +120,8 @@ static void count_weights(tn_model *m)
         if (t->n_dims > 1)
             m->activation_bytes += sizeof(float) * (t->shape[0] + t->shape[1]) *
                                    (expert ? (uint64_t)m->hp.n_expert_used : 1);
-        m->token_bytes += expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
+        m->token_bytes +=
+            expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
     }
     for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
         if (per_type[i] > per_type[m->main_type]) m->main_type = i;
@@ -184,9 +185,10 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
     }
     count_weights(m);
     if (m->vocab && tn_vocab_size(m->vocab) != m->hp.n_vocab)
-        return tn_fail(err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
-                       "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows",
-                       m->name, (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
+        return tn_fail(
+            err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
+            "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows", m->name,
+            (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
     return TN_OK;
 }
 
@@ -215,8 +217,9 @@ static tn_status finish(tn_model **out, tn_model *m, const tn_model_options *opt
     return TN_OK;
 }
 
-static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_model_options *options,
-                       tn_model_options *opt, tn_gguf_options *gopt, tn_error *err)
+static tn_status begin(tn_model **m, tn_engine *e, const char *name,
+                       const tn_model_options *options, tn_model_options *opt,
+                       tn_gguf_options *gopt, tn_error *err)
 {
     tn_status s = tn_options_copy(opt, sizeof *opt, options, "tn_model_options", err);
     if (s) return s;
@@ -229,8 +232,8 @@ static tn_status begin(tn_model **m, tn_engine *e, const char *name, const tn_mo
     return new_model(m, e, name, err);
 }
 
-tn_status tn_model_open(tn_model **out, tn_engine *e, const char *path, const tn_model_options *options,
-                        tn_error *err)
+tn_status tn_model_open(tn_model **out, tn_engine *e, const char *path,
+                        const tn_model_options *options, tn_error *err)
 {
     *out = NULL;
     const double start = tn_now();

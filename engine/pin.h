@@ -9,8 +9,8 @@
 
 typedef struct tn_pins tn_pins;
 
-/* Locks what the plan p moves or streams of the layers, of a model that has been loaded under it into
- * memory of its own; *out is NULL where there are none. What is refused is logged, no error.
+/* Locks what the plan p moves or streams of the layers, of a model that has been loaded under it
+ * into memory of its own; *out is NULL where there are none. What is refused is logged, no error.
  * TN_ENOMEM. */
 tn_status tn_pins_new(tn_pins **out, tn_model *m, const tn_placement *p, tn_error *err);
 void tn_pins_free(tn_pins *p); /* before the weights; NULL is fine */

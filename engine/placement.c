@@ -183,8 +183,7 @@ static tn_status read_rules(tn_rules *rules, const tn_placement_options *opt, tn
     if (!s && opt->n_place && opt->plan_file)
         s = tn_fail(err, TN_EARG, -1,
                     "--plan %.100s and --place '%.100s' contradict each other: a plan file is "
-                    "replayed as it "
-                    "is",
+                    "replayed as it is",
                     opt->plan_file, opt->place[0]);
     if (!s && opt->candidate && opt->plan_file)
         s = tn_fail(err, TN_EARG, -1,
@@ -218,7 +217,8 @@ static tn_status take_candidate(tn_placement *p, const char *name, const tn_cons
     tn_plan taken = {.feasible = false};
     tn_constraints as_listed = *c;
     as_listed.pinned = p->planned.c.pinned;
-    tn_status s = tn_plan_candidate(&taken, &p->shape, &p->profile, &as_listed, (tn_strategy)i, &p->a, err);
+    tn_status s =
+        tn_plan_candidate(&taken, &p->shape, &p->profile, &as_listed, (tn_strategy)i, &p->a, err);
     if (!s && !taken.feasible)
         s = tn_fail(err, TN_ENOMEM, -1, "'%s' does not fit into the memory of %s", name,
                     p->profile.name);
@@ -335,8 +335,8 @@ static tn_placement_prediction prediction(const tn_prediction *p)
     return out;
 }
 
-/* Of all choices of experts, expected share on a device; *counted: as far as known, not all alike.
- */
+/* Of all choices of experts, expected share on a device; *counted: as far as
+ * known, not all alike. */
 static double hit_share(const tn_placement *p, bool *counted)
 {
     double sum = 0;

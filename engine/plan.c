@@ -249,7 +249,8 @@ static tn_status refuse_contradiction(const tn_plan *plan, const tn_cost *k,
 }
 
 /* The optimum. What of its weights is page-locked depends on which are carried to devices: first it
- * is found as if all of these were, and where they are too many, once more with the share that is. */
+ * is found as if all of these were, and where they are too many, once more with
+ * the share that is. */
 static tn_status find_optimum(tn_planned *out, tn_cost *k, const int16_t *rule,
                               const tn_allocator *a, tn_error *err)
 {

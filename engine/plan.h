@@ -62,7 +62,8 @@ typedef struct tn_expert_use {
 
 typedef struct tn_shape_layer {
     int32_t first, n;         /* its tensors: shape->tensor[shape->of_layer[first .. first + n)] */
-    int32_t cls; /* equal for layers that are alike in every size and type; the last is on its own */
+    int32_t cls; /* equal for layers that are alike in every size and type; the last is on its
+                    own */
     int64_t window;           /* positions attention looks back, 0 = all */
     uint64_t kv_elements;     /* of one position */
     int32_t n_head, head_dim; /* of queries, for the arithmetic of attention */
@@ -171,12 +172,12 @@ typedef struct tn_constraints {
     const tn_rules *rules; /* NULL = none */
     bool fixed; /* no elastic boundary: what is on the device stays, room for n_ctx is kept free */
     bool mapped; /* the host's weights are pages of the file, which are never page-locked */
-    double pinned; /* share of the weights that are carried to devices at times which is page-locked,
-                      as tn_plan_make finds; 0 = as if all weights were carried */
+    double pinned; /* share of the weights that are carried to devices at times which is
+                      page-locked, as tn_plan_make finds; 0 = as if all weights were carried */
 } tn_constraints;
 
-/* KV memory of a layer when n positions are live: whole pages, in a layer with a window a ring of them,
- * see kv.h. Of the constraints n_batch, page_size and kv count, filled in. */
+/* KV memory of a layer when n positions are live: whole pages, in a layer with a window a ring of
+ * them, see kv.h. Of the constraints n_batch, page_size and kv count, filled in. */
 uint64_t tn_shape_kv_bytes(const tn_shape_layer *l, const tn_constraints *c, int64_t n);
 
 /* ---- the plan -------------------------------------------------------------------------------- */
@@ -285,20 +286,21 @@ void tn_plan_free(tn_plan *plan, const tn_allocator *a);
 tn_status tn_plan_boundary(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
                            const tn_constraints *c, int64_t live, int32_t *units,
                            const tn_allocator *a, tn_error *err);
-/* The same where what moves has `room` bytes on each device (of weights as they are in the file). */
+/* The same where what moves has `room` bytes on each device (of weights as
+ * they are in the file). */
 tn_status tn_plan_boundary_in(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
                               const tn_constraints *c, const uint64_t room[TN_MAX_DEVICES],
                               int32_t *units, const tn_allocator *a, tn_error *err);
 
-/* Tokens that contexts which may hold `cap` keep room for when `live` are in them: whole steps, so that
- * units seldom move, and up to what the request of the plan needs, just that, so that its units do not
- * move at all. live 0: before the first token, that of the request. */
+/* Tokens that contexts which may hold `cap` keep room for when `live` are in them: whole steps, so
+ * that units seldom move, and up to what the request of the plan needs, just that, so that its
+ * units do not move at all. live 0: before the first token, that of the request. */
 int64_t tn_plan_level(const tn_plan *plan, int64_t page, int64_t cap, int64_t live);
 /* The distance of two levels; units come back where the level would be lower by more than that. */
 int64_t tn_plan_level_step(int64_t page, int64_t cap);
 
-/* Seconds of one decoded token at a live depth with units[n_layers] on the devices; *host_s: of that,
- * what the host itself computes. */
+/* Seconds of one decoded token at a live depth with units[n_layers] on the devices; *host_s: of
+ * that, what the host itself computes. */
 tn_status tn_plan_token(const tn_plan *plan, const tn_shape *s, const tn_profile *p,
                         const tn_constraints *c, int64_t depth, const int32_t *units,
                         double *host_s, double *total_s, const tn_allocator *a, tn_error *err);
@@ -308,8 +310,8 @@ tn_status tn_plan_again(tn_plan *out, const tn_plan *plan, const tn_shape *s, co
                         const tn_constraints *c, const bool *moves, const tn_allocator *a,
                         tn_error *err);
 
-/* Why a layer's attention part (ffn false) or FFN is where it is, or the head (layer = n_layers).
- */
+/* Why a layer's attention part (ffn false) or FFN is where it is, or the head
+ * (layer = n_layers). */
 void tn_plan_reason(const tn_planned *p, const tn_shape *s, const tn_profile *profile,
                     int32_t layer, bool ffn, char *out, size_t cap);
 

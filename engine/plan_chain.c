@@ -190,8 +190,8 @@ static void fill_hops(tn_planner *p)
         }
 }
 
-/* Whether overrides put something on the first device beside layers and head, and it has no room.
- */
+/* Whether overrides put something on the first device beside layers and head,
+ * and it has no room. */
 static bool no_room_for_rules(const tn_cost *k)
 {
     for (int32_t i = 0; k->fixed && i < k->s->n_tensors; i++)
@@ -307,7 +307,8 @@ void tn_plan_free(tn_plan *plan, const tn_allocator *a)
     plan->rule = NULL;
 }
 
-/* Gives two stages of the same menu about the same modes, if that costs no more and uses no more. */
+/* Gives two stages of the same menu about the same modes, if that costs no
+ * more and uses no more. */
 static bool share_out(const tn_menu *m, tn_choice *x, tn_choice *y)
 {
     const int32_t mean = (x->mode + y->mode) / 2, rest = x->mode + y->mode - mean;

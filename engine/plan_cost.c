@@ -53,8 +53,8 @@ static double chosen(const tn_shape_layer *l, int32_t from, int32_t to)
 }
 
 /* Products of n vectors on one side, bound by bytes or by arithmetic: a share of the tensor is
- * read, and a share of its weights is multiplied with each vector. experts: the layer of a tensor of
- * experts, else NULL. */
+ * read, and a share of its weights is multiplied with each vector. experts: the layer of a tensor
+ * of experts, else NULL. */
 static double product_time(const tn_cost *k, const tn_shape_tensor *t, int d, int64_t n,
                            const tn_shape_layer *experts, double read, double used)
 {
@@ -305,8 +305,8 @@ static void add_part(const tn_cost *k, int32_t l, int d, bool home, int32_t mode
             (t->part != TN_PART_NORM && t->part != TN_PART_FFN_NORM && t->rows <= 1))
             continue;
         add_op(op, n_ops, d == TN_HOST ? 0 : tensor_time(k, t, d, n) + op_floor(k, d),
-               tensor_time(k, t, TN_HOST, n) + op_floor(k, TN_HOST), tn_cost_share(k, i, home, mode),
-               group);
+               tensor_time(k, t, TN_HOST, n) + op_floor(k, TN_HOST),
+               tn_cost_share(k, i, home, mode), group);
     }
 }
 

@@ -44,7 +44,8 @@ static bool usable(float x, float lo, float hi)
 }
 
 /* A key that, where present, holds a value within [lo, hi], or `unset`, which changes nothing. */
-static tn_status read_float(tn_load *l, const char *suffix, float lo, float hi, float unset, float *out)
+static tn_status read_float(tn_load *l, const char *suffix, float lo, float hi, float unset,
+                            float *out)
 {
     const tn_model *m = l->m;
     float value = *out;
@@ -62,8 +63,13 @@ static tn_status read_keys(tn_load *l, rope_keys *k)
 {
     const tn_model *m = l->m;
     const float none = INFINITY;
-    *k = (rope_keys){.base = 10000.0f, .factor = 1.0f, .attn_factor = 1.0f, .beta_fast = 32.0f,
-                     .beta_slow = 1.0f, .ext_factor = 1.0f, .n_ctx_orig = (uint32_t)m->hp.n_ctx_train};
+    *k = (rope_keys){.base = 10000.0f,
+                     .factor = 1.0f,
+                     .attn_factor = 1.0f,
+                     .beta_fast = 32.0f,
+                     .beta_slow = 1.0f,
+                     .ext_factor = 1.0f,
+                     .n_ctx_orig = (uint32_t)m->hp.n_ctx_train};
     tn_status s = read_scaling(l, k);
     if (!s) s = read_float(l, "rope.freq_base", 1.0f, 1e12f, none, &k->base);
     if (!s) s = read_float(l, "rope.scale_linear", 1e-3f, 1e6f, 0.0f, &k->factor);
@@ -74,12 +80,13 @@ static tn_status read_keys(tn_load *l, rope_keys *k)
     if (!s) s = read_float(l, "rope.scaling.yarn_ext_factor", 0.0f, 1.0f, -1.0f, &k->ext_factor);
     if (!s) s = tn_model_key_u32(m, "rope.scaling.original_context_length", &k->n_ctx_orig, l->err);
     if (s || k->n_ctx_orig) return s;
-    return tn_fail(l->err, TN_EFORMAT, tn_model_key_offset(m, "rope.scaling.original_context_length"),
-                   "%s: key '%s.rope.scaling.original_context_length' is 0", m->name, m->arch->name);
+    return tn_fail(
+        l->err, TN_EFORMAT, tn_model_key_offset(m, "rope.scaling.original_context_length"),
+        "%s: key '%s.rope.scaling.original_context_length' is 0", m->name, m->arch->name);
 }
 
-/* Dimension index whose wavelength makes n_turns turns over the original context (YaRN, eq. 17-23 of
- * Peng et al. 2023; ends rounded outwards as in the reference implementation). */
+/* Dimension index whose wavelength makes n_turns turns over the original context (YaRN, eq. 17-23
+ * of Peng et al. 2023; ends rounded outwards as in the reference implementation). */
 static double correction_dim(const rope_keys *k, int32_t n_rot, double n_turns)
 {
     return n_rot * log(k->n_ctx_orig / (n_turns * 2.0 * M_PI)) / (2.0 * log((double)k->base));

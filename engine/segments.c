@@ -67,8 +67,8 @@ static tn_status measure(const tn_engine *e, double room[TN_DEVICES], tn_error *
     return TN_OK;
 }
 
-/* The layer with which a tensor goes to a device: its own; the embedding goes with the first, unless
- * it is the head, too, and what is left with the last. */
+/* The layer with which a tensor goes to a device: its own; the embedding goes with the first,
+ * unless it is the head, too, and what is left with the last. */
 static int32_t goes_with(const tn_load *l, const tn_gguf_tensor *t)
 {
     const int32_t layer = layer_of(t), last = l->m->hp.n_layers - 1;

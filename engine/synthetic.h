@@ -9,8 +9,8 @@
 tn_status tn_synthetic_header(void **bytes, size_t *size, const char *shape, const char *type,
                               const tn_allocator *a, tn_error *err);
 
-/* Fills `bytes` bytes (whole blocks of `type`) with reproducible random weights: all finite, of a size
- * that keeps a forward pass in range. */
+/* Fills `bytes` bytes (whole blocks of `type`) with reproducible random weights: all finite, of a
+ * size that keeps a forward pass in range. */
 void tn_synthetic_fill(void *dst, uint32_t type, size_t bytes, uint64_t seed);
 
 #endif

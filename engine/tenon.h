@@ -8,8 +8,8 @@
  *     const float *logits = tn_context_logits(ctx);      // [n_vocab], of the last token
  *
  * Rules that hold for every call:
- *   - The library never prints, exits, aborts, or reads the environment, and touches only files that
- *     it is given by name.
+ *   - The library never prints, exits, aborts, or reads the environment, and touches only files
+ * that it is given by name.
  *   - A failing call returns a negative tn_status, fills err (which may be NULL), leaves *out NULL
  *     and everything else as it was.
  *   - Options structs start with struct_size: zero the struct, set struct_size = sizeof, set what
@@ -17,9 +17,9 @@
  *     reads no further than struct_size.
  *   - free and close accept NULL.
  *   - Strings are UTF-8. Strings handed out belong to the object they came from.
- * Threads: an engine and a model may be used from any thread at once; evaluations on one engine take
- * turns. A context, sampler or detokenizer belongs to one caller at a time; a second concurrent call
- * gets TN_EBUSY. */
+ * Threads: an engine and a model may be used from any thread at once; evaluations on one engine
+ * take turns. A context, sampler or detokenizer belongs to one caller at a time; a second
+ * concurrent call gets TN_EBUSY. */
 #ifndef TENON_H
 #define TENON_H
 
@@ -60,29 +60,31 @@ typedef struct tn_engine_options {
     size_t struct_size;
     int threads;             /* compute threads, the calling one included; 0 = physical cores, of
                                 which contexts decode on fewer where they find that faster */
-    const char *isa;         /* highest level to use: "scalar", "avx2", ...; NULL = best of this CPU */
+    const char *isa;         /* highest level to use: "scalar", "avx2", ...; NULL = best of this
+                                CPU */
     tn_allocator allocator;  /* all zero = malloc */
     tn_log_fn log;           /* NULL = silent */
     void *log_user;
-    const char
-        *cache_dir; /* where measurements may be cached, and how often the experts of a model were
-                       chosen (experts-HASH.json, added to as models close; HASH is that of the file's
-                       header: a fine-tune has counters of its own where any key, such as its name, is
-                       another one); NULL = nowhere */
-    const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu" (emulated,
-                                for tests), "emu:2" (two of them); NULL = none. Several devices serve
-                                a model together, each a run of its layers. */
-    size_t vram_limits[TN_ENGINE_DEVICES]; /* bytes of each device's memory to use at most; 0 = all */
-    double throttle; /* makes the devices slow, so that a fast card shows what placement does on a slower
-                        one: what waits for device memory (mat-vecs, decode attention) is followed by
-                        further reads, until it takes as long as where so many bytes are read a second;
-                        0 = no. Results are the same to the bit; prompts and copies keep their speed.
-                        Profiles are measured and kept apart, and figures are labelled: tn_engine_label */
+    const char *cache_dir; /* where measurements may be cached, and how often the experts of a model
+                              were chosen (experts-HASH.json, added to as models close; HASH is that
+                              of the file's header: a fine-tune has counters of its own where any
+                              key, such as its name, is another one); NULL = nowhere */
+    const char *device;      /* "cuda", "cuda:1" (its number), "cuda:0,1" (several), "emu"
+                                (emulated, for tests), "emu:2" (two of them); NULL = none. Several
+                                devices serve a model together, each a run of its layers. */
+    size_t vram_limits[TN_ENGINE_DEVICES]; /* bytes of each device's memory to use at most; 0 =
+                                              all */
+    double throttle; /* makes the devices slow, so that a fast card shows what placement does on a
+                        slower one: what waits for device memory (mat-vecs, decode attention) is
+                        followed by further reads, until it takes as long as where so many bytes are
+                        read a second; 0 = no. Results are the same to the bit; prompts and copies
+                        keep their speed. Profiles are measured and kept apart, and figures are
+                        labelled: tn_engine_label */
 } tn_engine_options;
 
-/* TN_EARG (unknown isa or device name, negative threads, throttle without a device or faster than it is),
- * TN_EUNSUPPORTED (a level this CPU lacks, a
- * device this build lacks), TN_EDEVICE, TN_ENOMEM. */
+/* TN_EARG (unknown isa or device name, negative threads, throttle without a device or faster than
+ * it is), TN_EUNSUPPORTED (a level this CPU lacks, a device this build lacks), TN_EDEVICE,
+ * TN_ENOMEM. */
 TN_API tn_status tn_engine_new(tn_engine **out, const tn_engine_options *opt, tn_error *err);
 /* Every model of the engine must have been closed. */
 TN_API void tn_engine_free(tn_engine *engine);
@@ -90,29 +92,30 @@ TN_API int tn_engine_threads(const tn_engine *engine);
 /* Names of the ISA levels in use and of the devices: "avx2", "cuda" or "none". Never NULL. */
 TN_API const char *tn_engine_isa(const tn_engine *engine);
 TN_API const char *tn_engine_devices(const tn_engine *engine);
-/* What speeds of this engine are to be called: "measured", "emulated", "throttled to 400 GB/s", "emulated,
- * throttled to 0.4 GB/s". Never NULL. */
+/* What speeds of this engine are to be called: "measured", "emulated", "throttled to 400 GB/s",
+ * "emulated, throttled to 0.4 GB/s". Never NULL. */
 TN_API const char *tn_engine_label(const tn_engine *engine);
 /* The i-th ISA level that this CPU has, lowest first; NULL: there are fewer. Static. */
 TN_API const char *tn_isa_level(int i);
 /* OpenBLAS, which serves prompts of unquantised models, reads its environment when the first model
  * opens. A program that may set its own does so before: OPENBLAS_NUM_THREADS to 1, as the engine's
- * threads call it one by one, and OPENBLAS_CORETYPE to this name (releases older than the CPU choose
- * a core of long ago and lose a factor of 5). NULL: leave it to OpenBLAS. Static. */
+ * threads call it one by one, and OPENBLAS_CORETYPE to this name (releases older than the CPU
+ * choose a core of long ago and lose a factor of 5). NULL: leave it to OpenBLAS. Static. */
 TN_API const char *tn_openblas_core(void);
 /* Describes machine, build and engine as one JSON object. Caller frees with tn_string_free. */
 TN_API tn_status tn_env_json(const tn_engine *engine, char **out, tn_error *err);
 TN_API void tn_string_free(const tn_engine *engine, char *s);
 /* What this machine can do, as a profile for placement (JSON, see tn_hardware_json): read from
- * cache_dir where it was measured before with the same hardware, build and throttle, unless `again`; otherwise
- * measured with the engine's threads, in a second or two, and kept there. Every figure tells where it
- * is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given; without `again` that is a
- * line in the log). Freed with tn_string_free. */
+ * cache_dir where it was measured before with the same hardware, build and throttle, unless
+ * `again`; otherwise measured with the engine's threads, in a second or two, and kept there. Every
+ * figure tells where it is from. TN_ENOMEM, TN_EIO (the cache cannot be written; the name is given;
+ * without `again` that is a line in the log). Freed with tn_string_free. */
 TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json, tn_error *err);
 
-/* The most that the first device reads of its own memory (throttled: what is left of it), bytes per second: the best of several passes
- * of a kernel that only reads, over 512 MiB (4 MiB where the device is emulated) or a quarter of what
- * is free. TN_EUNSUPPORTED without a device, TN_ENOMEM, TN_EDEVICE. Takes its turn with evaluations. */
+/* The most that the first device reads of its own memory (throttled: what is left of it), bytes per
+ * second: the best of several passes of a kernel that only reads, over 512 MiB (4 MiB where the
+ * device is emulated) or a quarter of what is free. TN_EUNSUPPORTED without a device, TN_ENOMEM,
+ * TN_EDEVICE. Takes its turn with evaluations. */
 TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_second, tn_error *err);
 
 /* ---- model ----------------------------------------------------------------------------------- */
@@ -120,54 +123,62 @@ TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_seco
 typedef struct tn_model tn_model;
 
 typedef enum tn_load_mode {
-    TN_LOAD_AUTO = 0, /* MAP where less memory is free than 1.2 x what the host is to hold of the model (1.0 x
-                         under a plan, which has counted what else there is to hold), else READ */
+    TN_LOAD_AUTO = 0, /* MAP where less memory is free than 1.2 x what the host is to hold of the
+                         model (1.0 x under a plan, which has counted what else there is to hold),
+                         else READ */
     TN_LOAD_READ,     /* read into our own memory, rearranged for speed */
     TN_LOAD_MAP,      /* use the file's pages; changing the file then kills the process (SIGBUS) */
-    TN_LOAD_IMAGE,    /* READ the first time and keep the rearranged weights, as large as the model, in a
-                         file of the engine's cache_dir; from then on map that file, which starts at
-                         once. It is made anew when the model's file or the build is another one. Not
-                         with a device or without cache_dir (a line in the log): then READ */
-    TN_LOAD_LATER     /* as AUTO; but where the page cache has the whole file, and there is no device, the
-                         first batch is computed from the mapped file, which gives the first token
-                         sooner, and weights are carried to memory before the second. Until then
-                         changing the file kills the process (SIGBUS) */
+    TN_LOAD_IMAGE,    /* READ the first time and keep the rearranged weights, as large as the model,
+                         in a file of the engine's cache_dir; from then on map that file, which
+                         starts at once. It is made anew when the model's file or the build is
+                         another one. Not with a device or without cache_dir (a line in the log):
+                         then READ */
+    TN_LOAD_LATER     /* as AUTO; but where the page cache has the whole file, and there is no
+                         device, the first batch is computed from the mapped file, which gives the
+                         first token sooner, and weights are carried to memory before the second.
+                         Until then changing the file kills the process (SIGBUS) */
 } tn_load_mode;
 
 typedef struct tn_model_options {
     size_t struct_size;
     tn_load_mode load;
     bool vocab_only; /* metadata and tokenizer only: needs no tensor, cannot make a context */
-    bool exact;      /* dequantise all weights to float32 and keep float32 activations: slow reference */
+    bool exact;      /* dequantise all weights to float32 and keep float32 activations: slow
+                        reference */
     tn_progress_fn progress;
     tn_cancel_fn cancel;
     void *user; /* of both callbacks */
-    const char *const *place; /* [n_place] with a device: REGEX=host|device|split:SHARE[,...] on tensor
-                          names, the first that matches anywhere decides; what none matches goes to the
-                          device. A split FFN, set of experts or head is computed by both sides at once,
-                          SHARE of it by the device. */
+    const char *const *place; /* [n_place] with a device: REGEX=host|device|split:SHARE[,...] on
+                                 tensor names, the first that matches anywhere decides; what none
+                                 matches goes to the device. A split FFN, set of experts or head is
+                                 computed by both sides at once, SHARE of it by the device. */
     size_t n_place;
     int32_t granule;   /* neurons or rows that a split is a multiple of; 0 = 256 */
-    const struct tn_placement *plan; /* with a device: carries out this plan, made for the same file; instead
-                          of place and granule. Must outlive the model. NULL = none. Where the plan is
-                          elastic, weights that the host has, too, come and go on the device as contexts
-                          shrink and grow: between evaluations, at fixed lengths, each move a line in the
-                          log. */
+    const struct tn_placement *plan; /* with a device: carries out this plan, made for the same
+                                        file; instead of place and granule. Must outlive the model.
+                                        NULL = none. Where the plan is elastic, weights that the
+                                        host has, too, come and go on the device as contexts shrink
+                                        and grow: between evaluations, at fixed lengths, each move a
+                                        line in the log. */
 } tn_model_options;
 
 /* Opens a GGUF file, or all parts of a split one. TN_ENOENT, TN_EIO, TN_EFORMAT (broken file, with
  * byte offset and key or tensor), TN_EUNSUPPORTED (architecture, type, tokenizer), TN_ENOMEM,
- * TN_ECANCELED, TN_EDEVICE (also: too little memory on the device). The engine must outlive the model. */
+ * TN_ECANCELED, TN_EDEVICE (also: too little memory on the device). The engine must outlive the
+ * model. */
 TN_API tn_status tn_model_open(tn_model **out, tn_engine *engine, const char *path,
                                const tn_model_options *opt, tn_error *err);
 /* The same from `size` bytes in memory, which must outlive the model. name is for messages. */
-TN_API tn_status tn_model_open_memory(tn_model **out, tn_engine *engine, const void *bytes, size_t size,
-                                      const char *name, const tn_model_options *opt, tn_error *err);
-/* Random weights in the shape of a real model, made in memory, for benchmarks: speed does not depend
- * on the values. shape: "llama-135m", "llama-1b", "llama-8b", "llama-70b", "qwen3-30b-a3b", ...
- * (TN_EARG lists them; "tiny-llama" and "tiny-moe" are for tests); type: "q4_k", "q4_0", ..., or a mix "q4_k_m". Has no tokenizer. */
+TN_API tn_status tn_model_open_memory(tn_model **out, tn_engine *engine, const void *bytes,
+                                      size_t size, const char *name, const tn_model_options *opt,
+                                      tn_error *err);
+/* Random weights in the shape of a real model, made in memory, for benchmarks: speed does not
+ * depend on the values. shape: "llama-135m", "llama-1b", "llama-8b", "llama-70b", "qwen3-30b-a3b",
+ * ... (TN_EARG lists them; "tiny-llama" and "tiny-moe" are for tests); type: "q4_k", "q4_0", ...,
+ * or a mix "q4_k_m". Has no tokenizer. */
 TN_API tn_status tn_model_open_synthetic(tn_model **out, tn_engine *engine, const char *shape,
-                                         const char *type, const tn_model_options *opt, tn_error *err);
+                                         const char *type, const tn_model_options *opt,
+                                         tn_error *err);
 /* Every context of the model must have been freed. */
 TN_API void tn_model_close(tn_model *model);
 
@@ -212,8 +223,9 @@ typedef enum tn_token_attr {
 /* The bytes a token stands for (not always whole UTF-8 characters; "" for control tokens), its text
  * as the vocabulary spells it, and its attribute. Both pointers live as long as the model.
  * TN_EARG if id is outside the vocabulary. Any of the out pointers may be NULL. */
-TN_API tn_status tn_token_get(const tn_model *model, int32_t id, const char **bytes, size_t *n_bytes,
-                              const char **text, size_t *n_text, tn_token_attr *attr, tn_error *err);
+TN_API tn_status tn_token_get(const tn_model *model, int32_t id, const char **bytes,
+                              size_t *n_bytes, const char **text, size_t *n_text,
+                              tn_token_attr *attr, tn_error *err);
 /* Special token ids, -1 where the vocabulary has none. */
 TN_API int32_t tn_token_bos(const tn_model *model);
 TN_API int32_t tn_token_eos(const tn_model *model);
@@ -222,8 +234,10 @@ TN_API bool tn_token_is_end(const tn_model *model, int32_t id);
 
 /* Ids to text, whole UTF-8 characters only. */
 typedef struct tn_detokenizer tn_detokenizer;
-enum { TN_DETOKENIZE_SPECIAL = 1,      /* spell control tokens out instead of dropping them */
-       TN_DETOKENIZE_KEEP_SPACE = 2 /* keep the space that the tokenizer puts before the first word */ };
+enum {
+    TN_DETOKENIZE_SPECIAL = 1,   /* spell control tokens out instead of dropping them */
+    TN_DETOKENIZE_KEEP_SPACE = 2 /* keep the space that the tokenizer puts before the first word */
+};
 TN_API tn_status tn_detokenizer_new(tn_detokenizer **out, const tn_model *model, unsigned flags,
                                     tn_error *err);
 /* Adds a token. text and len: what can be shown now (maybe nothing), valid until the next call.
@@ -231,7 +245,8 @@ TN_API tn_status tn_detokenizer_new(tn_detokenizer **out, const tn_model *model,
 TN_API tn_status tn_detokenizer_push(tn_detokenizer *d, int32_t id, const char **text, size_t *len,
                                      tn_error *err);
 /* Flushes an incomplete character as U+FFFD and starts anew. */
-TN_API tn_status tn_detokenizer_finish(tn_detokenizer *d, const char **text, size_t *len, tn_error *err);
+TN_API tn_status tn_detokenizer_finish(tn_detokenizer *d, const char **text, size_t *len,
+                                       tn_error *err);
 TN_API void tn_detokenizer_free(tn_detokenizer *d);
 
 /* ---- chat formats ---------------------------------------------------------------------------- */
@@ -247,23 +262,23 @@ TN_API const char *const *tn_chat_formats(void);
  * Ends with the assistant's header if add_assistant. Only the format's own literals become control
  * tokens; message contents never do. Sizes as in tn_tokenize. TN_EUNSUPPORTED if format is NULL and
  * the file's template is none of the built-in families (the message lists the names). */
-TN_API tn_status tn_chat_tokens(const tn_model *model, const char *format, const tn_message *messages,
-                                size_t n_messages, bool add_assistant, int32_t *ids, size_t cap,
-                                size_t *n, tn_error *err);
+TN_API tn_status tn_chat_tokens(const tn_model *model, const char *format,
+                                const tn_message *messages, size_t n_messages, bool add_assistant,
+                                int32_t *ids, size_t cap, size_t *n, tn_error *err);
 /* The same as text, for people. *n is the length without the terminating zero; cap counts it. */
 TN_API tn_status tn_chat_text(const tn_model *model, const char *format, const tn_message *messages,
-                              size_t n_messages, bool add_assistant, char *text, size_t cap, size_t *n,
-                              tn_error *err);
+                              size_t n_messages, bool add_assistant, char *text, size_t cap,
+                              size_t *n, tn_error *err);
 
 /* ---- context: one sequence ------------------------------------------------------------------- */
 
 typedef struct tn_context tn_context;
 
 /* Q8_0: blocks of 32 values to 8 bits under a float16 scale, 53 % of F16's memory; only for models
- * whose head dims are multiples of 32. F32 is for accuracy, and asks for it elsewhere, too: products on
- * the host with quantised weights then take activations in two parts of 8 bits instead of one, which
- * leaves a hundredth of the distance to float32 activations and takes up to twice the time. Products on
- * a device round activations to 8 bits whatever the cache is. */
+ * whose head dims are multiples of 32. F32 is for accuracy, and asks for it elsewhere, too:
+ * products on the host with quantised weights then take activations in two parts of 8 bits instead
+ * of one, which leaves a hundredth of the distance to float32 activations and takes up to twice the
+ * time. Products on a device round activations to 8 bits whatever the cache is. */
 typedef enum tn_kv_type { TN_KV_F16 = 0, TN_KV_F32 = 1, TN_KV_Q8_0 = 2 } tn_kv_type;
 
 typedef struct tn_context_options {
@@ -278,8 +293,8 @@ typedef struct tn_context_options {
     void *user; /* of both callbacks */
 } tn_context_options;
 
-/* KV memory is allocated as it grows, a page at a time. TN_EARG, TN_ENOMEM; TN_EUNSUPPORTED where the
- * model's heads, or its device, cannot have a cache of this type. */
+/* KV memory is allocated as it grows, a page at a time. TN_EARG, TN_ENOMEM; TN_EUNSUPPORTED where
+ * the model's heads, or its device, cannot have a cache of this type. */
 TN_API tn_status tn_context_new(tn_context **out, tn_model *model, const tn_context_options *opt,
                                 tn_error *err);
 TN_API void tn_context_free(tn_context *ctx);
@@ -296,23 +311,25 @@ TN_API tn_status tn_context_eval(tn_context *ctx, const int32_t *tokens, int32_t
 typedef bool (*tn_logits_fn)(void *user, int32_t first, int32_t n_rows, const float *rows);
 /* Like tn_context_eval, but hands out the logits of every token from row `first_row` on, in slices:
  * they are never all in memory at once. */
-TN_API tn_status tn_context_eval_all(tn_context *ctx, const int32_t *tokens, int32_t n, int32_t first_row,
-                                     tn_logits_fn fn, void *user, tn_error *err);
+TN_API tn_status tn_context_eval_all(tn_context *ctx, const int32_t *tokens, int32_t n,
+                                     int32_t first_row, tn_logits_fn fn, void *user, tn_error *err);
 
-/* Like tn_context_eval, but what it gives is *best, the likeliest token after these (the lowest id of
- * equals), for greedy decoding: where a device computes all logits they stay there. tn_context_logits is
- * NULL afterwards. TN_EINTERNAL if no logit is a number above -infinity: the context is as before. */
-TN_API tn_status tn_context_eval_best(tn_context *ctx, const int32_t *tokens, int32_t n, int32_t *best,
-                                      tn_error *err);
+/* Like tn_context_eval, but what it gives is *best, the likeliest token after these (the lowest id
+ * of equals), for greedy decoding: where a device computes all logits they stay there.
+ * tn_context_logits is NULL afterwards. TN_EINTERNAL if no logit is a number above -infinity: the
+ * context is as before. */
+TN_API tn_status tn_context_eval_best(tn_context *ctx, const int32_t *tokens, int32_t n,
+                                      int32_t *best, tn_error *err);
 
 /* [n_vocab] float32 of the last evaluated token, or NULL; valid until the next call on ctx. */
 TN_API const float *tn_context_logits(const tn_context *ctx);
 TN_API int32_t tn_context_length(const tn_context *ctx);   /* tokens held */
 TN_API int32_t tn_context_capacity(const tn_context *ctx); /* n_ctx in force */
 TN_API const int32_t *tn_context_tokens(const tn_context *ctx); /* [length], until the next call */
-/* Forgets everything from position n on (0 <= n <= length); logits become NULL. Layers with a sliding
- * window keep the keys and values of little more than the window and a batch: after going back by more
- * than n_batch tokens the next evaluation may first repeat that of all tokens still held. TN_EARG. */
+/* Forgets everything from position n on (0 <= n <= length); logits become NULL. Layers with a
+ * sliding window keep the keys and values of little more than the window and a batch: after going
+ * back by more than n_batch tokens the next evaluation may first repeat that of all tokens still
+ * held. TN_EARG. */
 TN_API tn_status tn_context_rewind(tn_context *ctx, int32_t n, tn_error *err);
 
 /* ---- statistics ------------------------------------------------------------------------------ */
@@ -333,24 +350,24 @@ typedef struct tn_stats {
     double load_s;      /* opening the model, and carrying weights to memory after it (LATER) */
     uint64_t kv_bytes_held; /* memory of this context's KV pages */
     uint64_t model_bytes_held; /* memory of the model's weights */
-    /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of the
-     * model, since it was opened. replans: how often its plan was made again, because 64 tokens took
-     * 15 % more or less time than predicted (never on the emulated device). */
+    /* Slabs of FFNs, or experts, that move as contexts grow and shrink; 0 where nothing does. Of
+     * the model, since it was opened. replans: how often its plan was made again, because 64 tokens
+     * took 15 % more or less time than predicted (never on the emulated device). */
     uint64_t units, units_on_device, units_dropped, units_promoted, replans;
-    /* Of models with experts: how many were chosen (tokens x layers x used), and of these how many were
-     * on the device. */
+    /* Of models with experts: how many were chosen (tokens x layers x used), and of these how many
+     * were on the device. */
     uint64_t experts_chosen, experts_on_device;
     uint64_t streamed_bytes; /* of weights that the host has, carried to a device for a batch */
-    uint64_t device_bytes_held; /* memory of the devices in use by the engine: weights, KV, buffers of
-                                   all its models and contexts; 0 without a device */
+    uint64_t device_bytes_held; /* memory of the devices in use by the engine: weights, KV, buffers
+                                   of all its models and contexts; 0 without a device */
 } tn_stats;
 /* Sums since the context was made or last reset. */
 TN_API tn_status tn_context_stats(const tn_context *ctx, tn_stats *stats, tn_error *err);
 TN_API void tn_context_stats_reset(tn_context *ctx);
-/* How often each expert of a layer was chosen, over the same time: counts[n] for the first n experts.
- * TN_EARG: there is no such layer, or it has fewer experts. */
-TN_API tn_status tn_context_experts(const tn_context *ctx, int32_t layer, uint64_t *counts, int32_t n,
-                                    tn_error *err);
+/* How often each expert of a layer was chosen, over the same time: counts[n] for the first n
+ * experts. TN_EARG: there is no such layer, or it has fewer experts. */
+TN_API tn_status tn_context_experts(const tn_context *ctx, int32_t layer, uint64_t *counts,
+                                    int32_t n, tn_error *err);
 
 /* ---- sampling -------------------------------------------------------------------------------- */
 
@@ -381,8 +398,8 @@ TN_API tn_status tn_sampler_defaults(const tn_model *model, tn_sampler_options *
 
 typedef struct tn_sampler tn_sampler;
 /* TN_EARG names the option that is out of range. */
-TN_API tn_status tn_sampler_new(tn_sampler **out, const tn_engine *engine, const tn_sampler_options *opt,
-                                tn_error *err);
+TN_API tn_status tn_sampler_new(tn_sampler **out, const tn_engine *engine,
+                                const tn_sampler_options *opt, tn_error *err);
 TN_API void tn_sampler_free(tn_sampler *s);
 /* Notes a token of the sequence (prompt or generated) for the penalties. */
 TN_API tn_status tn_sampler_accept(tn_sampler *s, int32_t token, tn_error *err);
@@ -390,14 +407,14 @@ TN_API tn_status tn_sampler_accept(tn_sampler *s, int32_t token, tn_error *err);
  * the token's probability under the plain softmax of the logits. Does not accept it. The draw uses
  * Philox4x32-10 keyed by the seed, counter = number of draws: the same stream on every machine.
  * TN_EINTERNAL if a logit is NaN or all are -infinity. */
-TN_API tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n_vocab, int32_t *token,
-                                   float *logprob, tn_error *err);
+TN_API tn_status tn_sampler_sample(tn_sampler *s, const float *logits, int32_t n_vocab,
+                                   int32_t *token, float *logprob, tn_error *err);
 TN_API void tn_sampler_reset(tn_sampler *s); /* forgets accepted tokens and restarts the stream */
 
 /* ---- inspection ------------------------------------------------------------------------------ */
 
-/* What a GGUF file says about itself, read from its header alone: needs no engine, no tensor data and
- * no supported architecture. Any number of threads may read one tn_inspect. */
+/* What a GGUF file says about itself, read from its header alone: needs no engine, no tensor data
+ * and no supported architecture. Any number of threads may read one tn_inspect. */
 typedef struct tn_inspect tn_inspect;
 
 typedef struct tn_inspect_info {
@@ -430,50 +447,52 @@ typedef struct tn_inspect_tensor {
     uint64_t bytes;
 } tn_inspect_tensor;
 
-/* Opens a file, or all parts of a split one. allocator NULL = malloc. TN_ENOENT, TN_EIO, TN_EFORMAT,
- * TN_EUNSUPPORTED (unknown tensor type), TN_ENOMEM. */
+/* Opens a file, or all parts of a split one. allocator NULL = malloc. TN_ENOENT, TN_EIO,
+ * TN_EFORMAT, TN_EUNSUPPORTED (unknown tensor type), TN_ENOMEM. */
 TN_API tn_status tn_inspect_open(tn_inspect **out, const char *path, const tn_allocator *allocator,
                                  tn_error *err);
 TN_API void tn_inspect_close(tn_inspect *in);
 TN_API tn_status tn_inspect_get_info(const tn_inspect *in, tn_inspect_info *info, tn_error *err);
 /* Entry i of the metadata, tensor i of the directory, in file order. TN_EARG if there is none. */
-TN_API tn_status tn_inspect_get_key(const tn_inspect *in, uint64_t i, tn_inspect_key *key, tn_error *err);
+TN_API tn_status tn_inspect_get_key(const tn_inspect *in, uint64_t i, tn_inspect_key *key,
+                                    tn_error *err);
 TN_API tn_status tn_inspect_get_tensor(const tn_inspect *in, uint64_t i, tn_inspect_tensor *tensor,
                                        tn_error *err);
-/* Value `element` of entry i as text: numbers in the shortest form that reads back the same, strings
- * as the bytes in the file. *n is the length without the terminating zero; cap counts it. TN_EFULL if
- * it does not fit: text then holds what fits, and *n is the whole length. */
+/* Value `element` of entry i as text: numbers in the shortest form that reads back the same,
+ * strings as the bytes in the file. *n is the length without the terminating zero; cap counts it.
+ * TN_EFULL if it does not fit: text then holds what fits, and *n is the whole length. */
 TN_API tn_status tn_inspect_value(const tn_inspect *in, uint64_t i, uint64_t element, char *text,
                                   size_t cap, size_t *n, tn_error *err);
-/* Everything as one JSON object: format, metadata (name -> {kind, value} or {kind, element, n, values})
- * and tensors. Bytes that are no UTF-8 become U+FFFD; numbers JSON has not are strings. *out is freed
- * with tn_inspect_string_free. */
+/* Everything as one JSON object: format, metadata (name -> {kind, value} or {kind, element, n,
+ * values}) and tensors. Bytes that are no UTF-8 become U+FFFD; numbers JSON has not are strings.
+ * *out is freed with tn_inspect_string_free. */
 TN_API tn_status tn_inspect_json(const tn_inspect *in, char **out, tn_error *err);
 TN_API void tn_inspect_string_free(const tn_inspect *in, char *s);
 
 /* ---- placement: what runs where, and how fast it would be ------------------------------------ */
 
-/* A plan for a model on a machine, made from the file's header alone: no engine, no device, no tensor
- * data. Immutable: any number of threads may read one. Times are predictions from the machine's
- * profile, for one sequence. */
+/* A plan for a model on a machine, made from the file's header alone: no engine, no device, no
+ * tensor data. Immutable: any number of threads may read one. Times are predictions from the
+ * machine's profile, for one sequence. */
 typedef struct tn_placement tn_placement;
 
 enum { TN_PLACEMENT_DEVICES = TN_ENGINE_DEVICES, TN_PLACEMENT_DEPTHS = 5 };
 
 typedef struct tn_placement_options {
     size_t struct_size;
-    const char *hardware;  /* name of a shipped profile, path of a JSON file, or JSON as tn_engine_calibrate
-                              gives it; NULL = this machine */
-    const char *plan_file; /* replay this plan instead of planning; NULL = plan. n_ctx, n_batch, request and
-                              threads are not given or as in the file; kv and load (mapped or not) are as
-                              in the file. With `fixed` one that is elastic becomes one that is not: its
-                              units are where a full context leaves them, in the budget it was made for,
-                              and a warning says so. A replayed plan is never made again because rates
-                              have changed. */
-    const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match wins */
+    const char *hardware;  /* name of a shipped profile, path of a JSON file, or JSON as
+                              tn_engine_calibrate gives it; NULL = this machine */
+    const char *plan_file; /* replay this plan instead of planning; NULL = plan. n_ctx, n_batch,
+                              request and threads are not given or as in the file; kv and load
+                              (mapped or not) are as in the file. With `fixed` one that is elastic
+                              becomes one that is not: its units are where a full context leaves
+                              them, in the budget it was made for, and a warning says so. A replayed
+                              plan is never made again because rates have changed. */
+    const char *const *place; /* [n_place] texts REGEX=host|device|split:X[,...], first match
+                                 wins */
     size_t n_place;
-    const char *request;   /* "chat" (2048+512, the default), "long" (24576+512), "batch" (8192+32), or
-                              counts "PROMPT+GENERATED" or "PROMPT+GENERATED@DEPTH" */
+    const char *request;   /* "chat" (2048+512, the default), "long" (24576+512), "batch" (8192+32),
+                              or counts "PROMPT+GENERATED" or "PROMPT+GENERATED@DEPTH" */
     int64_t n_ctx;         /* 0 = what the model was trained for */
     int32_t n_batch;       /* 0 = 512 */
     int32_t threads;       /* 0 = as the profile says */
@@ -489,19 +508,21 @@ typedef struct tn_placement_options {
     int32_t page_size;     /* positions per KV page; 0 = 256 */
     const char *candidate; /* take this way to place (a name that tn_placement_info.chosen may have)
                               instead of the best: "layers", "ffn-host", ...; NULL = the best */
-    int32_t n_devices;     /* 0 = as many as the profile has; more: its last one several times; fewer:
-                              without the last ones */
-    tn_load_mode load;     /* how the model will be opened: weights of a mapped file are never page-locked, so
-                              that they travel to devices more slowly, and not while the host computes */
+    int32_t n_devices;     /* 0 = as many as the profile has; more: its last one several times;
+                              fewer: without the last ones */
+    tn_load_mode load;     /* how the model will be opened: weights of a mapped file are never
+                              page-locked, so that they travel to devices more slowly, and not while
+                              the host computes */
 } tn_placement_options;
 
-/* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them, such
- * as "llama-70b:q4_k_m". Needs no memory beyond the header. TN_ENOENT, TN_EIO, TN_EFORMAT (file, profile
- * or plan; the key is named), TN_EUNSUPPORTED (architecture), TN_EARG (an option, contradictions with
- * both sides named, a plan for another model or machine), TN_ENOMEM (also: the candidate that was asked
- * for does not fit). That a model does not fit is otherwise no error: see tn_placement_info. */
-TN_API tn_status tn_placement_open(tn_placement **out, const char *path, const tn_placement_options *opt,
-                                   tn_error *err);
+/* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them,
+ * such as "llama-70b:q4_k_m". Needs no memory beyond the header. TN_ENOENT, TN_EIO, TN_EFORMAT
+ * (file, profile or plan; the key is named), TN_EUNSUPPORTED (architecture), TN_EARG (an option,
+ * contradictions with both sides named, a plan for another model or machine), TN_ENOMEM (also: the
+ * candidate that was asked for does not fit). That a model does not fit is otherwise no error: see
+ * tn_placement_info. */
+TN_API tn_status tn_placement_open(tn_placement **out, const char *path,
+                                   const tn_placement_options *opt, tn_error *err);
 TN_API void tn_placement_close(tn_placement *p);
 
 typedef struct tn_placement_prediction {
@@ -509,16 +530,19 @@ typedef struct tn_placement_prediction {
     double ttft_s;        /* until its first token */
     double prefill_tok_s; /* its prompt */
     double step_s;        /* a generated token, mean over the request */
-    int64_t streamed_from; /* batches of so many tokens and more are computed with the host's FFN weights
-                              carried to a device for the purpose; 0: none that n_batch allows is */
+    int64_t streamed_from; /* batches of so many tokens and more are computed with the host's FFN
+                              weights carried to a device for the purpose; 0: none that n_batch
+                              allows is */
     int32_t n_depths;
-    int64_t depth[TN_PLACEMENT_DEPTHS]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they fit */
+    int64_t depth[TN_PLACEMENT_DEPTHS]; /* live tokens: 0, 4,096, 16,384, n_ctx as far as they
+                                           fit */
     double decode_tok_s[TN_PLACEMENT_DEPTHS];
 } tn_placement_prediction;
 
 typedef struct tn_placement_info {
     size_t struct_size; /* set by the caller */
-    const char *arch, *hardware, *label; /* label: "measured", or where the profile's figures are from */
+    const char *arch, *hardware, *label; /* label: "measured", or where the profile's figures are
+                                            from */
     const char *chosen; /* all-host, layers, ffn-host, ffn-blocks, water-fill, optimum or file; none
                            where nothing fits: the rest is of what would need the least */
     bool feasible;        /* everything fits */
@@ -532,10 +556,11 @@ typedef struct tn_placement_info {
     double gap;       /* proven relative distance of that from the lower bound */
     double hit_share; /* of all choices of experts, expected share on devices; 0 without experts */
     bool experts_counted; /* which experts are chosen most often is known, see cache_dir */
-    bool devices_used; /* a device holds something, or weights are carried to one for batches: without
-                          that none need be opened */
+    bool devices_used; /* a device holds something, or weights are carried to one for batches:
+                          without that none need be opened */
 } tn_placement_info;
-TN_API tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info, tn_error *err);
+TN_API tn_status tn_placement_get_info(const tn_placement *p, tn_placement_info *info,
+                                       tn_error *err);
 
 typedef struct tn_placement_memory {
     const char *name;       /* of the device or host */
@@ -545,8 +570,8 @@ typedef struct tn_placement_memory {
     uint64_t master_bytes;  /* host: copies of weights on the device, so that they can be dropped */
 } tn_placement_memory;
 /* device -1 is the host. TN_EARG if there is no such device. */
-TN_API tn_status tn_placement_get_memory(const tn_placement *p, int32_t device, tn_placement_memory *mem,
-                                         tn_error *err);
+TN_API tn_status tn_placement_get_memory(const tn_placement *p, int32_t device,
+                                         tn_placement_memory *mem, tn_error *err);
 
 /* One layer; row n_layers is the output head (in the ffn fields). */
 typedef struct tn_placement_row {
@@ -566,7 +591,8 @@ TN_API tn_status tn_placement_get_row(const tn_placement *p, int32_t layer, tn_p
 /* Candidate i: its name and prediction; NULL after the last. *fits says whether it is possible. */
 TN_API const char *tn_placement_candidate(const tn_placement *p, size_t i, bool *fits,
                                           tn_placement_prediction *prediction);
-/* Note i of a kind, NULL after the last; *request_s (may be NULL): predicted with it, 0 = not told. */
+/* Note i of a kind, NULL after the last; *request_s (may be NULL): predicted
+ * with it, 0 = not told. */
 typedef enum tn_placement_note_kind {
     TN_PLACEMENT_PRICE,  /* what more memory, another KV type or a longer context would change */
     TN_PLACEMENT_REMEDY, /* what would make it fit, cheapest first */

@@ -1,5 +1,5 @@
-/* Internal: a model's vocabulary and the two kinds of tokenizer over it: SentencePiece-style (`llama`)
- * and byte-level BPE (`gpt2`). Immutable after tn_vocab_new(); any thread may read it. */
+/* Internal: a model's vocabulary and the two kinds of tokenizer over it: SentencePiece-style
+ * (`llama`) and byte-level BPE (`gpt2`). Immutable after tn_vocab_new(); any thread may read it. */
 #ifndef TN_TOKENIZER_H
 #define TN_TOKENIZER_H
 
@@ -9,8 +9,8 @@
 
 typedef struct tn_vocab tn_vocab;
 
-/* Reads the `tokenizer.ggml.*` keys. g must outlive the vocabulary. TN_EFORMAT (broken keys, with byte
- * offset), TN_EUNSUPPORTED (tokenizer kind or pre-tokenizer, by name), TN_ENOMEM. */
+/* Reads the `tokenizer.ggml.*` keys. g must outlive the vocabulary. TN_EFORMAT (broken keys, with
+ * byte offset), TN_EUNSUPPORTED (tokenizer kind or pre-tokenizer, by name), TN_ENOMEM. */
 tn_status tn_vocab_new(tn_vocab **out, const tn_gguf *g, const tn_allocator *a, tn_error *err);
 void tn_vocab_free(tn_vocab *v); /* NULL is fine */
 int32_t tn_vocab_size(const tn_vocab *v);

@@ -126,8 +126,8 @@ static const char *const end_texts[] = {
     "<|file_sep|>",
 };
 
-/* The special token with that text, -1 if there is none. Models that declare it user-defined mean it
- * all the same, but for </s>, which is a tag of HTML there. */
+/* The special token with that text, -1 if there is none. Models that declare it user-defined mean
+ * it all the same, but for </s>, which is a tag of HTML there. */
 static int32_t find_special(const tn_vocab *v, const char *text)
 {
     const size_t n = strlen(text);

@@ -18,10 +18,10 @@ typedef struct tn_tune {
  * with so few each is worth more than it costs. */
 void tn_tune_begin(tn_tune *t, int threads);
 
-/* After a token that took `seconds` with t->threads. Counts of three quarters of the best are tried,
- * each for a few tokens, for as long as that makes tokens faster; one that is clearly slower is given
- * up after its first token. The least time of a count stands for it, because what disturbs a token
- * only adds to its time. */
+/* After a token that took `seconds` with t->threads. Counts of three quarters of the best are
+ * tried, each for a few tokens, for as long as that makes tokens faster; one that is clearly slower
+ * is given up after its first token. The least time of a count stands for it, because what disturbs
+ * a token only adds to its time. */
 void tn_tune_note(tn_tune *t, double seconds);
 
 #endif

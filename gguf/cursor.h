@@ -1,7 +1,7 @@
-/* Internal: a bounds-checked little-endian reader over bytes in memory. The first read that does not
- * fit makes it fail for good: that read and all later ones give zeros, and error_pos / error_need
- * keep where the first one started and how much it wanted. So a run of reads is checked once, at its
- * end. Owns nothing. */
+/* Internal: a bounds-checked little-endian reader over bytes in memory. The first read that does
+ * not fit makes it fail for good: that read and all later ones give zeros, and error_pos /
+ * error_need keep where the first one started and how much it wanted. So a run of reads is checked
+ * once, at its end. Owns nothing. */
 #ifndef TN_CURSOR_H
 #define TN_CURSOR_H
 

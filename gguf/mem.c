@@ -45,8 +45,8 @@ tn_status tn_fail_nomem(tn_error *err, size_t bytes, const char *what)
 }
 
 /* Weights are read from end to end for every token: in huge pages where the kernel has them, a load
- * faults 512 times less often and the prefetchers are not stopped every 4 KiB. Only whole huge pages
- * are asked for, so that nothing beyond `bytes` becomes resident. */
+ * faults 512 times less often and the prefetchers are not stopped every 4 KiB. Only whole huge
+ * pages are asked for, so that nothing beyond `bytes` becomes resident. */
 static void *heap_alloc(void *user, size_t bytes, size_t align)
 {
     (void)user;
@@ -86,7 +86,8 @@ void tn_free(const tn_allocator *a, void *p)
     if (p) a->free(a->user, p);
 }
 
-bool tn_grow(const tn_allocator *a, void **array, size_t *cap, size_t used, size_t need, size_t size)
+bool tn_grow(const tn_allocator *a, void **array, size_t *cap, size_t used, size_t need,
+             size_t size)
 {
     if (need <= *cap) return true;
     size_t bigger = *cap > need / 2 ? *cap * 2 : need;

@@ -14,8 +14,10 @@ extern "C" {
 
 /* Fills err (may be NULL) and returns code, so that failing is one line:
  *     return tn_fail(err, TN_EFORMAT, off, "%s: key '%s' is missing", path, key);
- * offset is a byte offset or -1. The first failure should be the one reported: callers return at once. */
-tn_status tn_fail(tn_error *err, tn_status code, int64_t offset, const char *fmt, ...) TN_PRINTF(4, 5);
+ * offset is a byte offset or -1. The first failure should be the one reported: callers return at
+ * once. */
+tn_status tn_fail(tn_error *err, tn_status code, int64_t offset, const char *fmt, ...)
+    TN_PRINTF(4, 5);
 
 /* "out of memory: could not allocate N MiB for WHAT" */
 tn_status tn_fail_nomem(tn_error *err, size_t bytes, const char *what);
@@ -29,9 +31,10 @@ void *tn_alloc(const tn_allocator *a, size_t count, size_t size);
 /* The same without zeroing: for large buffers that are overwritten at once. */
 void *tn_alloc_raw(const tn_allocator *a, size_t count, size_t size);
 void tn_free(const tn_allocator *a, void *p); /* NULL is fine */
-/* Grows an array to at least `need` elements (doubling), keeping the first `used`. False = no memory,
- * the old array stays valid. */
-bool tn_grow(const tn_allocator *a, void **array, size_t *cap, size_t used, size_t need, size_t size);
+/* Grows an array to at least `need` elements (doubling), keeping the first `used`. False = no
+ * memory, the old array stays valid. */
+bool tn_grow(const tn_allocator *a, void **array, size_t *cap, size_t used, size_t need,
+             size_t size);
 /* Copy of len bytes plus a terminating zero, or NULL. */
 char *tn_strndup(const tn_allocator *a, const char *s, size_t len);
 

@@ -1,4 +1,5 @@
-/* Status codes and the error record shared by every layer; part of the public API through tenon.h. */
+/* Status codes and the error record shared by every layer; part of the public
+ * API through tenon.h. */
 #ifndef TN_STATUS_H
 #define TN_STATUS_H
 

@@ -10,7 +10,8 @@ enum {
     TILE_ROWS = 4,
     TILE_TOK = 3,
     PANEL = 1024,    /* columns */
-    TOKEN_BLOCK = 72 /* tokens whose panel stays in the second cache level; a multiple of TILE_TOK */
+    TOKEN_BLOCK = 72 /* tokens whose panel stays in the second cache level; a multiple of
+                        TILE_TOK */
 };
 _Static_assert(sizeof(float) * TILE_ROWS * PANEL <= TN_SCRATCH_BYTES, "scratch");
 
@@ -106,7 +107,8 @@ static const tiles f16_tiles = {TN_TYPE_F16, TILES(F16)};
 static const tiles bf16_tiles = {TN_TYPE_BF16, TILES(BF16)};
 
 /* Converts n columns of n_rows rows to float32, PANEL apart. */
-static void widen(const tiles *k, float *to, const uint8_t *w, size_t w_stride, int n_rows, int64_t n)
+static void widen(const tiles *k, float *to, const uint8_t *w, size_t w_stride, int n_rows,
+                  int64_t n)
 {
     for (int r = 0; r < n_rows; r++, w += w_stride, to += PANEL) {
         int64_t c = 0;

@@ -6,9 +6,9 @@
  * does, several groups in step only half of that, and software prefetch costs 5 to 15 %. On Xeons
  * software prefetch in four groups in step is best; so a CPU gets what suits it. With prefetch and
  * two groups in step 2 and 4 tokens cost 1.3 and 1.5 times what one does (one core of a Xeon, from
- * memory), and 1.8 and 2.1 times without. From 5 tokens on one group is best: sums take the registers,
- * and arithmetic is the limit. With prefetch 5 and 8 tokens cost 1.8 and 2.2 times one, 2.4 and 3.0
- * without. */
+ * memory), and 1.8 and 2.1 times without. From 5 tokens on one group is best: sums take the
+ * registers, and arithmetic is the limit. With prefetch 5 and 8 tokens cost 1.8 and 2.2 times
+ * one, 2.4 and 3.0 without. */
 #include "avx2_r8.h"
 
 enum {
@@ -87,8 +87,9 @@ INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
         _mm_prefetch((const char *)w + i, _MM_HINT_T0);
 }
 
-/* acc += units of one group times n tokens of the packed activations a. ahead: asks for what is read 256
- * columns later, and behind the last ones for what the group `next` bytes on begins with. */
+/* acc += units of one group times n tokens of the packed activations a. ahead: asks for what is
+ * read 256 columns later, and behind the last ones for what the group `next`
+ * bytes on begins with. */
 INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, int64_t next, const r8_act *a,
                        int64_t n, int64_t units, __m256 *acc)
 {
@@ -113,8 +114,8 @@ INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, int64_t next
     }
 }
 
-/* Where the sums of groups in step are: those of group i and token t at y + i * next + t * y_stride, of all
- * 8 rows or of `rows`. */
+/* Where the sums of groups in step are: those of group i and token t at y + i * next + t *
+ * y_stride, of all 8 rows or of `rows`. */
 typedef struct sums_at {
     float *y;
     int64_t y_stride, next;
@@ -136,10 +137,11 @@ INLINE void store_sums(const sums_at *o, int i, int t, __m256 sum)
         _mm256_maskstore_ps(y, o->rows, sum);
 }
 
-/* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in step and n
- * tokens (constants); asks for what is `ahead` bytes on. */
-INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next, int64_t ahead,
-                           const r8_act *a, int64_t units, const sums_at *o, bool add)
+/* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in
+ * step and n tokens (constants); asks for what is `ahead` bytes on. */
+INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next,
+                           int64_t ahead, const r8_act *a, int64_t units, const sums_at *o,
+                           bool add)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
@@ -184,9 +186,9 @@ typedef struct rows_of_run {
     bool slabs;
 } rows_of_run;
 
-/* All rows times n tokens (a constant). What is read in step should be far apart, for as many pages to be
- * read ahead of: rows next to each other, or, in a slab, where they lie close, parts of the rows. The last
- * of a slab ask for the first of the next one. */
+/* All rows times n tokens (a constant). What is read in step should be far apart, for as many pages
+ * to be read ahead of: rows next to each other, or, in a slab, where they lie close, parts of the
+ * rows. The last of a slab ask for the first of the next one. */
 INLINE void few_tokens(uint32_t type, int n, const rows_of_run *r, const r8_act *a, int64_t units,
                        float *y, int64_t y_stride, int64_t row0, int64_t row1, bool add)
 {
@@ -197,8 +199,8 @@ INLINE void few_tokens(uint32_t type, int n, const rows_of_run *r, const r8_act 
         const bool last = r->then && k + 1 == sets;
         const int64_t ahead = last ? r->then - (r->run.at + g * r->run.next) : AHEAD;
         const sums_at o = {y + 8 * g, y_stride, 8 * apart, true, _mm256_setzero_si256()};
-        groups_in_step(type, streams, n, r->run.at + g * r->run.next, apart * r->run.next, ahead, a, units,
-                       &o, add);
+        groups_in_step(type, streams, n, r->run.at + g * r->run.next, apart * r->run.next, ahead, a,
+                       units, &o, add);
     }
     for (int64_t g = first + sets * streams; 8 * g < row1; g++) {
         const sums_at o = {y + 8 * g, y_stride, 0, false, group_rows(g, row1)};
@@ -231,8 +233,8 @@ INLINE void group_runs(uint32_t type, bool ahead, const tn_weight *w, int64_t g,
     }
 }
 
-/* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens, of few within a run; sums continue
- * in y. */
+/* Blocks [b0, b0 + blocks) of all groups times a tile of n tokens, of few within a run; sums
+ * continue in y. */
 INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_act *a, int64_t n,
                        int64_t b0, int64_t blocks, float *y, int64_t y_stride, int64_t row0,
                        int64_t row1)
@@ -261,8 +263,8 @@ INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_a
     }
 }
 
-/* Blocks of a piece from block b0 on for n tokens. Few are bound by memory, so that all rows of one slab
- * come before those of the next. */
+/* Blocks of a piece from block b0 on for n tokens. Few are bound by memory, so that all rows of one
+ * slab come before those of the next. */
 INLINE int64_t piece_blocks(uint32_t type, const tn_weight *w, int64_t b0, int64_t most, int64_t n)
 {
     const int64_t end = n <= FEW ? tn_group_run_at(type, 8, w, b0).end : w->cols / 32;

@@ -35,8 +35,8 @@ typedef struct r8_act {
     float d;
     int16_t m[2];
     /* Types without an offset: the sum of the block, and the sums of the q of both halves as two
-     * int16. Others: offset times the sums of the q of both halves, as two int16; where quants have 6
-     * bits those of dwords 0 to 3, then those of the others. */
+     * int16. Others: offset times the sums of the q of both halves, as two int16; where quants have
+     * 6 bits those of dwords 0 to 3, then those of the others. */
     union {
         float s;
         int32_t c;
@@ -268,12 +268,12 @@ INLINE vec mul2_signed(vec v0, vec y0, vec v1, vec y1, vec factor)
     return pinned(add32(_mm256_madd_epi16(p0, factor), _mm256_madd_epi16(p1, factor)));
 }
 
-/* The sum over the step of (q - offset) * activation * factor, lane = row. Short trees, as the length
- * of the chain decides how many steps overlap. Partners are unpacked from the same vector where there
- * is one. int16 holds 16 products of 4-bit quants (16 * 15 * 127 = 30480), 8 of 5 bits (31496). The
- * offset is taken off in int16: these wrap before, but what they are then is in range, for 16 products
- * of quants of 5 bits (16 * 16 * 127 = 32512) and 8 of 6 bits. int32 holds the sum of a step of
- * Q6_K: 32 * 32 * 127 * 128 * 127 < 2^31. */
+/* The sum over the step of (q - offset) * activation * factor, lane = row. Short trees, as the
+ * length of the chain decides how many steps overlap. Partners are unpacked from the same vector
+ * where there is one. int16 holds 16 products of 4-bit quants (16 * 15 * 127 = 30480), 8 of 5 bits
+ * (31496). The offset is taken off in int16: these wrap before, but what they are then is in range,
+ * for 16 products of quants of 5 bits (16 * 16 * 127 = 32512) and 8 of 6 bits. int32 holds the sum
+ * of a step of Q6_K: 32 * 32 * 127 * 128 * 127 < 2^31. */
 INLINE vec step_sum(uint32_t type, const vec v[8], const r8_act *a, vec factor)
 {
     const int width = tn_group_shape_of(type, 8).bits, offset = quant_offset(type);

@@ -138,7 +138,8 @@ INLINE void store_step(int32_t rows, int width, uint8_t *p, const vec v[8])
         _mm256_storeu_si256((__m256i *)(void *)(p + 4 * rows * i), a[i]);
 }
 
-/* Step j of 8 rows, whose blocks lie `stride` bytes apart, to their place in a group's first vector. */
+/* Step j of 8 rows, whose blocks lie `stride` bytes apart, to their place in a group's first
+ * vector. */
 INLINE void repack_step(uint32_t type, int32_t rows, int j, uint8_t *out, const uint8_t *b,
                         int64_t stride)
 {
@@ -168,7 +169,8 @@ INLINE void repack(uint32_t type, int32_t rows, void *dst, const void *src, int6
     uint8_t *unit = dst;
     const char *next = (const char *)src + n * unit_bytes;
     for (int64_t u = 0; u < n; u++, unit += unit_bytes, b += block) {
-        for (int64_t at = 0; at < unit_bytes; at += 64) _mm_prefetch(next + u * unit_bytes + at, _MM_HINT_T1);
+        for (int64_t at = 0; at < unit_bytes; at += 64)
+            _mm_prefetch(next + u * unit_bytes + at, _MM_HINT_T1);
         for (int64_t r = 0; r < rows; r++)
             tn_put_head(type, rows, unit, b + r * n * block, r);
         for (int64_t r = 0; r < rows; r += 8)

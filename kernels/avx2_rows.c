@@ -114,7 +114,8 @@ ALWAYS_INLINE void scales_45k(scales *s, const uint8_t *d, const uint8_t *packed
     s->b[0] = _mm256_mul_ps(f16_set1(d + 2), bytes_to_floats(mn));
 }
 
-/* Scales of 16 weights in order -> those of first halves in the lower 8 bytes, second in the upper. */
+/* Scales of 16 weights in order -> those of first halves in the lower 8 bytes,
+ * second in the upper. */
 ALWAYS_INLINE __m128i by_half(__m128i v)
 {
     return _mm_shuffle_epi8(v, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
@@ -139,7 +140,8 @@ ALWAYS_INLINE void scales_q3_k(scales *s, const uint8_t *p)
     const uint32_t w0 = load_u32(packed), w1 = load_u32(packed + 4), w2 = load_u32(packed + 8);
     const uint32_t low4 = 0x0f0f0f0f, high2 = 0x30303030;
     uint64_t first = join_u32((w0 & low4) | (w2 << 4 & high2), (w1 & low4) | (w2 << 2 & high2));
-    uint64_t second = join_u32((w0 >> 4 & low4) | (w2 & high2), (w1 >> 4 & low4) | (w2 >> 2 & high2));
+    uint64_t second =
+        join_u32((w0 >> 4 & low4) | (w2 & high2), (w1 >> 4 & low4) | (w2 >> 2 & high2));
     __m128i v = by_half(_mm_set_epi64x((long long)second, (long long)first));
     s->a = f16_set1(p + offsetof(tn_block_q3_k, d));
     s->sc = _mm256_cvtepi8_epi16(_mm_sub_epi8(v, _mm_set1_epi8(32)));
@@ -219,7 +221,8 @@ ALWAYS_INLINE __m256i q6_k_weights(const uint8_t *p, int i)
 
 ALWAYS_INLINE __m256i q5_k_weights(const uint8_t *p, int i)
 {
-    __m256i low = bits(load_256(p + offsetof(tn_block_q5_k, qs) + 32 * (i / 2)), 4 * (i % 2), 0, 0x0f);
+    __m256i low =
+        bits(load_256(p + offsetof(tn_block_q5_k, qs) + 32 * (i / 2)), 4 * (i % 2), 0, 0x0f);
     __m256i high = bits(load_256(p + offsetof(tn_block_q5_k, qh)), i, 4, 0x10);
     return _mm256_or_si256(low, high);
 }
@@ -289,7 +292,8 @@ ALWAYS_INLINE void add_block(uint32_t type, int n_rows, int n_tok, const uint8_t
             __m256i pairs = is_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[r]),
                                                                    _mm256_sign_epi8(v, w[r]))
                                             : _mm256_maddubs_epi16(w[r], v);
-            __m256i factor = has_half_scales(type) ? _mm256_mullo_epi16(m, spread_16(s[r].sc, i)) : m;
+            __m256i factor =
+                has_half_scales(type) ? _mm256_mullo_epi16(m, spread_16(s[r].sc, i)) : m;
             __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, factor));
             sum->of[r][t] = _mm256_fmadd_ps(dot, _mm256_set1_ps(scale[r][t][i]), sum->of[r][t]);
         }
@@ -357,7 +361,8 @@ ALWAYS_INLINE void dot_tile(uint32_t type, int n_rows, int n_tok, const uint8_t 
         for (int t = 0; t < n_tok; t++) out[r][t] = hsum8(sum.of[r][t]);
 }
 
-/* Gathers the float parts of blocks [first, first + n) of n_tok tokens, zeros up to a multiple of 8. */
+/* Gathers the float parts of blocks [first, first + n) of n_tok tokens, zeros up to a multiple
+ * of 8. */
 static void gather(token *x, float *scratch, const tn_q8 *q, int64_t q_stride, int n_tok, int64_t n)
 {
     for (int t = 0; t < n_tok; t++) {
@@ -435,16 +440,16 @@ static void matmul(const panel_fn by_tokens[MAX_TILE], const tn_weight *w, const
     {                                                                                              \
         panel(TN_TYPE_##TYPE, N, p, scratch);                                                      \
     }
-#define STAMP(TYPE)                                                                                \
-    STAMP_TOKENS(TYPE, 1)                                                                          \
-    STAMP_TOKENS(TYPE, 2)                                                                          \
-    STAMP_TOKENS(TYPE, 3)                                                                          \
-    STAMP_TOKENS(TYPE, 4)                                                                          \
-    static void matmul_##TYPE(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
-                              int64_t row0, int64_t row1, void *scratch)                           \
-    {                                                                                              \
-        static const panel_fn by_tokens[MAX_TILE] = {TYPE##_1, TYPE##_2, TYPE##_3, TYPE##_4};       \
-        matmul(by_tokens, w, x, y, y_stride, row0, row1, scratch);                                 \
+#define STAMP(TYPE) \
+    STAMP_TOKENS(TYPE, 1) \
+    STAMP_TOKENS(TYPE, 2) \
+    STAMP_TOKENS(TYPE, 3) \
+    STAMP_TOKENS(TYPE, 4) \
+    static void matmul_##TYPE(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride, \
+                              int64_t row0, int64_t row1, void *scratch) \
+    { \
+        static const panel_fn by_tokens[MAX_TILE] = {TYPE##_1, TYPE##_2, TYPE##_3, TYPE##_4}; \
+        matmul(by_tokens, w, x, y, y_stride, row0, row1, scratch); \
     }
 STAMP(Q4_0)
 STAMP(Q4_1)

@@ -1,21 +1,22 @@
 /* Products of many tokens with interleaved weights, AVX-512 VNNI.
  *
- * Up to GROUPS times 16 rows (one lane a row: two groups of 8 rows or one of 16) are unpacked into a
- * panel, once for many tokens: per 32 columns and 16 rows eight vectors of unsigned bytes, dword r of
- * vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 6 tokens
- * runs over the panel with one dot product instruction per vector and token. Activations are
- * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be as
- * busy as the arithmetic. Offsets of the quants are the start values of the integer sums. The two
- * halves of 32 columns are summed apart, because each has its own activation scale.
+ * Up to GROUPS times 16 rows (one lane a row: two groups of 8 rows or one of 16) are unpacked into
+ * a panel, once for many tokens: per 32 columns and 16 rows eight vectors of unsigned bytes, dword
+ * r of vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 6
+ * tokens runs over the panel with one dot product instruction per vector and token. Activations are
+ * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be
+ * as busy as the arithmetic. Offsets of the quants are the start values of the integer sums. The
+ * two halves of 32 columns are summed apart, because each has its own activation scale.
  *
  * What a sum costs beside its products counts: these are 8 of 12 instructions per 32 columns. No
- * conversion is among them, because sums start at the bits of the float BASE; then they are, read as
- * a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in the panel's
- * scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that small products
- * are not lost; it has two bits, and d only 22, so that BASE * d is exact.
+ * conversion is among them, because sums start at the bits of the float BASE; then they are, read
+ * as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in the
+ * panel's scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that
+ * small products are not lost; it has two bits, and d only 22, so that BASE * d is exact.
  *
  * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
- * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its length. */
+ * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its
+ * length. */
 #include "avx512_r16.h"
 
 enum { TOKENS = 6 }; /* of a tile */
@@ -128,8 +129,8 @@ INLINE void panel_scales(uint32_t type, const r8_head *low, const r8_head *high,
         put_pairs(out + 32, low->min[j], high->min[j], join_ps(low->m[0], high->m[0]));
 }
 
-/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again. stride:
- * bytes from a block of the panel to the next. */
+/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again.
+ * stride: bytes from a block of the panel to the next. */
 INLINE void make_panel_8(uint32_t type, const uint8_t *low, const uint8_t *high, int64_t u0,
                          int64_t u1, uint8_t *out, int64_t stride)
 {
@@ -248,8 +249,8 @@ INLINE void minima(shape s, __m512 *acc, const act *a, int h, const uint8_t *min
 }
 
 /* y[t][16 g rows] (+)= panel times tokens. rows: one bit a row. */
-INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y, int64_t y_stride,
-                 uint32_t rows, bool add)
+INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y,
+                 int64_t y_stride, uint32_t rows, bool add)
 {
     __m512 acc[GROUPS * TOKENS];
 #pragma GCC unroll 12
@@ -327,8 +328,8 @@ INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int
     }
 }
 
-/* Weights that are read next: `streams` groups of rows, or slabs of all these rows, `stride` bytes apart,
- * `bytes` of each. */
+/* Weights that are read next: `streams` groups of rows, or slabs of all these rows, `stride` bytes
+ * apart, `bytes` of each. */
 typedef struct coming {
     const uint8_t *at;
     int64_t streams, stride, bytes;

@@ -66,7 +66,8 @@ INLINE bool find_scales(const float *x, scales *s)
 }
 
 /* q[64]: two blocks. x / step is x * inverse up to an error of 2.3e-5 below 128, so that both round
- * to the same integer unless they are nearer to the middle of two; *worst is the largest distance. */
+ * to the same integer unless they are nearer to the middle of two; *worst is
+ * the largest distance. */
 INLINE wide round_two(const float *x, const float *inverse, __m512 *worst)
 {
     wide n[4];
@@ -78,7 +79,8 @@ INLINE wide round_two(const float *x, const float *inverse, __m512 *worst)
         const __m512 off = _mm512_sub_ps(v, _mm512_cvtepi32_ps(n[i]));
         *worst = _mm512_max_ps(*worst, _mm512_abs_ps(off));
     }
-    const wide q = _mm512_packs_epi16(_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3]));
+    const wide q =
+        _mm512_packs_epi16(_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3]));
     return _mm512_permutexvar_epi32(
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), q);
 }

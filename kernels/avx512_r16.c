@@ -4,7 +4,8 @@
  *
  * It is bound by memory. Measured on Emerald Rapids, Q4_K from DRAM, two threads, % of the best
  * plain read: one stream 70, four groups in step unit by unit 79, step by step 97 (with software
- * prefetch 1 KB ahead in each; 4 KB ahead 85). On Zen 4 one stream without it is best, see avx2_r8.c. */
+ * prefetch 1 KB ahead in each; 4 KB ahead 85). On Zen 4 one stream without it is best, see
+ * avx2_r8.c. */
 #include "avx512_r16.h"
 
 enum {
@@ -38,8 +39,8 @@ INLINE void halves(uint32_t type, const wide v[8], const act *a, __m512 p[2])
 }
 
 /* One step: sum += scale * (q * activation), min += minimum * activation. */
-INLINE void step(uint32_t type, const r16_head *h, int j, const uint8_t *p, const act *a, __m512 *sum,
-                 __m512 *min)
+INLINE void step(uint32_t type, const r16_head *h, int j, const uint8_t *p, const act *a,
+                 __m512 *sum, __m512 *min)
 {
     const bool by_16 = scaled_by_16(type), k_type = tn_group_shape_of(type, 16).cols == 256;
     const __m512 scale = k_type ? r16_scale(type, h->scale, j, 0) : h->d;
@@ -135,7 +136,8 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     act *a = scratch;
     for (int64_t b = 0; b < blocks; b++)
         pack(type, r16_high(type), a + b, x->q + b);
-    tile k = {type, 1, ahead, 16 * (int64_t)w->row_bytes, w->cols / tn_group_shape_of(type, 16).cols};
+    tile k = {type, 1, ahead, 16 * (int64_t)w->row_bytes,
+              w->cols / tn_group_shape_of(type, 16).cols};
     const uint8_t *p = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
     int64_t r = row0;
     if (ahead) {

@@ -63,9 +63,9 @@ INLINE wide broadcast4(const int8_t *p)
 
 /* ---- heads ----------------------------------------------------------------------------------- */
 
-/* What a unit's head says, lane = row: d, and the minimum as what is to be added. The K types' integer
- * scales and minima are bytes: of step j byte j % 4 of number j / 4, or bytes 2 * (j % 2) and the next
- * of number j / 2 where they are by 16 columns. */
+/* What a unit's head says, lane = row: d, and the minimum as what is to be added. The K types'
+ * integer scales and minima are bytes: of step j byte j % 4 of number j / 4, or bytes 2 * (j % 2)
+ * and the next of number j / 2 where they are by 16 columns. */
 typedef struct r16_head {
     __m512 d, m;
     wide scale[4], min[4];
@@ -97,9 +97,10 @@ INLINE wide select_bits(int mask, wide a, wide b)
     return _mm512_ternarylogic_epi64(_mm512_set1_epi8((char)mask), a, b, 0xca);
 }
 
-/* Byte k of every dword, signed, times 2^24: d and m of a K type are times 2^-24. So the sum of a unit
- * before that is up to 2^52 times the scale of the activations, which overflows from a scale of about
- * 1e22 on, that is from activations of about 1e26 on; to take it off them instead would lose small ones. */
+/* Byte k of every dword, signed, times 2^24: d and m of a K type are times 2^-24. So the sum of a
+ * unit before that is up to 2^52 times the scale of the activations, which overflows from a scale
+ * of about 1e22 on, that is from activations of about 1e26 on; to take it off them instead would
+ * lose small ones. */
 INLINE __m512 byte_times(wide v, int k)
 {
     const wide at = _mm512_add_epi32(

@@ -1,6 +1,6 @@
-/* Attention of few tokens (decode), or of any number to a Q8_0 cache: scores of a vector of positions
- * at a time straight from the cache, up to four rows for each load, with what comes next on its way
- * from memory meanwhile. */
+/* Attention of few tokens (decode), or of any number to a Q8_0 cache: scores of a vector of
+ * positions at a time straight from the cache, up to four rows for each load, with what comes next
+ * on its way from memory meanwhile. */
 #ifndef TN_AVX_ATTEND_ONE_H
 #define TN_AVX_ATTEND_ONE_H
 
@@ -35,8 +35,8 @@ typedef struct one {
     float *s;                /* [n_rows][TILE]: scores, then weights */
     float *max, *fade;       /* [n_rows] */
     float *sum;              /* [n_rows][LANES] */
-    /* Q8_0: q as integers q_scale apart, see q8_split, and what K's offset adds to their products.
-     */
+    /* Q8_0: q as integers q_scale apart, see q8_split, and what K's offset adds
+     * to their products. */
     int32_t *q_int;  /* [dim_k / 4][n_rows][2] */
     float *q_scale;  /* [dim_k / 32][n_rows] */
     int32_t *q_seed; /* [dim_k / 32][n_rows] */
@@ -69,8 +69,8 @@ INLINE int vectors_at_once(int heads, uint32_t type)
     return heads == 1 ? 4 : heads == 2 ? 4 : 2;
 }
 
-/* Scores of heads h .. h + heads - 1 with vectors i .. i + n - 1 of the tile (heads, n constants).
- */
+/* Scores of heads h .. h + heads - 1 with vectors i .. i + n - 1 of the tile
+ * (heads, n constants). */
 INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint32_t type,
                          const int heads, const int n)
 {
@@ -197,8 +197,8 @@ static inline void scores(const one *z, const keys *x, uint32_t type)
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
-/* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of columns from d on.
- */
+/* o[h] = o[h] * fade[h] + sum over keys of weight * V row, for `vecs` vectors of
+ * columns from d on. */
 INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t type, const int heads,
                   const int vecs)
 {

@@ -5,8 +5,8 @@
  *     AVX2     numbers 0 and 2, and 1 and 3, as int16, for vpmaddwd
  * An int32 holds the sum of 32 dims (32 * 32639 * 255 < 2^28) and of 64 positions
  * (64 * 32767 * 128 < 2^29).
- * A weight is the softmax's times the scale of V's block; both come as int16, q8_most being 1, in the
- * order of the quads, so that a multiplication and little more makes the weights of a block. */
+ * A weight is the softmax's times the scale of V's block; both come as int16, q8_most being 1, in
+ * the order of the quads, so that a multiplication and little more makes the weights of a block. */
 #ifndef TN_AVX_ATTEND_Q8_H
 #define TN_AVX_ATTEND_Q8_H
 

@@ -50,9 +50,9 @@ typedef struct soft_row {
     float softcap;
 } soft_row;
 
-/* Scores s[TILE] of a row become weights; `whole`, a constant: all are seen, as they are, else those
- * of [skip, n), and the others become zero. The running max is looked for only where some lane is
- * above it. Returns the factor on what was summed before; *most: the largest weights. */
+/* Scores s[TILE] of a row become weights; `whole`, a constant: all are seen, as they are, else
+ * those of [skip, n), and the others become zero. The running max is looked for only where some
+ * lane is above it. Returns the factor on what was summed before; *most: the largest weights. */
 INLINE float soften_tile(const soft_row *r, float *s, int64_t skip, int64_t n, vf *most,
                          const bool whole)
 {

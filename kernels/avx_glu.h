@@ -23,7 +23,8 @@ INLINE void glu(float *gate, const float *up, int64_t n, tn_activation act)
         v_store(gate + i, v_mul(activate(v_load(gate + i), act), v_load(up + i)));
     if (i == n) return;
     const vmask m = v_between(0, n - i);
-    v_store_some(gate + i, m, v_mul(activate(v_load_some(gate + i, m), act), v_load_some(up + i, m)));
+    v_store_some(gate + i, m,
+                 v_mul(activate(v_load_some(gate + i, m), act), v_load_some(up + i, m)));
 }
 
 #endif

@@ -1,6 +1,6 @@
-/* What products of many tokens share, whatever the width of their vectors: how a product is cut up, and
- * activations as tiles read them. avx512_many.c explains it; avxvnni_many.c does it with half as wide
- * vectors. */
+/* What products of many tokens share, whatever the width of their vectors: how a product is cut up,
+ * and activations as tiles read them. avx512_many.c explains it; avxvnni_many.c does it with half
+ * as wide vectors. */
 #ifndef TN_AVX_MANY_H
 #define TN_AVX_MANY_H
 
@@ -46,8 +46,8 @@ INLINE float shorter(float x)
     return x;
 }
 
-/* Where block b of token t lies among those of n tokens, `tile` of them a tile: [tile][block][token of
- * the tile]. */
+/* Where block b of token t lies among those of n tokens, `tile` of them a tile: [tile][block][token
+ * of the tile]. */
 INLINE act *packed_at(act *a, int tile, int64_t n, int64_t blocks, int64_t t, int64_t b)
 {
     const int64_t t0 = t / tile * tile, m = n - t0 < tile ? n - t0 : tile;

@@ -5,9 +5,9 @@
 #include "avx_vec.h"
 
 /* exp(x) for x <= 88.3 within 2 ulp; below -87.33 exactly 0 (also for -inf); NaN stays NaN.
- * x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial within 2e-9 (least squares, reweighted
- * until the largest relative error was least), 2^n by the exponent. n is rounded by adding a number
- * whose last bit is worth 1, which leaves it in the lowest bits of the sum. */
+ * x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial within 2e-9 (least squares,
+ * reweighted until the largest relative error was least), 2^n by the exponent. n is rounded by
+ * adding a number whose last bit is worth 1, which leaves it in the lowest bits of the sum. */
 INLINE vf v_exp(vf x)
 {
     const vmask seen = v_not_less(x, v_set(-87.33f));

@@ -1,8 +1,9 @@
 /* Products of many tokens with 8-row interleaved weights, AVX-VNNI: avx512_many.c with half as wide
- * vectors, which says why sums start at the bits of BASE and what a panel is for. Here a panel is of
- * GROUPS times 8 rows, and a tile of 16 rows and 3 tokens: 6 integer sums, 6 float sums, 2 vectors of
- * weights and an activation are 15 of 16 registers. A few tokens are left to avx2_r8.c: they are bound
- * by memory, or by unpacking (8 tokens: 2.3 times the price of one, 3.2 by way of panels). */
+ * vectors, which says why sums start at the bits of BASE and what a panel is for. Here a panel is
+ * of GROUPS times 8 rows, and a tile of 16 rows and 3 tokens: 6 integer sums, 6 float sums, 2
+ * vectors of weights and an activation are 15 of 16 registers. A few tokens are left to avx2_r8.c:
+ * they are bound by memory, or by unpacking (8 tokens: 2.3 times the price of one, 3.2 by way of
+ * panels). */
 #include "avx_many.h"
 
 enum { TOKENS = 3 }; /* of a tile */
@@ -54,8 +55,8 @@ static const act *brought(uint32_t type, const tn_acts *x)
 
 /* ---- panels ---------------------------------------------------------------------------------- */
 
-/* Dword r of vector j becomes columns 4j .. 4j + 3 of row r, unsigned. The 8-row form has columns 2j,
- * 2j + 1, 16 + 2j, 17 + 2j there. */
+/* Dword r of vector j becomes columns 4j .. 4j + 3 of row r, unsigned. The 8-row form has columns
+ * 2j, 2j + 1, 16 + 2j, 17 + 2j there. */
 INLINE void panel_quants(uint32_t type, const uint8_t *step, uint8_t *out)
 {
     const int width = tn_group_shape_of(type, 8).bits;
@@ -64,7 +65,8 @@ INLINE void panel_quants(uint32_t type, const uint8_t *step, uint8_t *out)
     read_quants(width, step, v);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-        const vec even = _mm256_xor_si256(v[2 * j], flip), odd = _mm256_xor_si256(v[2 * j + 1], flip);
+        const vec even = _mm256_xor_si256(v[2 * j], flip),
+                  odd = _mm256_xor_si256(v[2 * j + 1], flip);
         _mm256_store_si256((vec *)(void *)(out + 32 * j),
                            _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa));
         _mm256_store_si256((vec *)(void *)(out + 32 * (4 + j)),
@@ -167,8 +169,8 @@ INLINE vec first_rows(int64_t left)
 }
 
 /* y[t][rows] (+)= panel times tokens, for rows 0 to rows - 1. */
-INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y, int64_t y_stride,
-                 int64_t rows, bool add)
+INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y,
+                 int64_t y_stride, int64_t rows, bool add)
 {
     __m256 acc[GROUPS * TOKENS];
 #pragma GCC unroll 6
@@ -185,8 +187,8 @@ INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float 
     }
 #pragma GCC unroll 6
     for (int i = 0; i < s.g * s.n; i++)
-        _mm256_maskstore_ps(y + i % s.n * y_stride + 8 * (i / s.n), first_rows(rows - 8 * (i / s.n)),
-                            acc[i]);
+        _mm256_maskstore_ps(y + i % s.n * y_stride + 8 * (i / s.n),
+                            first_rows(rows - 8 * (i / s.n)), acc[i]);
 }
 
 #define TILE(name, min, by_16)                                                                     \
@@ -294,8 +296,8 @@ INLINE tn_matmul_fn many_of(uint32_t type)
     }
 }
 
-/* For so many avx2_r8.c, which needs no panel, is faster; with 8 bits for fewer, as their signs cost it
- * as much as the products. */
+/* For so many avx2_r8.c, which needs no panel, is faster; with 8 bits for fewer, as their signs
+ * cost it as much as the products. */
 INLINE int64_t avx2_tokens(uint32_t type)
 {
     return type == TN_TYPE_Q8_0 ? TN_FEW_TOKENS : 2 * TN_FEW_TOKENS;

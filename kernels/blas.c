@@ -41,8 +41,8 @@ static const char *const names[] = {
 #endif
     "libopenblasp.so.0", "libopenblas.so.0", "libopenblas.so"};
 
-/* Loading the library starts a thread and takes buffers per processor, and it raises SIGINT where it
- * cannot: then it must not be loaded. */
+/* Loading the library starts a thread and takes buffers per processor, and it raises SIGINT where
+ * it cannot: then it must not be loaded. */
 static bool room_for_it(void)
 {
     const long n = sysconf(_SC_NPROCESSORS_ONLN);

@@ -99,7 +99,8 @@ typedef struct tn_device_api {
                               tn_error *err);
     tn_status (*download_async)(tn_device *d, tn_stream *s, void *to, const void *from,
                                 size_t bytes, tn_error *err);
-    /* n pieces of `bytes` each, `stride` apart on the host and one after the other on the device. */
+    /* n pieces of `bytes` each, `stride` apart on the host and one after the
+     * other on the device. */
     tn_status (*upload_pieces_async)(tn_device *d, tn_stream *s, void *to, const void *from,
                                      size_t bytes, size_t n, size_t stride, tn_error *err);
     tn_status (*copy_async)(tn_device *d, tn_stream *s, void *to, const void *from, size_t bytes,
@@ -151,12 +152,12 @@ typedef struct tn_device_api {
     tn_status (*flag_write)(tn_device *d, tn_stream *s, uint32_t *flag, uint32_t value,
                             tn_error *err);
 
-    /* Makes a fast device slow, for trying what is meant for slower ones: from now on whatever waits
-     * for its memory (mat-vecs, decode attention, the op `read`) is followed by reads of other
-     * memory, so that it takes as long as where so many bytes are read a second. Results stay the
-     * same to the bit; batches (gemm, attend_tiles) and copies keep their speed. The memory read is
-     * part of no account of alloc's. 0 makes it as fast as it is. Measures the device for that, so
-     * nothing else is under way on it. TN_EARG: the device is no faster than that. */
+    /* Makes a fast device slow, for trying what is meant for slower ones: from now on whatever
+     * waits for its memory (mat-vecs, decode attention, the op `read`) is followed by reads of
+     * other memory, so that it takes as long as where so many bytes are read a second. Results stay
+     * the same to the bit; batches (gemm, attend_tiles) and copies keep their speed. The memory
+     * read is part of no account of alloc's. 0 makes it as fast as it is. Measures the device for
+     * that, so nothing else is under way on it. TN_EARG: the device is no faster than that. */
     tn_status (*throttle)(tn_device *d, double bytes_per_second, tn_error *err);
     /* Bytes that it has read for that. Waits for all streams. */
     tn_status (*throttled_bytes)(tn_device *d, uint64_t *bytes, tn_error *err);

@@ -39,15 +39,15 @@ typedef struct tn_dweight {
 } tn_dweight;
 
 /* Bytes of a matrix on the device, a multiple of 256; 0 where the device has no such type, cols is
- * no multiple of its block, or the size overflows. Host only, any thread, as all of this section.
- */
+ * no multiple of its block, or the size overflows. Host only, any thread, as
+ * all of this section. */
 size_t tn_dweight_bytes(uint32_t type, int64_t rows, int64_t cols);
 /* The matrix in tn_dweight_bytes at `base`, which is 256-byte aligned. */
 tn_dweight tn_dweight_at(void *base, uint32_t type, int64_t rows, int64_t cols);
 /* Rows [row0, row0 + n). */
 tn_dweight tn_dweight_rows(const tn_dweight *w, int64_t row0, int64_t n);
-/* Columns [col0, col0 + n): both multiples of the type's block, and of 8 where it is unquantised.
- */
+/* Columns [col0, col0 + n): both multiples of the type's block, and of 8 where
+ * it is unquantised. */
 tn_dweight tn_dweight_cols(const tn_dweight *w, int64_t col0, int64_t n);
 
 /* ---- activations ----------------------------------------------------------------------------- */
@@ -118,8 +118,8 @@ typedef enum tn_gemm_path {
 
 /* The same product for many vectors: no experts, no `up`, n <= 65535; always reads x.f. One thread
  * at a time per device, unlike the other ops: they share one cuBLAS handle. F32, F16 and BF16
- * weights are multiplied in float32 with TF32 off, by cuBLAS. workspace: 256-byte aligned, gemm_bytes of some number of rows >= 1; so
- * many rows are multiplied at a time. */
+ * weights are multiplied in float32 with TF32 off, by cuBLAS. workspace: 256-byte aligned,
+ * gemm_bytes of some number of rows >= 1; so many rows are multiplied at a time. */
 typedef struct tn_dgemm {
     tn_dweight w;
     tn_dacts x;
@@ -180,8 +180,8 @@ typedef tn_status (*tn_device_glu_fn)(tn_stream *s, float *gate, int64_t gate_st
 typedef tn_status (*tn_device_axpby_fn)(tn_stream *s, float *y, int64_t y_stride, float a,
                                         const float *x, int64_t x_stride, float b,
                                         const float *bias, int64_t n, int64_t cols);
-/* *sum += all 32-bit words of p[bytes], modulo 2^32: reads and does nothing else, so that the speed of
- * the memory can be measured. p is 16-byte aligned, bytes a multiple of 16. */
+/* *sum += all 32-bit words of p[bytes], modulo 2^32: reads and does nothing else, so that the speed
+ * of the memory can be measured. p is 16-byte aligned, bytes a multiple of 16. */
 typedef tn_status (*tn_device_read_fn)(tn_stream *s, const void *p, size_t bytes, uint32_t *sum);
 /* y[t][i] = cap * tanh(y[t][i] / cap) */
 typedef tn_status (*tn_device_softcap_fn)(tn_stream *s, float *y, int64_t y_stride, int64_t n,
@@ -279,8 +279,8 @@ typedef struct tn_droute {
     float *weight;        /* [n][used] */
 } tn_droute;
 typedef tn_status (*tn_device_route_fn)(tn_stream *s, const tn_droute *a);
-/* y[t][c] (+)= sum_i weight[t][i] * x[row_of[t][i]][c], choices in order; add: +=. Choices whose row
- * is negative are left out; row_of NULL: row t * used + i. */
+/* y[t][c] (+)= sum_i weight[t][i] * x[row_of[t][i]][c], choices in order; add: +=. Choices whose
+ * row is negative are left out; row_of NULL: row t * used + i. */
 typedef tn_status (*tn_device_combine_fn)(tn_stream *s, float *y, int64_t y_stride, const float *x,
                                           int64_t x_stride, const int32_t *row_of,
                                           const float *weight, int32_t used, int64_t n,

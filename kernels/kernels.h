@@ -1,9 +1,9 @@
 /* The host kernel table: one slot and one contract per operation.
  *
- * Every kernel is synchronous and pure: it never allocates, takes no lock, starts no thread, touches
- * only what it is given. The caller splits work by row or item ranges and gives each thread its own
- * scratch. scalar.c fills every slot and *defines* the result; the other levels override what they
- * have (dispatch.c), under an ISA mask passed in, never a global.
+ * Every kernel is synchronous and pure: it never allocates, takes no lock, starts no thread,
+ * touches only what it is given. The caller splits work by row or item ranges and gives each thread
+ * its own scratch. scalar.c fills every slot and *defines* the result; the other levels override
+ * what they have (dispatch.c), under an ISA mask passed in, never a global.
  *
  * A row is always reduced by one call in a fixed order, so results do not depend on how rows are
  * split. Float sums may be grouped differently by different levels: tests compare against scalar
@@ -32,7 +32,8 @@ unsigned tn_isa_detect(void);
 /* How the rows of a matrix lie in memory. All layouts of a type have the same bytes per row. */
 typedef enum tn_layout {
     TN_LAYOUT_ROWS = 0, /* row-major, blocks exactly as in the file */
-    TN_LAYOUT_R8,       /* groups of 8 rows interleaved, see repack.h; rows padded to 8 with zeros */
+    TN_LAYOUT_R8,       /* groups of 8 rows interleaved, see repack.h; rows padded to 8 with
+                           zeros */
     TN_LAYOUT_R16,      /* groups of 16 rows */
     TN_LAYOUT_COUNT
 } tn_layout;
@@ -45,10 +46,10 @@ static inline int32_t tn_layout_rows(tn_layout layout)
 
 /* A weight matrix; y = W x has rows outputs. A view: it owns nothing.
  *
- * One in R8 may lie *slab-major*: its columns are cut into slabs of `slab` columns (a multiple of the
- * type's block; the last may have fewer), and each slab lies as a matrix in R8 of its own, one behind
- * the other. So what a device computes of an ffn_down is one extent of memory a slab. Those of experts
- * are not cut, as an expert travels whole. */
+ * One in R8 may lie *slab-major*: its columns are cut into slabs of `slab` columns (a multiple of
+ * the type's block; the last may have fewer), and each slab lies as a matrix in R8 of its own, one
+ * behind the other. So what a device computes of an ffn_down is one extent of memory a slab. Those
+ * of experts are not cut, as an expert travels whole. */
 typedef struct tn_weight {
     uint32_t type;    /* tn_type */
     tn_layout layout;
@@ -77,8 +78,9 @@ typedef struct tn_q8 {
 } tn_q8;
 
 /* n activation vectors of `cols` elements. f is always valid; q is NULL where only unquantised
- * weights read it. packed: NULL, or q as the layout's pack of packed_type has arranged it; a product
- * for which that serves uses it instead of arranging q itself, with the same result. Owns nothing. */
+ * weights read it. packed: NULL, or q as the layout's pack of packed_type has arranged it; a
+ * product for which that serves uses it instead of arranging q itself, with the same result. Owns
+ * nothing. */
 typedef struct tn_acts {
     int64_t n, cols;
     const float *f;    /* [n][f_stride] */
@@ -102,15 +104,16 @@ enum { TN_PACKED_BYTES = 64 }; /* of a block, at most */
 /* ---- operations ------------------------------------------------------------------------------ */
 
 /* y[t][r - 0] = sum_c W[r][c] * x[t][c] for t in [0, x->n), r in [row0, row1).
- * row0 is a multiple of 8 and of the layout's rows; row1 is such a multiple or w->rows. Writes y + t * y_stride + r, nothing else.
- * Quantised types read x->q, unquantised ones x->f. scratch: TN_SCRATCH_BYTES, 64-byte aligned, this
- * thread's own. Any row range and any n >= 1 is allowed. */
+ * row0 is a multiple of 8 and of the layout's rows; row1 is such a multiple or w->rows. Writes y +
+ * t * y_stride + r, nothing else. Quantised types read x->q, unquantised ones x->f. scratch:
+ * TN_SCRATCH_BYTES, 64-byte aligned, this thread's own. Any row range and any n >= 1 is allowed. */
 typedef void (*tn_matmul_fn)(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                              int64_t row0, int64_t row1, void *scratch);
 enum { TN_SCRATCH_BYTES = 1 << 20 };
 
-/* Arranges activations as products of many tokens with weights of one layout and type read them, once
- * for all of them and all their ranges of rows. Writes only what the part says; any parts, any order. */
+/* Arranges activations as products of many tokens with weights of one layout and type read them,
+ * once for all of them and all their ranges of rows. Writes only what the part says; any parts, any
+ * order. */
 typedef void (*tn_pack_fn)(const tn_packing *p);
 
 /* Converts row `row` of w to float32: out[cols]. Works for every layout. */
@@ -194,9 +197,9 @@ typedef void (*tn_axpy_fn)(float *y, const float *x, float a, int64_t n);
 typedef void (*tn_softmax_fn)(float *x, int64_t n);
 /* float32 <-> float16 (round to nearest even, IEEE) over n elements. */
 typedef void (*tn_to_f16_fn)(uint16_t *y, const float *x, int64_t n);
-/* y[n / 32] = x[n] as Q8_0 blocks; n is a multiple of 32. d is max|x| / 127 rounded to float16, q is
- * x / d of that rounded d to nearest even, at most 127 in magnitude. Where d is 0 the block counts as
- * zeros; where something is not finite, or d would not be, d is NaN and q is 0. */
+/* y[n / 32] = x[n] as Q8_0 blocks; n is a multiple of 32. d is max|x| / 127 rounded to float16, q
+ * is x / d of that rounded d to nearest even, at most 127 in magnitude. Where d is 0 the block
+ * counts as zeros; where something is not finite, or d would not be, d is NaN and q is 0. */
 struct tn_block_q8_0; /* gguf/blocks.h */
 typedef void (*tn_to_q8_0_fn)(struct tn_block_q8_0 *y, const float *x, int64_t n);
 
@@ -228,16 +231,19 @@ void tn_kernels_init(tn_kernels *k, unsigned isa);
 /* The layers of the table, lowest first; each overrides what it has. Called by tn_kernels_init. */
 void tn_kernels_scalar(tn_kernels *k);      /* scalar.c: matmul and dequantize of TN_LAYOUT_ROWS */
 void tn_kernels_scalar_ops(tn_kernels *k);  /* scalar_ops.c: every other slot */
-void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of the interleaved layouts */
+void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of the interleaved
+                                               layouts */
 void tn_kernels_avx2_rows(tn_kernels *k);   /* avx2_rows.c: matmul of row-major weights */
 void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights */
 void tn_kernels_avxvnni_many(tn_kernels *k); /* avxvnni_many.c: many tokens times R8 weights */
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
-void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax, ... */
+void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax,
+                                               ... */
 void tn_kernels_avx2_attend(tn_kernels *k); /* avx2_attend.c */
 void tn_kernels_avx512_ops(tn_kernels *k);  /* avx512_ops.c: quantize, glu */
 void tn_kernels_avx512_attend(tn_kernels *k); /* avx512_attend.c */
-void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights (VNNI) */
+void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights
+                                               (VNNI) */
 void tn_kernels_avx512_r16(tn_kernels *k);  /* avx512_r16.c: matmul of R16 weights (VNNI) */
 
 #endif

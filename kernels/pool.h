@@ -1,5 +1,6 @@
 /* A pool of worker threads that run one loop at a time. Spins briefly between loops, then yields,
- * then sleeps, so that it neither wastes 25 us per phase nor collapses beside another busy process. */
+ * then sleeps, so that it neither wastes 25 us per phase nor collapses beside
+ * another busy process. */
 #ifndef TN_POOL_H
 #define TN_POOL_H
 
@@ -8,12 +9,13 @@
 
 typedef struct tn_pool tn_pool;
 
-/* Work on items [begin, end). worker: 0 .. n_threads - 1, 0 is the caller. Must not fail or block. */
+/* Work on items [begin, end). worker: 0 .. n_threads - 1, 0 is the caller. Must
+ * not fail or block. */
 typedef void (*tn_task_fn)(void *arg, int64_t begin, int64_t end, int worker);
 
 /* Which threads of a pool belong together: threads [first[k], first[k + 1]) are bound to the
- * processors of node k, next to its memory; but for thread 0, the caller, whose affinity is not ours
- * to change. With one node nothing is bound. first[0] is 0, first[n] the number of threads. */
+ * processors of node k, next to its memory; but for thread 0, the caller, whose affinity is not
+ * ours to change. With one node nothing is bound. first[0] is 0, first[n] the number of threads. */
 typedef struct tn_pool_nodes {
     int n;
     int first[TN_CPU_NODES + 1];
@@ -45,7 +47,8 @@ void tn_pool_run(tn_pool *p, tn_task_fn fn, void *arg, int64_t n_items, int64_t 
 void tn_pool_use(tn_pool *p, int n);
 int tn_pool_in_use(const tn_pool *p);
 
-/* Threads worth starting by default: physical performance cores allowed by affinity and cgroup quota. */
+/* Threads worth starting by default: physical performance cores allowed by affinity and cgroup
+ * quota. */
 int tn_pool_default_threads(void);
 
 #endif

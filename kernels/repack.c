@@ -1,4 +1,5 @@
-/* Reading the interleaved layouts in plain C: what its bytes mean, dequantisation, and the scalar products.
+/* Reading the interleaved layouts in plain C: what its bytes mean, dequantisation, and the scalar
+ * products.
  */
 #include "repack.h"
 
@@ -144,7 +145,8 @@ static void read_step(const tn_weight *w, int64_t row, int64_t step, tn_group_st
     const int32_t rows = tn_layout_rows(w->layout);
     const int64_t per = tn_group_shape_of(w->type, rows).cols / 32, first = step / per * per;
     const tn_group_run run = tn_group_run_at(w->type, rows, w, first);
-    tn_group_read(w->type, rows, run.at + row / rows * run.next, step - first, (int)(row % rows), out);
+    tn_group_read(w->type, rows, run.at + row / rows * run.next, step - first, (int)(row % rows),
+                  out);
 }
 
 void tn_group_to_slabs(const tn_weight *w, int64_t row, const void *group)

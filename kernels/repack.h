@@ -1,30 +1,27 @@
 /* The interleaved weight layouts, TN_LAYOUT_R8 and TN_LAYOUT_R16.
  *
- * A matrix is a sequence of groups of 8 or 16 rows, the last one padded with zero rows; a group takes
- * exactly what its rows take in the file. A group is a sequence of *units*: what its rows have in one
- * block of the file's type (32 columns, 256 for the K types). A unit is a head (the rows' scales of
- * each kind) and one *step* per 32 columns.
+ * A matrix is a sequence of groups of 8 or 16 rows, the last one padded with zero rows; a group
+ * takes exactly what its rows take in the file. A group is a sequence of *units*: what its rows
+ * have in one block of the file's type (32 columns, 256 for the K types). A unit is a head (the
+ * rows' scales of each kind) and one *step* per 32 columns.
  *
- * A step holds the quants as vectors of one dword a row, dword r of a vector being row r, so that no
- * kernel ever sums across a vector and an activation operand is one broadcast dword. A step has eight
- * quant vectors V0..V7:
- *   R8: byte e of a row's dword in Vj is column 16 * (e / 2) + 2 * j + e % 2. The even int16 lanes of
- *     a vpmaddubsw are of the first 16 columns and the odd ones of the last 16, so that one vpmaddwd
- *     applies the two integer scales of a tn_q8 (whose q the kernels permute in the same way).
- *   R16: column 4 * j + e, for vpdpbusd: a sum is of V0..V3 or V4..V7, the halves of a tn_q8. Its
- *     first factor is unsigned, so Q8_0 is stored with 128 added.
+ * A step holds the quants as vectors of one dword a row, dword r of a vector being row r, so that
+ * no kernel ever sums across a vector and an activation operand is one broadcast dword. A step has
+ * eight quant vectors V0..V7: R8: byte e of a row's dword in Vj is column 16 * (e / 2) + 2 * j + e
+ * % 2. The even int16 lanes of a vpmaddubsw are of the first 16 columns and the odd ones of the
+ * last 16, so that one vpmaddwd applies the two integer scales of a tn_q8 (whose q the kernels
+ * permute in the same way). R16: column 4 * j + e, for vpdpbusd: a sum is of V0..V3 or V4..V7, the
+ * halves of a tn_q8. Its first factor is unsigned, so Q8_0 is stored with 128 added.
  *
  * They are stored in `bits` vectors A0..:
  *   2 bits  Ai = V[4i] | V[4i+1] << 2 | V[4i+2] << 4 | V[4i+3] << 6
- *   3 bits  Ai = V[2i] | V[2i+1] << 3, top bits: A0 = V6 & 3, A1 = V7 >> 2 | V6 >> 2 << 1, A2 = V7 & 3
- *   4 bits  Ai = V[i] | V[i+4] << 4
- *   5 bits  Ai = V[i], top bits: A0 = V5 & 7, A2 = V6 & 7, A4 = V7 & 7, A1 = V7 >> 3 & 1 | V5 >> 3 << 1,
- *           A3 = V7 >> 4 | V6 >> 3 << 1
- *   6 bits  for k = 0, 4: A = V[k], V[k+1], V[k+2], top bits: V[k+3] >> 4, V[k+3] >> 2 & 3, V[k+3] & 3
- *   8 bits  Ai = V[i]
+ *   3 bits  Ai = V[2i] | V[2i+1] << 3, top bits: A0 = V6 & 3, A1 = V7 >> 2 | V6 >> 2 << 1, A2 = V7
+ * & 3 4 bits  Ai = V[i] | V[i+4] << 4 5 bits  Ai = V[i], top bits: A0 = V5 & 7, A2 = V6 & 7, A4 =
+ * V7 & 7, A1 = V7 >> 3 & 1 | V5 >> 3 << 1, A3 = V7 >> 4 | V6 >> 3 << 1 6 bits  for k = 0, 4: A =
+ * V[k], V[k+1], V[k+2], top bits: V[k+3] >> 4, V[k+3] >> 2 & 3, V[k+3] & 3 8 bits  Ai = V[i]
  *
- * Heads: float16 d of the rows; for Q4_1 Q5_1 m, for Q2_K Q4_K Q5_K dmin of the rows; then for the K
- * types the row's scale bytes as in the file, dword k of all rows after dword k - 1. */
+ * Heads: float16 d of the rows; for Q4_1 Q5_1 m, for Q2_K Q4_K Q5_K dmin of the rows; then for the
+ * K types the row's scale bytes as in the file, dword k of all rows after dword k - 1. */
 #ifndef TN_REPACK_H
 #define TN_REPACK_H
 
@@ -82,8 +79,8 @@ static inline int64_t tn_unit_bytes(tn_group_shape s)
     return s.head + s.cols / 32 * tn_step_bytes(s);
 }
 
-/* Blocks (of 32 columns) that lie one behind the other in every group of rows: those from the one asked
- * for up to `end`, in group g of the matrix from at + g * next on. */
+/* Blocks (of 32 columns) that lie one behind the other in every group of rows: those from the one
+ * asked for up to `end`, in group g of the matrix from at + g * next on. */
 typedef struct tn_group_run {
     const uint8_t *at;
     int64_t next, end;
@@ -91,17 +88,19 @@ typedef struct tn_group_run {
 
 /* The run that begins at block b, the first of a unit, of a matrix in a layout of groups of `rows`
  * rows. Constant time; any thread. */
-static inline tn_group_run tn_group_run_at(uint32_t type, int32_t rows, const tn_weight *w, int64_t b)
+static inline tn_group_run tn_group_run_at(uint32_t type, int32_t rows, const tn_weight *w,
+                                           int64_t b)
 {
     const tn_group_shape s = tn_group_shape_of(type, rows);
     const int64_t blocks = w->cols / 32, per = s.cols / 32, unit = tn_unit_bytes(s);
     const uint8_t *data = (const uint8_t *)w->data;
-    if (!w->slab) return (tn_group_run){data + b / per * unit, rows * (int64_t)w->row_bytes, blocks};
+    if (!w->slab)
+        return (tn_group_run){data + b / per * unit, rows * (int64_t)w->row_bytes, blocks};
     const int64_t slab = w->slab / 32, first = b / slab * slab;
     const int64_t end = first + slab < blocks ? first + slab : blocks;
     const int64_t next = (end - first) / per * unit;
-    return (tn_group_run){data + first / per * unit * (w->slab_rows / rows) + w->row0 / rows * next +
-                              (b - first) / per * unit,
+    return (tn_group_run){data + first / per * unit * (w->slab_rows / rows) +
+                              w->row0 / rows * next + (b - first) / per * unit,
                           next, end};
 }
 
@@ -124,8 +123,8 @@ typedef struct tn_group_step {
     float d[2], m[2];
 } tn_group_step;
 
-/* Reads step `step` (columns 32 * step ...) of row `row` of a group of `rows` rows: the reference for
- * what the bytes mean. */
+/* Reads step `step` (columns 32 * step ...) of row `row` of a group of `rows` rows: the reference
+ * for what the bytes mean. */
 void tn_group_read(uint32_t type, int32_t rows, const void *group, int64_t step, int row,
                    tn_group_step *out);
 

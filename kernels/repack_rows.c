@@ -83,8 +83,9 @@ INLINE void quants(uint32_t type, const uint8_t *b, int step, uint64_t c[4])
 INLINE void dwords(int32_t rows, uint32_t v[4], uint64_t low, uint64_t high)
 {
     for (int i = 0; i < 4; i++)
-        v[i] = rows == 8 ? (uint32_t)(low >> 16 * i & 0xffff) | (uint32_t)(high >> 16 * i & 0xffff) << 16
-                         : (uint32_t)((i < 2 ? low : high) >> 32 * (i % 2));
+        v[i] = rows == 8
+                   ? (uint32_t)(low >> 16 * i & 0xffff) | (uint32_t)(high >> 16 * i & 0xffff) << 16
+                   : (uint32_t)((i < 2 ? low : high) >> 32 * (i % 2));
 }
 
 /* `width` bits at `shift` of each byte of v, moved to bit `to`. */

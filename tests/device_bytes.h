@@ -39,7 +39,8 @@ __attribute__((unused)) static uint64_t moving_bytes(const tn_model *m, int d, u
     return bytes;
 }
 
-/* Of KV in F32 on a segment's device when n tokens are live, in pages, and batches, of so many positions. */
+/* Of KV in F32 on a segment's device when n tokens are live, in pages, and batches, of so many
+ * positions. */
 __attribute__((unused)) static uint64_t live_kv_bytes(const tn_model *m, int d, int32_t n,
                                                       int32_t page_size)
 {

@@ -1,5 +1,5 @@
-/* Between emu_bugs_block.cu and emu_bugs_host.cu, which hold the cases, and emu_bugs.cpp, which runs
- * them. */
+/* Between emu_bugs_block.cu and emu_bugs_host.cu, which hold the cases, and emu_bugs.cpp, which
+ * runs them. */
 #ifndef EMU_BUGS_H
 #define EMU_BUGS_H
 

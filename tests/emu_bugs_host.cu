@@ -1,4 +1,5 @@
-/* Bugs of device code between host, streams and memory, each beside its correct form: the emulated device's own test.
+/* Bugs of device code between host, streams and memory, each beside its correct form: the emulated
+ * device's own test.
  *
  * Case n with BUG must be noticed in the modes that emu_bugs.cpp lists for it, without BUG it must
  * be silent in all. A case returns whether its result is right. */

@@ -1,7 +1,7 @@
 /* libFuzzer target: any bytes as a model from memory: header, vocabulary, shapes, weights, a prompt
  * and a token. Seeds are the tiny models of tiny_model.h, which the target itself starts from: the
- * first byte of the input chooses one, what follows is laid over it as (offset, value) pairs of three
- * bytes; with the top bit set the rest of the input is the file. */
+ * first byte of the input chooses one, what follows is laid over it as (offset, value) pairs of
+ * three bytes; with the top bit set the rest of the input is the file. */
 #include "tiny_model.h"
 #include "use_model.h"
 
@@ -28,7 +28,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     use_memory memory = {0};
     tn_engine *engine = use_engine(&memory);
     memory.used = 0;
-    if (data[0] & 128) (void)use_model(engine, data + 1, size - 1, data[0] & 1 ? TN_LOAD_MAP : TN_LOAD_READ);
+    if (data[0] & 128)
+        (void)use_model(engine, data + 1, size - 1, data[0] & 1 ? TN_LOAD_MAP : TN_LOAD_READ);
     else patched(engine, data[0], data + 1, size - 1);
     tn_engine_free(engine);
     if (memory.live) abort();

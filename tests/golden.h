@@ -1,5 +1,6 @@
-/* Reading reference data: JSON with token ids, raw float32 logits; and evaluating a model to compare.
- * Functions of tests, so they report through the harness and end the process when memory is short. */
+/* Reading reference data: JSON with token ids, raw float32 logits; and evaluating a model to
+ * compare. Functions of tests, so they report through the harness and end the process when memory
+ * is short. */
 #ifndef TN_TEST_GOLDEN_H
 #define TN_TEST_GOLDEN_H
 
@@ -83,8 +84,12 @@ __attribute__((unused)) static bool run_open(run *r, const char *path, const run
     const tn_engine_options eo = {
         .struct_size = sizeof eo, .threads = o->threads ? o->threads : 2, .isa = o->isa,
         .device = o->device, .vram_limits = {o->vram[0], o->vram[1]}};
-    const tn_model_options mo = {.struct_size = sizeof mo, .load = o->load, .exact = o->exact,
-                                 .place = &o->place, .n_place = o->place != NULL, .granule = o->granule};
+    const tn_model_options mo = {.struct_size = sizeof mo,
+                                 .load = o->load,
+                                 .exact = o->exact,
+                                 .place = &o->place,
+                                 .n_place = o->place != NULL,
+                                 .granule = o->granule};
     const tn_context_options co = {.struct_size = sizeof co,
                                    .kv = o->kv,
                                    .n_batch = o->n_batch,
@@ -132,7 +137,8 @@ static bool keep_rows(void *user, int32_t first, int32_t n_rows, const float *ro
     return true;
 }
 
-/* All logits [n][n_vocab] of a fresh evaluation, NULL after reporting a failure. Freed by the caller. */
+/* All logits [n][n_vocab] of a fresh evaluation, NULL after reporting a failure. Freed by the
+ * caller. */
 __attribute__((unused)) static float *run_logits(const char *path, const run_options *o,
                                                  const int32_t *tokens, int32_t n, int32_t n_vocab)
 {
@@ -247,10 +253,11 @@ __attribute__((unused)) static bool says_missing(const char *msg)
 {
     double missing = 0, asked = 0;
     int end = 0;
-    const bool pinned = sscanf(msg, "out of pinned memory: %lf MiB missing for %n", &missing, &end) == 1;
+    const bool pinned =
+        sscanf(msg, "out of pinned memory: %lf MiB missing for %n", &missing, &end) == 1;
     if (!pinned &&
-        (sscanf(msg, "out of device memory: %lf MiB missing for %*[^(](%lf MiB asked for%n", &missing,
-                &asked, &end) != 2))
+        (sscanf(msg, "out of device memory: %lf MiB missing for %*[^(](%lf MiB asked for%n",
+                &missing, &asked, &end) != 2))
         return false;
     return end > 0 && msg[end] && missing > 0 && (pinned || missing <= asked);
 }

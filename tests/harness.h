@@ -1,5 +1,6 @@
 /* The test harness: every test program defines cases with TEST() and ends with TEST_MAIN.
- * Prints one line per failing check and closes with "N passed, N failed[, N skipped]" counting cases. */
+ * Prints one line per failing check and closes with "N passed, N failed[, N skipped]" counting
+ * cases. */
 #ifndef TN_HARNESS_H
 #define TN_HARNESS_H
 
@@ -60,10 +61,11 @@ static const char *tn_skipped;  /* why the running case was skipped */
         long long g_ = (long long)(got), w_ = (long long)(want);                                   \
         if (g_ != w_) FAIL("%s is %lld, want %lld", #got, g_, w_);                                 \
     } while (0)
-#define CHECK_STR(got, want)                                                                       \
-    do {                                                                                           \
-        const char *g_ = (got), *w_ = (want);                                                      \
-        if (!g_ || strcmp(g_, w_) != 0) FAIL("%s is \"%s\", want \"%s\"", #got, g_ ? g_ : "(null)", w_); \
+#define CHECK_STR(got, want) \
+    do { \
+        const char *g_ = (got), *w_ = (want); \
+        if (!g_ || strcmp(g_, w_) != 0) \
+            FAIL("%s is \"%s\", want \"%s\"", #got, g_ ? g_ : "(null)", w_); \
     } while (0)
 /* |got - want| <= tol, and false for NaN. */
 #define CHECK_NEAR(got, want, tol)                                                                 \

@@ -1,5 +1,5 @@
-/* Test matrices for the kernels: seeded weights and activations of every type, laid out so that they
- * end at an unreadable page. */
+/* Test matrices for the kernels: seeded weights and activations of every type, laid out so that
+ * they end at an unreadable page. */
 #ifndef TN_KERNEL_CASES_H
 #define TN_KERNEL_CASES_H
 
@@ -19,12 +19,14 @@
 typedef struct guarded {
     void *map;
     size_t map_bytes;
-    uint8_t *data; /* `bytes` bytes; the byte behind them, plus at most `align` - 1, cannot be read */
+    uint8_t *data; /* `bytes` bytes; the byte behind them, plus at most `align` - 1, cannot be
+                      read */
 } guarded;
 
 static inline guarded guarded_new(size_t bytes, size_t align)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (bytes + align + page - 1) / page * page;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE),
+                 body = (bytes + align + page - 1) / page * page;
     guarded g = {NULL, body + page, NULL};
     g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (g.map == MAP_FAILED || mprotect((char *)g.map + body, page, PROT_NONE) != 0) {
@@ -85,7 +87,8 @@ static inline uint16_t random_scale(weight_fill fill, uint64_t *seed)
 }
 
 /* Fills `n` blocks of a quantised type at `to`. */
-static inline void fill_blocks(uint8_t *to, uint32_t type, size_t n, weight_fill fill, uint64_t *seed)
+static inline void fill_blocks(uint8_t *to, uint32_t type, size_t n, weight_fill fill,
+                               uint64_t *seed)
 {
     static const int constant[FILL_COUNT] = {-1, 0x00, 0xff, 0x80, -1};
     const size_t bytes = tn_type_get(type)->bytes;
@@ -100,7 +103,8 @@ static inline void fill_blocks(uint8_t *to, uint32_t type, size_t n, weight_fill
 }
 
 /* Fills n unquantised weights. */
-static inline void fill_floats(uint8_t *to, uint32_t type, size_t n, weight_fill fill, uint64_t *seed)
+static inline void fill_floats(uint8_t *to, uint32_t type, size_t n, weight_fill fill,
+                               uint64_t *seed)
 {
     for (size_t i = 0; i < n; i++) {
         float f = test_randf(seed);
@@ -201,7 +205,9 @@ static inline void fill_q8(tn_q8 *x, act_fill fill, uint64_t *seed)
     x->d = fill == ACT_ZERO ? 0 : (test_randf(seed) + 1.001f) * unit;
     for (int h = 0; h < 2; h++) {
         int sum = 0;
-        x->m[h] = (int16_t)(fill == ACT_ZERO ? 1 : fill == ACT_MAX ? 127 : 1 + test_rand(seed) % 127);
+        x->m[h] = (int16_t)(fill == ACT_ZERO  ? 1
+                            : fill == ACT_MAX ? 127
+                                              : 1 + test_rand(seed) % 127);
         for (int j = 16 * h; j < 16 * h + 16; j++) {
             int q = (int)(test_rand(seed) % 255) - 127;
             if (fill == ACT_EXTREME) q = q < 0 ? -127 : 127;

@@ -100,7 +100,8 @@ int main(int argc, char **argv)
     char *colon = argc == 3 ? strchr(argv[1], ':') : NULL;
     if (!colon) return fail("usage: make_model SHAPE:TYPE FILE", NULL);
     *colon = 0;
-    tn_status s = tn_synthetic_header(&header, &size, argv[1], colon + 1, &tn_default_allocator, &err);
+    tn_status s =
+        tn_synthetic_header(&header, &size, argv[1], colon + 1, &tn_default_allocator, &err);
     if (!s) s = tn_gguf_parse(&g, header, size, argv[1], &opt, &err);
     if (!s && !(w = write_header(g))) return fail("out of memory", NULL);
     if (!s) s = tn_gguf_writer_finish(w, &bytes, &size, &err);

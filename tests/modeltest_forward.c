@@ -1,5 +1,5 @@
-/* The two real models against transformers on their dequantised weights (tests/data/README.md). What is
- * on a device is on the emulated one unless --cuda is given. */
+/* The two real models against transformers on their dequantised weights (tests/data/README.md).
+ * What is on a device is on the emulated one unless --cuda is given. */
 #include "golden.h"
 
 static const char *device = "emu";
@@ -106,7 +106,8 @@ static void check_next_tokens(const char *name, const run_options *o, size_t n_p
             clear += x.clear;
             free(ids);
         }
-        CHECK_MSG(clear > (int32_t)(n_prompts < 4 ? 20 : 200), "%s: only %d tokens decided anything", name, clear);
+        CHECK_MSG(clear > (int32_t)(n_prompts < 4 ? 20 : 200),
+                  "%s: only %d tokens decided anything", name, clear);
         run_close(&r);
     }
     json_decref(ref.json);
@@ -196,9 +197,10 @@ static void check_exact_rows(const char *name)
     json_decref(ref.json);
 }
 
-/* The golden's few rows say that nothing is grossly wrong: with activations of 8 bits a rounding that
- * tips over in the first layers moves a whole row, so a tighter bound would be a matter of luck. With
- * an F32 cache, which asks for activations of twice the bits, a hundredth of llama.cpp's distance. */
+/* The golden's few rows say that nothing is grossly wrong: with activations of 8 bits a rounding
+ * that tips over in the first layers moves a whole row, so a tighter bound would be a matter of
+ * luck. With an F32 cache, which asks for activations of twice the bits, a hundredth of llama.cpp's
+ * distance. */
 static void check_quantised_rows(const char *name)
 {
     reference ref;
@@ -253,8 +255,8 @@ static void add_prompt(const json_t *prompt, run *exact, run *r, row_squares *x)
     free(ids);
 }
 
-/* Over all continuations nearer than llama.cpp, which rounds activations to 8 bits as well: `bound` is
- * its root of the mean square over the same rows (0.3.36 of its Python package, F16 cache, flash
+/* Over all continuations nearer than llama.cpp, which rounds activations to 8 bits as well: `bound`
+ * is its root of the mean square over the same rows (0.3.36 of its Python package, F16 cache, flash
  * attention, through its C API). The F32 cache stands for the exact weights: see above. */
 static void check_continuations(const char *name, const run_options *o, double bound)
 {
@@ -401,7 +403,8 @@ static void check_device_perplexity(const char *name, int32_t length)
     run r;
     if (!have_device(device) || !reference_load(&ref, name)) return;
     for (int i = 0; i < 2; i++) {
-        if (!open_reference(&ref, &r, &(run_options){.device = where[i], .exact = !where[i]})) continue;
+        if (!open_reference(&ref, &r, &(run_options){.device = where[i], .exact = !where[i]}))
+            continue;
         size_t len, n = 0;
         char *text = read_text(&len);
         int32_t *ids = malloc((len + 8) * sizeof *ids);

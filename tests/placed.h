@@ -1,5 +1,5 @@
-/* Models opened as rules say, or under a plan whose FFNs move while contexts grow and shrink, on one
- * device or two. Functions of tests; they report through the harness. */
+/* Models opened as rules say, or under a plan whose FFNs move while contexts grow and shrink, on
+ * one device or two. Functions of tests; they report through the harness. */
 #ifndef TN_TEST_PLACED_H
 #define TN_TEST_PLACED_H
 
@@ -55,12 +55,13 @@ static void listen(void *user, tn_log_level level, const char *line)
     char units[20];
     (void)level;
     if (strncmp(line, "boundary: ", 10) != 0) return;
-    const int found = what ? sscanf(what, ": layer %d has %d of %d %19s on the device, had %d", &l, &now,
-                                    &of, units, &before)
+    const int found = what ? sscanf(what, ": layer %d has %d of %d %19s on the device, had %d", &l,
+                                    &now, &of, units, &before)
                            : 0;
     CHECK_MSG(found == 5 && l >= 0 && l < max_layers && !e->evaluating, "'%s'", line);
     if (found != 5 || l < 0 || l >= max_layers) return;
-    CHECK_MSG(before == e->units[l] && now != before && now <= of, "'%s' after %d", line, e->units[l]);
+    CHECK_MSG(before == e->units[l] && now != before && now <= of, "'%s' after %d", line,
+              e->units[l]);
     e->units[l] = now;
     e->n++;
 }

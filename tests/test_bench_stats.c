@@ -114,8 +114,8 @@ TEST(mann_whitney_with_ties)
     CHECK_NEAR(tn_bench_mann_whitney(a, 0, b, 8), 1, 0);
 }
 
-/* Exact up to 20 x 20; beyond, the normal approximation is close to the exact value (both worked out
- * apart, by counting). */
+/* Exact up to 20 x 20; beyond, the normal approximation is close to the exact value (both worked
+ * out apart, by counting). */
 TEST(mann_whitney_of_many)
 {
     double a[21], b[21];

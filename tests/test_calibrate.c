@@ -276,7 +276,8 @@ static double slow_rate(void)
     return strtod(digit, NULL);
 }
 
-/* The emulated device, throttled besides: every figure is there and says what it is, and nothing is kept. */
+/* The emulated device, throttled besides: every figure is there and says what it is, and nothing is
+ * kept. */
 TEST(an_emulated_device_is_measured_and_labelled)
 {
     int n;
@@ -399,7 +400,8 @@ TEST(a_throttled_device_is_labelled_and_kept_apart)
         tn_string_free(e, text);
         tn_engine_free(e);
     }
-    char *plain = tn_calibration_path("d", false, heap), *slow = tn_calibration_path("d", true, heap);
+    char *plain = tn_calibration_path("d", false, heap),
+         *slow = tn_calibration_path("d", true, heap);
     CHECK_STR(plain, "d/hardware.json");
     CHECK_STR(slow, "d/hardware-throttled.json");
     tn_free(heap, plain);

@@ -99,7 +99,8 @@ static void dirty_free(void *user, void *p)
     free(p);
 }
 
-/* Kernels may read past the last position: what lies there must not come through, whatever it was. */
+/* Kernels may read past the last position: what lies there must not come
+ * through, whatever it was. */
 TEST(fresh_memory_need_not_be_zero)
 {
     const run_options o = {.kv = TN_KV_F16, .threads = 1, .page_size = 16};
@@ -193,8 +194,8 @@ TEST(a_few_tokens_behind_a_prompt)
             CHECK_INT(tn_context_eval(r.ctx, some_tokens(), prompt, &err), TN_OK);
             CHECK_INT(tn_context_eval(r.ctx, some_tokens() + prompt, few[i], &err), TN_OK);
             CHECK(tn_context_logits(r.ctx) != NULL);
-            check_same(tn_context_logits(r.ctx), want + (prompt + few[i] - 1) * n_vocab, n_vocab, 2e-4,
-                       "a few tokens");
+            check_same(tn_context_logits(r.ctx), want + (prompt + few[i] - 1) * n_vocab, n_vocab,
+                       2e-4, "a few tokens");
             run_close(&r);
         }
         free(want);

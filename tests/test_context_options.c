@@ -126,7 +126,8 @@ TEST(capacity_is_what_fits_where_that_is_less)
     char line[200] = "";
     size_t size;
     uint8_t *bytes = trained_for(trained, &size);
-    const tn_engine_options eo = {.struct_size = sizeof eo, .threads = 1, .log = keep_line, .log_user = line};
+    const tn_engine_options eo = {
+        .struct_size = sizeof eo, .threads = 1, .log = keep_line, .log_user = line};
     tn_engine *e;
     tn_model *m;
     tn_context *c;

@@ -144,7 +144,8 @@ TEST(limit_is_kept_and_told)
     OK(d->api->alloc(d, 4 * mib, "what just fits", &b, &err));
     void *c = NULL;
     CHECK_INT(d->api->alloc(d, 1, "one byte", &c, &err), TN_EDEVICE);
-    CHECK_MSG(strstr(err.msg, ": 0.1 MiB missing for one byte (0.1 MiB asked for, 0.0 MiB"), "%s", err.msg);
+    CHECK_MSG(strstr(err.msg, ": 0.1 MiB missing for one byte (0.1 MiB asked for, 0.0 MiB"), "%s",
+              err.msg);
     d->api->free(d, a);
     OK(d->api->alloc(d, 6 * mib, "again", &a, &err));
     d->api->free(d, a);

@@ -1,4 +1,5 @@
-/* A device made slow: what it reads besides is counted to the word, and results are what they were. */
+/* A device made slow: what it reads besides is counted to the word, and results
+ * are what they were. */
 #include "device_lib.h"
 
 static tn_error err;
@@ -78,7 +79,8 @@ static void check_matvec(uint32_t type, bool glu, bool experts, double extra, ui
     uint64_t same = *seed;
     tn_type_row_bytes(type, cols, &row);
     const size_t bytes = 6 * rows * sizeof(float);
-    const tn_dmatvec a = make_matvec(type, glu, experts, &same), b = make_matvec(type, glu, experts, seed);
+    const tn_dmatvec a = make_matvec(type, glu, experts, &same),
+                     b = make_matvec(type, glu, experts, seed);
     const int64_t before = words_read();
     CHECK_INT(ops->matvec(stream, &a), TN_OK);
     const int64_t slow = words_read() - before;

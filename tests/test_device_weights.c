@@ -132,7 +132,8 @@ TEST(weight_sizes)
 TEST(matrices_it_can_use)
 {
     NEED_DEVICE;
-    static const tn_device_op uses[] = {TN_DOP_MATVEC, TN_DOP_GEMM, TN_DOP_GATHER, TN_DOP_REPACK_R8};
+    static const tn_device_op uses[] = {TN_DOP_MATVEC, TN_DOP_GEMM, TN_DOP_GATHER,
+                                        TN_DOP_REPACK_R8};
     for (int u = 0; u < 4; u++) {
         for (int i = 0; i < N_TYPES; i++) {
             const int64_t block = tn_type_get(types[i])->block;
@@ -299,8 +300,8 @@ TEST(matvec_shapes)
                              &seed);
 }
 
-/* Several products of the same vectors in one launch: odd rows, so that a pair of rows ends with each
- * matrix, and results far from each other. */
+/* Several products of the same vectors in one launch: odd rows, so that a pair of rows ends with
+ * each matrix, and results far from each other. */
 static void check_together(uint32_t type, int64_t cols, int64_t n, uint64_t *seed)
 {
     enum { parts = 1 + TN_MATVEC_MORE };
@@ -322,8 +323,10 @@ static void check_together(uint32_t type, int64_t cols, int64_t n, uint64_t *see
         for (int64_t at = 0; at < n * (rows[i] + i) && tn_failures < 5; at++) {
             const int64_t t = at / (rows[i] + i), r = at % (rows[i] + i);
             double mag = 0;
-            const double want = r < rows[i] ? product(&w[i], &x, r, t, &mag) + (i == 1 ? bias[r] : 0) : 0;
-            CHECK_MSG(r < rows[i] ? fabs(got[at] - want) <= MATVEC_TOLERANCE * (mag + 2) : isnan(got[at]),
+            const double want =
+                r < rows[i] ? product(&w[i], &x, r, t, &mag) + (i == 1 ? bias[r] : 0) : 0;
+            CHECK_MSG(r < rows[i] ? fabs(got[at] - want) <= MATVEC_TOLERANCE * (mag + 2)
+                                  : isnan(got[at]),
                       "%s, %lld vectors, matrix %d: y[%lld][%lld] is %.9g, want %.9g",
                       tn_type_get(type)->name, (long long)n, i, (long long)t, (long long)r,
                       (double)got[at], want);
@@ -356,7 +359,8 @@ TEST(matvec_together_refuses)
     acts x = make_device_acts(1, 64, 1, &seed);
     const tn_dproduct p = {.w = m.d, .y = device_floats(4, NULL), .y_stride = 4};
     const int32_t *expert = device_new(4, NULL);
-    tn_dmatvec good = {.w = m.d, .x = x.d, .y = device_floats(4, NULL), .y_stride = 4, .more = {p}}, a;
+    tn_dmatvec good = {.w = m.d, .x = x.d, .y = device_floats(4, NULL), .y_stride = 4, .more = {p}},
+               a;
     CHECK_INT(ops->matvec(stream, &good), TN_OK);
     a = good, a.add = true;
     CHECK_INT(ops->matvec(stream, &a), TN_EARG);
@@ -514,8 +518,8 @@ TEST(matvec_experts)
     }
 }
 
-/* More items than a grid of blocks can have in one dimension (of the emulated device, whose code has
- * a smaller limit). */
+/* More items than a grid of blocks can have in one dimension (of the emulated device, whose code
+ * has a smaller limit). */
 TEST(matvec_experts_of_many_tokens)
 {
     NEED_DEVICE;
@@ -640,8 +644,8 @@ TEST(gemm_large_activations)
     check_gemm(TN_TYPE_Q6_K, 9, 1e6f, true, 5, &seed);
 }
 
-/* One value alone may be too large for float16, wherever it stands: also behind as many vectors as are
- * looked at in one go. */
+/* One value alone may be too large for float16, wherever it stands: also behind as many vectors as
+ * are looked at in one go. */
 TEST(gemm_one_large_activation)
 {
     NEED_DEVICE;
@@ -669,10 +673,10 @@ TEST(gemm_one_large_activation)
     free_matrix(&w);
 }
 
-/* The path of 8 bits rounds x as the mat-vec does, and is held to the mat-vec's tolerance. One vector
- * more or less than a tile, more than a block takes; rows and columns likewise. */
-static void check_gemm_int8(uint32_t type, int64_t rows, int64_t cols, int64_t n, float size, weight_fill fill,
-                            bool add, uint64_t *seed)
+/* The path of 8 bits rounds x as the mat-vec does, and is held to the mat-vec's tolerance. One
+ * vector more or less than a tile, more than a block takes; rows and columns likewise. */
+static void check_gemm_int8(uint32_t type, int64_t rows, int64_t cols, int64_t n, float size,
+                            weight_fill fill, bool add, uint64_t *seed)
 {
     const int64_t stride = rows + 3;
     matrix w = make_matrix(type, rows, cols, fill, seed);
@@ -698,9 +702,11 @@ static void check_gemm_int8(uint32_t type, int64_t rows, int64_t cols, int64_t n
             const double plus = add ? before[at] : bias[r];
             const double tol = MATVEC_TOLERANCE * (mag + 2 * fabs(plus));
             CHECK_MSG(fabs(got[at] - want - plus) <= tol,
-                      "gemm in 8 bits, %s %lldx%lld n %lld%s: y[%lld][%lld] is %.9g, want %.9g within %.3g",
+                      "gemm in 8 bits, %s %lldx%lld n %lld%s: y[%lld][%lld] "
+                      "is %.9g, want %.9g within %.3g",
                       tn_type_get(type)->name, (long long)rows, (long long)cols, (long long)n,
-                      add ? " add" : "", (long long)t, (long long)r, (double)got[at], want + plus, tol);
+                      add ? " add" : "", (long long)t, (long long)r, (double)got[at], want + plus,
+                      tol);
         }
     free(got);
     free(bias);
@@ -728,8 +734,8 @@ TEST(gemm_int8_shapes)
     static const int64_t ns[] = {1, 8, 31, 33, 64, 65, 130}, rows[] = {1, 16, 32, 47, 70, 7, 5};
     for (int i = 0; i < 7; i++) {
         check_gemm_int8(TN_TYPE_Q4_0, rows[i], 32 * (1 + i), ns[i], 1, FILL_RANDOM, i % 2, &seed);
-        check_gemm_int8(i % 2 ? TN_TYPE_Q4_K : TN_TYPE_Q6_K, rows[6 - i], 256, ns[i], 1, FILL_RANDOM,
-                        i % 2 == 0, &seed);
+        check_gemm_int8(i % 2 ? TN_TYPE_Q4_K : TN_TYPE_Q6_K, rows[6 - i], 256, ns[i], 1,
+                        FILL_RANDOM, i % 2 == 0, &seed);
     }
 }
 

@@ -453,8 +453,8 @@ TEST(a_plan_from_a_file_and_a_fixed_one_do_not_move)
 
 /* ---- two contexts, and faults ---------------------------------------------------------------- */
 
-/* What a canceled evaluation would have needed is not kept free for it. 40 tokens, because there is no
- * room for a fourth page beside the buffers of two contexts. */
+/* What a canceled evaluation would have needed is not kept free for it. 40 tokens, because there is
+ * no room for a fourth page beside the buffers of two contexts. */
 static void check_canceled(elastic *x, const golden *g)
 {
     canceler cancel = {.at = 2};
@@ -534,8 +534,9 @@ static void step_pair(pair *q, int i, int32_t n)
     const tn_status s = tn_context_eval(q->x[i].ctx, g->tokens + at - n, n, &err);
     CHECK_MSG(!s, "model %d, %d tokens: %s", i, at, err.msg);
     if (s) return;
-    const distance d = compare(tn_context_logits(q->x[i].ctx),
-                               g->logits + (size_t)(at - 1) * (size_t)g->n_vocab, (size_t)g->n_vocab);
+    const distance d =
+        compare(tn_context_logits(q->x[i].ctx), g->logits + (size_t)(at - 1) * (size_t)g->n_vocab,
+                (size_t)g->n_vocab);
     CHECK_MSG(d.max_abs <= g->tolerance, "model %d, %d tokens: off by %g", i, at, d.max_abs);
     CHECK_MSG(used(&q->x[i]) <= q->limit, "%llu of %zu bytes", (unsigned long long)used(&q->x[i]),
               q->limit);

@@ -14,8 +14,8 @@ static const char *device = "emu", *two_devices = "emu:2";
 static const char *const archs[] = {"llama",      "llama-mha", "llama-bias", "llama-yarn",
                                     "llama3",     "mistral",   "mixtral",    "qwen2",
                                     "qwen2-yarn", "qwen3",     "qwen3moe",   "gemma3"};
-/* The sanitizers are slow: a sample will do for them. sample: every so manieth of a list; synthetic:
- * the same of synthetic models. */
+/* The sanitizers are slow: a sample will do for them. sample: every so manieth of a list;
+ * synthetic: the same of synthetic models. */
 #if defined(__SANITIZE_THREAD__)
 enum { sample = 20, synthetic = 24, fault_step = 29 };
 #elif defined(__SANITIZE_ADDRESS__)
@@ -213,7 +213,8 @@ TEST(quantised_weights)
 
 /* ---- synthetic models: dense and with experts, quantised ------------------------------------- */
 
-/* Logits of a few dozen tokens without any rounding but float32's: on the host, in the logits of g. */
+/* Logits of a few dozen tokens without any rounding but float32's: on the host,
+ * in the logits of g. */
 static bool synthetic_load(golden *g, const char *path)
 {
     run r;
@@ -329,7 +330,8 @@ static int check_faults(tn_device_fault kind, const char *place)
         s = whole_life(e, place, NULL, NULL, &err);
         CHECK_MSG(!s || s == TN_EDEVICE, "fault %d of kind %d: %d (%s)", k, (int)kind, s, err.msg);
         CHECK(!s || strlen(err.msg) > 10);
-        CHECK_MSG(!s || kind != TN_FAULT_ALLOC || says_missing(err.msg), "fault %d: %s", k, err.msg);
+        CHECK_MSG(!s || kind != TN_FAULT_ALLOC || says_missing(err.msg), "fault %d: %s", k,
+                  err.msg);
         const tn_device_memory m = device_memory(e);
         CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes,
                   "fault %d of kind %d: %zu allocations, %zu bytes, %zu pinned are left", k,
@@ -494,13 +496,14 @@ TEST(statistics_tell_the_sides_apart)
     golden_free(&g);
 }
 
-/* A token is recorded once and launched for all others, also where the cache gets new pages; the host's
- * part of a layer changes nothing. */
+/* A token is recorded once and launched for all others, also where the cache gets new pages; the
+ * host's part of a layer changes nothing. */
 static void check_recorded_once(const golden *g, const char *place)
 {
     run r;
     tn_emu_counters before = {0}, after = {0};
-    const run_options o = {.kv = TN_KV_F16, .device = device, .page_size = 16, .granule = 16, .place = place};
+    const run_options o = {
+        .kv = TN_KV_F16, .device = device, .page_size = 16, .granule = 16, .place = place};
     if (!run_open(&r, g->path, &o)) return;
     const tn_emu_control *emu = r.engine->device->api->emu;
     CHECK_INT(tn_context_eval(r.ctx, g->tokens, 5, NULL), TN_OK);
@@ -599,11 +602,12 @@ static void check_throttled(const char *arch, const char *place)
     tn_stats st = {.struct_size = sizeof st};
     CHECK_INT(tn_context_stats(slow.ctx, &st, NULL), TN_OK);
     CHECK_INT(d->api->throttled_bytes(d, &after, &err), TN_OK);
-    const double rows = slow.model->token_embd.data ? 0 : 8 * (double)slow.model->token_embd.row_bytes;
+    const double rows =
+        slow.model->token_embd.data ? 0 : 8 * (double)slow.model->token_embd.row_bytes;
     const double ops = (double)(st.device.weight_bytes + st.device.kv_bytes) - rows;
     const double want = ops * (d->api->info(d)->slower - 1);
-    CHECK_MSG(fabs((double)(after - before) / want - 1) <= 0.01, "%s %s: %g bytes besides, want %g", arch,
-              place, (double)(after - before), want);
+    CHECK_MSG(fabs((double)(after - before) / want - 1) <= 0.01, "%s %s: %g bytes besides, want %g",
+              arch, place, (double)(after - before), want);
     run_close(&plain);
     run_close(&slow);
     golden_free(&g);

@@ -1,5 +1,5 @@
-/* Greedy decoding with tensors on the device, on the emulated one unless --cuda is given: the likeliest
- * token is that of the logits, wherever it is looked for. */
+/* Greedy decoding with tensors on the device, on the emulated one unless --cuda is given: the
+ * likeliest token is that of the logits, wherever it is looked for. */
 #include "golden.h"
 
 #include "../engine/engine.h"

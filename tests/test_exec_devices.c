@@ -1,6 +1,6 @@
-/* Whole models over two devices that have unequal memory, emulated ones unless --cuda is given: what
- * one device computes, both together do, and a fault on either leaves nothing behind. Any mix of
- * sides on two devices: see test_exec_device.c. */
+/* Whole models over two devices that have unequal memory, emulated ones unless --cuda is given:
+ * what one device computes, both together do, and a fault on either leaves nothing behind. Any mix
+ * of sides on two devices: see test_exec_device.c. */
 #include "device_bytes.h"
 #include "golden.h"
 #include "slow_machine.h"
@@ -99,7 +99,8 @@ static bool open_two(two *x, const char *path, const char *place, const tn_place
     return false;
 }
 
-/* A prompt in batches, then tokens one by one: [n_steps + 1] rows of logits, freed by the caller. */
+/* A prompt in batches, then tokens one by one: [n_steps + 1] rows of logits,
+ * freed by the caller. */
 static float *run_two(const golden *g, const char *place, const tn_placement *plan,
                       const size_t limit[2])
 {
@@ -280,7 +281,8 @@ static bool tight_limits(const golden *g, const tn_placement *p, size_t limit[2]
     CHECK_INT(tn_context_eval(x.ctx, g->tokens, 1, NULL), TN_OK);
     for (int d = 0; d < 2; d++) {
         uint64_t all, ffn = moving_bytes(x.model, d, &all);
-        const uint64_t kv = live_kv_bytes(x.model, d, n_ctx, page) - live_kv_bytes(x.model, d, 1, page);
+        const uint64_t kv =
+            live_kv_bytes(x.model, d, n_ctx, page) - live_kv_bytes(x.model, d, 1, page);
         limit[d] = (size_t)(device_used(x.engine, d) + kv - ffn + all / 4);
     }
     close_two(&x);
@@ -341,9 +343,9 @@ static void check_walk(const golden *g, const tn_placement *p, const size_t limi
     CHECK_INT(tn_context_rewind(x.ctx, 3, NULL), TN_OK);
     feed(&x, g, 6, limit, base);
     CHECK_INT(tn_context_stats(x.ctx, &s, NULL), TN_OK);
-    CHECK_MSG(x.moves.of[0] > grown.of[0] && x.moves.of[1] > grown.of[1] && s.units_on_device > units,
-              "%d and %d moves, %d and %d after", grown.of[0], grown.of[1], x.moves.of[0],
-              x.moves.of[1]);
+    CHECK_MSG(
+        x.moves.of[0] > grown.of[0] && x.moves.of[1] > grown.of[1] && s.units_on_device > units,
+        "%d and %d moves, %d and %d after", grown.of[0], grown.of[1], x.moves.of[0], x.moves.of[1]);
     close_two(&x);
 }
 
@@ -458,7 +460,8 @@ static int check_faults(int device, tn_device_fault kind, int step, const golden
             s = tn_context_eval(x.ctx, g->tokens + i, 1, &err);
         const bool failed = d->api->fail_at(d, kind, 0) >= calls + (uint64_t)k;
         CHECK_MSG(s == (failed ? TN_EDEVICE : TN_OK), "%s: %d (%s)", what, (int)s, err.msg);
-        CHECK_MSG(!failed || kind != TN_FAULT_ALLOC || says_missing(err.msg), "%s: %s", what, err.msg);
+        CHECK_MSG(!failed || kind != TN_FAULT_ALLOC || says_missing(err.msg), "%s: %s", what,
+                  err.msg);
         tn_context_free(x.ctx);
         tn_model_close(x.model);
         x.ctx = NULL;
@@ -562,8 +565,8 @@ TEST(hand_overs_work_without_wait_nodes)
 
 /* ---- devices that break in the middle of a token --------------------------------------------- */
 
-/* Breaks a device at its k-th step of a token; mends it afterwards, and the token is evaluated again.
- * Returns whether the token has so many steps. */
+/* Breaks a device at its k-th step of a token; mends it afterwards, and the token is evaluated
+ * again. Returns whether the token has so many steps. */
 static bool check_break(two *x, const golden *g, int device, int k)
 {
     tn_error err = {0};
@@ -571,15 +574,16 @@ static bool check_break(two *x, const golden *g, int device, int k)
     const tn_emu_control *emu = x->engine->device->api->emu;
     emu->break_at(device, (uint64_t)k);
     const tn_status s = tn_context_eval(x->ctx, g->tokens + at, 1, &err);
-    CHECK_MSG(!s || (s == TN_EDEVICE && tn_context_length(x->ctx) == at), "device %d, step %d: %d (%s)",
-              device, k, (int)s, err.msg);
+    CHECK_MSG(!s || (s == TN_EDEVICE && tn_context_length(x->ctx) == at),
+              "device %d, step %d: %d (%s)", device, k, (int)s, err.msg);
     /* It stays broken. */
     if (s) CHECK_INT(tn_context_eval(x->ctx, g->tokens + at, 1, &err), TN_EDEVICE);
     emu->break_at(device, 0);
     if (s) CHECK_MSG(!tn_context_eval(x->ctx, g->tokens + at, 1, &err), "%s", err.msg);
-    const distance d = compare(tn_context_logits(x->ctx), g->logits + (size_t)at * (size_t)g->n_vocab,
-                               (size_t)g->n_vocab);
-    CHECK_MSG(d.max_abs <= g->tolerance, "device %d, after step %d: off by %g", device, k, d.max_abs);
+    const distance d = compare(tn_context_logits(x->ctx),
+                               g->logits + (size_t)at * (size_t)g->n_vocab, (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance, "device %d, after step %d: off by %g", device, k,
+              d.max_abs);
     CHECK_INT(tn_context_rewind(x->ctx, at, NULL), TN_OK);
     return s != TN_OK;
 }

@@ -218,8 +218,8 @@ static bool quantised_load(quantised *q, const char *type)
 }
 
 /* The logits, NULL after a failure; freed by the caller. */
-static float *check_quantised_run(const quantised *q, const run_options *o, double max_abs, double rms,
-                                  const char *how)
+static float *check_quantised_run(const quantised *q, const run_options *o, double max_abs,
+                                  double rms, const char *how)
 {
     float *got = run_logits(q->path, o, q->tokens, q->n, q->n_vocab);
     if (!got) return NULL;
@@ -230,21 +230,25 @@ static float *check_quantised_run(const quantised *q, const run_options *o, doub
     return got;
 }
 
-/* A batch gives the same bits whether weights were read or mapped: mapped rows are repacked for it. */
-static void check_loads(const quantised *q, run_options o, double max_abs, double rms, const char *how)
+/* A batch gives the same bits whether weights were read or mapped: mapped rows
+ * are repacked for it. */
+static void check_loads(const quantised *q, run_options o, double max_abs, double rms,
+                        const char *how)
 {
     o.load = TN_LOAD_READ;
     float *read = check_quantised_run(q, &o, max_abs, rms, how);
     o.load = TN_LOAD_MAP;
     float *mapped = check_quantised_run(q, &o, max_abs, rms, how);
-    if (read && mapped && memcmp(read, mapped, (size_t)q->n * (size_t)q->n_vocab * sizeof *read) != 0)
+    if (read && mapped &&
+        memcmp(read, mapped, (size_t)q->n * (size_t)q->n_vocab * sizeof *read) != 0)
         FAIL("%s, %s: not the same bits read and mapped", q->path, how);
     free(read);
     free(mapped);
 }
 
 /* In one batch, token by token, and at each level of this CPU, scalar.c among them. */
-static void check_ways(const quantised *q, tn_kv_type kv, double max_abs, double rms, const char *how)
+static void check_ways(const quantised *q, tn_kv_type kv, double max_abs, double rms,
+                       const char *how)
 {
     check_loads(q, (run_options){.kv = kv}, max_abs, rms, how);
     for (int map = 0; map < 2; map++) {
@@ -257,8 +261,9 @@ static void check_ways(const quantised *q, tn_kv_type kv, double max_abs, double
 }
 
 /* With exact = true within 1e-3; with 8-bit activations no farther from the exact logits than
- * llama.cpp, which rounds them too (largest single difference: twice its own, as luck decides it). A
- * cache in F32 asks for activations in two parts of 8 bits: what is left is a hundredth and less. */
+ * llama.cpp, which rounds them too (largest single difference: twice its own, as luck decides it).
+ * A cache in F32 asks for activations in two parts of 8 bits: what is left is a
+ * hundredth and less. */
 static void check_type(const char *type)
 {
     quantised q;
@@ -272,7 +277,8 @@ static void check_type(const char *type)
     free(q.exact);
 }
 
-/* The same for experts, against this engine's exact way; and in batches that leave some to be packed. */
+/* The same for experts, against this engine's exact way; and in batches that leave some to be
+ * packed. */
 static void check_experts(const char *path)
 {
     enum { n = 40 };
@@ -291,8 +297,8 @@ static void check_experts(const char *path)
         const run_options o = {.kv = kv[i % 2], .n_batch = i < 2 ? 0 : 11};
         float *got = run_logits(path, &o, tokens, n, n_vocab);
         if (got) rms[i % 2] = compare(got, want, (size_t)n * (size_t)n_vocab).rms;
-        CHECK_MSG(i % 2 == 0 || rms[1] <= 0.01 * rms[0], "%s: rms %g with an F32 cache, %g with F16",
-                  path, rms[1], rms[0]);
+        CHECK_MSG(i % 2 == 0 || rms[1] <= 0.01 * rms[0],
+                  "%s: rms %g with an F32 cache, %g with F16", path, rms[1], rms[0]);
         free(got);
     }
     free(want);

@@ -275,9 +275,11 @@ TEST(tensor_types)
         check("CVE-2024-25666", TN_EUNSUPPORTED, "tensor 't' at byte 24: unknown type");
     }
     one_tensor("t", 1, &n, 4, 0, 1024);
-    check("removed", TN_EUNSUPPORTED, "tensor 't' at byte 24: type Q4_2 was removed from the format");
+    check("removed", TN_EUNSUPPORTED,
+          "tensor 't' at byte 24: type Q4_2 was removed from the format");
     one_tensor("t", 1, &n, 5, 0, 1024);
-    check("removed", TN_EUNSUPPORTED, "tensor 't' at byte 24: type Q4_3 was removed from the format");
+    check("removed", TN_EUNSUPPORTED,
+          "tensor 't' at byte 24: type Q4_3 was removed from the format");
     for (uint32_t id = 0; id < TN_TYPE_COUNT; id++) {
         const tn_type_info *t = tn_type_get(id);
         tn_error err;

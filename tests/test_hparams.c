@@ -54,7 +54,8 @@ static void *times(const tn_gguf *g, const tn_gguf_tensor *t, float scale)
         if (t->type == TN_TYPE_F32)
             ((float *)out)[i] = ((const float *)data)[i] * scale;
         else
-            ((uint16_t *)out)[i] = tn_f32_to_f16(tn_f16_to_f32(((const uint16_t *)data)[i]) * scale);
+            ((uint16_t *)out)[i] =
+                tn_f32_to_f16(tn_f16_to_f32(((const uint16_t *)data)[i]) * scale);
     return out;
 }
 
@@ -89,7 +90,8 @@ static void write_tensors(tn_gguf_writer *w, const tn_gguf *g, const change *c, 
 }
 
 /* The changed file; owned by the writer. */
-static tn_gguf_writer *rewrite(const golden *from, const change *c, const uint8_t **bytes, size_t *size)
+static tn_gguf_writer *rewrite(const golden *from, const change *c, const uint8_t **bytes,
+                               size_t *size)
 {
     tn_gguf *g = NULL;
     uint32_t n_layers = 0;
@@ -148,8 +150,8 @@ static void check_change(const char *name, change c, const char *device)
     float *key = logits_of(&g, &c, device);
     if (both && key) {
         const distance d = compare(both, g.logits, n), d_key = compare(key, g.logits, n);
-        CHECK_MSG(d.max_abs <= g.tolerance, "%s, %s: off by %g (tolerance %g)", name, what, d.max_abs,
-                  g.tolerance);
+        CHECK_MSG(d.max_abs <= g.tolerance, "%s, %s: off by %g (tolerance %g)", name, what,
+                  d.max_abs, g.tolerance);
         CHECK_MSG(d_key.max_abs > 10 * g.tolerance, "%s: %s changes nothing (%g)", name, what,
                   d_key.max_abs);
     }
@@ -201,8 +203,8 @@ TEST(positions_are_scaled_linearly)
     }
 }
 
-/* The ramp's ends are rounded outwards (Peng et al. 2023, reference implementation): for heads of 16,
- * base 10,000 and 512 original positions from 0.81 and 3.82 to 0 and 4. */
+/* The ramp's ends are rounded outwards (Peng et al. 2023, reference implementation): for heads of
+ * 16, base 10,000 and 512 original positions from 0.81 and 3.82 to 0 and 4. */
 TEST(yarn_interpolates_between_whole_dimensions)
 {
     const change c = {.key = "llama.rope.scaling.factor",

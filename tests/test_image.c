@@ -39,8 +39,8 @@ static void place_make(place *p, const char *model)
     copy_file(model, p->model);
 }
 
-/* The only file of the cache directory beside counters of experts; false where there is none, or more
- * than one. */
+/* The only file of the cache directory beside counters of experts; false where there is none, or
+ * more than one. */
 static bool find_image(place *p)
 {
     int n = 0;

@@ -1,5 +1,5 @@
-/* TN_LOAD_LATER: the first batch is computed from the mapped file, weights are carried to memory before
- * the second, and the bits are those of weights that were read at once. */
+/* TN_LOAD_LATER: the first batch is computed from the mapped file, weights are carried to memory
+ * before the second, and the bits are those of weights that were read at once. */
 #include "golden.h"
 
 #include "../engine/engine.h"
@@ -65,8 +65,8 @@ static void check_bits(const char *path, run_options o, const int32_t *sizes, in
         if (!eval(&read, tokens + at, sizes[i]) || !eval(&later, tokens + at, sizes[i])) break;
         CHECK_MSG(!later.model->later == (i > 0), "%s: evaluation %d", path, i);
         const float *a = tn_context_logits(read.ctx), *b = tn_context_logits(later.ctx);
-        CHECK_MSG(!isnan(a[0]) && memcmp(a, b, bytes) == 0, "%s, %s: evaluation %d of %d tokens", path,
-                  o.isa ? o.isa : "best", i, (int)sizes[i]);
+        CHECK_MSG(!isnan(a[0]) && memcmp(a, b, bytes) == 0, "%s, %s: evaluation %d of %d tokens",
+                  path, o.isa ? o.isa : "best", i, (int)sizes[i]);
     }
     run_close(&read);
     run_close(&later);
@@ -74,9 +74,9 @@ static void check_bits(const char *path, run_options o, const int32_t *sizes, in
 
 TEST(first_and_later_batches_have_the_bits_of_weights_that_were_read)
 {
-    static const char *const paths[] = {quant, "tests/data/quant/Q4_0.gguf", "tests/data/quant/BF16.gguf",
-                                        "tests/data/arch/qwen3moe/model-f16.gguf",
-                                        "tests/data/arch/gemma3/model-f16.gguf"};
+    static const char *const paths[] = {
+        quant, "tests/data/quant/Q4_0.gguf", "tests/data/quant/BF16.gguf",
+        "tests/data/arch/qwen3moe/model-f16.gguf", "tests/data/arch/gemma3/model-f16.gguf"};
     static const int32_t one[] = {1, 1, 7}, few[] = {3, 1, 1}, many[] = {40, 1, 9};
     NEEDS_PAGE_CACHE(quant);
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
@@ -93,7 +93,7 @@ TEST(first_and_later_batches_have_the_bits_of_weights_that_were_read)
 static int count_owned(const tn_model *m)
 {
     int n = 0;
-    const tn_weight *const w[] = {&m->token_embd,         &m->output,           &m->layers[0].attn_q,
+    const tn_weight *const w[] = {&m->token_embd, &m->output, &m->layers[0].attn_q,
                                   &m->layers[0].ffn_gate, &m->layers[0].ffn_down};
     for (size_t k = 0; k < sizeof w / sizeof *w; k++)
         for (size_t i = 0; i < m->n_owned; i++)
@@ -128,8 +128,8 @@ TEST(pages_of_the_file_go_as_weights_come)
     const long before = resident(quant);
     eval(&r, tokens, 1);
     const long after = resident(quant);
-    CHECK_MSG(before > 300 && after >= 0 && after < before / 3, "%ld, then %ld KiB of the file", before,
-              after);
+    CHECK_MSG(before > 300 && after >= 0 && after < before / 3, "%ld, then %ld KiB of the file",
+              before, after);
     run_close(&r);
 }
 
@@ -143,8 +143,8 @@ static bool stop_at(void *user)
     return ++s->calls == s->at;
 }
 
-/* One thread, so that the calls can be counted: which of them stops the arrival, the next evaluation
- * brings everything. */
+/* One thread, so that the calls can be counted: which of them stops the arrival, the next
+ * evaluation brings everything. */
 TEST(an_arrival_is_canceled_at_every_moment)
 {
     static const int32_t tokens[6] = {1, 2, 3, 4, 5, 6};

@@ -1,6 +1,6 @@
-/* Matrix products of every type, layout and level: scalar against double precision, the rest against
- * scalar; odd shapes, extreme values, row ranges, canaries and unreadable pages behind every operand.
- * `test_matmul --bench [MiB of weights]` times the same kernels instead. */
+/* Matrix products of every type, layout and level: scalar against double precision, the rest
+ * against scalar; odd shapes, extreme values, row ranges, canaries and unreadable pages behind
+ * every operand. `test_matmul --bench [MiB of weights]` times the same kernels instead. */
 #include "kernel_cases.h"
 
 #include "../engine/exec_host.h"
@@ -32,7 +32,8 @@ static bool have_level(int i)
     return (levels[i].isa & ~tn_isa_detect()) == 0;
 }
 
-static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8", "r16"}; /* r8: in slabs too */
+static const char *const layout_names[TN_LAYOUT_COUNT] = {"rows", "r8",
+                                                          "r16"}; /* r8: in slabs too */
 
 static void *scratch(void)
 {
@@ -77,8 +78,9 @@ static void make_expected(test_case *c)
             }
             c->sizes[t * rows + r] = size;
             const double got = c->want[t * rows + r];
-            CHECK_MSG(fabs(got - sum) <= TOLERANCE * size, "%s, scalar, token %d, row %d: %.9g, want %.9g",
-                      c->text, (int)t, (int)r, got, sum);
+            CHECK_MSG(fabs(got - sum) <= TOLERANCE * size,
+                      "%s, scalar, token %d, row %d: %.9g, want %.9g", c->text, (int)t, (int)r, got,
+                      sum);
         }
     }
     free(row);
@@ -95,22 +97,23 @@ static float *new_output(int64_t n, int64_t stride)
     return y;
 }
 
-static void check_output(const test_case *c, const char *how, const float *y, int64_t stride, int64_t n,
-                         int64_t row0, int64_t row1)
+static void check_output(const test_case *c, const char *how, const float *y, int64_t stride,
+                         int64_t n, int64_t row0, int64_t row1)
 {
-    for (int64_t i = 0; i < PAD; i++) CHECK_MSG(y[i] == CANARY, "%s, %s: wrote before y", c->text, how);
+    for (int64_t i = 0; i < PAD; i++)
+        CHECK_MSG(y[i] == CANARY, "%s, %s: wrote before y", c->text, how);
     for (int64_t i = 0; i < n * stride; i++) {
         const int64_t t = i / stride, r = i % stride;
         const double got = y[PAD + i];
         if (r < row0 || r >= row1) {
-            CHECK_MSG(got == CANARY, "%s, %s: wrote token %d, row %d outside the range", c->text, how,
-                      (int)t, (int)r);
+            CHECK_MSG(got == CANARY, "%s, %s: wrote token %d, row %d outside the range", c->text,
+                      how, (int)t, (int)r);
             continue;
         }
         const double want = c->want[t * c->w.rows + r], size = c->sizes[t * c->w.rows + r];
         CHECK_MSG(fabs(got - want) <= TOLERANCE * size,
-                  "%s, %s, n %d, token %d, row %d: %.9g, want %.9g, sum of magnitudes %.3g", c->text,
-                  how, (int)n, (int)t, (int)r, got, want, size);
+                  "%s, %s, n %d, token %d, row %d: %.9g, want %.9g, sum of magnitudes %.3g",
+                  c->text, how, (int)n, (int)t, (int)r, got, want, size);
     }
 }
 
@@ -158,7 +161,8 @@ static void run_case(const test_case *c, const char *how, const tn_kernels *k, c
     static const int64_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 17, MANY};
     const tn_matmul_fn f = k->matmul[w->layout][w->type];
     const int64_t stride = w->rows + PAD;
-    const int64_t part = tn_layout_rows(w->layout), cut = w->rows / 2 / (part < 8 ? 8 : part) * (part < 8 ? 8 : part);
+    const int64_t part = tn_layout_rows(w->layout),
+                  cut = w->rows / 2 / (part < 8 ? 8 : part) * (part < 8 ? 8 : part);
     for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= c->x.n; i++) {
         tn_acts x = c->x;
         x.n = counts[i];
@@ -171,7 +175,8 @@ static void run_case(const test_case *c, const char *how, const tn_kernels *k, c
             check_output(c, how, split, stride, x.n, cut, w->rows);
             f(w, &x, split + PAD, stride, 0, cut, scratch());
             CHECK_MSG(memcmp(whole, split, (size_t)(x.n * stride + PAD) * sizeof *whole) == 0,
-                      "%s, %s, n %d: a split at row %d changes bits", c->text, how, (int)x.n, (int)cut);
+                      "%s, %s, n %d: a split at row %d changes bits", c->text, how, (int)x.n,
+                      (int)cut);
         }
         if (x.n > 1 && k->pack[w->layout][w->type]) run_packed(c, how, k, w, x, whole);
         free(whole);
@@ -203,14 +208,15 @@ static float *last_columns(const tn_kernels *k, const tn_weight *w, tn_acts x, i
     return y;
 }
 
-/* Slab-major a matrix gives the bits that it gives in one piece: all of it, in ranges and views of rows,
- * with packed vectors, and from any slab on. */
+/* Slab-major a matrix gives the bits that it gives in one piece: all of it, in ranges and views of
+ * rows, with packed vectors, and from any slab on. */
 static void run_slabs(const test_case *c, const char *how, const tn_kernels *k, const tn_weight *w,
                       int64_t slab)
 {
     guarded mem;
     const tn_weight cut = make_slabs(&mem, w, slab);
-    const int64_t stride = w->rows + PAD, half = w->rows / 16 * 8, col0 = (w->cols - 1) / slab * slab;
+    const int64_t stride = w->rows + PAD, half = w->rows / 16 * 8,
+                  col0 = (w->cols - 1) / slab * slab;
     const size_t bytes = (size_t)(c->x.n * stride + PAD) * sizeof(float);
     for (int64_t n = c->x.n; n; n = n > 4 ? 4 : n - 1) {
         tn_acts x = c->x;
@@ -220,15 +226,15 @@ static void run_slabs(const test_case *c, const char *how, const tn_kernels *k, 
         some_rows(k, w, &x, want, stride, 0, w->rows);
         some_rows(k, &cut, &x, got, stride, 0, half);
         some_rows(k, &rest, &x, got + half, stride, 0, rest.rows);
-        CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s, n %d: slabs of %d change bits", c->text, how,
-                  (int)n, (int)slab);
+        CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s, n %d: slabs of %d change bits", c->text,
+                  how, (int)n, (int)slab);
         if (n > 1 && k->pack[w->layout][w->type]) run_packed(c, how, k, &cut, x, want);
         free(want);
         free(got);
     }
     float *want = last_columns(k, w, c->x, col0), *got = last_columns(k, &cut, c->x, col0);
-    CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s: columns from %d on, slabs of %d", c->text, how,
-              (int)col0, (int)slab);
+    CHECK_MSG(memcmp(want, got, bytes) == 0, "%s, %s: columns from %d on, slabs of %d", c->text,
+              how, (int)col0, (int)slab);
     free(want);
     free(got);
     guarded_free(&mem);
@@ -306,7 +312,8 @@ TEST(extreme_values)
     for (int fill = 0; fill < FILL_COUNT; fill++)
         for (int act = 0; act < ACT_COUNT; act++) {
             test_shape(type, 17, 256, 9, (weight_fill)fill, (act_fill)act, &seed);
-            if (width_fits(type, 32)) test_shape(type, 9, 160, 5, (weight_fill)fill, (act_fill)act, &seed);
+            if (width_fits(type, 32))
+                test_shape(type, 9, 160, 5, (weight_fill)fill, (act_fill)act, &seed);
         }
     FOR_MATMUL_TYPES(type)
     {
@@ -316,14 +323,16 @@ TEST(extreme_values)
     }
 }
 
-/* Wider than one panel of columns that kernels cut rows into, and more tokens than scratch holds. */
+/* Wider than one panel of columns that kernels cut rows into, and more tokens
+ * than scratch holds. */
 TEST(wide_rows)
 {
     uint64_t seed = 5;
     FOR_MATMUL_TYPES(type)
     {
         test_shape(type, 9, 65536 + 256, 9, FILL_RANDOM, ACT_RANDOM, &seed);
-        if (width_fits(type, 32)) test_shape(type, 8, 65536 + 96, 3, FILL_RANDOM, ACT_RANDOM, &seed);
+        if (width_fits(type, 32))
+            test_shape(type, 8, 65536 + 96, 3, FILL_RANDOM, ACT_RANDOM, &seed);
     }
 }
 
@@ -356,7 +365,8 @@ TEST(nan_stays_nan)
         tn_kernels_init(&k, levels[l].isa);
         test_acts a = make_acts(N, COLS, ACT_RANDOM, &seed);
         ((float *)a.f.data)[BAD * a.x.f_stride + 300] = NAN;
-        ((tn_q8 *)a.q.data)[BAD * (COLS / 32) + 9] = (tn_q8){.d = NAN, .m = {1, 1}, .s = {NAN, NAN}};
+        ((tn_q8 *)a.q.data)[BAD * (COLS / 32) + 9] =
+            (tn_q8){.d = NAN, .m = {1, 1}, .s = {NAN, NAN}};
         tn_weight w = make_weight(&mem, type, ROWS, COLS, FILL_RANDOM, 0, &seed);
         for (int layout = 0; layout < TN_LAYOUT_COUNT; layout++) {
             float y[N * ROWS];
@@ -365,7 +375,8 @@ TEST(nan_stays_nan)
             k.matmul[layout][type](&v, &a.x, y, ROWS, 0, ROWS, scratch());
             for (int i = 0; i < N * ROWS; i++)
                 CHECK_MSG(isnan(y[i]) == (i / ROWS == BAD), "%s %s %s, token %d: %g",
-                          tn_type_get(type)->name, levels[l].name, layout_names[layout], i / ROWS, y[i]);
+                          tn_type_get(type)->name, levels[l].name, layout_names[layout], i / ROWS,
+                          y[i]);
             if (mem8.map) guarded_free(&mem8);
         }
         guarded_free(&mem);
@@ -373,7 +384,8 @@ TEST(nan_stays_nan)
     }
 }
 
-/* At this level every quantised type has a product of its own in this layout, not that of `below`. */
+/* At this level every quantised type has a product of its own in this layout,
+ * not that of `below`. */
 static void check_own(unsigned isa, unsigned below, tn_layout layout)
 {
     tn_kernels k, lower;
@@ -412,14 +424,15 @@ TEST(tables_are_complete)
             CHECK(!base.repack[layout][type] == !is_quantised(type));
         }
     }
-    CHECK(k.attend && k.attend_join && k.rope && k.rms_norm && k.glu && k.quantize && k.add && k.axpy &&
-          k.softmax && k.to_f16);
+    CHECK(k.attend && k.attend_join && k.rope && k.rms_norm && k.glu && k.quantize && k.add &&
+          k.axpy && k.softmax && k.to_f16);
     if (tn_isa_detect() & TN_ISA_AVX2)
         FOR_MATMUL_TYPES(type)
         CHECK(!k.pack[k.packed][type] == !k.repack[k.packed][type]);
     if (tn_isa_detect() & TN_ISA_AVX2)
         FOR_MATMUL_TYPES(type)
-        CHECK_MSG(base.matmul[0][type] != k.matmul[0][type], "no AVX2 kernel: %s", tn_type_get(type)->name);
+    CHECK_MSG(base.matmul[0][type] != k.matmul[0][type], "no AVX2 kernel: %s",
+              tn_type_get(type)->name);
 }
 
 /* ---- timing ---------------------------------------------------------------------------------- */
@@ -432,7 +445,8 @@ static double now(void)
 }
 
 /* Shortest of several runs over all rows, in row ranges as a thread of the pool gets them. */
-static double time_matmul(tn_matmul_fn f, const tn_weight *w, const tn_acts *x, float *y, int64_t range)
+static double time_matmul(tn_matmul_fn f, const tn_weight *w, const tn_acts *x, float *y,
+                          int64_t range)
 {
     void *s = scratch();
     double best = 1e9, end = now() + 0.2;
@@ -481,7 +495,8 @@ static void bench_kernel(const tn_kernels *k, const char *level_name, uint32_t t
     if (mem.map) guarded_free(&mem);
 }
 
-/* Weights of `mib` MiB per type: above the last cache level this measures memory, below it the core. */
+/* Weights of `mib` MiB per type: above the last cache level this measures memory, below it the
+ * core. */
 static int bench(double mib, const char *only)
 {
     enum { COLS = 2048, N = 256 };

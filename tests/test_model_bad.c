@@ -1,5 +1,5 @@
-/* Damaged models, whole: every truncation and every flipped bit of the header of a tiny model of each
- * architecture ends in an error that names the file, or in a model that runs. */
+/* Damaged models, whole: every truncation and every flipped bit of the header of a tiny model of
+ * each architecture ends in an error that names the file, or in a model that runs. */
 #include "tiny_model.h"
 #include "use_model.h"
 
@@ -71,7 +71,8 @@ TEST(every_truncation)
                 try_one(&d, exact, n);
                 free(exact);
             }
-        CHECK_MSG(d.opened == 0, "%s: %ld truncated files were opened", tiny_kinds[i].arch, d.opened);
+        CHECK_MSG(d.opened == 0, "%s: %ld truncated files were opened", tiny_kinds[i].arch,
+                  d.opened);
         end(&d);
     }
 }
@@ -135,7 +136,8 @@ static void write_key(tn_gguf_writer *w, const char *key, const bad_key *b)
 }
 
 /* A tiny model of that kind with one key changed. */
-static tn_gguf_writer *with_key(const bad_key *b, char key[100], const uint8_t **bytes, size_t *size)
+static tn_gguf_writer *with_key(const bad_key *b, char key[100], const uint8_t **bytes,
+                                size_t *size)
 {
     tn_gguf_writer *tiny, *w = tn_gguf_writer_new(NULL);
     tn_gguf *g = NULL;
@@ -160,10 +162,10 @@ static tn_gguf_writer *with_key(const bad_key *b, char key[100], const uint8_t *
     return w;
 }
 
-/* A tiny model whose tensor number `which` is longer by one in dimension `dim`; NULL if it has no such
- * dimension. */
-static tn_gguf_writer *with_shape(const tiny_kind *kind, uint64_t which, uint32_t dim, char name[80],
-                                  const uint8_t **bytes, size_t *size)
+/* A tiny model whose tensor number `which` is longer by one in dimension `dim`; NULL if it has no
+ * such dimension. */
+static tn_gguf_writer *with_shape(const tiny_kind *kind, uint64_t which, uint32_t dim,
+                                  char name[80], const uint8_t **bytes, size_t *size)
 {
     static float ones[4096];
     for (int i = 0; i < 4096; i++)

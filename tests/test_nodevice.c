@@ -1,5 +1,5 @@
-/* A build without device code (CUDA=off): this program is linked with nodevice.c in device.c's place,
- * whatever the rest of the build has. */
+/* A build without device code (CUDA=off): this program is linked with nodevice.c in device.c's
+ * place, whatever the rest of the build has. */
 #include "../engine/tenon.h"
 #include "../kernels/device.h"
 #include "harness.h"

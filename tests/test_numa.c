@@ -39,7 +39,8 @@ static void same_bits(const char *path, const golden *g)
         const run_options o = {.threads = 3, .step = step};
         float *want = run_logits(path, &o, g->tokens, g->n, g->n_vocab);
         float *got = logits_on_two_nodes(path, g, step);
-        CHECK_MSG(want && got && memcmp(want, got, (size_t)g->n * (size_t)g->n_vocab * sizeof *got) == 0,
+        CHECK_MSG(want && got &&
+                      memcmp(want, got, (size_t)g->n * (size_t)g->n_vocab * sizeof *got) == 0,
                   "%s, %s: other logits", path, step ? "token by token" : "in batches");
         free(want);
         free(got);
@@ -58,8 +59,8 @@ TEST(nodes_do_not_change_a_bit)
     golden_free(&g);
 }
 
-/* Two matrices of 48 and 30 rows in jobs of 16, and one whose rows are nobody's: threads 0 and 1 own
- * the first two thirds of the rows, thread 2 the others. */
+/* Two matrices of 48 and 30 rows in jobs of 16, and one whose rows are nobody's: threads 0 and 1
+ * own the first two thirds of the rows, thread 2 the others. */
 TEST(rows_are_read_by_those_who_own_them)
 {
     static const size_t want[] = {0, 1, 3, 2, 4, 5}, as_they_are[] = {0, 1, 2, 3, 4, 5};

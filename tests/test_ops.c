@@ -248,8 +248,8 @@ static void quantize_both(tn_q8 out[LEVELS][BLOCKS + 1], const float *x)
         k.quantize(out[l], x, BLOCKS * 32);
         CHECK_INT(out[l][BLOCKS].q[0], 0x5a);
         for (int b = 0; b < BLOCKS; b++)
-            CHECK_MSG(same_block(&out[l][b], &out[0][b]), "level %d differs from scalar in block %d", l,
-                      b);
+            CHECK_MSG(same_block(&out[l][b], &out[0][b]),
+                      "level %d differs from scalar in block %d", l, b);
     }
 }
 

@@ -550,7 +550,8 @@ static void head_without_device(json_t *doc)
     size_t i;
     json_array_foreach (units, i, u) {
         json_object_set_new(u, "device", json_integer(-1));
-        json_object_set_new(u, "units", json_integer(json_integer_value(json_object_get(u, "layer")) < 0));
+        json_object_set_new(u, "units",
+                            json_integer(json_integer_value(json_object_get(u, "layer")) < 0));
     }
 }
 
@@ -699,7 +700,8 @@ TEST(json_says_everything)
     check_json(&model_8b, "blk\\.[0-9]\\.ffn=split:0.3");
 }
 
-/* The remedy is as long as it can be, in steps of 256; more than the model was trained for is said. */
+/* The remedy is as long as it can be, in steps of 256; more than the model was
+ * trained for is said. */
 TEST(the_context_that_fits_is_the_longest)
 {
     tn_shape s;

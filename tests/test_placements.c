@@ -1,6 +1,6 @@
 /* Random placements: any tensor anywhere, any split, on one device and on two that have unequal
- * memory; rules name all tensors, or some, and the planner and the elastic boundary decide about the
- * rest while the context grows and shrinks. Of every architecture: the logits are those of the
+ * memory; rules name all tensors, or some, and the planner and the elastic boundary decide about
+ * the rest while the context grows and shrinks. Of every architecture: the logits are those of the
  * reference, every rule is obeyed at every moment, and no device has a byte too many. On emulated
  * devices unless --cuda is given. */
 #include "placed.h"
@@ -172,9 +172,9 @@ static void look_at_bytes(const setup *t, const run *r, held *b)
                   (unsigned long long)now, t->limit[d]);
         if (!t->p) continue;
         if (!b->base[d]) b->base[d] = now - kv - moving;
-        CHECK_MSG(now == b->base[d] + kv + moving, "device %d has %llu bytes: %llu + %llu + %llu", d,
-                  (unsigned long long)now, (unsigned long long)b->base[d], (unsigned long long)kv,
-                  (unsigned long long)moving);
+        CHECK_MSG(now == b->base[d] + kv + moving, "device %d has %llu bytes: %llu + %llu + %llu",
+                  d, (unsigned long long)now, (unsigned long long)b->base[d],
+                  (unsigned long long)kv, (unsigned long long)moving);
     }
     CHECK_INT(tn_context_stats(r->ctx, &s, NULL), TN_OK);
     const uint64_t grown = s.kv_bytes_held > b->kv ? s.kv_bytes_held - b->kv : 0;
@@ -201,8 +201,8 @@ static bool step(const setup *t, const run *r, int32_t n)
     const distance d = compare(got, want, (size_t)wanted * row);
     CHECK_MSG(s == TN_OK, "placed %s: %s", t->rules.text, err.msg);
     CHECK_MSG(d.max_abs <= g->tolerance,
-              "%s on %s, placed %s, %d after %d tokens: off by %g (at most %g)", g->path, t->devices,
-              t->rules.text, count, at, d.max_abs, g->tolerance);
+              "%s on %s, placed %s, %d after %d tokens: off by %g (at most %g)", g->path,
+              t->devices, t->rules.text, count, at, d.max_abs, g->tolerance);
     free(got);
     return tn_failures == 0;
 }
@@ -213,8 +213,8 @@ static void count_moves(const run *r, tn_stats *s)
     CHECK_INT(tn_context_stats(r->ctx, s, NULL), TN_OK);
 }
 
-/* Grows to n_grown tokens, the last ones one by one where nothing moves, so that they are recorded and
- * replayed; where something does, back to the start, and grows again. */
+/* Grows to n_grown tokens, the last ones one by one where nothing moves, so that they are recorded
+ * and replayed; where something does, back to the start, and grows again. */
 static void walk(const setup *t, seen *what)
 {
     static const int8_t fixed[] = {36, -12, -1, -1, -1, -1, -1},

@@ -379,7 +379,8 @@ TEST(real_shapes_on_shipped_machines)
         }
         tn_shape_free(&s);
     }
-    CHECK_MSG(sample > 1 || (partial > 100 && elastic > 5), "%d split layers, %d elastic plans", partial, elastic);
+    CHECK_MSG(sample > 1 || (partial > 100 && elastic > 5), "%d split layers, %d elastic plans",
+              partial, elastic);
     CHECK_MSG(proven >= fit - 3, "%d of %d plans are proven to be the best", proven, fit);
 }
 
@@ -619,7 +620,8 @@ TEST(contradictions_name_both_sides)
     tn_shape_free(&s);
 }
 
-/* Where the device's buffers are missing too, as there was no use of it, memory of it still helps. */
+/* Where the device's buffers are missing too, as there was no use of it, memory
+ * of it still helps. */
 TEST(a_device_too_small_for_its_buffers_is_a_remedy)
 {
     tn_shape s;
@@ -666,8 +668,8 @@ TEST(a_host_too_small_for_its_buffers_serves_nothing)
     tn_shape_free(&s);
 }
 
-/* Weights that stay where they are need no page-locked memory, as in pin.c: half of RAM is less than
- * the model, but not less than what is carried. */
+/* Weights that stay where they are need no page-locked memory, as in pin.c: half of RAM is less
+ * than the model, but not less than what is carried. */
 TEST(only_carried_weights_are_page_locked)
 {
     tn_shape s;

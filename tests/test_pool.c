@@ -73,7 +73,8 @@ static void sweep(int n_threads, bool apart, int repeats)
     tn_pool *p = NULL;
     job *j = calloc(1, sizeof *j);
     REQUIRE(j);
-    REQUIRE(tn_pool_new(&p, n_threads, apart ? &nodes : NULL, &tn_default_allocator, NULL) == TN_OK);
+    REQUIRE(tn_pool_new(&p, n_threads, apart ? &nodes : NULL, &tn_default_allocator, NULL) ==
+            TN_OK);
     CHECK_INT(tn_pool_threads(p), n_threads);
     j->n_threads = n_threads;
     for (int r = 0; r < repeats; r++)
@@ -140,8 +141,8 @@ TEST(sleeping_and_waking)
     tn_pool_free(p);
 }
 
-/* Every item waits until all have begun: passes only if all threads work at the same time. Who waits
- * in vain makes the count wrong. */
+/* Every item waits until all have begun: passes only if all threads work at the same time. Who
+ * waits in vain makes the count wrong. */
 static void meet(void *arg, int64_t begin, int64_t end, int worker)
 {
     (void)worker, (void)begin, (void)end;

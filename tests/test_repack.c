@@ -10,8 +10,9 @@ static const uint32_t types[] = {TN_TYPE_Q4_0, TN_TYPE_Q4_1, TN_TYPE_Q5_0, TN_TY
                                  TN_TYPE_Q8_0, TN_TYPE_Q2_K, TN_TYPE_Q3_K, TN_TYPE_Q4_K,
                                  TN_TYPE_Q5_K, TN_TYPE_Q6_K};
 enum { N_TYPES = sizeof types / sizeof types[0] };
-#define FOR_LAYOUTS(layout)                                                                        \
-    for (tn_layout layout = TN_LAYOUT_R8; layout < TN_LAYOUT_COUNT; layout = (tn_layout)(layout + 1))
+#define FOR_LAYOUTS(layout) \
+    for (tn_layout layout = TN_LAYOUT_R8; layout < TN_LAYOUT_COUNT; \
+         layout = (tn_layout)(layout + 1))
 
 static const char *name_of(uint32_t type)
 {
@@ -35,8 +36,9 @@ static void check_rows(const tn_kernels *k, const tn_weight *rows, const tn_weig
     for (int64_t r = 0; r < rows->rows; r++) {
         k->dequantize[TN_LAYOUT_ROWS][rows->type](rows, r, a);
         k->dequantize[packed->layout][rows->type](packed, r, b);
-        CHECK_MSG(memcmp(a, b, (size_t)rows->cols * sizeof *a) == 0, "%s, layout %d: row %lld of %lld differs",
-                  name_of(rows->type), packed->layout, (long long)r, (long long)rows->rows);
+        CHECK_MSG(memcmp(a, b, (size_t)rows->cols * sizeof *a) == 0,
+                  "%s, layout %d: row %lld of %lld differs", name_of(rows->type), packed->layout,
+                  (long long)r, (long long)rows->rows);
     }
     free(a);
     free(b);
@@ -62,8 +64,8 @@ TEST(same_values_as_rows)
             }
 }
 
-/* Slab-major: all values where they belong, and every slab is the R8 matrix of its columns, one behind the
- * other. */
+/* Slab-major: all values where they belong, and every slab is the R8 matrix of its columns, one
+ * behind the other. */
 static void check_slabs(const tn_kernels *k, const tn_weight *rows, int64_t slab)
 {
     const tn_type_info *t = tn_type_get(rows->type);
@@ -145,7 +147,8 @@ TEST(golden_blocks)
 
 /* A group of fewer rows is written in full, with zeros for the missing ones: so it equals the group
  * of which the others are zero in the file. */
-static void check_padding(const tn_kernels *k, tn_layout layout, uint32_t type, int n, uint64_t *seed)
+static void check_padding(const tn_kernels *k, tn_layout layout, uint32_t type, int n,
+                          uint64_t *seed)
 {
     const int rows = tn_layout_rows(layout);
     guarded m;
@@ -156,7 +159,8 @@ static void check_padding(const tn_kernels *k, tn_layout layout, uint32_t type, 
     k->repack[layout][type](part, m.data, n, 512);
     memset(m.data + (size_t)n * w.row_bytes, 0, (size_t)(rows - n) * w.row_bytes);
     k->repack[layout][type](full, m.data, rows, 512);
-    CHECK_MSG(memcmp(part, full, bytes) == 0, "%s: group of %d rows out of %d", name_of(type), n, rows);
+    CHECK_MSG(memcmp(part, full, bytes) == 0, "%s: group of %d rows out of %d", name_of(type), n,
+              rows);
     CHECK_INT(part[bytes], 0xa5);
     free(part);
     free(full);

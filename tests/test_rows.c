@@ -1,9 +1,11 @@
-/* Which kernel rows of a product get: mapped rows and many tokens go through the interleaved layout,
- * with the bits that loaded weights give, whatever the range of rows; nothing behind them is read. */
+/* Which kernel rows of a product get: mapped rows and many tokens go through the interleaved
+ * layout, with the bits that loaded weights give, whatever the range of rows; nothing behind them
+ * is read. */
 #include "../engine/exec_host.h"
 #include "kernel_cases.h"
 
-enum { rows = 300, cols = 256, most_tokens = 33 }; /* two whole pieces, and a group that is not full */
+enum { rows = 300, cols = 256, most_tokens = 33 }; /* two whole pieces, and a group that is not
+                                                      full */
 
 typedef struct fixture {
     tn_engine e;
@@ -36,7 +38,8 @@ static void tear_down(fixture *f)
 
 /* Rows [row0, row1) of the product against the same rows by the kernel that serves loaded weights
  * (many tokens, or rows that wait to be loaded) or the file's rows (few). */
-static void check_range(fixture *f, const tn_weight *w, const tn_acts *x, int64_t row0, int64_t row1)
+static void check_range(fixture *f, const tn_weight *w, const tn_acts *x, int64_t row0,
+                        int64_t row1)
 {
     const size_t n = (size_t)x->n * rows;
     for (size_t i = 0; i < n; i++) f->y[i] = NAN;
@@ -104,7 +107,8 @@ TEST(rows_that_lie_apart_are_left_as_they_are)
     tear_down(&f);
 }
 
-/* Two vectors a token: the sum of the products with both, in pieces of 64 rows, or of all with one token. */
+/* Two vectors a token: the sum of the products with both, in pieces of 64 rows, or of all with one
+ * token. */
 static void check_parts(fixture *f, uint32_t type, int64_t n, uint64_t *seed)
 {
     static float sums[128 * most_tokens], y[2 * most_tokens * rows];

@@ -575,11 +575,24 @@ TEST(options_out_of_range_are_named)
     tn_sampler_options o[24];
     for (int i = 0; i < 24; i++)
         o[i] = defaults();
-    static const char *const name[] = {
-        "temperature",      "temperature",       "temperature",    "top_k", "top_p", "top_p",
-        "min_p",            "min_p",             "repeat_penalty", "repeat_penalty", "penalty_last_n",
-        "presence_penalty", "frequency_penalty", "bias",           "bias",  "bias",  "struct_size",
-        "struct_size"};
+    static const char *const name[] = {"temperature",
+                                       "temperature",
+                                       "temperature",
+                                       "top_k",
+                                       "top_p",
+                                       "top_p",
+                                       "min_p",
+                                       "min_p",
+                                       "repeat_penalty",
+                                       "repeat_penalty",
+                                       "penalty_last_n",
+                                       "presence_penalty",
+                                       "frequency_penalty",
+                                       "bias",
+                                       "bias",
+                                       "bias",
+                                       "struct_size",
+                                       "struct_size"};
     const tn_logit_bias bad[] = {{0, NAN}, {-1, 1}};
     o[0].temperature = -1;
     o[1].temperature = NAN;

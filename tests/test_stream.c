@@ -1,5 +1,5 @@
-/* Prefill streaming: from some number of tokens on, a batch's FFN weights are carried from the host to
- * the device, or a part of them while the host computes the rest. On the emulated device unless
+/* Prefill streaming: from some number of tokens on, a batch's FFN weights are carried from the host
+ * to the device, or a part of them while the host computes the rest. On the emulated device unless
  * --cuda is given. */
 #include "golden.h"
 
@@ -31,9 +31,10 @@ static void set_all(json_t *object, double value)
     json_object_foreach(object, key, old) json_real_set(old, value);
 }
 
-/* A machine without fixed costs whose host is bound by arithmetic: with weights of b bytes, streaming
- * pays from about b * host_flops / (2 * 1e7) tokens on. kept: what the host and copies to the device
- * keep of their speed beside each other; with a half, sharing never pays. JSON, freed by the caller. */
+/* A machine without fixed costs whose host is bound by arithmetic: with weights of b bytes,
+ * streaming pays from about b * host_flops / (2 * 1e7) tokens on. kept: what the host and copies to
+ * the device keep of their speed beside each other; with a half, sharing never pays. JSON, freed by
+ * the caller. */
 static char *machine(double host_flops, double kept)
 {
     char *text = NULL;
@@ -161,7 +162,8 @@ static float *batch(const golden *g, const tn_placement *p, int32_t n, int threa
     return NULL;
 }
 
-/* Batches below, at and above the crossover that the plan tells. alike: it is that of all layers. */
+/* Batches below, at and above the crossover that the plan tells. alike: it is
+ * that of all layers. */
 static void check_crossover(const golden *g, const tn_placement *p, bool alike, double max_abs,
                             double rms)
 {
@@ -207,9 +209,9 @@ TEST(batches_cross_over)
 TEST(batches_with_experts_cross_over)
 {
     static const char *const archs[] = {"mixtral", "qwen3moe"};
-    static const char *const places[] = {"ffn_(gate|up|down)_exps=host,.*=device",
-                                         "ffn_(gate|up|down)_exps=split:0.4,.*=device",
-                                         "ffn_gate_inp=host,ffn_(gate|up|down)_exps=host,.*=device"};
+    static const char *const places[] = {
+        "ffn_(gate|up|down)_exps=host,.*=device", "ffn_(gate|up|down)_exps=split:0.4,.*=device",
+        "ffn_gate_inp=host,ffn_(gate|up|down)_exps=host,.*=device"};
     if (!have_device(device)) return;
     for (size_t i = 0; i < 2; i++) {
         golden g;
@@ -282,8 +284,8 @@ static char *slow_pages(void)
     char *text = machine(1e8, 0.95);
     json_t *j = text ? json_loads(text, 0, NULL) : NULL;
     free(text);
-    json_real_set(json_object_get(json_array_get(json_object_get(j, "devices"), 0), "pageable_gb_s"),
-                  0.005);
+    json_real_set(
+        json_object_get(json_array_get(json_object_get(j, "devices"), 0), "pageable_gb_s"), 0.005);
     text = json_dumps(j, 0);
     json_decref(j);
     return text;
@@ -406,8 +408,8 @@ static distance host_distance(const golden *g)
 /* From the host's interleaved layout. The device's GEMM rounds otherwise, and not farther. */
 TEST(quantised_weights_are_streamed)
 {
-    static const char *const paths[] = {"tests/data/quant/Q4_K_S.gguf", "tests/data/quant/Q4_0.gguf",
-                                        "tests/data/quant/Q6_K.gguf"};
+    static const char *const paths[] = {"tests/data/quant/Q4_K_S.gguf",
+                                        "tests/data/quant/Q4_0.gguf", "tests/data/quant/Q6_K.gguf"};
     if (!have_device(device)) return;
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i += sample) {
         golden g;
@@ -488,8 +490,8 @@ static int check_faults(const golden *g, const tn_placement *p, tn_device_fault 
         CHECK_MSG(!s || (kind == TN_FAULT_ALLOC ? says_missing(err.msg) : strlen(err.msg) > 10),
                   "fault %d of kind %d: %s", k, (int)kind, err.msg);
         CHECK_INT(e->device->api->memory(e->device, &m, NULL), TN_OK);
-        CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes, "fault %d of kind %d leaks", k,
-                  (int)kind);
+        CHECK_MSG(!m.allocations && !m.used_bytes && !m.pinned_bytes, "fault %d of kind %d leaks",
+                  k, (int)kind);
         *tolerated += failed && !s;
         CHECK(s || (bytes == all && !memcmp(first, got, (size_t)g->n_vocab * sizeof *got)));
     }
@@ -677,7 +679,8 @@ TEST(a_slab_of_down_is_one_copy)
     CHECK(streamed(&r) > 0 && seen.n < sizeof seen.copy / sizeof *seen.copy);
     CHECK_INT(seen.strided, 0);
     REQUIRE(!s && r.model->hp.n_layers > 1 && r.model->hp.n_ff % slab);
-    for (int32_t l = 0; l + 1 < r.model->hp.n_layers; l++) /* of the last, one token's FFN is left */
+    for (int32_t l = 0; l + 1 < r.model->hp.n_layers; l++) /* of the last, one token's FFN is
+                                                              left */
         CHECK(check_slabs(&r.model->layers[l].ffn_down, slab) > 2);
     r.engine->device->api = seen.real;
     run_close(&r);

@@ -353,7 +353,8 @@ TEST(white_space_is_what_python_trims)
 /* Qwen 3 keeps the thoughts behind the last question; a tool's result is none. */
 TEST(results_of_tools_are_no_questions)
 {
-    conversation c = {{{"user", "q"}, {"assistant", "<think>\nhm\n</think>\n\nA"}, {"user", "r"}}, 3, true};
+    conversation c = {
+        {{"user", "q"}, {"assistant", "<think>\nhm\n</think>\n\nA"}, {"user", "r"}}, 3, true};
     check_text("qwen3", &c, "hm", false);
     c.m[2].content = "<tool_response>r</tool_response>";
     check_text("qwen3", &c, "hm", true);

@@ -202,7 +202,8 @@ TEST(ends_of_a_generation)
     REQUIRE(o.v);
     CHECK(!o.v->end[3]);
     close_vocab(&o);
-    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
     for (int i = 0; i < 2; i++) {
         v.id_key = keys[i];
         v.id = 7;

@@ -1,4 +1,5 @@
-/* How many threads decode uses: made-up machines, and a context that lets some of its threads rest. */
+/* How many threads decode uses: made-up machines, and a context that lets some
+ * of its threads rest. */
 #include "golden.h"
 
 #include "../engine/engine.h"
@@ -29,8 +30,8 @@ static double same_with_any(int n)
     return 1;
 }
 
-/* Runs 60 tokens; *extra receives what the trials cost, in tokens of all threads. Noisy: every third
- * token takes four times as long, and the first of each count a little longer. */
+/* Runs 60 tokens; *extra receives what the trials cost, in tokens of all threads. Noisy: every
+ * third token takes four times as long, and the first of each count a little longer. */
 static int settled_at(machine m, int threads, bool noisy, double *extra)
 {
     tn_tune t;
@@ -81,8 +82,8 @@ TEST(few_threads_are_left_alone)
     }
 }
 
-/* Six threads on however many cores this machine has: the ninth token is the first that tries fewer.
- * The logits are those of an engine that was told its threads. */
+/* Six threads on however many cores this machine has: the ninth token is the first that tries
+ * fewer. The logits are those of an engine that was told its threads. */
 TEST(tuning_does_not_change_a_bit)
 {
     golden g;

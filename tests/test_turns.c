@@ -109,7 +109,8 @@ static uint64_t context_bytes(const setup *t)
     if (!open_placed(&r, t)) return 0;
     const uint64_t before = device_used(r.engine, 0);
     CHECK_INT(tn_context_new(&c, r.model, &context_options, NULL), TN_OK);
-    const uint64_t bytes = device_used(r.engine, 0) - before + live_kv_bytes(r.model, 0, n_ctx, page);
+    const uint64_t bytes =
+        device_used(r.engine, 0) - before + live_kv_bytes(r.model, 0, n_ctx, page);
     tn_context_free(c);
     run_close(&r);
     return bytes;
@@ -197,7 +198,8 @@ static void *evaluate_when_asked(void *arg)
         const bool long_one = tn_context_length(o->ctx) > 30;
         if (long_one) CHECK_INT(tn_context_rewind(o->ctx, 5, NULL), TN_OK);
         const int32_t at = tn_context_length(o->ctx);
-        const tn_status s = tn_context_eval(o->ctx, o->g->tokens + at, long_one ? 1 : o->step, &err);
+        const tn_status s =
+            tn_context_eval(o->ctx, o->g->tokens + at, long_one ? 1 : o->step, &err);
         CHECK_MSG(s == TN_OK, "the other one: %s", err.msg);
         o->moving += moved(o->ctx) > before;
         atomic_store_explicit(&o->done, n = asked, memory_order_relaxed);
@@ -266,8 +268,8 @@ static bool open_disturbed(run *r, other *o, const setup *t, size_t limit)
     return false;
 }
 
-/* A context arrives: only itself and its logits are allocated outside of the turn, so no weights move
- * while it looks where they are. */
+/* A context arrives: only itself and its logits are allocated outside of the turn, so no weights
+ * move while it looks where they are. */
 static void check_context(const setup *t, size_t limit)
 {
     run r;
@@ -371,7 +373,8 @@ static void watching_free(void *user, void *p)
 
 /* While somebody evaluates, the device may wait for the host, and a free waits for the device: so
  * nothing goes but in the engine's turn. There go first all of a context, then all of a model:
- * weights that move and that do not, the buffers through which they come, what is pinned for them. */
+ * weights that move and that do not, the buffers through which they come, what
+ * is pinned for them. */
 static void check_frees(const setup *t)
 {
     run r = {0};

@@ -74,7 +74,8 @@ TEST(matmul_types_have_their_kernels)
         const bool matmul = tn_type_get(id)->matmul;
         n += matmul;
         CHECK_MSG(matmul == (k.matmul[TN_LAYOUT_ROWS][id] != NULL), "matmul of type %u", id);
-        CHECK_MSG(matmul == (k.dequantize[TN_LAYOUT_ROWS][id] != NULL), "dequantize of type %u", id);
+        CHECK_MSG(matmul == (k.dequantize[TN_LAYOUT_ROWS][id] != NULL), "dequantize of type %u",
+                  id);
     }
     for (size_t i = 0; i < sizeof with / sizeof *with; i++)
         CHECK_MSG(tn_type_get((uint32_t)with[i])->matmul, "type %d", with[i]);
@@ -87,7 +88,8 @@ TEST(types_are_found_by_name)
         CHECK_INT(tn_type_from_name(tn_type_get((uint32_t)id)->name), id);
     CHECK_INT(tn_type_from_name("q4_k"), TN_TYPE_Q4_K);
     CHECK_INT(tn_type_from_name("bF16"), TN_TYPE_BF16);
-    static const char *const none[] = {"", "Q4", "Q4_", "Q4_KK", "Q4_K ", " Q4_K", "Q4_K_M", "q4-k"};
+    static const char *const none[] = {"",      "Q4",    "Q4_",    "Q4_KK",
+                                       "Q4_K ", " Q4_K", "Q4_K_M", "q4-k"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         CHECK_MSG(tn_type_from_name(none[i]) == -1, "'%s' found", none[i]);
 }
@@ -141,8 +143,8 @@ static void check_golden(uint32_t type)
         float got[COLS];
         k.dequantize[TN_LAYOUT_ROWS][type](&w, r, got);
         for (int c = 0; c < COLS; c++)
-            CHECK_MSG(tn_f32_bits(got[c]) == tn_f32_bits(want[r][c]), "%s [%d][%d]: %.9g, want %.9g",
-                      name, r, c, got[c], want[r][c]);
+            CHECK_MSG(tn_f32_bits(got[c]) == tn_f32_bits(want[r][c]),
+                      "%s [%d][%d]: %.9g, want %.9g", name, r, c, got[c], want[r][c]);
     }
 }
 
@@ -244,7 +246,10 @@ TEST(unquantised_values)
     static const struct {
         uint16_t bits;
         float f16, bf16;
-    } known[] = {{0x0000, 0, 0}, {0x3c00, 1, 0x1p-7f}, {0xc000, -2, -2}, {0x0001, 0x1p-24f, 0x1p-133f},
+    } known[] = {{0x0000, 0, 0},
+                 {0x3c00, 1, 0x1p-7f},
+                 {0xc000, -2, -2},
+                 {0x0001, 0x1p-24f, 0x1p-133f},
                  {0x7bff, 65504, 0x1.fep120f}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         float got;

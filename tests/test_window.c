@@ -1,11 +1,13 @@
-/* Layers with a sliding window keep a ring of KV pages: the same logits, less memory; what a long rewind
- * needs again is evaluated again. */
+/* Layers with a sliding window keep a ring of KV pages: the same logits, less memory; what a long
+ * rewind needs again is evaluated again. */
 #include "device_bytes.h"
 #include "golden.h"
 
 enum { n_vocab = 384, n_long = 170, page = 16, batch = 7, n_ctx = 192 };
-enum { layer_bytes = page * 2 * (32 + 32) * 4 }; /* of a page in float32; heads of 32 need no padding */
-static const char gemma3[] = "tests/data/arch/gemma3/model-f16.gguf"; /* window of 16, 1 of 7 global */
+enum { layer_bytes = page * 2 * (32 + 32) * 4 }; /* of a page in float32; heads of 32 need no
+                                                    padding */
+static const char gemma3[] = "tests/data/arch/gemma3/model-f16.gguf"; /* window of 16, 1 of 7
+                                                                         global */
 static const run_options on_host = {0}, on_device = {.device = "emu", .place = ".*=device"};
 
 typedef struct walk {
@@ -31,8 +33,13 @@ static bool take_rows(void *user, int32_t row, int32_t n, const float *logits)
 
 static bool begin(walk *w, const run_options *o)
 {
-    const tn_context_options narrow = {.struct_size = sizeof narrow, .n_ctx = n_ctx, .n_batch = batch,
-                                       .page_size = page, .kv = TN_KV_F32, .cancel = cancel, .user = w};
+    const tn_context_options narrow = {.struct_size = sizeof narrow,
+                                       .n_ctx = n_ctx,
+                                       .n_batch = batch,
+                                       .page_size = page,
+                                       .kv = TN_KV_F32,
+                                       .cancel = cancel,
+                                       .user = w};
     const tn_context_options wide = {.struct_size = sizeof wide, .n_ctx = n_ctx, .kv = TN_KV_F32};
     tn_context *c = NULL;
     uint64_t seed = 5;
@@ -87,7 +94,8 @@ static void check_memory(const run_options *o)
     walk w;
     if (begin(&w, o)) {
         CHECK_INT(w.r.model->hp.n_swa, 16);
-        for (int32_t n = 1; tn_context_length(w.narrow) + n <= n_long && !tn_failures; n = n % 20 + 1) {
+        for (int32_t n = 1; tn_context_length(w.narrow) + n <= n_long && !tn_failures;
+             n = n % 20 + 1) {
             feed(&w, n, "on the way");
             CHECK_INT(stats_of(w.narrow).kv_bytes_held, ring_bytes(tn_context_length(w.narrow)));
         }
@@ -118,8 +126,8 @@ TEST(long_rewinds_are_evaluated_again)
 {
     walk w;
     if (begin(&w, &on_host)) {
-        /* positions up to 100 are on 7 pages; the last 3 are there, from 64 on, so that a window of 16
-         * is whole from 79 on */
+        /* positions up to 100 are on 7 pages; the last 3 are there, from 64 on, so that a window of
+         * 16 is whole from 79 on */
         for (int32_t to = 100; to >= 79; to -= 7)
             CHECK_INT(go_back(&w, 100, to), 2);
         CHECK_INT(go_back(&w, 100, 79), 2);
@@ -128,7 +136,8 @@ TEST(long_rewinds_are_evaluated_again)
         CHECK_INT(go_back(&w, 100, 0), 2);
         CHECK_INT(go_back(&w, 48, 1), 2); /* nothing has left yet */
         CHECK_INT(go_back(&w, 49, 1), 3);
-        for (int32_t at = 9; at < 100 && !tn_failures; at += 9) { /* on and back, further each time */
+        for (int32_t at = 9; at < 100 && !tn_failures; at += 9) { /* on and back, further each
+                                                                     time */
             CHECK_INT(tn_context_rewind(w.narrow, at / 3, NULL), TN_OK);
             feed(&w, at - at / 3 + 9, "zigzag");
         }

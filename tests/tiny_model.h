@@ -1,5 +1,6 @@
-/* Whole models of a few KiB for the tests of bad input: one layer or two, random F32 and F16 weights,
- * a vocabulary of two dozen tokens. Every architecture and both kinds of tokenizer are here. */
+/* Whole models of a few KiB for the tests of bad input: one layer or two, random F32 and F16
+ * weights, a vocabulary of two dozen tokens. Every architecture and both kinds of tokenizer are
+ * here. */
 #ifndef TN_TEST_TINY_MODEL_H
 #define TN_TEST_TINY_MODEL_H
 
@@ -42,8 +43,8 @@ static inline void tiny_key(tiny_writer *t, const char *suffix, uint32_t value)
 }
 
 /* A float32 tensor of random numbers around `mean`. */
-static inline void tiny_tensor(tiny_writer *t, int layer, const char *name, float mean, uint64_t cols,
-                               uint64_t rows, uint64_t n)
+static inline void tiny_tensor(tiny_writer *t, int layer, const char *name, float mean,
+                               uint64_t cols, uint64_t rows, uint64_t n)
 {
     char full[80];
     float x[2048];
@@ -96,8 +97,8 @@ static inline int tiny_vocab(tiny_writer *t)
 {
     static const char *const spm[] = {"<unk>", "<s>", "</s>", "<0x0A>", "<0x41>", "\xe2\x96\x81",
                                       "a", "b", "c", "\xe2\x96\x81\x61", "ab", "abc"};
-    static const char *const bpe[] = {"<|end|>", "a", "b", "c", "d", "\xc4\xa0", "\xc4\xa0\x61", "ab",
-                                      "abc", "1", "2", "\xc4\x8a"};
+    static const char *const bpe[] = {"<|end|>",      "a",  "b",   "c", "d", "\xc4\xa0",
+                                      "\xc4\xa0\x61", "ab", "abc", "1", "2", "\xc4\x8a"};
     static const char *const merges[] = {"\xc4\xa0 a", "a b", "ab c"};
     enum { n = sizeof spm / sizeof *spm, n_merges = sizeof merges / sizeof *merges };
     _Static_assert(n == sizeof bpe / sizeof *bpe, "one size for both");
@@ -127,10 +128,10 @@ static inline int tiny_vocab(tiny_writer *t)
 
 static inline void tiny_extras(tiny_writer *t)
 {
-    static const char chatml[] =
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-        "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    static const char chatml[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] "
+                                 "+ '\\n' + message['content'] + "
+                                 "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
+                                 "{{ '<|im_start|>assistant\\n' }}{% endif %}";
     tn_gguf_writer_str(t->w, "llama.rope.scaling.type", "yarn");
     tn_gguf_writer_f32(t->w, "llama.rope.scaling.factor", 2);
     tn_gguf_writer_f32(t->w, "llama.rope.scaling.attn_factor", 1);

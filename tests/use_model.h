@@ -45,8 +45,8 @@ static inline tn_engine *use_engine(use_memory *m)
     return engine;
 }
 
-/* Tokenises, evaluates a prompt and a token, detokenises, and asks for what a chat needs. Fine if any
- * of it is refused. */
+/* Tokenises, evaluates a prompt and a token, detokenises, and asks for what a chat needs. Fine if
+ * any of it is refused. */
 static inline void use_open_model(tn_model *model)
 {
     const tn_context_options co = {.struct_size = sizeof co, .n_ctx = 16, .page_size = 16};
@@ -55,7 +55,8 @@ static inline void use_open_model(tn_model *model)
     const char *text;
     int32_t ids[16];
     size_t n = 0, len;
-    if (tn_tokenize(model, "a abc\nA\xff", 8, TN_TOKENIZE_ADD_SPECIAL, ids, 12, &n, NULL, NULL)) n = 0;
+    if (tn_tokenize(model, "a abc\nA\xff", 8, TN_TOKENIZE_ADD_SPECIAL, ids, 12, &n, NULL, NULL))
+        n = 0;
     if (n == 0) ids[n++] = 1;
     if (tn_context_new(&ctx, model, &co, NULL) == TN_OK &&
         tn_context_eval(ctx, ids, (int32_t)n, NULL) == TN_OK) {
@@ -73,7 +74,8 @@ static inline void use_open_model(tn_model *model)
 }
 
 /* Opens and uses; aborts where the promises of tenon.h are broken. */
-static inline tn_status use_model(tn_engine *engine, const void *bytes, size_t size, tn_load_mode load)
+static inline tn_status use_model(tn_engine *engine, const void *bytes, size_t size,
+                                  tn_load_mode load)
 {
     const tn_model_options mo = {.struct_size = sizeof mo, .load = load};
     tn_model *model = NULL;

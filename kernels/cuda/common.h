@@ -6,8 +6,8 @@
 
 #include "../device_ops.h"
 
-/* Most blocks in the second dimension of a grid. Fewer on the emulated device, so that tests go past
- * it. */
+/* Most blocks in the second dimension of a grid. Fewer on the emulated device, so that tests go
+ * past it. */
 #ifdef TN_EMU
 enum { GRID_ROWS = 256 };
 #else

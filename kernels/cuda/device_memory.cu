@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdint.h>
 
-/* MiB to print with one decimal: of what is wanted rounded up, so that little is not nothing; of what
- * is there rounded down. */
+/* MiB to print with one decimal: of what is wanted rounded up, so that little is not nothing; of
+ * what is there rounded down. */
 static double mib_wanted(size_t bytes)
 {
     return ceil((double)bytes * 10 / (1 << 20)) / 10;
@@ -40,8 +40,8 @@ static tn_status no_memory(tn_cuda_device *d, size_t bytes, size_t available, co
     return tn_fail(err, TN_EDEVICE, -1,
                    "out of device memory: %.1f MiB missing for %s (%.1f MiB asked for, %.1f MiB "
                    "available on device %d, %s)",
-                   mib_wanted(missing), what, mib_wanted(bytes), mib_there(available), d->about.index,
-                   d->about.name);
+                   mib_wanted(missing), what, mib_wanted(bytes), mib_there(available),
+                   d->about.index, d->about.name);
 }
 
 static tn_status alloc(tn_device *dev, size_t bytes, const char *what, void **p, tn_error *err)
@@ -269,8 +269,7 @@ static tn_status copy_peer(tn_device *dev, tn_stream *s, tn_device *peer_dev, vo
     if (!reach(d, peer)) {
         if (s->capturing)
             return tn_cuda_result(d, s, err,
-                                  "recording a copy between devices that cannot reach "
-                                  "each other",
+                                  "recording a copy between devices that cannot reach each other",
                                   cudaErrorNotSupported);
         return bounce(d, s, peer, to, from, bytes, err);
     }

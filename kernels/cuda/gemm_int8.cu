@@ -135,9 +135,9 @@ template <int T> __global__ void __launch_bounds__(THREADS) gemm_int8(Int8Args m
 
 /* Up to how many vectors this path is taken. Not measured, as no GPU was at hand: a choice from
  * counting. The other path reads the packed weights, writes them as float16 and reads those, at
- * least 4.5 bytes a weight of 4 bits, where this one reads 0.6; but it does more than ten operations
- * in float32 for 64 products, so that with hundreds of vectors float16 tensor cores are ahead. One
- * pass over the weights, 64 vectors, is well on this side of where both meet. */
+ * least 4.5 bytes a weight of 4 bits, where this one reads 0.6; but it does more than ten
+ * operations in float32 for 64 products, so that with hundreds of vectors float16 tensor cores are
+ * ahead. One pass over the weights, 64 vectors, is well on this side of where both meet. */
 static const int64_t MOST_VECTORS = 64;
 
 bool tn_cuda_gemm_int8_pays(const tn_dgemm *a)
@@ -151,8 +151,10 @@ bool tn_cuda_gemm_int8_pays(const tn_dgemm *a)
 
 tn_status tn_cuda_gemm_int8(cudaStream_t s, const tn_dgemm *a, const tn_dacts *x)
 {
-    Int8Args m = {a->w, x->q, x->scale, (int)x->n, (int)a->w.cols, a->y, a->y_stride, a->bias, a->add};
-    const dim3 grid((unsigned)((a->w.rows + ROWS - 1) / ROWS), (unsigned)((x->n + TOKENS - 1) / TOKENS));
+    Int8Args m = {a->w, x->q,        x->scale, (int)x->n, (int)a->w.cols,
+                  a->y, a->y_stride, a->bias,  a->add};
+    const dim3 grid((unsigned)((a->w.rows + ROWS - 1) / ROWS),
+                    (unsigned)((x->n + TOKENS - 1) / TOKENS));
 #define LAUNCH_TYPE(T) LAUNCH(KERNEL(gemm_int8<T>), grid, THREADS, 0, s, m)
     TN_FOR_QUANT(a->w.type, LAUNCH_TYPE, return TN_EUNSUPPORTED)
 #undef LAUNCH_TYPE

@@ -15,7 +15,8 @@ struct tn_cuda_device : tn_device {
     tn_device_info about;
     size_t limit_bytes;         /* SIZE_MAX: none */
     cudaStream_t copies;        /* of upload and download */
-    struct cublasContext *blas; /* NULL until it is needed, if it could not be made before: blas.h */
+    struct cublasContext *blas; /* NULL until it is needed, if it could not be made before:
+                                   blas.h */
 
     /* Of a device that is made slow: throttle.cu. */
     struct {

@@ -68,7 +68,8 @@ __global__ void __launch_bounds__(32) route_tokens(RouteArgs a)
 }
 
 __global__ void combine_rows(float *y, int64_t y_stride, const float *x, int64_t x_stride,
-                             const int32_t *row_of, const float *weight, int used, int cols, int add)
+                             const int32_t *row_of, const float *weight, int used, int cols,
+                             int add)
 {
     const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     const int64_t t = blockIdx.y;

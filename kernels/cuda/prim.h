@@ -65,15 +65,16 @@ template <int N> __device__ __forceinline__ float group_max(float v)
     return v;
 }
 
-/* d[8x8] += a[8x16] * b[16x8], signed 8-bit to 32-bit: a A[g][4q..4q+3], b B[4q..4q+3][g], d D[g][2q],
- * D[g][2q+1]. */
+/* d[8x8] += a[8x16] * b[16x8], signed 8-bit to 32-bit: a A[g][4q..4q+3], b B[4q..4q+3][g], d
+ * D[g][2q], D[g][2q+1]. */
 __device__ __forceinline__ void mma_m8n8k16_s8(int d[2], int a, int b)
 {
     asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
                  : "+r"(d[0]), "+r"(d[1])
                  : "r"(a), "r"(b));
 }
-/* d[16x8] += a[16x8] * b[8x8], float16 to float32: as m16n8k16 with the first half of its columns. */
+/* d[16x8] += a[16x8] * b[8x8], float16 to float32: as m16n8k16 with the first
+ * half of its columns. */
 __device__ __forceinline__ void mma_m16n8k8_f16(float d[4], const uint32_t a[2], uint32_t b)
 {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "

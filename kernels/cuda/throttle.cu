@@ -3,9 +3,9 @@
  * ballast, `extra` bytes for each byte of weights, keys and values.
  *
  * The ops themselves could be repeated instead. But a matrix that has just been read lies in L2, so
- * the second time is too quick, and every repetition of a small one costs its latency again, which a
- * slow card pays once. A ballast is read in turn and is larger than any L2, fractions are exact to a
- * word, and results cannot change. It lies in the stream, so a graph records it. */
+ * the second time is too quick, and every repetition of a small one costs its latency again, which
+ * a slow card pays once. A ballast is read in turn and is larger than any L2, fractions are exact
+ * to a word, and results cannot change. It lies in the stream, so a graph records it. */
 #include "ops.h"
 
 enum { SLOW_THREADS = 256, SAMPLES = 5, IN_A_ROW = 8 };
@@ -18,8 +18,8 @@ static const size_t ballast_bytes = (size_t)1 << 28;
 #endif
 static const double word = sizeof(uint4);
 
-/* What is to be read, for each of the grid's rows: `words`, or none where its expert is not here; or
- * where pos is set so many for each position that its token sees. */
+/* What is to be read, for each of the grid's rows: `words`, or none where its expert is not here;
+ * or where pos is set so many for each position that its token sees. */
 struct SlowArgs {
     int64_t words;
     const int32_t *expert, *pos;
@@ -38,7 +38,8 @@ __device__ __forceinline__ int64_t words_of(const SlowArgs &a, int item)
 /* *read += the words read: each of the ballast's counts as 1. mask + 1 words are there, a power of
  * two. */
 __global__ void __launch_bounds__(SLOW_THREADS)
-    read_ballast(const uint4 *ballast, int64_t mask, int64_t at, SlowArgs a, unsigned long long *read)
+    read_ballast(const uint4 *ballast, int64_t mask, int64_t at, SlowArgs a,
+                 unsigned long long *read)
 {
     SHARED(int, part, [SLOW_THREADS / 32]);
     const int64_t step = (int64_t)gridDim.x * blockDim.x, n = words_of(a, (int)blockIdx.y);

@@ -1,5 +1,6 @@
 /* The part of cuBLAS that the device code uses, on the emulated device. Matrices are column-major
- * as in cuBLAS. Calls are queued in the handle's stream. Under TF32 float32 operands lose 13 bits. */
+ * as in cuBLAS. Calls are queued in the handle's stream. Under TF32 float32
+ * operands lose 13 bits. */
 #ifndef TN_EMU_CUBLAS_H
 #define TN_EMU_CUBLAS_H
 

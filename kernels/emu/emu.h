@@ -43,10 +43,10 @@ typedef struct tn_emu_control {
     void (*get)(tn_emu_settings *s);
     void (*set)(const tn_emu_settings *s);
     void (*count)(tn_emu_counters *c);
-    /* The k-th thing that streams of a device do from now on (kernels, copies, flags, host functions,
-     * those of graphs, too) breaks it: that one and all later ones are not done, and who waits for a
-     * stream or an event learns it, as after an illegal access. Until the next call; k 0: never.
-     * Call it while no stream of the device has work. */
+    /* The k-th thing that streams of a device do from now on (kernels, copies, flags, host
+     * functions, those of graphs, too) breaks it: that one and all later ones are not done, and who
+     * waits for a stream or an event learns it, as after an illegal access. Until the next call; k
+     * 0: never. Call it while no stream of the device has work. */
     void (*break_at)(int device, uint64_t k);
 } tn_emu_control;
 extern const tn_emu_control tn_emu;

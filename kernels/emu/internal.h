@@ -71,8 +71,8 @@ bool is_pinned(const void *p);
 int device_of(const void *p);
 int current_device();
 bool peer_enabled(int device, int peer);
-/* Ends the process while the calling thread records a graph: `what` may have to wait for streams, or
- * is not recorded, which is not what its caller wants. */
+/* Ends the process while the calling thread records a graph: `what` may have to wait for streams,
+ * or is not recorded, which is not what its caller wants. */
 void not_while_recording(const char *what);
 cudaError_t set_error(cudaError_t e);
 /* stream.cpp. Ends the process if `what`, a call that waits for the device or may (-1: for all) and
