@@ -104,9 +104,8 @@ INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, blocks_of_toke
     const int64_t step_bytes = tn_step_bytes(s);
     unit_scales scales;
     fetch_groups(r, w + ahead, s.head);
-#pragma GCC unroll 2
-    for (int i = 0; i < r.g; i++)
-        read_scales(r.type, w + i * r.next, i, &scales);
+    read_scales(r.type, w, 0, &scales);
+    if (r.g > 1) read_scales(r.type, w + r.next, 1, &scales);
     w += s.head;
 #pragma GCC unroll 1
     for (int j = 0; j < s.cols / 32; j++, w += step_bytes) {
