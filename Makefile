@@ -3,8 +3,8 @@
 #   CONFIG=release|asan|tsan   what to build; the programs of release stand at the top of the tree
 #   CFLAGS, EXTRA_CFLAGS       optimisation, and what to add to it (EXTRA_CFLAGS=-Werror)
 #   CUDA=auto|off|on|emu       which device plug-in to build besides: auto is that for GPUs where there
-#                              is one and nvcc; off leaves all device code out; emu is the emulated
-#                              device (0 and 1 are off and on)
+#                              is nvcc, for this machine's or, without one, as PTX; off leaves all
+#                              device code out; emu is the emulated device (0 and 1 are off and on)
 #   CUDA_ARCHS='75 90'         build for these compute capabilities instead of this machine's
 #   PREFIX, DESTDIR            where `make install` puts things
 
@@ -75,6 +75,10 @@ NVCC    ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) \
              $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc) \
              $(wildcard $(TOOLKIT)/bin/nvcc))
 GPU     := $(wildcard /dev/nvidiactl)
+# cuBLAS is found where the compiler's own is, whatever the loader knows of that place.
+CUDA_LIBS  = $(firstword $(wildcard $(abspath $(dir $(NVCC))..)/lib64 $(abspath $(dir $(NVCC))..)/lib))
+CUDA_RPATH = $(foreach d,$(CUDA_LIBS),-L$d -Xlinker -rpath -Xlinker $d)
+CUBLAS     = $(wildcard $(CUDA_LIBS:%=%/libcublas.so) $(CUDA_LIBS:%=%/x86_64-linux-gnu/libcublas.so))
 CUDA_SRC := $(wildcard kernels/cuda/*.cu)
 EMU_SRC  := $(wildcard kernels/emu/*.cpp)
 $(if $(filter auto 0 1 off on emu,$(CUDA)),,$(error CUDA=$(CUDA): use auto, off, on or emu))
@@ -86,7 +90,8 @@ PLUGINS.off  :=
 PLUGINS.emu  := $(EMU_PLUGIN)
 PLUGINS.1    := $(CUDA_PLUGIN)
 PLUGINS.on   := $(CUDA_PLUGIN)
-PLUGINS.auto := $(if $(GPU),$(if $(NVCC),$(CUDA_PLUGIN)))
+# Without a GPU only where cuBLAS is: `make deps-cuda` fetches no more than compiles.
+PLUGINS.auto := $(if $(NVCC),$(if $(GPU)$(CUBLAS),$(CUDA_PLUGIN)))
 PLUGINS      := $(PLUGINS.$(CUDA))
 
 # The emulated device computes the same on every machine: no contraction. Its runtime is left
@@ -153,10 +158,6 @@ NVCC_ARCH = $(if $(CUDA_ARCHS),$(foreach a,$(CUDA_ARCHS),$(call gencode,$a,sm)) 
               $(if $(NATIVE),-arch=native,$(call gencode,75,compute)))
 NVCCFLAGS = -std=c++17 -O3 -lineinfo -ccbin $(CXX) \
             -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter $(NVCC_EXTRA)
-
-# cuBLAS is found where the compiler's own is, whatever the loader knows of that place.
-CUDA_LIBS  = $(firstword $(wildcard $(abspath $(dir $(NVCC))..)/lib64 $(abspath $(dir $(NVCC))..)/lib))
-CUDA_RPATH = $(foreach d,$(CUDA_LIBS),-L$d -Xlinker -rpath -Xlinker $d)
 
 $(BUILD)/cuda/%.o: %.cu
 	@mkdir -p $(@D)

@@ -36,10 +36,17 @@ static bool own_folder(char path[PATH_MAX])
     return true;
 }
 
-/* The plug-in's entry if the file is there; *why is the loader's sentence if it does not open. */
+/* Whether a driver for the kind is installed. To learn that from the plug-in for GPUs takes as long
+ * as loading cuBLAS does, at every start. */
+static bool has_driver(tn_device_kind kind)
+{
+    return kind == TN_DEVICE_EMULATED ||
+           dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE) != NULL;
+}
+
+/* The entry of a plug-in; *why is the loader's sentence if it does not open. */
 static const tn_device_plugin *open_file(const char *file, char *why, size_t why_bytes)
 {
-    if (access(file, R_OK) != 0) return NULL;
     void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     const tn_device_plugin *p = handle ? dlsym(handle, TN_DEVICE_PLUGIN_SYMBOL) : NULL;
     if (!p) {
@@ -58,6 +65,10 @@ static tn_status find(tn_device_kind kind, const tn_device_plugin **out, tn_erro
         return tn_fail(err, TN_EUNSUPPORTED, -1, "the folder to look for %s in is unknown", name);
     for (size_t i = 0; i < sizeof folders / sizeof *folders && !why[0]; i++) {
         snprintf(file, sizeof file, "%s%s%s", own, folders[i], name);
+        if (access(file, R_OK) != 0) continue;
+        if (!has_driver(kind))
+            return tn_fail(err, TN_EDEVICE, -1,
+                           "no CUDA device can be used: no driver is installed (libcuda.so.1)");
         const tn_device_plugin *p = open_file(file, why, sizeof why);
         if (!p) continue;
         if (p->version != TN_DEVICE_PLUGIN_VERSION || p->kind != kind)

@@ -4,6 +4,7 @@
 usage: test_cli.py TENON DATA_DIR [NAME]
 """
 
+import ctypes
 import json
 import math
 import os
@@ -145,13 +146,18 @@ def without_a_driver_the_host_serves(t):
     folder = os.path.dirname(t.path)
     plugins = ("libtenon-cuda.so", "build/release/libtenon-cuda.so")
     if not any(os.path.exists(os.path.join(folder, p)) for p in plugins):
-        raise Skip("built without CUDA=on")
+        raise Skip("built without nvcc")
     if os.path.exists("/dev/nvidiactl"):
         raise Skip("there is a driver")
     check("devices none" in t.ok("--version").decode().splitlines(), "--version names a device")
     logits = ("logits", t.model, "--tokens", "1,2", "--out", "-")
     equal(t.ok(*logits), t.ok(*logits, "--device", "none"), "logits")
     t.fails(71, *logits, "--device", "cuda", words=("no CUDA device can be used",))
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        loaded = t.run("run", t.model, "-p", "a", "-n", "1", env=t.env(LD_DEBUG="files"))[2]
+        check(b"libm.so" in loaded and b"libcublas" not in loaded, "cuBLAS is loaded for nothing")
 
 
 @case

@@ -167,7 +167,8 @@ def the_plug_in_remembers_where_cublas_is(t):
     with tempfile.TemporaryDirectory() as folder:
         script(os.path.join(folder, "bin", "nvcc"), "exit 1\n")
         os.makedirs(os.path.join(folder, "lib64"))
-        p = subprocess.run(["make", "-n", "CUDA=on", "NVCC=" + os.path.join(folder, "bin", "nvcc"), "cuda-plugin"],
+        p = subprocess.run(["make", "-n", "CUDA=on", "NVCC=" + os.path.join(folder, "bin", "nvcc"),
+                            "BUILD=" + os.path.join(folder, "build"), "cuda-plugin"],
                            cwd=os.path.dirname(HERE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         want = "-L{0} -Xlinker -rpath -Xlinker {0} -lcublas".format(os.path.join(folder, "lib64"))
         check(want in p.stdout.decode(), p.stdout.decode()[-1000:] + p.stderr.decode()[-300:])
