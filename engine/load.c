@@ -456,7 +456,9 @@ static tn_status finish_image(tn_load *l)
 tn_status tn_load_run(tn_load *l)
 {
     /* First, because what does not fit should be said before anything is read. */
+    pthread_mutex_lock(&l->m->engine->turn);
     tn_status s = tn_load_device_alloc(l);
+    pthread_mutex_unlock(&l->m->engine->turn);
     if (l->m->later) tn_later_keep(l);
     if (!s) s = read_all(l, l->jobs, l->n_jobs, l->beside);
     if (!s) s = tn_load_device_run(l);

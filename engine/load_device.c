@@ -202,11 +202,16 @@ static void end(uploader *p)
 static tn_status run_segment(tn_load *l, int32_t segment)
 {
     uploader p = {.l = l, .segment = segment, .d = l->m->on_device.segment[segment].device};
+    pthread_mutex_t *turn = &l->m->engine->turn;
+    pthread_mutex_lock(turn);
     tn_status s = begin(&p);
+    pthread_mutex_unlock(turn);
     for (size_t i = 0; i < l->n_uploads && !s; i++)
         if (l->uploads[i].segment == segment) s = upload(&p, &l->uploads[i]);
     if (!s) s = p.d->api->stream_sync(p.d, p.stream, l->err);
+    pthread_mutex_lock(turn);
     end(&p);
+    pthread_mutex_unlock(turn);
     return s;
 }
 

@@ -137,27 +137,31 @@ static tn_status find_image(tn_model *m, tn_error *err)
     return s;
 }
 
-static tn_status make_boundary(tn_model *m, const tn_placement *p, tn_error *err)
+/* All that carries weights later. In the engine's turn: while somebody evaluates, a stream may wait
+ * for the host, and memory that devices use is not allocated then (device.h, flag_wait). */
+static tn_status make_carriers(tn_load *l)
 {
+    tn_model *m = l->m;
+    const tn_placement *plan = l->opt->plan;
+    tn_status s = TN_OK;
     pthread_mutex_lock(&m->engine->turn);
-    const tn_status s = tn_boundary_new(&m->boundary, m, p, err);
+    if (!l->map) s = tn_pins_new(&m->pins, m, plan, l->err);
+    for (int32_t i = 0; i < m->on_device.n_segments && !s; i++)
+        s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, plan, l->err);
+    if (!s) s = tn_boundary_new(&m->boundary, m, plan, l->err);
     pthread_mutex_unlock(&m->engine->turn);
     return s;
 }
 
-/* And all that carries weights later. What other models have on the devices only because there was
- * room comes back with what is left. */
+/* What other models have on the devices only because there was room comes back with what is left.
+ */
 static tn_status fetch_weights(tn_load *l)
 {
     tn_model *m = l->m;
-    const tn_placement *plan = l->opt->plan;
     const bool devices = m->on_device.n_segments > 0;
     if (devices) tn_boundary_make_room(m->engine);
     tn_status s = tn_load_run(l);
-    if (!s && plan && !l->map) s = tn_pins_new(&m->pins, m, plan, l->err);
-    for (int32_t i = 0; i < m->on_device.n_segments && !s && plan; i++)
-        s = tn_streamer_new(&m->on_device.segment[i].streamer, m, i, plan, l->err);
-    if (!s && plan) s = make_boundary(m, plan, l->err);
+    if (!s && l->opt->plan) s = make_carriers(l);
     if (devices) tn_boundary_has_room(m->engine);
     return s;
 }
