@@ -412,8 +412,7 @@ static void check_memory(const setup *t)
     tn_model *m = NULL;
     tn_context *c = NULL;
     tn_error err = {0};
-    const tn_engine_options eo = {
-        .struct_size = sizeof eo, .threads = 1, .device = one_device};
+    const tn_engine_options eo = {.struct_size = sizeof eo, .threads = 1, .device = one_device};
     const tn_model_options mo = {.struct_size = sizeof mo, .plan = t->p};
     w = (watch){0};
     REQUIRE(!tn_engine_new(&w.engine, &eo, &err));
