@@ -4,7 +4,8 @@
 #   CFLAGS, EXTRA_CFLAGS       optimisation, and what to add to it (EXTRA_CFLAGS=-Werror)
 #   CUDA=auto|off|on|emu       which device plug-in to build besides: auto is that for GPUs where there
 #                              is nvcc, for this machine's or, without one, as PTX; off leaves all
-#                              device code out; emu is the emulated device (0 and 1 are off and on)
+#                              device code out; emu is the emulated device (0 and 1 are off and on);
+#                              an nvcc that cannot compile is an error for on, for auto as if none
 #   CUDA_ARCHS='75 90'         build for these compute capabilities instead of this machine's
 #   PREFIX, DESTDIR            where `make install` puts things
 
@@ -91,7 +92,7 @@ PLUGINS.emu  := $(EMU_PLUGIN)
 PLUGINS.1    := $(CUDA_PLUGIN)
 PLUGINS.on   := $(CUDA_PLUGIN)
 # Without a GPU only where cuBLAS is: `make deps-cuda` fetches no more than compiles.
-PLUGINS.auto := $(if $(NVCC),$(if $(GPU)$(CUBLAS),$(CUDA_PLUGIN)))
+PLUGINS.auto := $(if $(NVCC),$(if $(GPU)$(CUBLAS),auto-plugin))
 PLUGINS      := $(PLUGINS.$(CUDA))
 
 # The emulated device computes the same on every machine: no contraction. Its runtime is left
@@ -167,6 +168,22 @@ $(CUDA_PLUGIN): $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o) $(PLUGIN_LIB)
 	@$(if $(CUDA_ARCHS)$(NATIVE),:,echo 'No GPU is visible here: this plug-in holds PTX for compute \
 	    capability 7.5, which the driver translates at the first start.' >&2)
 	$(NVCC) $(NVCC_ARCH) -shared $^ -o $@ $(CUDA_RPATH) -lcublas -lpthread -ldl
+
+# CUDA=auto goes on where nvcc cannot compile, for it does not know the host compiler or half of the
+# toolkit is missing. That it can is remembered, with what did.
+PROBE := $(BUILD)/cuda/compiles
+auto-plugin: $(PLUGIN_LIB)
+	@mkdir -p $(dir $(PROBE)); \
+	key="$(strip $(NVCC) $(NVCC_ARCH)) $$($(CXX) --version | head -n 1)"; \
+	[ "$$key" = "$$(cat $(PROBE) 2>/dev/null)" ] && exit; rm -f $(PROBE); \
+	printf '#include <%s>\n' cublas_v2.h vector >$(PROBE).cu; \
+	echo '__global__ void probe(float *p) { *p = 1; }' >>$(PROBE).cu; \
+	if $(NVCC) $(NVCCFLAGS) $(NVCC_ARCH) -shared $(PROBE).cu -o $(PROBE).so $(CUDA_RPATH) -lcublas \
+	    >$(PROBE).log 2>&1; then echo "$$key" >$(PROBE); else \
+	why=$$(grep -i -m 1 error $(PROBE).log || head -n 1 $(PROBE).log); \
+	echo "$(NVCC) cannot compile a test program ($${why:-it says nothing}): building without the CUDA" \
+	    "plug-in. CUDA=on shows its errors, CUDA=off leaves device code out." >&2; fi
+	@+[ ! -f $(PROBE) ] || $(SUBMAKE) cuda-plugin
 
 need-nvcc:
 	@[ -n '$(NVCC)' ] || { echo "There is no nvcc: 'make deps-cuda' fetches what compiles device" \
@@ -447,7 +464,7 @@ help: ## this list
 	    while IFS='|' read -r t d; do printf '  make %-16s %s\n' "$$t" "$$d"; done
 
 FORCE:
-.PHONY: all lib plugins need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
+.PHONY: all lib plugins auto-plugin need-nvcc cuda-all cuda-plugin cuda-check run-cuda-check deps-cuda tests \
     chat models bench bench-peers simulate test run-tests test-models run-test-models test-gpu run-test-gpu bench-gpu \
     run-bench-gpu gpu-kit run-gpu-kit off-check run-off-check asan tsan run-threaded fuzz fuzz-run check-includes lint format install \
     uninstall deps deps-ci check-deps clean help FORCE

@@ -174,6 +174,48 @@ def the_plug_in_remembers_where_cublas_is(t):
         check(want in p.stdout.decode(), p.stdout.decode()[-1000:] + p.stderr.decode()[-300:])
 
 
+def plugins(folder, cuda, nvcc):
+    """make plugins with this nvcc, which writes its command lines to a file, and a host compiler; exit
+    code, what make said, the command lines."""
+    calls = os.path.join(folder, "calls")
+    script(os.path.join(folder, "bin", "nvcc"), 'echo "$*" >>%s\n%s' % (calls, nvcc))
+    os.makedirs(os.path.join(folder, "lib64"), exist_ok=True)
+    open(os.path.join(folder, "lib64", "libcublas.so"), "w").close()
+    open(calls, "w").close()
+    p = subprocess.run(["make", "CUDA=" + cuda, "NVCC=" + os.path.join(folder, "bin", "nvcc"),
+                        "BUILD=" + os.path.join(folder, "build"), "plugins"], cwd=os.path.dirname(HERE),
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    with open(calls) as f:
+        return p.returncode, p.stdout.decode(), f.read().splitlines()
+
+
+# The file that -o names comes into being.
+WORKS = 'for a; do [ "$o" ] && : >"$a"; o=; [ "$a" = -o ] && o=1; done\nexit 0\n'
+
+
+@case
+def an_nvcc_that_cannot_compile_is_done_without(t):
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = os.path.join(folder, "build", "libtenon-cuda.so")
+        broken = "echo 'note: x' >&2\necho 'error: unsupported GNU version' >&2\nexit 1\n"
+        for _ in range(2):
+            code, text, calls = plugins(folder, "auto", broken)
+            equal((code, len(calls), os.path.exists(plugin)), (0, 1, False), text)
+            check("nvcc cannot compile a test program (error: unsupported GNU version): building without "
+                  "the CUDA plug-in. CUDA=on shows its errors" in text, text)
+        code, text, calls = plugins(folder, "on", broken)
+        check(code != 0 and "\nerror: unsupported GNU version\n" in text, text)
+        # It is tried anew, and what compiled is remembered until another nvcc or host compiler.
+        code, text, calls = plugins(folder, "auto", WORKS)
+        equal((code, os.path.exists(plugin), "cannot compile" in text), (0, True, False), text)
+        sources = len([n for n in os.listdir(os.path.join(HERE, "../kernels/cuda")) if n.endswith(".cu")])
+        equal(len(calls), 1 + sources + 1, "one program to try, all of device code, the plug-in")
+        equal(plugins(folder, "auto", WORKS)[::2], (0, []), "nothing is left to do")
+        with open(os.path.join(folder, "build", "cuda", "compiles"), "a") as f:
+            f.write("other\n")
+        equal(len(plugins(folder, "auto", WORKS)[2]), 1, "it is tried with another compiler")
+
+
 @case
 def what_does_not_fit_is_skipped(t):
     with tempfile.TemporaryDirectory() as folder:
