@@ -145,6 +145,16 @@ COLUMN(c_percent)
     (void)r;
     number(t, cap, tn_bench_percent(row), 0);
 }
+COLUMN(c_tflops)
+{
+    (void)r;
+    number(t, cap, tn_bench_tflop_per_second(row), 2);
+}
+COLUMN(c_percent_f16)
+{
+    (void)r;
+    number(t, cap, tn_bench_percent_f16(row), 0);
+}
 COLUMN(c_rss)
 {
     (void)r;
@@ -256,6 +266,8 @@ static const column columns[] = {
     {"ms/token p50 / p95 / p99", 24, c_token_ms, any_measured},
     {"GB/s", 6, c_gb, any_measured},
     {"% limit", 7, c_percent, any_measured},
+    {"TFLOP/s", 7, c_tflops, any_device},
+    {"% F16", 5, c_percent_f16, any_device},
     {"RSS MiB", 7, c_rss, any_measured},
     {"device MiB", 10, c_device_memory, any_device},
     {"hops/token", 10, c_hops, any_device},
@@ -310,6 +322,15 @@ static void md_settings(const tn_bench_report *r, FILE *f)
     if (set->text && !set->random) fprintf(f, "text of %s, ", model_name(set->text));
 }
 
+/* What the device's memory and its cuBLAS were seen to give. */
+static void md_peaks(const tn_bench_report *r, FILE *f)
+{
+    const json_t *read = json_object_get(r->environment, "device_read_peak_gb_per_second");
+    const json_t *f16 = json_object_get(r->environment, "device_f16_tflop_per_second");
+    if (json_is_real(read)) fprintf(f, "reads %.4g GB/s, ", json_real_value(read));
+    if (json_is_real(f16)) fprintf(f, "multiplies F16 at %.3g TFLOP/s, ", json_real_value(f16));
+}
+
 /* What the columns do not say, because it is the same in every row. */
 static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
 {
@@ -335,6 +356,7 @@ static void md_title(const tn_bench_report *r, const tn_bench_row *row, FILE *f)
     if (!any_isa(r) && row->isa_used) fprintf(f, "%s, ", row->isa_used);
     md_settings(r, f);
     if (r->set->device) fprintf(f, "device %s (%s), ", r->set->device, row->label);
+    md_peaks(r, f);
     if (r->set->device && r->set->hardware)
         fprintf(f, "planned and predicted for %s, ", model_name(r->set->hardware));
     fprintf(f, "%s, tenon %s%s%.12s\n\n", cpu ? cpu : "unknown CPU", tn_version(),

@@ -15,6 +15,7 @@ tn_bench_row *tn_bench_rows_add(tn_bench_rows *rows, const tn_bench_row *like)
     row->peak_gb_per_second = row->peak_rss_bytes = row->device_memory_bytes = NAN;
     row->hops = row->join_wait_s = row->predicted = row->cached = NAN;
     row->host = row->device = (tn_bench_side){NAN, NAN};
+    row->flop = row->f16_flop_per_second = NAN;
     row->against = (tn_bench_ratio){NAN, NAN, NAN, NAN};
     row->warmup_runs = 0;
     row->settled = false;
@@ -78,6 +79,16 @@ double tn_bench_gb_per_second(const tn_bench_row *row)
 double tn_bench_percent(const tn_bench_row *row)
 {
     return 100 * tn_bench_gb_per_second(row) / row->peak_gb_per_second;
+}
+
+double tn_bench_tflop_per_second(const tn_bench_row *row)
+{
+    return tn_bench_quantile(row->rate.at, row->rate.n, 0.5) * row->flop * 1e-12;
+}
+
+double tn_bench_percent_f16(const tn_bench_row *row)
+{
+    return 100e12 * tn_bench_tflop_per_second(row) / row->f16_flop_per_second;
 }
 
 json_t *tn_bench_number(double x)
@@ -179,6 +190,9 @@ json_t *tn_bench_row_json(const tn_bench_row *row)
     set_number(o, "gb_per_second", tn_bench_gb_per_second(row));
     set_number(o, "limit_gb_per_second", row->peak_gb_per_second);
     set_number(o, "percent_of_limit", tn_bench_percent(row));
+    set_number(o, "tflop_per_second", tn_bench_tflop_per_second(row));
+    set_number(o, "device_f16_tflop_per_second", 1e-12 * row->f16_flop_per_second);
+    set_number(o, "percent_of_device_f16", tn_bench_percent_f16(row));
     set_number(o, "peak_rss_bytes", row->peak_rss_bytes);
     set_number(o, "device_memory_bytes", row->device_memory_bytes);
     set_number(o, "page_cache_percent", 100 * row->cached);

@@ -50,6 +50,8 @@ typedef struct tn_bench_row {
     double activation_bytes;       /* read and written per token, mostly in caches */
     double hops, join_wait_s;      /* per token: moves between the sides, waiting for the other */
     tn_bench_side host, device;
+    double flop;               /* with weights for a token of a prompt, see tn_model_info */
+    double f16_flop_per_second; /* the most that the device was seen to multiply */
     double peak_gb_per_second; /* if each side read its part at its limit, both at the same time */
     double peak_rss_bytes, device_memory_bytes;
     double cached;          /* of a load: the part of the file that was in the page cache before it;
@@ -78,6 +80,10 @@ const char *tn_bench_test_name(const tn_bench_row *row, char text[64]);
 /* GB/s = 1e9 bytes per second at the median, and percent of the measured peak; NaN = unknown. */
 double tn_bench_gb_per_second(const tn_bench_row *row);
 double tn_bench_percent(const tn_bench_row *row);
+/* 1e12 multiplications and additions a second with a prompt's weights, and percent of what the
+ * device multiplies F16 at; NaN = unknown. */
+double tn_bench_tflop_per_second(const tn_bench_row *row);
+double tn_bench_percent_f16(const tn_bench_row *row);
 /* New reference. */
 json_t *tn_bench_row_json(const tn_bench_row *row);
 

@@ -219,6 +219,13 @@ static void set_bytes(const tn_bench_run *run, tn_bench_row *row, const part *p)
     set_limit(run, row, p);
 }
 
+/* Of a prompt, which arithmetic limits. */
+static void set_arithmetic(const tn_bench_run *run, tn_bench_row *row)
+{
+    if (run->source->info.prompt_flop) row->flop = (double)run->source->info.prompt_flop;
+    row->f16_flop_per_second = run->device_f16;
+}
+
 static void set_watch(tn_bench_row *row, const tn_bench_watch *w)
 {
     char why[300];
@@ -234,6 +241,7 @@ static void finish(const tn_bench_run *run, tn_bench_row *rows, size_t n_rows, c
     for (size_t i = 0; i < n_rows; i++)
         set_watch(&rows[i], w); /* first: the test of the memory's speed takes memory itself */
     set_bytes(run, &rows[0], rows->what == TN_BENCH_GENERATE ? &t->generate : &t->prompt);
+    if (rows->what != TN_BENCH_GENERATE) set_arithmetic(run, &rows[0]);
     if (pair) {
         set_bytes(run, &rows[1], &t->generate);
         rows[1].warmup_runs = rows->warmup_runs;

@@ -13,7 +13,8 @@ typedef struct tn_bench_run {
     const tn_bench_tokens *tokens;
     const tn_bench_source *source;
     tn_bench_peaks *peaks;
-    double device_peak; /* bytes per second; NaN = unknown */
+    double device_peak; /* bytes per second; NaN = unknown, here and below */
+    double device_f16;  /* multiplications and additions per second */
     /* Called between runs with what comes next, for people who wait. */
     void (*tick)(void *user, const char *what);
     void *user;

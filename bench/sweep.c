@@ -29,7 +29,7 @@ typedef struct sweep {
     tn_error too_big;
     tn_bench_peaks peaks;
     char *profile;           /* of this machine with its device, NULL = not measured */
-    double device_peak;      /* bytes per second */
+    double device_peak, device_f16; /* bytes per second; flop per second */
     tn_bench_planned placed; /* what the open model carries out; placement NULL = nothing */
     double predicted[2];     /* tokens per second of prompt and generation; NaN = nothing was */
     char *places;            /* all rules of --place in one text */
@@ -145,7 +145,7 @@ static tn_status open_context(sweep *w, int64_t *fits, tn_error *err)
 static tn_bench_run make_run(sweep *w)
 {
     return (tn_bench_run){w->set,    w->ctx,         &w->tokens, &w->source,
-                          &w->peaks, w->device_peak, tick,       w};
+                          &w->peaks, w->device_peak, w->device_f16, tick,       w};
 }
 
 /* KV bytes per token, from a page that one token makes; the context is left empty. */
@@ -464,17 +464,30 @@ static void calibrate(sweep *w)
     tn_string_free(w->engine, text);
 }
 
-/* Measures the device's limit, and the machine for the planner; before any model takes memory of
+/* NaN: not known. */
+static void set_device_peaks(sweep *w, double peak, double f16)
+{
+    w->device_peak = peak;
+    w->device_f16 = f16;
+    json_object_set_new(w->report.environment, "device_read_peak_gb_per_second",
+                        tn_bench_number(peak * 1e-9));
+    json_object_set_new(w->report.environment, "device_f16_tflop_per_second",
+                        tn_bench_number(f16 * 1e-12));
+}
+
+/* Measures the device's limits, and the machine for the planner; before any model takes memory of
  * it. A failure shows when the engine opens for the rows. */
 static void measure_device(sweep *w)
 {
     free(w->profile);
     w->profile = NULL;
-    w->device_peak = NAN;
+    set_device_peaks(w, NAN, NAN);
     if (!w->set->device || open_engine(w, NULL, NULL)) return;
     tick(w, "measuring the device");
-    double peak;
-    if (!tn_engine_device_read(w->engine, &peak, NULL)) w->device_peak = peak;
+    double peak = NAN, f16 = NAN;
+    tn_engine_device_read(w->engine, &peak, NULL);
+    tn_engine_device_multiply(w->engine, &f16, NULL);
+    set_device_peaks(w, peak, f16);
     if (w->set->placements.n && !w->set->hardware) calibrate(w);
     close_engine(w);
 }
@@ -599,17 +612,16 @@ static void add_peaks_json(sweep *w)
                                         "gb_per_second", tn_bench_number(p->per_second * 1e-9)));
     }
     json_object_set_new(w->report.environment, "read_peak", list);
-    json_object_set_new(w->report.environment, "device_read_peak_gb_per_second",
-                        tn_bench_number(w->device_peak * 1e-9));
     free(w->peaks.at);
 }
 
 int tn_bench_sweep(const tn_bench_settings *set, int argc, char **argv)
 {
-    sweep w = {.set = set, .predicted = {NAN, NAN}, .device_peak = NAN};
+    sweep w = {.set = set, .predicted = {NAN, NAN}};
     const size_t n_models = set->models.n + set->synthetic.n;
     if ((w.code = tn_bench_report_open(&w.report, set))) return w.code;
     tn_bench_env_fill(w.report.environment, argc, argv);
+    set_device_peaks(&w, NAN, NAN);
     w.cells = tn_bench_cells_make(set, &w.n_cells);
     w.places = tn_bench_words_join(&set->places, "device");
     tn_bench_estimate_init(&w.estimate, set, w.cells, w.n_cells, n_models);

@@ -145,7 +145,7 @@ struct tn_model {
     struct tn_later *later; /* NULL: no weights wait in the mapped file */
     struct tn_image *image; /* NULL: weights are in memory of our own or the model's own pages */
     size_t held_bytes;     /* memory of weights in our layout */
-    uint64_t n_params, weight_bytes, token_bytes, activation_bytes;
+    uint64_t n_params, weight_bytes, token_bytes, activation_bytes, prompt_flop;
     uint32_t main_type;    /* type of most weight bytes */
     char *name;  /* path or given name, for messages */
     char *title; /* general.name, or "" */

@@ -14,6 +14,7 @@
 #include "tokenizer.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { max_granule = 1 << 16 };
@@ -105,23 +106,35 @@ static tn_status load_vocab(tn_model *m, tn_error *err)
     return tn_vocab_new(&m->vocab, m->gguf, m->a, err);
 }
 
+/* Whether every token of a prompt is multiplied with the matrix, not only the last one. */
+static bool all_tokens_use(const tn_model *m, const tn_gguf_tensor *t)
+{
+    char last[32], name[16] = "";
+    const int n = snprintf(last, sizeof last, "blk.%d.", m->hp.n_layers - 1);
+    if (t->n_dims < 2 || t->name.len < 4 || memcmp(t->name.data, "blk.", 4) != 0) return false;
+    if (t->name.len < (size_t)n || memcmp(t->name.data, last, (size_t)n) != 0) return true;
+    memcpy(name, t->name.data + n, t->name.len - (size_t)n < 6 ? t->name.len - (size_t)n : 6);
+    return strcmp(name, "attn_q") == 0 || strcmp(name, "attn_k") == 0 ||
+           strcmp(name, "attn_v") == 0;
+}
+
 static void count_weights(tn_model *m)
 {
     uint64_t per_type[TN_TYPE_COUNT] = {0};
     for (uint64_t i = 0; i < tn_gguf_n_tensors(m->gguf); i++) {
         const tn_gguf_tensor *t = tn_gguf_tensor_at(m->gguf, i);
+        const bool expert = t->shape[2] > 1;
+        const uint64_t used = expert ? (uint64_t)m->hp.n_expert_used : 1;
         m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
         m->weight_bytes += t->bytes;
         per_type[t->type] += t->bytes;
-        const bool expert = t->shape[2] > 1;
+        if (all_tokens_use(m, t)) m->prompt_flop += 2 * t->shape[0] * t->shape[1] * used;
         const bool lookup = !m->tied && t->n_dims == 2 &&
                             t->name.len == 17 && memcmp(t->name.data, "token_embd.weight", 17) == 0;
         if (lookup) continue;
         if (t->n_dims > 1)
-            m->activation_bytes += sizeof(float) * (t->shape[0] + t->shape[1]) *
-                                   (expert ? (uint64_t)m->hp.n_expert_used : 1);
-        m->token_bytes +=
-            expert ? t->bytes / t->shape[2] * (uint64_t)m->hp.n_expert_used : t->bytes;
+            m->activation_bytes += sizeof(float) * (t->shape[0] + t->shape[1]) * used;
+        m->token_bytes += t->bytes / t->shape[2] * used;
     }
     for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
         if (per_type[i] > per_type[m->main_type]) m->main_type = i;
@@ -307,6 +320,7 @@ tn_status tn_model_get_info(const tn_model *m, tn_model_info *info, tn_error *er
         .has_chat_template = tmpl.data != NULL,
         .chat_template = tmpl.data ? tn_chat_format_detect(tmpl.data, tmpl.len) : NULL,
         .activation_bytes = m->activation_bytes,
+        .prompt_flop = m->prompt_flop,
     };
     memcpy(info, &full, info->struct_size < sizeof full ? info->struct_size : sizeof full);
     return TN_OK;

@@ -117,6 +117,12 @@ TN_API tn_status tn_engine_calibrate(tn_engine *engine, bool again, char **json,
  * device is emulated) or a quarter of what is free. TN_EUNSUPPORTED without a device, TN_ENOMEM,
  * TN_EDEVICE. Takes its turn with evaluations. */
 TN_API tn_status tn_engine_device_read(tn_engine *engine, double *bytes_per_second, tn_error *err);
+/* The most multiplications and additions a second that the first device's cuBLAS reaches: the best
+ * of several passes over products of two F16 matrices of random values with 8192 rows and columns
+ * (256 where the device is emulated; fewer where little memory is free), sums in F32, which is how
+ * prompts are multiplied with quantised weights. Otherwise as tn_engine_device_read. */
+TN_API tn_status tn_engine_device_multiply(tn_engine *engine, double *flop_per_second,
+                                           tn_error *err);
 
 /* ---- model ----------------------------------------------------------------------------------- */
 
@@ -197,6 +203,10 @@ typedef struct tn_model_info {
     uint64_t activation_bytes; /* float32 activations that the matrices of one token read and write,
                                   computed from their shapes: mostly in caches, so no part of what
                                   memory must deliver; 0 with vocab_only */
+    uint64_t prompt_flop;      /* multiplications and additions with weights for a token of a prompt
+                                  that is not its last: so without the head, and of the last layer
+                                  only Q, K and V. Attention itself is not counted; 0 with
+                                  vocab_only */
 } tn_model_info;
 TN_API tn_status tn_model_get_info(const tn_model *model, tn_model_info *info, tn_error *err);
 

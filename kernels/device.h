@@ -206,7 +206,7 @@ void tn_devices_close(tn_devices *list);
 
 /* ---- between device.c and a plug-in ---------------------------------------------------------- */
 
-enum { TN_DEVICE_PLUGIN_VERSION = 4 };
+enum { TN_DEVICE_PLUGIN_VERSION = 5 };
 
 typedef struct tn_device_plugin {
     uint32_t version;

@@ -135,6 +135,13 @@ typedef tn_status (*tn_device_gemm_fn)(tn_stream *s, const tn_dgemm *a);
 /* Workspace for `rows` rows at a time; w.rows lets the product run in one pass. Host only. */
 typedef size_t (*tn_device_gemm_bytes_fn)(uint32_t type, int64_t n, int64_t rows, int64_t cols);
 
+/* y[n][rows] = x w^T of float16 w[rows][cols] and x[n][cols], sums and y in float32, by cuBLAS:
+ * what gemm leaves to it once quantised weights are dequantised, and nothing else, so that the
+ * speed of the tensor cores can be measured. Rows lie one after another. One thread at a time, as
+ * gemm. */
+typedef tn_status (*tn_device_multiply_fn)(tn_stream *s, const void *w, const void *x, float *y,
+                                           int64_t rows, int64_t n, int64_t cols);
+
 /* ---- weights in and out ---------------------------------------------------------------------- */
 
 /* Fills the matrix w from rows as they lie in the file, which are in device memory at src,
@@ -337,6 +344,7 @@ typedef struct tn_device_ops {
     tn_device_argmax_fn argmax;
     tn_device_top_k_fn top_k;
     tn_device_read_fn read;
+    tn_device_multiply_fn multiply;
 } tn_device_ops;
 
 /* kernels/cuda/ops.cu: the table of the CUDA device, emulated or not. */

@@ -71,14 +71,27 @@ def check_bytes(t, arch, *more):
         total = x["weight_bytes_per_token"] + x["kv_bytes_per_token"]
         parts = x["host"]["bytes_per_token"] + x["device"]["bytes_per_token"]
         check(abs(parts / total - 1) < 1e-9, f"{arch}: {parts} bytes of both sides, not {total}")
-    return keys, tensors, tg
+    return keys, tensors, pp, tg
+
+
+def check_flop(pp, keys, tensors, arch):
+    """Weights that a token of a prompt is multiplied with."""
+    flop = 0
+    for x in tensors:
+        last = x["name"].startswith(f"blk.{keys['block_count'] - 1}.")
+        if not x["name"].startswith("blk.") or last and not re.search(r"attn_[qkv]", x["name"]):
+            continue
+        used = keys["expert_used_count"] if len(x["shape"]) > 2 else 1
+        flop += 2 * x["shape"][0] * x["shape"][1] * used
+    near = pp["tflop_per_second"] * 1e12 / pp["median"] / flop
+    check(flop > 0 and abs(near - 1) < 1e-6, f"{arch}: {near} of {flop} flop a token")
 
 
 @case
 def bytes_are_those_of_the_model(t):
     """Worked out from the header: a dense model, one of experts, sliding windows."""
     for arch in ("llama3", "qwen3moe", "gemma3"):
-        keys, tensors, tg = check_bytes(t, arch)
+        keys, tensors, pp, tg = check_bytes(t, arch)
         tied = all(x["name"] != "output.weight" for x in tensors)
         want = sum(
             4 * (x["shape"][0] + x["shape"][1]) * (keys["expert_used_count"] if len(x["shape"]) > 2 else 1)
@@ -86,6 +99,7 @@ def bytes_are_those_of_the_model(t):
             if tied or x["name"] != "token_embd.weight"
         )
         equal(tg["activation_bytes_per_token"], want, f"{arch}: activations")
+        check_flop(pp, keys, tensors, arch)
 
 
 @case
@@ -93,7 +107,7 @@ def bytes_on_both_sides(t):
     """As many as on one side, wherever they are read."""
     need_emulated(t)
     for arch in ("llama3", "qwen3moe", "gemma3"):
-        _, _, tg = check_bytes(t, arch, "--device", "emu", "--place", "ffn_=host")
+        _, _, _, tg = check_bytes(t, arch, "--device", "emu", "--place", "ffn_=host")
         check(tg["host"]["bytes_per_token"] > 0 and tg["device"]["bytes_per_token"] > 0, f"{tg}")
 
 
@@ -206,11 +220,13 @@ def emulated_device(t):
         check(row["hops_per_token"] > 0, f"no hops: {row['hops_per_token']}")
         check(row["join_wait_seconds_per_token"] > 0, f"{row['test']} waits for nobody")
         check(row["host"]["bytes_per_token"] > 0 and row["device"]["bytes_per_token"] > 0, f"{row}")
+        equal(finite(row["percent_of_device_f16"]), row["test"].startswith("pp"), "share of the F16 peak")
         check(finite(row["device_memory_bytes"]) and row["device_memory_bytes"] > 1e5, f"{row}")
         check_sides(row)
     e = r["environment"]
     equal([d["emulated"] for d in e["engine"]["devices"]], [True], "the device in the environment")
     check(e["device_read_peak_gb_per_second"] > 0, "the device's peak was not measured")
+    check(e["device_f16_tflop_per_second"] > 0, "the device's F16 peak was not measured")
     report, picture = os.path.join(t.dir, "emulated.json"), os.path.join(t.dir, "emulated.svg")
     table = t.ok(*t.quick(*args, "--svg", picture)).decode()
     with open(picture) as f:
@@ -219,7 +235,7 @@ def emulated_device(t):
         json.dump(r, f)
     compared = t.ok("--compare", report, report).decode()
     equal(compared.count(", emulated"), len(r["results"]), f"labels in\n{compared}")
-    for word in ("device emu (emulated)", "device MiB", "hops/token", "wait ms/token"):
+    for word in ("device emu (emulated), reads ", "multiplies F16 at ", "TFLOP/s", "% F16", "device MiB", "hops/token", "wait ms/token"):
         check(word in table, f"{word} is not in the table:\n{table}")
 
 

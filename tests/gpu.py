@@ -241,6 +241,21 @@ def rows_of(path):
     return rows
 
 
+def shares(row):
+    """One line: of what was measured besides, how much a prompt or a generation reaches; None: of a row
+    without a figure."""
+    if row["error"] or not row["median"]:
+        return None
+    prompt = row["percent_of_device_f16"]
+    percent = row["percent_of_limit"] if prompt is None else prompt
+    what = "read limit" if prompt is None else "device's cuBLAS (F16, %.3g TFLOP/s)" % (
+        row["device_f16_tflop_per_second"])
+    where = row["parameters"]["placement"]
+    return "    %-20s %10.1f tok/s%s%s" % (
+        row["test"], row["median"], "" if percent is None else ", %.3g %% of the %s" % (percent, what),
+        "" if where == "device" else ", " + where)
+
+
 def json_in(text):
     """The object that a program has printed, among its messages."""
     return json.loads(text[text.index("{"):text.rindex("}") + 1])
@@ -267,6 +282,9 @@ def run_bench(session, build, cards):
             os.unlink(report)
         session.run(title, [bench, "--device", DEVICE, *args, "-o", "jsonl", "--out", report], kind,
                     lambda text: rows_of(report))
+        for line in session.steps[-1].get("report", ()):
+            if "result" in line and shares(line["result"]):
+                print(shares(line["result"]), flush=True)
 
     # What predictions are made of: crossing latency, contended pairs, the host's attention, ...
     os.environ["XDG_CACHE_HOME"] = os.path.abspath(os.path.join("build", "gpu-cache"))

@@ -151,7 +151,8 @@ def json_schema(t):
     for path in (
         "build.commit build.dirty build.compiler build.flags cpu.model cpu.caches cpu.clock "
         "cpu.smt memory.bytes memory.numa_nodes system.kernel gpu_driver gpus date "
-        "command engine.devices read_peak device_read_peak_gb_per_second"
+        "command engine.devices read_peak device_read_peak_gb_per_second "
+        "device_f16_tflop_per_second"
     ).split():
         at = e
         for key in path.split("."):

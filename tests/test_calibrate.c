@@ -254,6 +254,7 @@ TEST(a_cache_that_cannot_be_written_is_named)
     CHECK_MSG(text && strstr(warning, path), "warned: '%s'", warning);
     double rate;
     CHECK(tn_engine_device_read(e, &rate, NULL) == TN_EUNSUPPORTED);
+    CHECK(tn_engine_device_multiply(e, &rate, NULL) == TN_EUNSUPPORTED);
     tn_string_free(e, text);
     tn_engine_free(e);
 }
@@ -333,6 +334,15 @@ TEST(an_emulated_device_is_measured_and_labelled)
           m.pinned_bytes == 0);
     e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 1);
     CHECK(tn_engine_device_read(e, &read, &err) == TN_EDEVICE);
+    double flop = NAN;
+    CHECK_MSG(tn_engine_device_multiply(e, &flop, &err) == TN_OK, "%s", err.msg);
+    CHECK_MSG(flop > 0 && flop < 1e15, "%g flop per second", flop);
+    e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 1);
+    CHECK(tn_engine_device_multiply(e, &flop, &err) == TN_EDEVICE);
+    e->device->api->fail_at(e->device, TN_FAULT_COPY, 1);
+    CHECK(tn_engine_device_multiply(e, &flop, &err) == TN_EDEVICE);
+    CHECK(e->device->api->memory(e->device, &m, NULL) == TN_OK && m.used_bytes == 0 &&
+          m.pinned_bytes == 0);
     /* A launch that fails is said, and nothing is lost. */
     tn_profile q;
     e->device->api->fail_at(e->device, TN_FAULT_LAUNCH, 20);

@@ -75,6 +75,37 @@ TEST(read_sums)
     }
 }
 
+/* Halves of few bits and short rows: sums are exact. */
+TEST(multiply_halves)
+{
+    NEED_DEVICE;
+    static const int64_t shapes[][3] = {{1, 1, 8}, {7, 3, 16}, {64, 40, 72}};
+    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
+        const int64_t rows = shapes[k][0], n = shapes[k][1], cols = shapes[k][2];
+        uint16_t w[64 * 72], x[40 * 72];
+        for (int64_t i = 0; i < rows * cols; i++)
+            w[i] = tn_f32_to_f16((float)(i * 7 % 13 - 6) / 4);
+        for (int64_t i = 0; i < n * cols; i++)
+            x[i] = tn_f32_to_f16((float)(i * 5 % 11 - 5) / 2);
+        const void *dw = device_new((size_t)(rows * cols * 2), w);
+        const void *dx = device_new((size_t)(n * cols * 2), x);
+        float *y = device_floats((size_t)(n * rows), NULL);
+        CHECK_INT(ops->multiply(stream, dw, dx, y, rows, n, cols), TN_OK);
+        float *got = device_get(y, (size_t)(n * rows) * sizeof *got);
+        for (int64_t i = 0; i < n * rows; i++) {
+            float want = 0;
+            for (int64_t c = 0; c < cols; c++)
+                want += tn_f16_to_f32(w[i % rows * cols + c]) *
+                        tn_f16_to_f32(x[i / rows * cols + c]);
+            CHECK_MSG(got[i] == want, "%d: %g, want %g", (int)i, got[i], want);
+        }
+        CHECK_INT(ops->multiply(stream, dw, dx, y, 0, n, cols), TN_EARG);
+        CHECK_INT(ops->multiply(stream, dw, NULL, y, rows, n, cols), TN_EARG);
+        free(got);
+        done("multiply");
+    }
+}
+
 /* What is not finite must come out as NaN, whatever its neighbours; tiny values as zeros. */
 TEST(quantize_extremes)
 {

@@ -5,6 +5,7 @@ usage: test_gpu.py TENON DATA_DIR [NAME]
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -259,6 +260,19 @@ def rows(step):
     return [line["result"] for line in step["report"] if "result" in line]
 
 
+def check_share(row, text):
+    """Of a prompt the share of what the device's cuBLAS was seen to multiply, in the text, too."""
+    share, peak = row["percent_of_device_f16"], row["device_f16_tflop_per_second"]
+    if row["test"].startswith("tg"):
+        equal((share, peak, row["tflop_per_second"]), (None, None, None), "arithmetic of %s" % row["test"])
+        check("%.1f tok/s, %.3g %% of the read limit" % (row["median"], row["percent_of_limit"]) in text, text)
+        return
+    check(0 < peak < math.inf and 0 < share < math.inf, "%r %% of %r TFLOP/s" % (share, peak))
+    near = share / (100 * row["tflop_per_second"] / peak)
+    check(abs(near - 1) < 1e-6, "%r %% of %r TFLOP/s" % (share, peak))
+    check("%.1f tok/s, %.3g %% of the device's cuBLAS (F16, %.3g" % (row["median"], share, peak) in text, text)
+
+
 def on_the_emulated_device(folder, throttle, seconds):
     """gpu.py with everything small and the emulated device in the place of a GPU."""
     path = os.path.join(folder, "emulated.py")
@@ -294,6 +308,10 @@ def every_step_runs_on_the_emulated_device(t):
                 equal((row["label"], row["error"]), (label, None), step["name"])
                 placed_row = step in (placed, slow)
                 check((row["predicted_tokens_per_second"] is not None) == placed_row, "%s" % row)
+        peak = placed["report"][0]["environment"]["device_f16_tflop_per_second"]
+        check(peak > 0 and math.isfinite(peak), "the F16 peak is %r" % peak)
+        for row in rows(small) + rows(last):
+            check_share(row, text)
         equal({row["parameters"]["placement"] for row in rows(slow)}, {"layers", "ffn-host", "auto"},
               "placements")
 

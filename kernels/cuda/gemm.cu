@@ -121,6 +121,30 @@ static Plan plan_of(const tn_dgemm *a, bool quantised)
     return p;
 }
 
+/* y[n][m] = x w^T + beta y of float16 w[m][k] and x[n][k], in float32. */
+static cublasStatus_t multiply_halves(cublasHandle_t h, const void *w, const void *x, float *y,
+                                      int64_t y_stride, int m, int n, int k, float beta)
+{
+    const float one = 1;
+    return cublasGemmEx(h, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one, w, CUDA_R_16F, k, x, CUDA_R_16F,
+                        k, &beta, y, CUDA_R_32F, (int)y_stride, CUBLAS_COMPUTE_32F,
+                        CUBLAS_GEMM_DEFAULT);
+}
+
+tn_status tn_cuda_multiply(tn_stream *stream, const void *w, const void *x, float *y, int64_t rows,
+                           int64_t n, int64_t cols)
+{
+    if (!w || !x || !y || rows < 1 || rows > INT32_MAX || n < 1 || n > INT32_MAX || cols < 1 ||
+        cols > INT32_MAX)
+        return TN_EARG;
+    tn_cuda_stream(stream);
+    const cublasHandle_t h = tn_cuda_blas(stream);
+    if (!h) return TN_EDEVICE;
+    const cublasStatus_t status =
+        multiply_halves(h, w, x, y, rows, (int)rows, (int)n, (int)cols, 0);
+    return status == CUBLAS_STATUS_SUCCESS ? tn_cuda_launched() : TN_EDEVICE;
+}
+
 /* y[n][rows] (+)= x w^T of the rows in the workspace, or of w itself where it is F32. */
 static tn_status multiply(cublasHandle_t h, const tn_dgemm *a, const tn_dweight *w, const Plan *p,
                           bool quantised, float *y)
@@ -129,9 +153,7 @@ static tn_status multiply(cublasHandle_t h, const tn_dgemm *a, const tn_dweight 
     const int m = (int)w->rows, n = (int)a->x.n, k = (int)w->cols;
     cublasStatus_t status;
     if (quantised)
-        status = cublasGemmEx(h, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one, p->weights, CUDA_R_16F,
-                              (int)p->ld, p->x, CUDA_R_16F, k, &beta, y, CUDA_R_32F,
-                              (int)a->y_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+        status = multiply_halves(h, p->weights, p->x, y, a->y_stride, m, n, k, beta);
     else {
         const bool direct = w->type == TN_TYPE_F32;
         status = cublasSgemm(h, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one,

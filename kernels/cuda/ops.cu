@@ -43,6 +43,7 @@ const tn_device_ops *tn_cuda_ops(void)
                                       tn_cuda_combine,
                                       tn_cuda_argmax,
                                       tn_cuda_top_k,
-                                      tn_cuda_read};
+                                      tn_cuda_read,
+                                      tn_cuda_multiply};
     return &ops;
 }

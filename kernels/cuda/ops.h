@@ -11,6 +11,8 @@ tn_status tn_cuda_gather(tn_stream *s, const tn_dweight *w, const int32_t *ids, 
                          float scale, float *out, int64_t out_stride);
 tn_status tn_cuda_matvec(tn_stream *s, const tn_dmatvec *a);
 tn_status tn_cuda_gemm(tn_stream *s, const tn_dgemm *a);
+tn_status tn_cuda_multiply(tn_stream *s, const void *w, const void *x, float *y, int64_t rows,
+                           int64_t n, int64_t cols);
 size_t tn_cuda_gemm_bytes(uint32_t type, int64_t n, int64_t rows, int64_t cols);
 tn_status tn_cuda_norm(tn_stream *s, const tn_dnorm *a);
 tn_status tn_cuda_quantize(tn_stream *s, const tn_dacts *x);
