@@ -71,12 +71,16 @@ static const struct {
     {"fork_not_joined", {"E", "E", "E", "E", "E", "E"}},
     {"join_too_early", {"", "", "", "W", "", "T"}},
     {"wrong_device", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_slab_in_struct", {"E", "E", "E", "E", "E", "E"}},
+    {"wrong_device_in_struct", {"E", "E", "E", "E", "E", "E"}},
+    {"graph_of_freed_slab", {"E", "E", "E", "E", "E", "E"}},
     {"shared_not_allowed", {"W", "W", "W", "W", "W", "W"}},
     {"allocation_recorded", {"E", "E", "E", "E", "E", "E"}},
     {"load_misaligned", {"", "", "", "", "U", ""}},
     {"grid_too_high", {"W", "W", "W", "W", "W", ""}},
     {"freed_while_used", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_copied", {"E", "E", "E", "E", "E", "E"}},
+    {"freed_while_in_struct", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
     {"freed_while_host_works", {"E", "E", "E", "E", "E", "E"}},
     {"allocated_while_host_awaited", {"E", "E", "E", "E", "E", "E"}},
@@ -112,6 +116,10 @@ static int child(const char *name, bool bug, int mode)
 }
 
 /* ---- the parent ------------------------------------------------------------------------------ */
+
+/* A bug between threads shows if the system lets them run as they mostly would: where it does not
+ * show it gets a few more chances. The correct form gets none. */
+enum { CHANCES = 5 };
 
 /* Runs the case and returns what was noticed: one of E W A T U, S for a signal without a word, X for
  * an exit code without one, '-' for nothing. *text gets what it printed. */
@@ -157,7 +165,9 @@ int main(int argc, char **argv)
         for (int mode = first_mode; mode <= last_mode; mode++) {
             std::string quiet, loud;
             char correct = run("/proc/self/exe", e.name, false, mode, &quiet);
-            char bug = e.noticed[mode][0] ? run("/proc/self/exe", e.name, true, mode, &loud) : 0;
+            char bug = e.noticed[mode][0] ? '-' : 0;
+            for (int i = 0; i < CHANCES && bug == '-'; i++)
+                bug = run("/proc/self/exe", e.name, true, mode, &loud);
             bool ok = somewhere && correct == '-' && (!bug || strchr(e.noticed[mode], bug));
             if (!ok)
                 fprintf(stderr, "FAILED %s, %s: correct '%c', with the bug '%c' (want %s)\n%s%s",

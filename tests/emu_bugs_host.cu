@@ -277,6 +277,67 @@ template <bool BUG> static bool wrong_device()
     return true;
 }
 
+/* The same inside a struct, which is how kernels take matrices. Between its members lies what was
+ * in that memory before: here, with `low`, the whole of a pointer that is none. */
+struct Slab {
+    float *y;
+    const float *x;
+    int low;
+    double scale;
+};
+__global__ void scale_slab(Slab s, int n)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) s.y[i] = (float)s.scale * s.x[i];
+}
+static __attribute__((noinline)) const Slab &slab_at(float *y, const float *x, const float *stale)
+{
+    static Slab s;
+    const uint64_t word = (uintptr_t)stale;
+    for (size_t at = 0; at < sizeof s; at += sizeof word)
+        memcpy((char *)&s + at, &word, sizeof word);
+    s.y = y;
+    s.x = x;
+    s.low = (int)(uint32_t)word;
+    s.scale = 2;
+    return s;
+}
+template <bool BUG> static bool freed_slab_in_struct()
+{
+    float *x = device<float>(64), *y = device<float>(64), *stale = device<float>(64);
+    LAUNCH(fill, 1, 64, 0, s1, x, 1.0f, 64);
+    cudaStreamSynchronize(s1);
+    cudaFree(stale);
+    emu::check_argument(slab_at(y, x, stale), "scale_slab", 0); /* as it lies here */
+    LAUNCH(scale_slab, 1, 64, 0, s1, slab_at(y, BUG ? stale : x, stale), 64);
+    return holds(y, 64, [](int) { return 2.0f; });
+}
+template <bool BUG> static bool wrong_device_in_struct()
+{
+    cudaSetDevice(1);
+    float *there = device<float>(64);
+    cudaSetDevice(0);
+    float *x = device<float>(64), *y = device<float>(64);
+    LAUNCH(fill, 1, 64, 0, s1, x, 1.0f, 64);
+    LAUNCH(scale_slab, 1, 64, 0, s1, slab_at(y, BUG ? there : x, x), 64);
+    return holds(y, 64, [](int) { return 2.0f; });
+}
+template <bool BUG> static bool graph_of_freed_slab()
+{
+    float *x = device<float>(64), *y = device<float>(64), *unused = device<float>(64);
+    cudaGraph_t g;
+    cudaGraphExec_t token;
+    LAUNCH(fill, 1, 64, 0, s1, x, 1.0f, 64);
+    cudaStreamSynchronize(s1);
+    cudaStreamBeginCapture(s1, cudaStreamCaptureModeThreadLocal);
+    LAUNCH(scale_slab, 1, 64, 0, s1, slab_at(y, x, x), 64);
+    cudaStreamEndCapture(s1, &g);
+    cudaGraphInstantiateWithFlags(&token, g, 0);
+    cudaFree(BUG ? x : unused);
+    cudaGraphLaunch(token, s1);
+    return holds(y, 64, [](int) { return 2.0f; });
+}
+
 /* A launch with too many blocks in the second dimension does nothing at all. */
 __global__ void fill_rows(float *p, int row0)
 {
@@ -322,29 +383,36 @@ static cudaStream_t elsewhere()
     cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
     return s;
 }
-template <bool BUG> static bool freed_behind_sleep(bool copied)
+enum use { COPIED, ARGUMENT, IN_STRUCT };
+template <bool BUG> static bool freed_behind_sleep(use how)
 {
     cudaEvent_t e;
     float *d = device<float>(64), *unused = device<float>(64), *h = pinned<float>(64);
+    float *y = device<float>(64);
     cudaStream_t other = elsewhere();
     cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
     cudaLaunchHostFunc(other, sleep_a_while, nullptr);
     cudaEventRecord(e, other);
     cudaSetDevice(0);
     cudaStreamWaitEvent(s1, e, 0);
-    if (copied)
-        up(d, h, 64 * sizeof(float));
-    else
-        LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64);
+    switch (how) {
+    case COPIED: up(d, h, 64 * sizeof(float)); break;
+    case ARGUMENT: LAUNCH(fill, 1, 64, 0, s1, d, 1.0f, 64); break;
+    case IN_STRUCT: LAUNCH(scale_slab, 1, 64, 0, s1, slab_at(y, d, y), 64); break;
+    }
     return cudaFree(BUG ? d : unused) == cudaSuccess;
 }
 template <bool BUG> static bool freed_while_used()
 {
-    return freed_behind_sleep<BUG>(false);
+    return freed_behind_sleep<BUG>(ARGUMENT);
 }
 template <bool BUG> static bool freed_while_copied()
 {
-    return freed_behind_sleep<BUG>(true);
+    return freed_behind_sleep<BUG>(COPIED);
+}
+template <bool BUG> static bool freed_while_in_struct()
+{
+    return freed_behind_sleep<BUG>(IN_STRUCT);
 }
 template <bool BUG> static bool freed_while_host_awaited()
 {
@@ -452,10 +520,14 @@ const struct emu_case emu_host_cases[] = {
     CASE(fork_not_joined),
     CASE(join_too_early),
     CASE(wrong_device),
+    CASE(freed_slab_in_struct),
+    CASE(wrong_device_in_struct),
+    CASE(graph_of_freed_slab),
     CASE(allocation_recorded),
     CASE(grid_too_high),
     CASE(freed_while_used),
     CASE(freed_while_copied),
+    CASE(freed_while_in_struct),
     CASE(freed_while_host_awaited),
     CASE(freed_while_host_works),
     CASE(allocated_while_host_awaited),

@@ -18,7 +18,7 @@ struct call {
     virtual void run() const = 0; /* in one thread of the device */
     virtual void check(const char *name) const = 0;
     virtual const void *kernel() const = 0;
-    /* Whether an argument points into [p, p + bytes). */
+    /* Whether an argument, or a word of one, points into [p, p + bytes). */
     virtual bool names(const void *p, size_t bytes) const = 0;
     virtual ~call() {}
 };
@@ -28,17 +28,50 @@ void enqueue_kernel(cudaStream_t s, const char *name, dim3 grid, dim3 block, siz
                     call *c);
 /* A pointer argument lies in a live device allocation or in pinned memory, or the process ends. */
 void check_pointer(const void *p, const char *kernel, int argument);
+/* So does every pointer to device memory among the words of a struct; words that are none of these,
+ * such as pointers to host memory, cannot be told from numbers. */
+void check_words(const uint64_t *words, size_t n, const char *kernel, int argument);
+
+/* Calls f(words, n) with the 8-byte words of a struct that may hold pointers. Between its members
+ * may lie what was on the stack before, and that may look like a pointer: it is cleared where the
+ * compiler can do that, else structs are not looked at. */
+template <class V, class F> inline void with_words(const V &v, F f)
+{
+#ifdef __has_builtin
+#if __has_builtin(__builtin_clear_padding)
+    if constexpr (std::is_class<V>::value && alignof(V) >= alignof(void *)) {
+        static_assert(std::is_trivially_copyable<V>::value, "kernels take plain structs");
+        V copy;
+        uint64_t words[sizeof(V) / sizeof(uint64_t)];
+        memcpy(&copy, &v, sizeof v); /* in full, however structs are copied */
+        __builtin_clear_padding(&copy);
+        memcpy(words, &copy, sizeof words);
+        f(words, sizeof words / sizeof *words);
+    }
+#endif
+#endif
+}
 
 template <class V> inline void check_argument(const V &v, const char *kernel, int i)
 {
     if constexpr (std::is_pointer<V>::value) check_pointer((const void *)v, kernel, i);
+    with_words(v, [=](const uint64_t *words, size_t n) { check_words(words, n, kernel, i); });
+}
+
+inline bool lies_in(uintptr_t at, const void *p, size_t bytes)
+{
+    return at >= (uintptr_t)p && at < (uintptr_t)p + bytes;
 }
 
 template <class V> inline bool points_into(const V &v, const void *p, size_t bytes)
 {
-    if constexpr (std::is_pointer<V>::value)
-        return (const char *)v >= (const char *)p && (const char *)v < (const char *)p + bytes;
-    return false;
+    bool found = false;
+    if constexpr (std::is_pointer<V>::value) found = lies_in((uintptr_t)v, p, bytes);
+    with_words(v, [&](const uint64_t *words, size_t n) {
+        for (size_t i = 0; i < n; i++)
+            found = found || lies_in(words[i], p, bytes);
+    });
+    return found;
 }
 
 template <class... P> struct call_of : call {

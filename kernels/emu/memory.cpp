@@ -173,6 +173,14 @@ void check_pointer(const void *p, const char *kernel, int argument)
                    device_now, argument, p, d);
 }
 
+void check_words(const uint64_t *words, size_t n, const char *kernel, int argument)
+{
+    for (size_t i = 0; i < n; i++) {
+        const void *p = (const void *)(uintptr_t)words[i];
+        if (is_device(p)) check_pointer(p, kernel, argument);
+    }
+}
+
 } // namespace emu
 
 using namespace emu;
