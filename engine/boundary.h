@@ -79,7 +79,8 @@ tn_status tn_carrier_new(tn_carrier **out, tn_model *m, int32_t segment, size_t 
 size_t tn_carrier_capacity(const tn_model *m, const tn_segment *s);
 void tn_carrier_free(tn_carrier *c);
 /* Fills all of `to` with the first rows and columns of `from`, whose rows begin at row0 in the
- * order of memory (experts are padded); to->rows of them. Returns when it is there. */
+ * order of memory (experts are padded); to->rows of them. Returns when it is there, or when nothing
+ * writes to it any more. */
 tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight *from,
                            tn_error *err);
 /* The same from column col0 on, without waiting: it is there when the carrier's stream has come so

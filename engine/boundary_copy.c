@@ -247,5 +247,6 @@ tn_status tn_carrier_carry(tn_carrier *c, const tn_dweight *to, const tn_weight 
                            tn_error *err)
 {
     const tn_status s = tn_carrier_send(c, to, from, 0, err);
-    return s ? s : c->d->api->stream_sync(c->d, c->stream, err);
+    const tn_status synced = c->d->api->stream_sync(c->d, c->stream, s ? NULL : err);
+    return s ? s : synced;
 }

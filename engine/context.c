@@ -212,6 +212,7 @@ static tn_status hand_out(const evaluation *e, int32_t end, int32_t rows)
         const int32_t n = rows - i < c->slice_rows ? rows - i : c->slice_rows;
         pthread_mutex_lock(&c->m->engine->turn);
         tn_status s = tn_exec_head(c->exec, i, n, c->slice);
+        if (s) tn_exec_settle(c->exec);
         pthread_mutex_unlock(&c->m->engine->turn);
         if (s) return s;
         if (!e->fn(e->user, end - rows + i, n, c->slice))
@@ -297,6 +298,7 @@ static tn_status eval_batch(const evaluation *e, int32_t at, int32_t n)
         note_threads(c, seconds);
         s = note_time(c, (tn_token_time){host_seconds(c) - host_s, seconds}, e->err);
     }
+    if (s) tn_exec_settle(c->exec);
     pthread_mutex_unlock(&c->m->engine->turn);
     return s || !e->fn ? s : hand_out(e, at + n, (int32_t)b.n_out);
 }

@@ -63,6 +63,13 @@ void tn_exec_free(tn_exec *x)
     tn_free(x->m->a, x);
 }
 
+void tn_exec_settle(tn_exec *x)
+{
+    if (x->n_devs) tn_exec_abandon(x);
+    for (int32_t i = 0; i < x->n_devs; i++)
+        x->devs[i].api->stream_sync(x->devs[i].device, x->devs[i].stream, NULL);
+}
+
 /* ---- counting -------------------------------------------------------------------------------- */
 
 static void count(tn_exec *x, const tn_weight *w)

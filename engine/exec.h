@@ -17,6 +17,9 @@ typedef struct tn_exec tn_exec;
 tn_status tn_exec_new(tn_exec **out, const tn_model *m, const tn_kv *kv, int32_t n_batch,
                       tn_error *err);
 void tn_exec_free(tn_exec *x);
+/* After an evaluation that failed or was canceled: waits for what of it is still under way on the
+ * devices, because memory that it uses may be given back before the next one. */
+void tn_exec_settle(tn_exec *x);
 
 /* One batch: n tokens at positions pos0 .., whose KV pages have been reserved. */
 typedef struct tn_batch {

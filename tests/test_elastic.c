@@ -636,7 +636,20 @@ TEST(another_model_takes_room_and_gives_it_back)
     golden_free(&g);
 }
 
-/* Opens, grows, shrinks, grows: fails once at every k-th call of a kind, and leaves nothing. */
+/* After a failure: as much again, so that weights move again. */
+static void check_again(const elastic *x, const golden *g)
+{
+    tn_error err = {0};
+    tn_status s = tn_context_rewind(x->ctx, 0, &err);
+    if (!s) s = tn_context_eval(x->ctx, g->tokens, 70, &err);
+    CHECK_MSG(!s, "again: %s", err.msg);
+    const distance d = compare(tn_context_logits(x->ctx), g->logits + 69 * (size_t)g->n_vocab,
+                               (size_t)g->n_vocab);
+    CHECK_MSG(d.max_abs <= g->tolerance, "again: off by %g", d.max_abs);
+}
+
+/* Opens, grows, shrinks, grows: fails once at every k-th call of a kind, and leaves nothing; works
+ * after it where the context is there. */
 static int check_faults(tn_device_fault kind, int step, const golden *g, const tn_placement *p,
                         size_t limit)
 {
@@ -666,6 +679,7 @@ static int check_faults(tn_device_fault kind, int step, const golden *g, const t
             CHECK_MSG(d.max_abs <= g->tolerance, "fault %d: off by %g", k, d.max_abs);
         }
         failed = x.engine->device->api->fail_at(x.engine->device, kind, 0) >= calls + (uint64_t)k;
+        if (s && x.ctx) check_again(&x, g);
         tn_context_free(x.ctx);
         tn_model_close(x.model);
         CHECK_INT(used(&x), 0);
@@ -683,6 +697,8 @@ TEST(faults_during_moves_leave_nothing)
     if (limit) {
         CHECK(check_faults(TN_FAULT_ALLOC, 1, &g, p, limit) > 15);
         CHECK(check_faults(TN_FAULT_COPY, 5, &g, p, limit) > 40);
+        /* Behind others into memory that is given back then. */
+        CHECK(check_faults(TN_FAULT_LAUNCH, 9, &g, p, limit) > 100);
     }
     tn_placement_close(p);
     golden_free(&g);
