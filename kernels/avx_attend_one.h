@@ -419,17 +419,17 @@ typedef struct one_item {
 
 /* The keys of [lo, hi) up to the next multiple of TILE or the end of the page. Tiles lie alike
  * however the keys are cut into chunks and tokens into batches, as weights are rounded by tile. */
-INLINE keys keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t lo, int64_t hi)
+INLINE keys keys_at(const tn_attend *a, int32_t kv_head, int64_t lo, int64_t hi)
 {
     const tn_kv_view *kv = &a->kv;
     const int64_t tile = kv->page_size < TILE ? kv->page_size : TILE;
     const int64_t start = lo / TN_KV_UNIT * TN_KV_UNIT, end = (lo / tile + 1) * tile;
     keys x = {.skip = lo - start, .n = (end < hi ? end : hi) - start};
-    x.k = kv_unit(kv, kv->k, z->dim_k, kv_head, start);
-    x.v = kv_unit(kv, kv->v, z->dim_v, kv_head, start);
+    x.k = kv_unit(kv, kv->k, kv->head_dim_k, kv_head, start);
+    x.v = kv_unit(kv, kv->v, kv->head_dim_v, kv_head, start);
     const int64_t next = end <= a->pos0 + a->n - 1 ? end : start;
-    x.next_k = kv_unit(kv, kv->k, z->dim_k, kv_head, next);
-    x.next_v = kv_unit(kv, kv->v, z->dim_v, kv_head, next);
+    x.next_k = kv_unit(kv, kv->k, kv->head_dim_k, kv_head, next);
+    x.next_v = kv_unit(kv, kv->v, kv->head_dim_v, kv_head, next);
     return x;
 }
 
@@ -443,7 +443,7 @@ INLINE void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo,
         if (from < lo) from = lo;
         if (to > hi) to = hi;
         if (from >= to) continue;
-        const keys x = keys_at(a, z, m->kv_head, from, to);
+        const keys x = keys_at(a, m->kv_head, from, to);
         z->from = (int32_t)(t - m->t0) * m->group;
         z->to = z->from + m->group;
         one_tile(a, z, &x, type);
@@ -456,7 +456,7 @@ INLINE void one_context(const tn_attend *a, one *z, const one_item *m, uint32_t 
     tn_attend_range(a, m->t0, m->c, &lo, &all_hi);
     tn_attend_range(a, m->t1 - 1, m->c, &all_lo, &hi);
     for (int64_t n; lo < hi; lo += n) {
-        const keys x = keys_at(a, z, m->kv_head, lo, hi);
+        const keys x = keys_at(a, m->kv_head, lo, hi);
         n = x.n - x.skip;
         if (lo < all_lo || lo + n > all_hi) {
             edge_tile(a, z, m, lo, lo + n, type);

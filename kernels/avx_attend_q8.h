@@ -199,10 +199,9 @@ INLINE vi q8_plus(vi a, vi b)
 
 #endif
 
-/* q[32] * factor as integers, eight quads `stride` dwords apart, *scale apart, which is NaN where
- * one of q is not finite. *seed: what takes back the offset of stored keys. */
-INLINE void q8_split(const float *q, float factor, int32_t *out, int64_t stride, float *scale,
-                     int32_t *seed)
+/* What q[32] is multiplied with to become integers of 16 bits. As numbers times `factor` these are
+ * *scale apart, which is NaN where one of q is not finite. */
+INLINE vf q8_factor(const float *q, float factor, float *scale)
 {
     vf most = v_zero(), check = v_zero();
     UNROLL for (int i = 0; i < 32; i += LANES)
@@ -213,16 +212,29 @@ INLINE void q8_split(const float *q, float factor, int32_t *out, int64_t stride,
     }
     const float top = v_max_lanes(most);
     const bool any = top > 1e-30f;
-    const vf f = v_set(any ? (float)q8_most_query / top : 0);
+    *scale = (any ? top * factor / (float)q8_most_query : 0) + v_sum_lanes(check);
+    return v_set(any ? (float)q8_most_query / top : 0);
+}
+
+/* A vector of q times f; what is no number becomes one. */
+INLINE vi q8_integers(const float *q, vf f)
+{
+    return q8_round(v_max(v_mul(v_load(q), f), v_set(-q8_most_query)));
+}
+
+/* q[32] * factor as integers, eight quads `stride` dwords apart; *scale: see q8_factor. *seed: what
+ * takes back the offset of stored keys. */
+INLINE void q8_split(const float *q, float factor, int32_t *out, int64_t stride, float *scale,
+                     int32_t *seed)
+{
+    const vf f = q8_factor(q, factor, scale);
     vi total = q8_set(0);
     UNROLL for (int i = 0; i < 32; i += LANES)
     {
-        /* What is no number becomes one. */
-        const vi x = q8_round(v_max(v_mul(v_load(q + i), f), v_set(-q8_most_query)));
+        const vi x = q8_integers(q + i, f);
         q8_put_query(out + i / 4 * stride, stride, x);
         total = q8_plus(total, x);
     }
-    *scale = (any ? top * factor / (float)q8_most_query : 0) + v_sum_lanes(check);
     *seed = (int32_t)(-(uint32_t)TN_KV_K_OFFSET * (uint32_t)q8_total(total));
 }
 

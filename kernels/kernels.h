@@ -241,7 +241,7 @@ void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope,
                                                ... */
 void tn_kernels_avx2_attend(tn_kernels *k); /* avx2_attend.c */
 void tn_kernels_avx512_ops(tn_kernels *k);  /* avx512_ops.c: quantize, glu */
-void tn_kernels_avx512_attend(tn_kernels *k); /* avx512_attend.c */
+void tn_kernels_avx512_attend(tn_kernels *k); /* avx512_attend.c; a Q8_0 cache with VNNI only */
 void tn_kernels_avx512_many(tn_kernels *k); /* avx512_many.c: many tokens times interleaved weights
                                                (VNNI) */
 void tn_kernels_avx512_r16(tn_kernels *k);  /* avx512_r16.c: matmul of R16 weights (VNNI) */

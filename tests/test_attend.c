@@ -30,13 +30,13 @@ typedef struct fixture {
 
 static const float CANARY = 12345.5f;
 
-static const char *const level_names[] = {"scalar", "avx2", "avx512"};
+static const char *const level_names[] = {"scalar", "avx2", "avx512", "avx512+vnni"};
 
 /* Levels of this CPU. */
 static int n_levels(void)
 {
     const unsigned isa = tn_isa_detect();
-    return isa & TN_ISA_AVX512 ? 3 : isa & TN_ISA_AVX2 ? 2 : 1;
+    return isa & TN_ISA_VNNI512 ? 4 : isa & TN_ISA_AVX512 ? 3 : isa & TN_ISA_AVX2 ? 2 : 1;
 }
 
 static tn_kernels table(int level)
@@ -47,6 +47,7 @@ static tn_kernels table(int level)
         tn_kernels_avx2_ops(&k);
         tn_kernels_avx2_attend(&k);
     }
+    if (level >= 3) k.isa = TN_ISA_VNNI512;
     if (level >= 2) tn_kernels_avx512_attend(&k);
     return k;
 }
@@ -415,35 +416,68 @@ TEST(infinities_and_nan)
             }
 }
 
-/* What is not a number in a Q8_0 cache, or in a query, comes out where it belongs. */
+/* A Q8_0 cache and queries `what` of which is no number: comes out where it belongs. */
+static void check_q8_0_nan(const tn_kernels *k, const shape *s, int what)
+{
+    fixture f;
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+    make(&f, s, 1, false);
+    uint16_t *kd = f.pages[0][1], *vd = f.pages[1][1]; /* of positions 16 .. 31 */
+    for (int64_t i = 0; what == 0 && i < s->n * f.a.q_stride; i++)
+        f.q[i] = 0; /* even weights */
+    if (what == 1) kd[20 % 16] = tn_f32_to_f16(NAN);
+    if (what == 2) vd[16 + 20 % 16] = tn_f32_to_f16(NAN); /* of dims 32 .. 63 */
+    if (what == 3) f.q[64 + 40] = NAN;
+    if (what == 4) f.q[64 + 40] = INFINITY;
+    run(k, &f.a, TN_ATTEND_TILE, scratch);
+    for (int64_t t = 0; t < s->n; t++)
+        for (int i = 0; i < 3 * 64; i++) {
+            const bool sees = s->pos0 + t >= 20;
+            const bool nan = (what == 1 && sees) || (what == 2 && sees && i % 64 >= 32) ||
+                             (what >= 3 && t == 0 && i / 64 == 1);
+            if (nan)
+                CHECK(isnan(f.a.out[t * f.a.out_stride + i]));
+            else
+                CHECK(isfinite(f.a.out[t * f.a.out_stride + i]));
+        }
+    drop(&f);
+    free(scratch);
+}
+
 TEST(q8_0_nan)
 {
-    const shape s = {TN_TYPE_Q8_0, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
+    const shape one = {TN_TYPE_Q8_0, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
+    const shape edge = {TN_TYPE_Q8_0, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
     for (int level = 0; level < n_levels(); level++)
         for (int what = 0; what < 5; what++) {
-            fixture f;
-            void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
             const tn_kernels k = table(level);
-            make(&f, &s, 1, false);
-            uint16_t *kd = f.pages[0][1], *vd = f.pages[1][1]; /* of positions 16 .. 31 */
-            for (int i = 0; what == 0 && i < 64 * 3; i++)
-                f.q[i] = 0; /* even weights */
-            if (what == 1) kd[20 % 16] = tn_f32_to_f16(NAN);
-            if (what == 2) vd[16 + 20 % 16] = tn_f32_to_f16(NAN); /* of dims 32 .. 63 */
-            if (what == 3) f.q[64 + 40] = NAN;
-            if (what == 4) f.q[64 + 40] = INFINITY;
-            run(&k, &f.a, 1, scratch);
-            for (int i = 0; i < 3 * 64; i++) {
-                const bool nan =
-                    what == 1 || (what == 2 && i % 64 >= 32) || (what >= 3 && i / 64 == 1);
-                if (nan)
-                    CHECK(isnan(f.a.out[i]));
-                else
-                    CHECK(isfinite(f.a.out[i]));
-            }
-            drop(&f);
-            free(scratch);
+            check_q8_0_nan(&k, &one, what);
+            check_q8_0_nan(&k, &edge, what);
         }
+}
+
+/* AVX-512 without VNNI leaves a Q8_0 cache to AVX2: it has the bits of that, which those with VNNI
+ * are not. */
+TEST(q8_0_without_vnni)
+{
+    const shape s = {TN_TYPE_Q8_0, 16, 6, 2, 64, 64, 0, 0, 9, 150, 0};
+    fixture f;
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+    float *first = NULL;
+    make(&f, &s, 1, false);
+    for (int level = 1; level < n_levels(); level++) {
+        const tn_kernels k = table(level);
+        memset(f.out, 0, (f.n_out + 16) * sizeof *f.out);
+        run(&k, &f.a, TN_ATTEND_TILE, scratch);
+        if (!first) {
+            first = malloc(f.n_out * sizeof *first);
+            memcpy(first, f.a.out, f.n_out * sizeof *first);
+        }
+        CHECK((memcmp(first, f.a.out, f.n_out * sizeof *first) == 0) == (level < 3));
+    }
+    free(first);
+    drop(&f);
+    free(scratch);
 }
 
 /* ---- timing ---------------------------------------------------------------------------------- */
