@@ -103,7 +103,7 @@ static const tn_kernels *kernels(const tn_load *l)
 static tn_status check_type(tn_load *l, const tn_gguf_tensor *t, tn_weight *w)
 {
     const tn_type_info *info = tn_type_get(t->type);
-    if (!info || !info->matmul || !kernels(l)->dequantize[TN_LAYOUT_ROWS][t->type])
+    if (!info || !info->matmul)
         return tn_fail(l->err, TN_EUNSUPPORTED, t->header_offset,
                        "%s: tensor '%.*s' has type %s, which tenon cannot compute with yet",
                        l->m->name, (int)t->name.len, t->name.data, info ? info->name : "?");
@@ -270,7 +270,7 @@ tn_status tn_load_weight(tn_load *l, tn_weight *w, tn_dweight *d, const tn_gguf_
                          int32_t n_experts, bool row_major)
 {
     tn_status s = check_type(l, t, w);
-    if (s) return s;
+    if (s || l->check) return s;
     tn_weight *file = tn_load_alloc(l, sizeof *file);
     if (!file) return tn_fail_nomem(l->err, sizeof *file, "a tensor");
     *file = *w;
@@ -288,7 +288,7 @@ tn_status tn_load_vector(tn_load *l, float **v, float **d, const tn_gguf_tensor 
 {
     tn_weight w;
     tn_status s = check_type(l, t, &w);
-    if (s) return s;
+    if (s || l->check) return s;
     float *out = tn_load_alloc(l, (size_t)w.cols * sizeof *out);
     char *raw = tn_alloc_raw(l->m->a, w.row_bytes, 1);
     if (!out || !raw) s = tn_fail_nomem(l->err, w.row_bytes, "a vector");

@@ -380,8 +380,8 @@ tn_status tn_model_bind(tn_load *l)
     tn_model *m = l->m;
     tn_status s = read_hparams(l);
     if (!s) s = check_experts(l);
-    if (!s) s = tn_sides_make(l);
-    if (!s) s = tn_load_choose(l);
+    if (!s && !l->check) s = tn_sides_make(l);
+    if (!s && !l->check) s = tn_load_choose(l);
     if (!s) s = bind_embeddings(l);
     if (s) return s;
     float *factors = NULL;

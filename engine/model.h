@@ -174,6 +174,7 @@ typedef struct tn_load {
     bool exact, random;          /* random: synthetic weights, no file */
     bool later;                  /* weights stay in the mapped file for the first batch (later.h) */
     bool arriving;               /* they come from there now, in the engine's turn */
+    bool check;                  /* only the header counts: no weight is read or kept */
     tn_error *err;
     bool *used;                  /* per tensor of the directory: bound to a field */
     tn_tensor_place *place;      /* per tensor of the directory; NULL: all on the host */
@@ -216,6 +217,11 @@ void tn_rope_table(const tn_rope *r, int32_t n_rot, int64_t pos0, int64_t n, flo
 
 /* model.c. Reads hyper-parameters and binds every tensor of the directory. */
 tn_status tn_model_bind(tn_load *l);
+/* open.c. Refuses a header that tn_model_open refuses, in the same words; *hp and *arch are what it
+ * says. Left to opening: what only data show (a file cut short, values of rope_freqs.weight) and
+ * what depends on the machine. TN_EFORMAT, TN_EUNSUPPORTED, TN_ENOMEM. */
+tn_status tn_model_check(tn_hparams *hp, const tn_arch **arch, const tn_gguf *g, const char *name,
+                         const tn_allocator *a, tn_error *err);
 /* A u32 key "<arch>.<suffix>"; *value untouched if absent. */
 tn_status tn_model_key_u32(const tn_model *m, const char *suffix, uint32_t *value, tn_error *err);
 tn_status tn_model_key_f32(const tn_model *m, const char *suffix, float *value, tn_error *err);

@@ -118,6 +118,14 @@ static bool all_tokens_use(const tn_model *m, const tn_gguf_tensor *t)
            strcmp(name, "attn_v") == 0;
 }
 
+static tn_status check_vocab(const tn_model *m, tn_error *err)
+{
+    if (!m->vocab || tn_vocab_size(m->vocab) == m->hp.n_vocab) return TN_OK;
+    return tn_fail(err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
+                   "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows",
+                   m->name, (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
+}
+
 static void count_weights(tn_model *m)
 {
     uint64_t per_type[TN_TYPE_COUNT] = {0};
@@ -201,12 +209,7 @@ static tn_status load_weights(tn_model *m, const tn_model_options *opt, bool ran
         m->on_device.output = m->on_device.token_embd;
     }
     count_weights(m);
-    if (m->vocab && tn_vocab_size(m->vocab) != m->hp.n_vocab)
-        return tn_fail(
-            err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
-            "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows", m->name,
-            (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
-    return TN_OK;
+    return check_vocab(m, err);
 }
 
 static tn_status copy_title(tn_model *m, tn_error *err)
@@ -216,6 +219,30 @@ static tn_status copy_title(tn_model *m, tn_error *err)
     if (status) return status;
     m->title = tn_strndup(m->a, s.data, s.len);
     return m->title ? TN_OK : tn_fail_nomem(err, s.len, "the model's title");
+}
+
+tn_status tn_model_check(tn_hparams *hp, const tn_arch **arch, const tn_gguf *g, const char *name,
+                         const tn_allocator *a, tn_error *err)
+{
+    static const tn_model_options none = {.struct_size = sizeof none};
+    tn_model m = {.a = a, .gguf = (tn_gguf *)g, .name = (char *)name}; /* neither is written to */
+    tn_load l = {.m = &m, .opt = &none, .check = true, .err = err};
+    tn_status s = copy_title(&m, err);
+    if (!s) s = find_arch(&m, err);
+    l.used = tn_alloc(a, (size_t)tn_gguf_n_tensors(g), sizeof *l.used);
+    if (!s && !l.used) s = tn_fail_nomem(err, 1, "the tensor list");
+    if (!s) s = tn_model_bind(&l);
+    if (!s) s = load_vocab(&m, err);
+    if (!s) s = check_vocab(&m, err);
+    tn_vocab_free(m.vocab);
+    for (size_t i = 0; i < m.n_owned; i++)
+        tn_free(a, m.owned[i]);
+    tn_free(a, m.owned);
+    tn_free(a, l.used);
+    tn_free(a, m.title);
+    *hp = m.hp;
+    *arch = m.arch;
+    return s;
 }
 
 /* Everything after the header has been parsed into m->gguf. Closes m on failure. */

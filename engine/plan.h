@@ -98,7 +98,7 @@ typedef struct tn_shape {
 } tn_shape;
 
 /* granule: wanted neurons per slab (0 = 256), rounded up to a multiple of lcm(block of down, 16).
- * TN_EUNSUPPORTED (unknown architecture), TN_EFORMAT (missing or absurd keys), TN_ENOMEM. */
+ * Refuses what tn_model_check refuses; TN_EUNSUPPORTED: too many tensors; TN_ENOMEM. */
 tn_status tn_shape_read(tn_shape *out, const tn_gguf *g, const char *name, int32_t granule,
                         const tn_allocator *a, tn_error *err);
 void tn_shape_free(tn_shape *s);

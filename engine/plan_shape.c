@@ -1,5 +1,6 @@
 /* From a GGUF header to what the planner knows of a model. */
 #include "exec_sizes.h"
+#include "model.h"
 #include "plan.h"
 
 #include "../gguf/blocks.h"
@@ -7,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { max_layers = 2048, head_rows_per_unit = 1024, production_granule = 256 };
+enum { head_rows_per_unit = 1024, production_granule = 256 };
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
@@ -136,93 +137,25 @@ static void cut_head(tn_shape *s)
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-typedef struct reader {
-    tn_shape *s;
-    const tn_gguf *g;
-    const char *name;
-    const tn_arch *arch;
-    tn_error *err;
-} reader;
-
-/* Value i of a key of the architecture: a scalar, or one value a layer. *out is kept if absent. */
-static tn_status count_at(const reader *r, const char *suffix, int32_t i, bool required,
-                          int64_t max, int64_t *out)
+static void read_sizes(tn_shape *s, const tn_hparams *hp, const tn_arch *arch)
 {
-    char key[160];
-    snprintf(key, sizeof key, "%s.%s", r->arch->name, suffix);
-    const tn_gguf_key *k = tn_gguf_find(r->g, key);
-    if (!k && !required) return TN_OK;
-    if (!k) return tn_fail(r->err, TN_EFORMAT, -1, "%s: key '%s' is missing", r->name, key);
-    int64_t v;
-    if (!tn_gguf_value_i64(k, k->kind == TN_GGUF_ARRAY ? (uint64_t)i : 0, &v))
-        return tn_fail(r->err, TN_EFORMAT, k->offset,
-                       "%s: key '%s' has no whole number for layer %d", r->name, key, i);
-    if (v < 0 || v > max)
-        return tn_fail(r->err, TN_EFORMAT, k->offset, "%s: key '%s' is %lld, expected 0 to %lld",
-                       r->name, key, (long long)v, (long long)max);
-    *out = v;
-    return TN_OK;
+    snprintf(s->arch, sizeof s->arch, "%s", arch->name);
+    s->n_layers = hp->n_layers;
+    s->n_embd = hp->n_embd;
+    s->n_vocab = hp->n_vocab;
+    s->n_ctx_train = hp->n_ctx_train;
+    if (hp->head_dim_k % TN_QK || hp->head_dim_v % TN_QK)
+        s->odd_head_dim = hp->head_dim_k % TN_QK ? hp->head_dim_k : hp->head_dim_v;
 }
 
-/* Sliding window of layer i, 0 = all. */
-static tn_status read_window(const reader *r, int32_t i, int64_t *window)
+static void read_layer(tn_shape_layer *l, const tn_hparams *hp, int32_t i)
 {
-    int64_t period = r->arch->swa_period;
-    *window = 0;
-    if (!period) return TN_OK;
-    tn_status s = count_at(r, "attention.sliding_window", i, false, 1 << 30, window);
-    if (!s) s = count_at(r, "attention.sliding_window_pattern", i, false, max_layers, &period);
-    if (period > 0 && i % period == period - 1) *window = 0;
-    return s;
-}
-
-static tn_status read_layer(const reader *r, int32_t i, tn_shape_layer *l)
-{
-    int64_t heads = 0, heads_kv, used = 0;
-    tn_status s = count_at(r, "attention.head_count", i, true, 65536, &heads);
-    heads_kv = heads;
-    if (!s) s = count_at(r, "attention.head_count_kv", i, false, 65536, &heads_kv);
-    if (!s && heads < 1)
-        return tn_fail(r->err, TN_EFORMAT, -1, "%s: layer %d has no attention heads", r->name, i);
-    if (s) return s;
-    int64_t key = r->s->n_embd / heads, value = key;
-    s = count_at(r, "attention.key_length", i, false, 8192, &key);
-    if (!s) s = count_at(r, "attention.value_length", i, false, 8192, &value);
-    if (!s) s = count_at(r, "expert_used_count", i, false, 4096, &used);
-    if (!s) s = read_window(r, i, &l->window);
-    l->n_head = (int32_t)heads;
-    l->head_dim = (int32_t)key;
-    l->value_dim = (int32_t)value;
-    l->kv_elements = (uint64_t)(heads_kv * (key + value));
-    if (key % TN_QK || value % TN_QK)
-        r->s->odd_head_dim = (int32_t)(key % TN_QK ? key : value);
-    l->n_used = (int32_t)used;
-    return s;
-}
-
-static tn_status read_sizes(reader *r)
-{
-    tn_str arch = {NULL, 0};
-    tn_status s = tn_gguf_get_str(r->g, "general.architecture", &arch, r->err);
-    if (s) return s;
-    r->arch = arch.data ? tn_arch_find(arch) : NULL;
-    if (!r->arch)
-        return tn_fail(r->err, arch.data ? TN_EUNSUPPORTED : TN_EFORMAT, -1,
-                       "%s: architecture '%.*s' is not supported; tenon runs %s", r->name,
-                       (int)(arch.len < 60 ? arch.len : 60), arch.data ? arch.data : "",
-                       tn_arch_names());
-    snprintf(r->s->arch, sizeof r->s->arch, "%s", r->arch->name);
-    int64_t layers = 0, embd = 0, ctx = 0;
-    s = count_at(r, "block_count", 0, true, max_layers, &layers);
-    if (!s) s = count_at(r, "embedding_length", 0, true, 1 << 20, &embd);
-    if (!s) s = count_at(r, "context_length", 0, true, 1 << 30, &ctx);
-    if (!s && (layers < 1 || embd < 1 || ctx < 1))
-        return tn_fail(r->err, TN_EFORMAT, -1,
-                       "%s: block_count, embedding_length or context_length is 0", r->name);
-    r->s->n_layers = (int32_t)layers;
-    r->s->n_embd = (int32_t)embd;
-    r->s->n_ctx_train = (int32_t)ctx;
-    return s;
+    const bool local = hp->n_swa && i % hp->swa_period != hp->swa_period - 1;
+    l->window = local ? hp->n_swa : 0;
+    l->n_head = hp->n_head;
+    l->head_dim = hp->head_dim_k;
+    l->value_dim = hp->head_dim_v;
+    l->kv_elements = (uint64_t)hp->n_head_kv * (uint64_t)(hp->head_dim_k + hp->head_dim_v);
 }
 
 /* ---- tensors --------------------------------------------------------------------------------- */
@@ -267,28 +200,19 @@ void tn_header_hash(const tn_gguf *g, char out[17])
 }
 
 /* Fills tensor, of_layer and the layers' ranges. */
-static tn_status sort_tensors(reader *r)
+static void sort_tensors(tn_shape *s, const tn_gguf *g)
 {
-    tn_shape *s = r->s;
-    s->head = -1;
     int32_t embed = -1;
+    s->head = -1;
     for (int32_t i = 0; i < s->n_tensors; i++) {
         tn_shape_tensor *t = &s->tensor[i];
-        read_tensor(t, tn_gguf_tensor_at(r->g, (uint64_t)i));
-        if (t->layer >= s->n_layers)
-            return tn_fail(r->err, TN_EFORMAT, -1,
-                           "%s: tensor '%s' is of layer %d, but block_count is %d", r->name,
-                           t->name, t->layer, s->n_layers);
+        read_tensor(t, tn_gguf_tensor_at(g, (uint64_t)i));
         if (t->layer >= 0) s->layer[t->layer].n++;
-        if (t->part == TN_PART_HEAD && t->rows > 1) s->head = i;
+        if (t->part == TN_PART_HEAD) s->head = i;
         if (t->part == TN_PART_EMBED) embed = i;
         s->weight_bytes += t->bytes;
         s->n_params += t->params;
     }
-    if (embed < 0)
-        return tn_fail(r->err, TN_EFORMAT, -1, "%s: tensor 'token_embd.weight' is missing",
-                       r->name);
-    s->n_vocab = (int32_t)s->tensor[embed].rows;
     s->tied = s->head < 0;
     if (s->tied)
         s->head = embed;
@@ -305,31 +229,22 @@ static tn_status sort_tensors(reader *r)
             tn_shape_layer *l = &s->layer[s->tensor[i].layer];
             s->of_layer[l->first + l->n++] = i;
         }
-    return TN_OK;
 }
 
-static tn_status fill_layer(const reader *r, int32_t i, int32_t granule)
+static void fill_layer(tn_shape *s, const tn_hparams *hp, int32_t i, int32_t granule)
 {
-    tn_shape_layer *l = &r->s->layer[i];
+    tn_shape_layer *l = &s->layer[i];
     const tn_shape_tensor *ffn[3] = {NULL, NULL, NULL};
-    tn_status s = read_layer(r, i, l);
-    if (s) return s;
+    read_layer(l, hp, i);
     for (int32_t j = 0; j < l->n; j++) {
-        const tn_shape_tensor *t = &r->s->tensor[r->s->of_layer[l->first + j]];
+        const tn_shape_tensor *t = &s->tensor[s->of_layer[l->first + j]];
         if (t->part < TN_PART_GATE || t->part > TN_PART_DOWN) continue;
         l->ffn_bytes += t->bytes;
-        if (t->cols > 1 && t->rows > 1) ffn[t->part - TN_PART_GATE] = t;
+        if (!strstr(t->name, ".bias")) ffn[t->part - TN_PART_GATE] = t;
     }
     cut_ffn(l, ffn[0], ffn[1], ffn[2], granule);
-    if (l->n_ff > r->s->n_ff_max) r->s->n_ff_max = l->n_ff;
-    if (!l->n_expert) l->n_used = 0;
-    if (l->n_expert && (l->n_used < 1 || l->n_used > l->n_expert))
-        return tn_fail(r->err, TN_EFORMAT, -1, "%s: %d of %d experts are used in layer %d", r->name,
-                       l->n_used, l->n_expert, i);
-    if (!l->n_units)
-        return tn_fail(r->err, TN_EFORMAT, -1, "%s: layer %d has no ffn_up and ffn_down", r->name,
-                       i);
-    return TN_OK;
+    if (l->n_ff > s->n_ff_max) s->n_ff_max = l->n_ff;
+    if (l->n_expert) l->n_used = hp->n_expert_used;
 }
 
 static bool alike(const tn_shape *s, const tn_shape_layer *x, const tn_shape_layer *y)
@@ -359,29 +274,33 @@ void tn_shape_classify(tn_shape *s)
     }
 }
 
-static tn_status fill(reader *r, int32_t granule)
+static tn_status fill(tn_shape *s, const tn_gguf *g, const char *name, int32_t granule,
+                      tn_error *err)
 {
-    tn_shape *s = r->s;
-    tn_status status = read_sizes(r);
+    tn_hparams hp;
+    const tn_arch *arch;
+    const tn_status status = tn_model_check(&hp, &arch, g, name, s->a, err);
     if (status) return status;
-    if (tn_gguf_n_tensors(r->g) > INT16_MAX)
-        return tn_fail(r->err, TN_EUNSUPPORTED, -1, "%s: %llu tensors are too many to plan",
-                       r->name, (unsigned long long)tn_gguf_n_tensors(r->g));
-    s->n_tensors = (int32_t)tn_gguf_n_tensors(r->g);
+    if (tn_gguf_n_tensors(g) > INT16_MAX)
+        return tn_fail(err, TN_EUNSUPPORTED, -1, "%s: %llu tensors are too many to plan", name,
+                       (unsigned long long)tn_gguf_n_tensors(g));
+    read_sizes(s, &hp, arch);
+    s->n_tensors = (int32_t)tn_gguf_n_tensors(g);
     s->layer = tn_alloc(s->a, (size_t)s->n_layers, sizeof *s->layer);
     s->tensor = tn_alloc(s->a, (size_t)s->n_tensors, sizeof *s->tensor);
     s->of_layer = tn_alloc(s->a, (size_t)s->n_tensors, sizeof *s->of_layer);
     if (!s->layer || !s->tensor || !s->of_layer)
-        return tn_fail_nomem(r->err, (size_t)s->n_tensors * sizeof *s->tensor, "the tensor list");
-    status = sort_tensors(r);
+        return tn_fail_nomem(err, (size_t)s->n_tensors * sizeof *s->tensor, "the tensor list");
+    sort_tensors(s, g);
     bool experts = false;
-    for (int32_t i = 0; i < s->n_layers && !status; i++)
-        if (!(status = fill_layer(r, i, granule))) experts |= s->layer[i].n_expert > 0;
-    if (status) return status;
+    for (int32_t i = 0; i < s->n_layers; i++) {
+        fill_layer(s, &hp, i, granule);
+        experts |= s->layer[i].n_expert > 0;
+    }
     cut_head(s);
     tn_shape_classify(s);
-    tn_shape_hash(r->g, s->hash);
-    if (experts) tn_header_hash(r->g, s->header);
+    tn_shape_hash(g, s->hash);
+    if (experts) tn_header_hash(g, s->header);
     return TN_OK;
 }
 
@@ -389,8 +308,7 @@ tn_status tn_shape_read(tn_shape *out, const tn_gguf *g, const char *name, int32
                         const tn_allocator *a, tn_error *err)
 {
     *out = (tn_shape){.a = a};
-    reader r = {out, g, name, NULL, err};
-    const tn_status s = fill(&r, granule > 0 ? granule : production_granule);
+    const tn_status s = fill(out, g, name, granule > 0 ? granule : production_granule, err);
     if (s) tn_shape_free(out);
     return s;
 }

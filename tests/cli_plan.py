@@ -230,6 +230,10 @@ def plan_reads_only_the_header(t):
     cut = t.file("header.gguf", whole[: len(whole) // 2])
     j = plan(t, cut)
     equal(j["model"]["layers"], 3, "layers")
+    at = whole.index(b"llama.attention.head_count_kv") + len("llama.attention.head_count_kv") + 4
+    cannot = t.file("heads.gguf", whole[:at] + (65536).to_bytes(4, "little") + whole[at + 4 :])
+    why = t.run("run", cannot, "-p", "x")[2].decode().strip().split("\n")[-1]
+    t.fails(65, "plan", cannot, words=("head_count_kv", why))
 
 
 @case

@@ -17,7 +17,8 @@ static void patched(tn_engine *engine, unsigned kind, const uint8_t *data, size_
     if (!copy) abort();
     memcpy(copy, bytes, n);
     for (; size >= 3; data += 3, size -= 3) copy[(data[0] | (size_t)data[1] << 8) % n] = data[2];
-    (void)use_model(engine, copy, n, kind & 64 ? TN_LOAD_MAP : TN_LOAD_READ);
+    tn_error err = {0};
+    (void)use_model(engine, copy, n, kind & 64 ? TN_LOAD_MAP : TN_LOAD_READ, &err);
     free(copy);
     tn_gguf_writer_free(w);
 }
@@ -28,8 +29,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     use_memory memory = {0};
     tn_engine *engine = use_engine(&memory);
     memory.used = 0;
+    tn_error err = {0};
     if (data[0] & 128)
-        (void)use_model(engine, data + 1, size - 1, data[0] & 1 ? TN_LOAD_MAP : TN_LOAD_READ);
+        (void)use_model(engine, data + 1, size - 1, data[0] & 1 ? TN_LOAD_MAP : TN_LOAD_READ, &err);
     else patched(engine, data[0], data + 1, size - 1);
     tn_engine_free(engine);
     if (memory.live) abort();

@@ -24,6 +24,11 @@ static inline void test_tensor(tn_gguf_writer *w, const char *name, uint32_t typ
     tn_gguf_writer_tensor(w, name, type, n > 1 ? 3 : rows > 1 ? 2 : 1, shape, NULL);
 }
 
+static inline const tn_arch *test_arch(const test_model *m)
+{
+    return tn_arch_find((tn_str){m->arch, strlen(m->arch)});
+}
+
 static inline void test_layer(tn_gguf_writer *w, const test_model *m, int i)
 {
     char name[64];
@@ -31,6 +36,7 @@ static inline void test_layer(tn_gguf_writer *w, const test_model *m, int i)
     const uint32_t down = plain ? m->type : m->down, v = plain ? m->type : m->attn;
     const int n = m->experts ? m->experts : 1, q = m->heads * m->head_dim,
               k = m->kv_heads * m->head_dim;
+    const tn_arch *arch = test_arch(m);
     const struct {
         const char *name;
         uint32_t type;
@@ -41,6 +47,10 @@ static inline void test_layer(tn_gguf_writer *w, const test_model *m, int i)
         {"attn_k", m->type, m->embd, k, 1},
         {"attn_v", v, m->embd, k, 1},
         {"attn_output", m->type, q, m->embd, 1},
+        {"attn_q_norm", TN_TYPE_F32, m->head_dim, arch->qk_norm, 1},
+        {"attn_k_norm", TN_TYPE_F32, m->head_dim, arch->qk_norm, 1},
+        {"post_attention_norm", TN_TYPE_F32, m->embd, arch->post_norms, 1},
+        {"post_ffw_norm", TN_TYPE_F32, m->embd, arch->post_norms, 1},
         {"ffn_norm", TN_TYPE_F32, m->embd, 1, 1},
         {"ffn_gate_inp", TN_TYPE_F32, m->embd, m->experts, 1},
         {m->experts ? "ffn_gate_exps" : "ffn_gate", m->type, m->embd, m->ff, n},
@@ -65,16 +75,20 @@ static inline void test_key(tn_gguf_writer *w, const test_model *m, const char *
 static inline tn_status test_header(tn_gguf_writer **w, const uint8_t **bytes, size_t *size,
                                     const test_model *m)
 {
+    char eps[96];
     *w = tn_gguf_writer_new(NULL);
     tn_gguf_writer_str(*w, "general.architecture", m->arch);
     test_key(*w, m, "block_count", (uint32_t)m->layers);
     test_key(*w, m, "embedding_length", (uint32_t)m->embd);
     test_key(*w, m, "context_length", (uint32_t)m->ctx);
-    test_key(*w, m, "feed_forward_length", (uint32_t)m->ff);
+    test_key(*w, m, test_arch(m)->moe ? "expert_feed_forward_length" : "feed_forward_length",
+             (uint32_t)m->ff);
     test_key(*w, m, "attention.head_count", (uint32_t)m->heads);
     test_key(*w, m, "attention.head_count_kv", (uint32_t)m->kv_heads);
     test_key(*w, m, "attention.key_length", (uint32_t)m->head_dim);
     test_key(*w, m, "attention.value_length", (uint32_t)m->head_dim);
+    snprintf(eps, sizeof eps, "%s.attention.layer_norm_rms_epsilon", m->arch);
+    tn_gguf_writer_f32(*w, eps, 1e-5f);
     if (m->experts) test_key(*w, m, "expert_count", (uint32_t)m->experts);
     if (m->experts) test_key(*w, m, "expert_used_count", (uint32_t)m->used);
     if (m->window) test_key(*w, m, "attention.sliding_window", (uint32_t)m->window);

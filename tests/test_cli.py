@@ -232,6 +232,7 @@ def unsupported_architecture_is_65(t):
     at = good.index(b"general.architecture") + len(b"general.architecture") + 12
     path = t.file("arch.gguf", good[:at] + b"lxama" + good[at + 5 :])
     t.fails(65, "run", path, "-p", "x", words=("lxama",))
+    t.fails(65, "plan", path, words=("lxama",))
     check(b"lxama" in t.ok("inspect", path), "inspect does not show a file tenon cannot run")
 
 

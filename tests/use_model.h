@@ -73,22 +73,21 @@ static inline void use_open_model(tn_model *model)
     (void)tn_chat_tokens(model, NULL, &hello, 1, true, ids, 16, &n, NULL);
 }
 
-/* Opens and uses; aborts where the promises of tenon.h are broken. */
+/* Opens and uses; aborts where the promises of tenon.h are broken. *err is why it is refused. */
 static inline tn_status use_model(tn_engine *engine, const void *bytes, size_t size,
-                                  tn_load_mode load)
+                                  tn_load_mode load, tn_error *err)
 {
     const tn_model_options mo = {.struct_size = sizeof mo, .load = load};
     tn_model *model = NULL;
-    tn_error err = {0};
-    const tn_status s = tn_model_open_memory(&model, engine, bytes, size, "file.gguf", &mo, &err);
+    const tn_status s = tn_model_open_memory(&model, engine, bytes, size, "file.gguf", &mo, err);
     if ((s == TN_OK) != (model != NULL)) abort();
     if (s == TN_OK) {
         use_open_model(model);
     } else if (s != TN_EFORMAT && s != TN_EUNSUPPORTED) {
-        fprintf(stderr, "status %d: %s\n", (int)s, err.msg);
+        fprintf(stderr, "status %d: %s\n", (int)s, err->msg);
         abort();
-    } else if (err.code != s || strncmp(err.msg, "file.gguf", 9) != 0) {
-        fprintf(stderr, "no file name, or another status: %s\n", err.msg);
+    } else if (err->code != s || strncmp(err->msg, "file.gguf", 9) != 0) {
+        fprintf(stderr, "no file name, or another status: %s\n", err->msg);
         abort();
     }
     tn_model_close(model);
