@@ -58,6 +58,7 @@ static void layer_use(const tn_planner *p, int32_t l, bool home, int32_t units, 
     use[TN_USE_FULL] = attn + (drops ? 0 : device) + (home ? full : 0);
     use[TN_USE_HOST] = (all_attn > attn ? all_attn - attn : 0) + (home ? 0 : full) +
                        (drops ? y->ffn_bytes : y->ffn_bytes - device);
+    use[TN_USE_HOMES] = home;
 }
 
 static void head_use(const tn_planner *p, int32_t units, uint64_t use[TN_USES])
@@ -66,6 +67,7 @@ static void head_use(const tn_planner *p, int32_t units, uint64_t use[TN_USES])
     const uint64_t all = s->tensor[s->head].bytes, device = tn_shape_head_bytes(s, units);
     use[TN_USE_LIVE] = use[TN_USE_FULL] = device;
     use[TN_USE_HOST] = s->tied ? all : all - device;
+    use[TN_USE_HOMES] = 0;
 }
 
 /* Marks modes on the straight line between their neighbours. */
@@ -199,6 +201,32 @@ static bool no_room_for_rules(const tn_cost *k)
     return false;
 }
 
+static int by_size(const void *x, const void *y)
+{
+    const uint64_t a = *(const uint64_t *)x, b = *(const uint64_t *)y;
+    return a < b ? -1 : a > b;
+}
+
+/* How many layers can be at home on each device, the smallest first. */
+static tn_status fill_homes(tn_planner *p, tn_error *err)
+{
+    const tn_cost *k = &p->k;
+    const int32_t n = k->s->n_layers;
+    uint64_t *bytes = tn_alloc(p->a, (size_t)n, sizeof *bytes);
+    if (!bytes) return tn_fail_nomem(err, (size_t)n * sizeof *bytes, "the planner");
+    for (int32_t l = 0; l < n; l++)
+        bytes[l] = tn_cost_attn_bytes(k, l, true) +
+                   tn_shape_kv_bytes(&k->s->layer[l], &k->c, k->c.n_ctx);
+    qsort(bytes, (size_t)n, sizeof *bytes, by_size);
+    for (int32_t d = 0; d < p->chain.n_places / 2; d++) {
+        uint64_t room = p->chain.cap[TN_USE_FULL][d], *fit = &p->chain.cap[TN_USE_HOMES][d];
+        for (*fit = 0; *fit < (uint64_t)n && bytes[*fit] <= room; ++*fit)
+            room -= bytes[*fit];
+    }
+    tn_free(p->a, bytes);
+    return TN_OK;
+}
+
 static void fill_caps(tn_planner *p)
 {
     const tn_cost *k = &p->k;
@@ -257,7 +285,8 @@ tn_status tn_planner_make(tn_planner *p, const tn_cost *k, tn_room room, const t
     p->chain.hop = p->hop;
     fill_hops(p);
     fill_caps(p);
-    const tn_status s = fill_menus(p, err);
+    tn_status s = fill_homes(p, err);
+    if (!s) s = fill_menus(p, err);
     if (s) tn_planner_free(p);
     return s;
 }

@@ -23,12 +23,18 @@ static void price_menus(solver *s)
     for (int32_t k = 0; k < c->n_classes; k++)
         for (int32_t p = 0; p < c->n_places; p++) {
             const tn_menu *menu = &c->menu[k * c->n_places + p];
+            const double live = s->price[TN_USE_LIVE][p / 2], full = s->price[TN_USE_FULL][p / 2];
+            const double host = s->price[TN_USE_HOST][0];
             double low = INFINITY;
             int32_t at = -1;
-            for (int32_t i = 0; i < menu->n; i++) {
-                const double v = priced(s, &menu->mode[i], p);
+            for (int32_t i = 0; i < menu->n; i++) { /* what takes longest */
+                const tn_mode *m = &menu->mode[i];
+                const double v = m->cost + live * (double)m->use[TN_USE_LIVE] +
+                                 full * (double)m->use[TN_USE_FULL] +
+                                 host * (double)m->use[TN_USE_HOST];
                 if (v < low) low = v, at = i;
             }
+            if (at >= 0) low = priced(s, &menu->mode[at], p); /* homes, too */
             s->low[k * c->n_places + p] = low;
             s->low_at[k * c->n_places + p] = at;
         }
@@ -96,7 +102,7 @@ double tn_chain_cost(const tn_chain *c, const tn_choice *choice)
 static bool fits(const tn_chain *c, double use[TN_USES][max_segments], const tn_mode *from,
                  const tn_mode *to, int32_t place)
 {
-    for (int u = 0; u < TN_USES; u++) {
+    for (int u = 0; u < TN_USE_BYTES; u++) {
         const int32_t d = row(place, u);
         const double after = use[u][d] - (double)from->use[u] + (double)to->use[u];
         if (to->use[u] > from->use[u] && after > (double)c->cap[u][d]) return false;
@@ -108,7 +114,7 @@ static bool fits(const tn_chain *c, double use[TN_USES][max_segments], const tn_
 static double taken(const tn_chain *c, const tn_mode *from, const tn_mode *to, int32_t place)
 {
     double sum = 0;
-    for (int u = 0; u < TN_USES; u++)
+    for (int u = 0; u < TN_USE_BYTES; u++)
         if (to->use[u] > from->use[u] && c->cap[u][row(place, u)])
             sum += (double)(to->use[u] - from->use[u]) / (double)c->cap[u][row(place, u)];
     return sum;
@@ -118,7 +124,7 @@ static void change(const tn_chain *c, double use[TN_USES][max_segments], tn_choi
                    int32_t stage, int32_t mode)
 {
     const tn_menu *menu = menu_at(c, stage, x->place);
-    for (int u = 0; u < TN_USES; u++)
+    for (int u = 0; u < TN_USE_BYTES; u++)
         use[u][row(x->place, u)] +=
             (double)menu->mode[mode].use[u] - (double)menu->mode[x->mode].use[u];
     x->mode = mode;
@@ -343,6 +349,25 @@ static void raise_together(solver *s, int u, double scale)
     holds_at(s, u, holds ? hi : 0);
 }
 
+/* Where a stage is large for its device the bound is higher with prices of homes, and with those of
+ * what they use only as far as that leaves something to be held. */
+static void price_homes(solver *s)
+{
+    static const int of[TN_USES] = {TN_USE_HOMES, TN_USE_LIVE, TN_USE_FULL, TN_USE_HOST};
+    const double scale = fabs(s->bound) / 1e11;
+    memset(s->price, 0, sizeof s->price);
+    for (int i = 0; i < TN_USES; i++)
+        if (s->active[of[i]] && n_rows(s->c, of[i]) > 1) raise_together(s, of[i], scale);
+    double before = -INFINITY, now = sweep(s);
+    for (int round = 0; round < 6 && now - before > 1e-6 * fabs(now); round++) {
+        before = now;
+        for (int i = 0; i < TN_USES; i++)
+            for (int32_t d = 0; s->active[of[i]] && d < n_rows(s->c, of[i]); d++)
+                find_price(s, of[i], d, scale);
+        now = sweep(s);
+    }
+}
+
 static void find_prices(solver *s)
 {
     const double first = sweep(s);
@@ -352,7 +377,7 @@ static void find_prices(solver *s)
         if (s->active[u] && n_rows(s->c, u) > 1) raise_together(s, u, scale);
     for (int round = 0; round < 6 && !s->impossible; round++) {
         const double before = s->bound;
-        for (int u = 0; u < TN_USES; u++)
+        for (int u = 0; u < TN_USE_BYTES; u++)
             for (int32_t d = 0; s->active[u] && d < n_rows(s->c, u) && !s->impossible; d++)
                 raise_price(s, u, d, scale);
         if (round && s->bound - before <= 1e-6 * fabs(before)) break;
@@ -741,11 +766,13 @@ static void polish(solver *s)
 /* Stages among several segments, where the prices leave a gap. False: there was no memory. */
 static bool share_out(solver *s)
 {
-    static const double close = 1e-4;
+    static const double close = 1e-4, far = 1e-2;
     const double before = s->incumbent_cost;
     if (s->c->n_places == 2 || s->impossible || distance(s) <= close) return true;
     if (!tn_solver_cuts(s)) return false;
-    if (!s->c->quick && s->incumbent_cost < before) polish(s);
+    if (s->c->quick || !isfinite(s->incumbent_cost)) return true;
+    if (s->incumbent_cost < before) polish(s);
+    if (s->active[TN_USE_HOMES] && distance(s) > far) price_homes(s);
     return true;
 }
 

@@ -10,8 +10,18 @@
 #include "../gguf/mem.h"
 
 /* Resources a mode uses: the device's memory at the planned depth, what of it must be there at full
- * depth, and host memory. */
-enum { TN_USE_LIVE, TN_USE_FULL, TN_USE_HOST, TN_USES };
+ * depth, and host memory; and stages, one for each that is at home on the device, the same for all
+ * modes of a menu. No more of these may be allowed than fit at full depth: that follows from the
+ * limits of memory, and changes nothing but what is proven, where a stage is large for a device and
+ * prices would have it take a part of one. */
+enum {
+    TN_USE_LIVE,
+    TN_USE_FULL,
+    TN_USE_HOST,
+    TN_USE_BYTES, /* number of those that are memory */
+    TN_USE_HOMES = TN_USE_BYTES,
+    TN_USES
+};
 
 typedef struct tn_mode {
     double cost;

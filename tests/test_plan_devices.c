@@ -17,7 +17,9 @@ TEST(small_devices_are_filled)
     } small[] = {
         {&model_8b, 2, 4096, 1024, 0.02, false},   {&model_8b, 2, 4096, 2048, 0.02, false},
         {&model_8b, 2, 32768, 2048, 0.02, false},  {&model_8b, 4, 32768, 1024, 0.05, false},
-        {&model_8b, 4, 131072, 1024, 0.05, true},  {&model_8b, 8, 32768, 1024, 0.02, false},
+        {&model_8b, 4, 131072, 1024, 0.02, true},  {&model_8b, 8, 32768, 1024, 0.02, false},
+        {&model_8b, 8, 131072, 1024, 0.05, true},  {&model_8b, 8, 131072, 1024, 0.05, false},
+        {&model_8b, 8, 131072, 2048, 0.08, true},  {&model_8b, 8, 131072, 2048, 0.08, false},
         {&model_70b, 4, 8192, 1024, 0.005, false}, {&model_70b, 2, 131072, 8192, 0.01, false},
         {&model_70b, 8, 131072, 4096, 0.02, false}};
     for (size_t i = 0; i < sizeof small / sizeof *small; i++) {
