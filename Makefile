@@ -36,9 +36,9 @@ $(if $(flags.$(CONFIG)),,$(error CONFIG=$(CONFIG): use release, asan or tsan))
 CFLAGS ?= $(flags.release)
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-sign-compare
 # -ffp-contract=off: scalar.c defines results, so no compiler may fuse what it did not write.
+OWN_CFLAGS := $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) $(EXTRA_CFLAGS)
 TN_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
-             $(WARN) $(if $(filter release,$(CONFIG)),$(CFLAGS),$(flags.$(CONFIG))) \
-             $(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(EXTRA_CFLAGS)
+             $(WARN) $(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(OWN_CFLAGS)
 LDLIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl $(EXTRA_LDFLAGS)
 EDIT_CFLAGS := $(shell pkg-config --cflags libedit 2>/dev/null)
 EDIT_LIBS   := $(shell pkg-config --libs libedit 2>/dev/null)
@@ -227,8 +227,10 @@ $(BUILD)/kernels/avx512_%.o:  TN_CFLAGS += -mavx2 -mfma -mf16c -mbmi2 -mavx512f 
 build/fuzz/kernels/avx%.o: TN_CFLAGS += -fno-sanitize=undefined,fuzzer-no-link
 $(BUILD)/cli/%.o:             TN_CFLAGS += $(EDIT_CFLAGS) $(if $(EDIT_LIBS),-DTN_HAVE_EDIT)
 $(BUILD)/bench/text.o:        bench/alice.txt
-$(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"'
-$(BUILD)/engine/version.o:    $(BUILD)/commit
+# All that makes other kernels of the same sources; measured rates are kept under it.
+$(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"' \
+    -DTN_FLAGS='"$(strip $(OWN_CFLAGS) $(if $(filter 0 off,$(CUDA)),CUDA=off))"'
+$(BUILD)/engine/version.o:    $(BUILD)/commit $(BUILD)/devices
 $(BUILD)/engine/json_env.o:   TN_CFLAGS += -DTN_FLAGS='"$(CFLAGS)"'
 
 $(BUILD)/%.o: %.c | check-deps

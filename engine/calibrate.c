@@ -321,7 +321,7 @@ static void describe(tn_profile *p, const tn_engine *e, size_t set_bytes)
     snprintf(p->name, sizeof p->name, "this machine");
     snprintf(p->label, sizeof p->label, "measured");
     snprintf(p->host.name, sizeof p->host.name, "%s", *info.cpu ? info.cpu : "unknown processor");
-    tn_calibration_key(tn_engine_isa(e), p->key);
+    tn_calibration_key(tn_engine_isa(e), tn_flags(), p->key);
     p->host.threads = e->n_threads;
     p->host.cores = tn_pool_default_threads();
     set_cores(&p->host);
@@ -374,12 +374,22 @@ tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err)
 
 /* ---- the cache ------------------------------------------------------------------------------- */
 
-void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT])
+/* FNV-1a. */
+static uint32_t mix(uint32_t h, const char *text)
+{
+    for (; *text; text++)
+        h = (h ^ (uint8_t)*text) * 0x01000193u;
+    return h;
+}
+
+void tn_calibration_key(const char *isa, const char *flags, char key[TN_PROFILE_TEXT])
 {
     tn_host_info h;
     tn_host_info_get(&h);
-    snprintf(key, TN_PROFILE_TEXT, "%.60s, %d cores, %s, tenon %s %.12s", h.cpu,
-             tn_pool_default_threads(), isa, tn_version(), tn_commit());
+    /* The whole of the commit: its end says that there were changes. */
+    const uint32_t build = mix(mix(0x811c9dc5u, tn_commit()), flags);
+    snprintf(key, TN_PROFILE_TEXT, "%.60s, %d cores, %s, tenon %s %.12s, build %08x", h.cpu,
+             tn_pool_default_threads(), isa, tn_version(), tn_commit(), (unsigned)build);
 }
 
 char *tn_calibration_path(const char *dir, bool throttled, const tn_allocator *a)
@@ -423,7 +433,7 @@ static bool is_throttled(const tn_engine *e)
  * never taken for a real one. */
 static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
 {
-    tn_calibration_key(tn_engine_isa(e), key);
+    tn_calibration_key(tn_engine_isa(e), tn_flags(), key);
     if (!e->device) return true;
     bool emulated = false;
     if (is_throttled(e)) { /* first: names may be cut short */
@@ -433,7 +443,10 @@ static bool full_key(const tn_engine *e, char key[TN_PROFILE_TEXT])
     }
     for (int i = 0; i < e->devices.n; i++) {
         const tn_device_info *info = e->devices.at[i]->api->info(e->devices.at[i]);
-        const size_t used = strlen(key);
+        size_t used = strlen(key);
+        if (i == 0) /* it may compile our kernels, and serves all of them */
+            snprintf(key + used, TN_PROFILE_TEXT - used, ", driver %d", info->driver_version);
+        used = strlen(key);
         snprintf(key + used, TN_PROFILE_TEXT - used, ", %.40s", info->name);
         emulated |= info->kind == TN_DEVICE_EMULATED;
     }

@@ -6,8 +6,8 @@
 #include "profile.h"
 
 /* What a profile of this machine and build is cached under: processor, cores we may use, ISA level,
- * version and commit. */
-void tn_calibration_key(const char *isa, char key[TN_PROFILE_TEXT]);
+ * version, commit, and a hash of commit and flags (tn_flags). */
+void tn_calibration_key(const char *isa, const char *flags, char key[TN_PROFILE_TEXT]);
 /* Measures the host with the engine's threads, in a second or two; takes the engine's turn. Memory
  * figures are what is free now. TN_ENOMEM, TN_EINTERNAL (no thread). */
 tn_status tn_calibrate(tn_profile *out, tn_engine *e, tn_error *err);

@@ -20,7 +20,7 @@ static void profile_here(tn_profile *p, const char *cache_dir, const tn_allocato
 {
     tn_host_info host;
     char key[TN_PROFILE_TEXT], *path = cache_dir ? tn_calibration_path(cache_dir, false, a) : NULL;
-    tn_calibration_key(tn_isa_name(tn_isa_detect()), key);
+    tn_calibration_key(tn_isa_name(tn_isa_detect()), tn_flags(), key);
     const bool measured = path && tn_calibration_read(p, path, key, a);
     tn_free(a, path);
     if (measured) return;

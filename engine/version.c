@@ -1,7 +1,10 @@
-#include "tenon.h"
+#include "engine.h"
 
 #ifndef TN_COMMIT
 #define TN_COMMIT ""
+#endif
+#ifndef TN_FLAGS
+#define TN_FLAGS ""
 #endif
 #define STR2(x) #x
 #define STR(x) STR2(x)
@@ -14,4 +17,9 @@ const char *tn_version(void)
 const char *tn_commit(void)
 {
     return TN_COMMIT;
+}
+
+const char *tn_flags(void)
+{
+    return __VERSION__ " " TN_FLAGS;
 }

@@ -38,7 +38,7 @@ static void remove_dir(void)
 static bool read_back(tn_profile *p, const tn_engine *e)
 {
     char key[TN_PROFILE_TEXT];
-    tn_calibration_key(tn_engine_isa(e), key);
+    tn_calibration_key(tn_engine_isa(e), tn_flags(), key);
     return tn_calibration_read(p, path, key, heap);
 }
 
@@ -207,13 +207,16 @@ static double kv_figure(tn_engine *e, bool again)
 TEST(the_cache_serves_the_same_machine_and_build_only)
 {
     REQUIRE(fresh_dir());
-    char key[TN_PROFILE_TEXT];
+    char key[TN_PROFILE_TEXT], other[TN_PROFILE_TEXT];
     tn_engine *e = engine_with(dir);
     REQUIRE(e);
-    tn_calibration_key(tn_engine_isa(e), key);
+    tn_calibration_key(tn_engine_isa(e), tn_flags(), key);
     forge(key);
     CHECK_NEAR(kv_figure(e, false), 123456e9, 1e9);
     forge("another machine");
+    CHECK(kv_figure(e, false) < 100000e9);
+    tn_calibration_key(tn_engine_isa(e), "another compiler -O0", other);
+    forge(other);
     CHECK(kv_figure(e, false) < 100000e9);
     forge_more(key, "", 1); /* rates of another number of threads */
     CHECK(kv_figure(e, false) < 100000e9);
@@ -316,7 +319,8 @@ TEST(an_emulated_device_is_measured_and_labelled)
     char text_of[3][64];
     snprintf(text_of[0], sizeof *text_of, "emulated device, throttled to %g GB/s", rate);
     snprintf(text_of[1], sizeof *text_of, "throttled to %g GB/s", rate);
-    snprintf(text_of[2], sizeof *text_of, ", throttled to %g GB/s, emulated", rate);
+    snprintf(text_of[2], sizeof *text_of, ", throttled to %g GB/s, driver %d, emulated", rate,
+             e->device->api->info(e->device)->driver_version);
     for (int i = 0; i < p.n_sources; i++)
         labelled += strstr(p.source[i].text, text_of[0]) != NULL;
     CHECK_INT(labelled, 2);
@@ -422,7 +426,7 @@ TEST(placement_uses_what_was_measured)
 {
     REQUIRE(fresh_dir());
     char key[TN_PROFILE_TEXT];
-    tn_calibration_key(tn_isa_name(tn_isa_detect()), key);
+    tn_calibration_key(tn_isa_name(tn_isa_detect()), tn_flags(), key);
     for (int measured = 0; measured < 2; measured++) {
         tn_placement *p;
         tn_error err = {0};
