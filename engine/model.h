@@ -218,8 +218,9 @@ void tn_rope_table(const tn_rope *r, int32_t n_rot, int64_t pos0, int64_t n, flo
 /* model.c. Reads hyper-parameters and binds every tensor of the directory. */
 tn_status tn_model_bind(tn_load *l);
 /* open.c. Refuses a header that tn_model_open refuses, in the same words; *hp and *arch are what it
- * says. Left to opening: what only data show (a file cut short, values of rope_freqs.weight) and
- * what depends on the machine. TN_EFORMAT, TN_EUNSUPPORTED, TN_ENOMEM. */
+ * says. Left to opening: what only data show (a file cut short, values of rope_freqs.weight), what
+ * depends on the machine, and of the vocabulary, which takes long, all but its size. TN_EFORMAT,
+ * TN_EUNSUPPORTED, TN_ENOMEM. */
 tn_status tn_model_check(tn_hparams *hp, const tn_arch **arch, const tn_gguf *g, const char *name,
                          const tn_allocator *a, tn_error *err);
 /* A u32 key "<arch>.<suffix>"; *value untouched if absent. */

@@ -120,10 +120,12 @@ static bool all_tokens_use(const tn_model *m, const tn_gguf_tensor *t)
 
 static tn_status check_vocab(const tn_model *m, tn_error *err)
 {
-    if (!m->vocab || tn_vocab_size(m->vocab) == m->hp.n_vocab) return TN_OK;
-    return tn_fail(err, TN_EFORMAT, tn_gguf_find(m->gguf, "tokenizer.ggml.tokens")->offset,
-                   "%s: key 'tokenizer.ggml.tokens' has %d tokens, but token_embd.weight %d rows",
-                   m->name, (int)tn_vocab_size(m->vocab), m->hp.n_vocab);
+    const tn_gguf_key *k = tn_gguf_find(m->gguf, "tokenizer.ggml.tokens");
+    const bool wanted = k && tn_gguf_find(m->gguf, "tokenizer.ggml.model");
+    if (!wanted || k->n == (uint64_t)m->hp.n_vocab) return TN_OK;
+    return tn_fail(err, TN_EFORMAT, k->offset,
+                   "%s: key 'tokenizer.ggml.tokens' has %llu tokens, but token_embd.weight %d rows",
+                   m->name, (unsigned long long)k->n, m->hp.n_vocab);
 }
 
 static void count_weights(tn_model *m)
@@ -232,9 +234,7 @@ tn_status tn_model_check(tn_hparams *hp, const tn_arch **arch, const tn_gguf *g,
     l.used = tn_alloc(a, (size_t)tn_gguf_n_tensors(g), sizeof *l.used);
     if (!s && !l.used) s = tn_fail_nomem(err, 1, "the tensor list");
     if (!s) s = tn_model_bind(&l);
-    if (!s) s = load_vocab(&m, err);
     if (!s) s = check_vocab(&m, err);
-    tn_vocab_free(m.vocab);
     for (size_t i = 0; i < m.n_owned; i++)
         tn_free(a, m.owned[i]);
     tn_free(a, m.owned);
