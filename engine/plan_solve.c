@@ -29,9 +29,8 @@ static void price_menus(solver *s)
             int32_t at = -1;
             for (int32_t i = 0; i < menu->n; i++) { /* what takes longest */
                 const tn_mode *m = &menu->mode[i];
-                const double v = m->cost + live * (double)m->use[TN_USE_LIVE] +
-                                 full * (double)m->use[TN_USE_FULL] +
-                                 host * (double)m->use[TN_USE_HOST];
+                const double v = m->cost + live * (double)m->use[0] + full * (double)m->use[1] +
+                                 host * (double)m->use[2];
                 if (v < low) low = v, at = i;
             }
             if (at >= 0) low = priced(s, &menu->mode[at], p); /* homes, too */
@@ -287,8 +286,7 @@ static void raise_price(solver *s, int u, int32_t d, double scale)
     blend_paths(s);
 }
 
-/* The bound at a price of what must be there at full depth, and the best price for the planned one.
- */
+/* The bound at a price of what must be there at full depth, and the best for the planned one. */
 static double bound_at(solver *s, double full, double scale)
 {
     s->price[TN_USE_FULL][0] = full;
@@ -468,8 +466,7 @@ static bool extend(solver *s, int32_t i, int32_t from, int32_t q, double limit)
     return true;
 }
 
-/* The forward sweep; false when it was cut short. A better choice than the incumbent replaces it.
- */
+/* The forward sweep; false when it was cut short. A better choice replaces the incumbent. */
 static bool certify(solver *s, double limit)
 {
     const tn_chain *c = s->c;
@@ -498,8 +495,7 @@ static bool certify(solver *s, double limit)
     return true;
 }
 
-/* A resource of which the chain's greediest modes together stay within every limit plays no part.
- */
+/* A resource of which the chain's greediest modes together stay within all limits plays no part. */
 static void find_active(solver *s)
 {
     const tn_chain *c = s->c;
@@ -547,8 +543,7 @@ static void unmake(solver *s)
 {
     void *all[] = {s->best,  s->arg,   s->low,       s->low_at, s->members, s->path,    s->over,
                    s->under, s->blend, s->incumbent, s->states, s->fresh,   s->pair[0], s->pair[1]};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        tn_free(s->a, all[i]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) tn_free(s->a, all[i]);
 }
 
 /* Proven relative distance of the incumbent from the best. */
@@ -558,8 +553,7 @@ static double distance(const solver *s)
     return fmax(0, (s->incumbent_cost - s->bound) / s->incumbent_cost);
 }
 
-/* The certificate; for several segments with wider tolerance where the exact one is not affordable.
- */
+/* The certificate; for several segments with wider tolerance where the exact one takes too long. */
 static double prove(solver *s)
 {
     static const double tolerance[] = {TN_SOLVER_EXACT, 1e-4, 1e-3};
@@ -708,8 +702,7 @@ static bool tune(solver *s, const int32_t at[4], int32_t *sorted)
            take_if_better(s, at, to, now);
 }
 
-/* Stages of segment d that differ, two of those that are alike; -1 where there are fewer than four.
- */
+/* Stages of segment d that differ, two of those alike; -1 where there are less than four. */
 static int32_t list_knobs(const solver *s, int32_t d, int32_t knob[max_knobs])
 {
     const tn_choice *x = s->blend;
