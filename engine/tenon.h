@@ -526,8 +526,8 @@ typedef struct tn_placement_options {
 } tn_placement_options;
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them,
- * such as "llama-70b:q4_k_m". Needs no memory beyond the header; what tn_model_open refuses for what
- * a header says, but for a broken vocabulary, is refused here, too. TN_ENOENT, TN_EIO, TN_EFORMAT
+ * such as "llama-70b:q4_k_m". Needs no memory beyond the header. What tn_model_open refuses for
+ * what a header says, a broken vocabulary apart, is refused here, too. TN_ENOENT, TN_EIO, TN_EFORMAT
  * (file, profile or plan; the key is named), TN_EUNSUPPORTED, TN_EARG (an option, contradictions
  * with both sides named, a plan for another model or machine), TN_ENOMEM (also: the candidate that
  * was asked for does not fit). That a model does not fit is otherwise no error: see

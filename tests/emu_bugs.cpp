@@ -1,5 +1,5 @@
-/* Runs every case of emu_bugs_block.cu and emu_bugs_host.cu as a process of its own, correct and with
- * its bug, in every mode of this build, and checks that the bug is noticed where it must be and the
+/* Runs every case of emu_bugs_block.cu and emu_bugs_host.cu as a process of its own, correct and
+ * with its bug, in every mode of this build, and checks that the bug is noticed where it must be and the
  * correct form never is.
  *
  * Modes of a plain build: threads in ascending, descending and random order, streams that dawdle.
@@ -17,7 +17,8 @@
 #include <string>
 
 enum { PLAIN, REVERSE, RANDOM, DELAY, ASAN, TSAN_MODE, N_MODES };
-static const char *const mode_names[N_MODES] = {"plain", "reverse", "random", "delay", "asan", "tsan"};
+static const char *const mode_names[N_MODES] = {"plain", "reverse", "random",
+                                                "delay", "asan",    "tsan"};
 
 #if defined(__SANITIZE_ADDRESS__)
 static const int first_mode = ASAN, last_mode = ASAN;
@@ -28,7 +29,8 @@ static const int first_mode = PLAIN, last_mode = DELAY;
 #endif
 
 /* How a bug shows: E the emulated device says so, W the result is wrong, A and T the sanitizers, U
- * the one for undefined behaviour. Each column lists what counts as noticed in that mode; "" = not asked for there. */
+ * the one for undefined behaviour. Each column lists what counts as noticed in that mode; "" = not
+ * asked for there. */
 static const struct {
     const char *name;
     const char *noticed[N_MODES];
@@ -121,8 +123,8 @@ static int child(const char *name, bool bug, int mode)
  * show it gets a few more chances. The correct form gets none. */
 enum { CHANCES = 5 };
 
-/* Runs the case and returns what was noticed: one of E W A T U, S for a signal without a word, X for
- * an exit code without one, '-' for nothing. *text gets what it printed. */
+/* Runs the case and returns what was noticed: one of E W A T U, S for a signal without a word, X
+ * for an exit code without one, '-' for nothing. *text gets what it printed. */
 static char run(const char *self, const char *name, bool bug, int mode, std::string *text)
 {
     int ends[2];
