@@ -527,10 +527,10 @@ typedef struct tn_placement_options {
 
 /* path: a GGUF file (part 1 of a split one), or SHAPE:TYPE as tn_model_open_synthetic knows them,
  * such as "llama-70b:q4_k_m". Needs no memory beyond the header. What tn_model_open refuses for
- * what a header says, a broken vocabulary apart, is refused here, too. TN_ENOENT, TN_EIO, TN_EFORMAT
- * (file, profile or plan; the key is named), TN_EUNSUPPORTED, TN_EARG (an option, contradictions
- * with both sides named, a plan for another model or machine), TN_ENOMEM (also: the candidate that
- * was asked for does not fit). That a model does not fit is otherwise no error: see
+ * what a header says, a broken vocabulary apart, is refused here, too. TN_ENOENT, TN_EIO,
+ * TN_EFORMAT (file, profile or plan; the key is named), TN_EUNSUPPORTED, TN_EARG (an option,
+ * contradictions with both sides named, a plan for another model or machine), TN_ENOMEM (also: the
+ * candidate that was asked for does not fit). That a model does not fit is otherwise no error: see
  * tn_placement_info. */
 TN_API tn_status tn_placement_open(tn_placement **out, const char *path,
                                    const tn_placement_options *opt, tn_error *err);

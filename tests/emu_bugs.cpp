@@ -1,6 +1,6 @@
 /* Runs every case of emu_bugs_block.cu and emu_bugs_host.cu as a process of its own, correct and
- * with its bug, in every mode of this build, and checks that the bug is noticed where it must be and the
- * correct form never is.
+ * with its bug, in every mode of this build, and checks that the bug is noticed where it must be
+ * and the correct form never is.
  *
  * Modes of a plain build: threads in ascending, descending and random order, streams that dawdle.
  * Under a sanitizer there is one: ascending. */

@@ -8,7 +8,8 @@
 namespace emu
 {
 
-static const tn_emu_settings DEFAULTS = {0, 0, true, true, true, true, TN_EMU_DEVICES, (size_t)2 << 30, 60000};
+static const tn_emu_settings DEFAULTS = {
+    0, 0, true, true, true, true, TN_EMU_DEVICES, (size_t)2 << 30, 60000};
 tn_emu_settings settings = DEFAULTS;
 tn_emu_counters counters;
 

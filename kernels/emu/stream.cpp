@@ -17,7 +17,7 @@ static thread_local emu_stream *working; /* whose worker this is */
 
 /* ---- broken devices -------------------------------------------------------------------------- */
 
-static std::atomic<uint64_t> until_broken[TN_EMU_DEVICES]; /* things still to do; 0: no end is set */
+static std::atomic<uint64_t> until_broken[TN_EMU_DEVICES]; /* things still to do; 0: no end */
 static std::atomic<bool> broken[TN_EMU_DEVICES];
 
 void emu::break_at(int device, uint64_t k)
