@@ -418,6 +418,67 @@ TEST(hand_overs_by_hand)
     }
 }
 
+/* What a head costs on either side and on both, moves between devices of all batches, and the
+ * projections of the last layer carried to the device for a batch: hand-overs too small to show in
+ * a whole request. */
+TEST(small_hand_overs_by_hand)
+{
+    enum { n = 64, rest = 5, embd = 64 };
+    const double host = 1e6, device = 4e6, cross = 1e-3, pinned = 1e7;
+    const double on_host = 3e-4, on_device = 1e-4, host_flops = 1e6;
+    uint64_t seed = 5;
+    tn_shape s;
+    tn_constraints full;
+    tn_cost k;
+    test_model m = random_model(&seed, 2, false);
+    m.arch = "llama", m.window = 0, m.tied = 0;
+    tn_profile p = plain_profile(&seed, host, 1e5);
+    tn_profile_device *dev = &p.device[0];
+    p.contended = (tn_profile_contended){1, 1, 1, 1};
+    for (uint32_t i = 0; i < TN_TYPE_COUNT; i++)
+        if (tn_type_get(i)->block) dev->rate.matvec[i] = device;
+    dev->rate.op_s = on_device, p.host.rate.op_s = on_host;
+    p.host.rate.flops[0] = p.host.rate.flops[1] = host_flops;
+    dev->rate.flops[0] = dev->rate.flops[1] = 1e30;
+    dev->cross_s = cross, dev->pinned = pinned;
+    REQUIRE(test_shape(&s, &m, 16) == TN_OK);
+    const tn_constraints c = {.n_batch = n, .page_size = 16, .request = {0, 2 * n + rest, 7}};
+    REQUIRE(tn_constraints_fill(&full, &c, &s, &p, NULL) == TN_OK);
+    tn_cost_init(&k, &s, &p, &full, NULL);
+
+    const double hop1 = cross / 2, hop = cross / 2 + n * embd * 4 / pinned;
+    const double head = (double)s.tensor[s.head].bytes;
+    const double there = head / device + on_device, here = head / host + on_host;
+    const int32_t half = s.head_units / 2;
+    const double on = (double)tn_shape_head_bytes(&s, half);
+    REQUIRE(half > 0 && on < head);
+    const double both = 2 * hop1 + fmax(on / device + on_device, (head - on) / host + on_host);
+    CHECK_NEAR(tn_cost_head(&k, 0, true, 0), here + hop1, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, 0, false, 0), here, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, TN_HOST, false, 0), here, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, 0, true, s.head_units), hop1 + there, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, 0, false, s.head_units), 2 * hop1 + there, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, 0, true, half), both, 1e-12);
+    CHECK_NEAR(tn_cost_head(&k, 0, false, half), both, 1e-12);
+
+    const double short_hop = cross / 2 + rest * embd * 4 / pinned;
+    CHECK_NEAR(tn_cost_move_request(&k, 0, TN_HOST), 7 * hop1 + 2 * hop + short_hop, 1e-12);
+    CHECK_NEAR(tn_cost_move_request(&k, TN_HOST, 0), 7 * hop1 + 2 * hop + short_hop, 1e-12);
+
+    double norm = 0, bytes = 0;
+    for (int j = 0; j < s.layer[1].n; j++) {
+        const tn_shape_tensor *t = &s.tensor[s.of_layer[s.layer[1].first + j]];
+        if (strstr(t->name, "attn_norm")) norm += (double)t->bytes;
+        if (strstr(t->name, "attn_q.") || strstr(t->name, "attn_k.") || strstr(t->name, "attn_v."))
+            bytes += (double)t->bytes;
+    }
+    /* Activations in, and K and V out for attention on the host, which nobody asks for. */
+    CHECK(tn_cost_attn_streams(&k, 1, 0, false, n));
+    CHECK_NEAR(tn_cost_attn(&k, 1, 0, false, n, 0, 0),
+               on_host + norm / host + 2 * hop + fmax(bytes / device, bytes / pinned), 1e-12);
+    tn_shape_free(&s);
+}
+
 TEST(the_same_seed_gives_the_same_bits)
 {
     tn_shape s;
