@@ -231,7 +231,6 @@ $(BUILD)/bench/text.o:        bench/alice.txt
 $(BUILD)/engine/version.o:    TN_CFLAGS += -DTN_COMMIT='"$(COMMIT)"' \
     -DTN_FLAGS='"$(strip $(OWN_CFLAGS) $(if $(filter 0 off,$(CUDA)),CUDA=off))"'
 $(BUILD)/engine/version.o:    $(BUILD)/commit $(BUILD)/devices
-$(BUILD)/engine/json_env.o:   TN_CFLAGS += -DTN_FLAGS='"$(CFLAGS)"'
 
 $(BUILD)/%.o: %.c | check-deps
 	@mkdir -p $(@D)

@@ -387,7 +387,7 @@ void tn_calibration_key(const char *isa, const char *flags, char key[TN_PROFILE_
     tn_host_info h;
     tn_host_info_get(&h);
     /* The whole of the commit: its end says that there were changes. */
-    const uint32_t build = mix(mix(0x811c9dc5u, tn_commit()), flags);
+    const uint32_t build = mix(mix(mix(0x811c9dc5u, tn_commit()), __VERSION__), flags);
     snprintf(key, TN_PROFILE_TEXT, "%.60s, %d cores, %s, tenon %s %.12s, build %08x", h.cpu,
              tn_pool_default_threads(), isa, tn_version(), tn_commit(), (unsigned)build);
 }

@@ -6,7 +6,7 @@
 #include "profile.h"
 
 /* What a profile of this machine and build is cached under: processor, cores we may use, ISA level,
- * version, commit, and a hash of commit and flags (tn_flags). */
+ * version, commit, and a hash of commit, compiler and flags (tn_flags). */
 void tn_calibration_key(const char *isa, const char *flags, char key[TN_PROFILE_TEXT]);
 /* Measures the host with the engine's threads, in a second or two; takes the engine's turn. Memory
  * figures are what is free now. TN_ENOMEM, TN_EINTERNAL (no thread). */

@@ -48,7 +48,7 @@ tn_status tn_options_copy(void *dst, size_t dst_size, const void *src, const cha
 const char *tn_isa_name(unsigned mask);
 /* Seconds on a monotonic clock. */
 double tn_now(void);
-/* version.c. Compiler and flags of this build, and whether device code was left out. */
+/* version.c. The flags of this build that are not always the same, and CUDA=off. */
 const char *tn_flags(void);
 
 #endif

@@ -3,10 +3,6 @@
 #include "hardware.h"
 #include "json_text.h"
 
-#ifndef TN_FLAGS
-#define TN_FLAGS ""
-#endif
-
 static json_t *caches(const tn_host_info *h)
 {
     json_t *list = json_array();
@@ -31,7 +27,7 @@ static json_t *machine(const tn_host_info *h)
 static json_t *build(void)
 {
     return json_pack("{s:s, s:s, s:s, s:s}", "version", tn_version(), "commit", tn_commit(),
-                     "compiler", __VERSION__, "flags", TN_FLAGS);
+                     "compiler", __VERSION__, "flags", tn_flags());
 }
 
 static json_t *engine(const tn_engine *e)

@@ -21,5 +21,5 @@ const char *tn_commit(void)
 
 const char *tn_flags(void)
 {
-    return __VERSION__ " " TN_FLAGS;
+    return TN_FLAGS;
 }
