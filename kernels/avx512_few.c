@@ -3,8 +3,8 @@
  * computed, in which order, and so every bit is as in avx512_many.c, whose panels would be written
  * to be read only once or twice. avx512_many.c also says why sums start at the bits of BASE.
  *
- * 32 columns of 32 rows and a token take 26 vector instructions, 28 with minima, at two a cycle;
- * 16 of them are products. So 8 tokens of Q4_K are bound by arithmetic from about 14 GB/s a core
+ * 32 columns of 32 rows and a token take 24 to 28 vector instructions, at two a cycle; 16 of them
+ * are products. So 8 tokens of Q4_K are bound by arithmetic from about 14 GB/s a core
  * on, at 3 GHz. Measured (one core of a Xeon, weights from memory, kernel alone): 8 tokens cost 1.4
  * (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times what one does, 4 tokens 1.2; by panels 1.9 to 2.5. */
 #include "avx512_r16.h"
@@ -56,12 +56,13 @@ INLINE void read_scales(uint32_t type, const uint8_t *u, int i, unit_scales *o)
     }
 }
 
-/* sum[i] = half h of a block of one token times group i's quants v[i], from its start value on. */
-INLINE void half_sums(int g, const wide v[GROUPS][8], const act *a, int h, wide sum[GROUPS])
+/* sum[i] = half h of a block of one token times group i's quants v[i], from `start` on. */
+INLINE void half_sums(int g, const wide v[GROUPS][8], const act *a, int h, int32_t start,
+                      wide sum[GROUPS])
 {
 #pragma GCC unroll 2
     for (int i = 0; i < g; i++)
-        sum[i] = _mm512_set1_epi32(a->c[h]);
+        sum[i] = _mm512_set1_epi32(start);
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
         const wide x = broadcast4(a->q + 4 * j);
@@ -71,22 +72,40 @@ INLINE void half_sums(int g, const wide v[GROUPS][8], const act *a, int h, wide 
     }
 }
 
+/* The sums of a step with one scale: half 0's in units of half 1, plus those of half 1. So both
+ * halves can be under way at once, which counts more here than an addition. */
+INLINE void whole_sums(int g, const wide v[GROUPS][8], const act *a, wide sum[GROUPS])
+{
+    wide other[GROUPS];
+    half_sums(g, v, a, 0, a->c[0], other);
+    half_sums(g, v, a, 1, 0, sum);
+#pragma GCC unroll 2
+    for (int i = 0; i < g; i++)
+        sum[i] = _mm512_add_epi32(sum[i], _mm512_castps_si512(value_of(other[i], a, 0)));
+}
+
+INLINE void add_values(int g, const wide sum[GROUPS], const act *a, int h, const __m512 d[GROUPS],
+                       __m512 *acc)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < g; i++)
+        acc[i] = _mm512_fmadd_ps(value_of(sum[i], a, h), d[i], acc[i]);
+}
+
 /* acc[group] += a step times a block of one token. */
 INLINE void step(uint32_t type, int g, const wide v[GROUPS][8], const __m512 d[2][GROUPS],
                  const __m512 m[2][GROUPS], const act *a, __m512 *acc)
 {
     const bool by_16 = scaled_by_16(type);
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++) {
-        wide sum[GROUPS];
-        half_sums(g, v, a, h, sum);
-        const __m512 base = _mm512_set1_ps(a->base[h]);
-#pragma GCC unroll 2
-        for (int i = 0; i < g; i++) {
-            const __m512 f = _mm512_castsi512_ps(sum[i]);
-            const __m512 q = _mm512_fmadd_ps(f, _mm512_set1_ps(a->d[h]), base);
-            acc[i] = _mm512_fmadd_ps(q, d[by_16 ? h : 0][i], acc[i]);
-        }
+    wide sum[GROUPS];
+    if (by_16) {
+        half_sums(g, v, a, 0, a->c[0], sum);
+        add_values(g, sum, a, 0, d[0], acc);
+        half_sums(g, v, a, 1, a->c[1], sum);
+        add_values(g, sum, a, 1, d[1], acc);
+    } else {
+        whole_sums(g, v, a, sum);
+        add_values(g, sum, a, 1, d[0], acc);
     }
     if (!has_min(type)) return;
 #pragma GCC unroll 2
@@ -113,7 +132,7 @@ INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, blocks_of_toke
         fetch_groups(r, w + ahead, step_bytes);
 #pragma GCC unroll 2
         for (int i = 0; i < r.g; i++)
-            r16_quants(r.type, w + i * r.next, v[i]);
+            r16_quants_for_sums(r.type, w + i * r.next, v[i]);
         for (int64_t t = 0; t < r.n; t++) {
             step(r.type, r.g, v, scales.d[j], scales.m[j], x->at[t], acc[t]);
             x->at[t] += x->next[t];

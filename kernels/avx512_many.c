@@ -5,13 +5,14 @@
  * r of vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 6
  * tokens runs over the panel with one dot product instruction per vector and token. Activations are
  * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be
- * as busy as the arithmetic. Offsets of the quants are the start values of the integer sums. The
- * two halves of 32 columns are summed apart, because each has its own activation scale.
+ * as busy as the arithmetic. Offsets of the quants are in the start values of the integer sums, or
+ * in what their conversion adds. Each half of 32 columns has its own activation scale: two sums
+ * where the weights' scales are by 16, too; otherwise one, see high_of.
  *
- * What a sum costs beside its products counts: these are 8 of 12 instructions per 32 columns. No
- * conversion is among them, because sums start at the bits of the float BASE; then they are, read
- * as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in the
- * panel's scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that
+ * What a sum costs beside its products counts: these are 8 of 11 or 12 instructions per 32 columns.
+ * No conversion is among them, because sums start at the bits of the float BASE; then they are,
+ * read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in
+ * the panel's scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that
  * small products are not lost; it has two bits, and d only 22, so that BASE * d is exact.
  *
  * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
@@ -29,46 +30,22 @@ INLINE int64_t panel_block(form f)
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* What of a type the packed activations depend on. */
-typedef struct act_form {
-    int offset, high;
-    bool by_16;
-} act_form;
-
-INLINE act_form act_form_of(tn_layout layout, uint32_t type)
+INLINE void pack_for_tiles(uint32_t type, act *o, const tn_q8 *x)
 {
-    return (act_form){tn_quant_offset(type), layout == TN_LAYOUT_R8 ? 1 : r16_high(type),
-                      scaled_by_16(type)};
+    tn_q8 other;
+    if (!scaled_by_16(type)) x = with_least_step(x, &other);
+    pack(type, high_of(type), o, x);
+    prepare_sums(type, o, x);
 }
 
-INLINE void pack_for_tiles(uint32_t type, int high, act *o, const tn_q8 *x)
+INLINE void pack_all(uint32_t type, const tn_packing *p)
 {
-    pack(type, high, o, x);
-    for (int h = 0; h < 2; h++) {
-        o->d[h] = shorter(o->d[h]);
-        o->base[h] = -BASE * o->d[h];
-        o->c[h] += BASE_BITS;
-    }
-}
-
-INLINE void pack_all(tn_layout layout, uint32_t type, const tn_packing *p)
-{
-    const int high = act_form_of(layout, type).high;
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack_for_tiles(type, high, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
+            pack_for_tiles(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
                            x + (b - p->b0));
     }
-}
-
-/* The packed activations that x brings along, if they serve this layout and type too. */
-static const act *brought(tn_layout layout, uint32_t type, const tn_acts *x)
-{
-    if (!x->packed) return NULL;
-    const act_form a = act_form_of(layout, type),
-                   b = act_form_of(x->packed_layout, x->packed_type);
-    return a.offset == b.offset && a.high == b.high && a.by_16 == b.by_16 ? x->packed : NULL;
 }
 
 /* ---- panels ---------------------------------------------------------------------------------- */
@@ -104,7 +81,7 @@ INLINE void panel_quants(uint32_t type, const uint8_t *low, const uint8_t *high,
             v1 = _mm512_xor_si512(v1, _mm512_set1_epi8((char)0x80));
         }
         _mm512_store_si512(out + 64 * j, v0);
-        _mm512_store_si512(out + 64 * (4 + j), v1);
+        _mm512_store_si512(out + 64 * (4 + j), times(v1, high_of(type)));
     }
 }
 
@@ -170,7 +147,7 @@ INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64
             float *scale = (float *)(void *)(out + 512),
                   *min = scale + (scaled_by_16(type) ? 32 : 16);
             wide v[8];
-            r16_quants(type, unit + s.head + tn_step_bytes(s) * j, v);
+            r16_quants_for_sums(type, unit + s.head + tn_step_bytes(s) * j, v);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++)
                 _mm512_store_si512(out + 64 * i, v[i]);
@@ -194,13 +171,18 @@ typedef struct shape {
     int g, n;
 } shape;
 
-/* The sums of half h of a block, from their start values on. Types with minima have no offset:
- * their sums all start with the same, which needs no loads. */
-INLINE void half_sums_of(shape s, const uint8_t *w, const act *a, int h, wide *sum)
+/* What the sums of half h start with. Types with minima have no offset: their sums all start with
+ * the same, which needs no loads. */
+INLINE void start_sums(shape s, const act *a, int h, wide *sum)
 {
 #pragma GCC unroll 12
     for (int i = 0; i < s.g * s.n; i++)
         sum[i] = _mm512_set1_epi32(s.f.min ? BASE_BITS : a[i % s.n].c[h]);
+}
+
+/* sum += half h of a block. */
+INLINE void add_half(shape s, const uint8_t *w, const act *a, int h, wide *sum)
+{
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
         wide v[GROUPS];
@@ -217,26 +199,45 @@ INLINE void half_sums_of(shape s, const uint8_t *w, const act *a, int h, wide *s
     }
 }
 
-/* acc += half h of a block, whose scales of the first group are at `scale`. */
-INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
+/* acc += values of half h's sums times the scales, of which those of the first group are at
+ * `scale`. */
+INLINE void add_values(shape s, const act *a, int h, const wide *sum, const uint8_t *scale,
                        __m512 *acc)
 {
-    wide sum[GROUPS * TOKENS];
-    half_sums_of(s, w, a, h, sum);
     __m512 d[GROUPS];
 #pragma GCC unroll 2
     for (int i = 0; i < s.g; i++)
         d[i] = _mm512_load_ps(scale + i * panel_block(s.f));
 #pragma GCC unroll 6
-    for (int t = 0; t < s.n; t++) {
-        const __m512 base = _mm512_set1_ps(a[t].base[h]);
+    for (int t = 0; t < s.n; t++)
 #pragma GCC unroll 2
-        for (int i = t; i < s.g * s.n; i += s.n) {
-            const __m512 f = _mm512_castsi512_ps(sum[i]);
-            const __m512 q = _mm512_fmadd_ps(f, _mm512_set1_ps(a[t].d[h]), base);
-            acc[i] = _mm512_fmadd_ps(q, d[i / s.n], acc[i]);
-        }
-    }
+        for (int i = t; i < s.g * s.n; i += s.n)
+            acc[i] = _mm512_fmadd_ps(value_of(sum[i], a + t, h), d[i / s.n], acc[i]);
+}
+
+/* acc += half h of a block. */
+INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
+                       __m512 *acc)
+{
+    wide sum[GROUPS * TOKENS];
+    start_sums(s, a, h, sum);
+    add_half(s, w, a, h, sum);
+    add_values(s, a, h, sum, scale, acc);
+}
+
+/* acc += a block with one scale. */
+INLINE void whole_block(shape s, const uint8_t *w, const act *a, const uint8_t *scale, __m512 *acc)
+{
+    wide sum[GROUPS * TOKENS];
+    start_sums(s, a, 0, sum);
+    add_half(s, w, a, 0, sum);
+#pragma GCC unroll 6
+    for (int t = 0; t < s.n; t++)
+#pragma GCC unroll 2
+        for (int i = t; i < s.g * s.n; i += s.n)
+            sum[i] = _mm512_castps_si512(value_of(sum[i], a + t, 0));
+    add_half(s, w, a, 1, sum);
+    add_values(s, a, 1, sum, scale, acc);
 }
 
 /* acc += minimum * sum of the activations in half h, or in both */
@@ -260,8 +261,12 @@ INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float 
     }
     for (int64_t b = 0; b < blocks; b++, w += s.g * panel_block(s.f), a += s.n) {
         const uint8_t *scale = w + 512;
-        half_block(s, w, a, 0, scale, acc);
-        half_block(s, w, a, 1, scale + (s.f.by_16 ? 64 : 0), acc);
+        if (s.f.by_16) {
+            half_block(s, w, a, 0, scale, acc);
+            half_block(s, w, a, 1, scale + 64, acc);
+        } else {
+            whole_block(s, w, a, scale, acc);
+        }
         if (s.f.min) minima(s, acc, a, 0, scale + (s.f.by_16 ? 128 : 64));
         if (s.f.min && s.f.by_16) minima(s, acc, a, 1, scale + 192);
     }
@@ -410,7 +415,7 @@ _Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * (int)sizeof(act) <= 
 INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    const act *ready = brought(layout, type, x);
+    const act *ready = brought(type, x);
     const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, x->n, blocks);
     uint8_t *panel = scratch;
     act *own = (act *)(void *)(panel + PANEL_BYTES);
@@ -420,7 +425,7 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
             const int64_t size = blocks - b < PIECE ? blocks - b : PIECE;
             piece p = {ready ? ready + t * blocks : own, n, blocks, 0, b, b + size};
             if (!ready) {
-                pack_all(layout, type,
+                pack_all(type,
                          &(tn_packing){own, n, size, 0, n, 0, size, x->q + t * blocks + b, blocks});
                 p = (piece){own, n, size, b, b, b + size};
             }
@@ -453,13 +458,9 @@ INLINE void few(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x,
     {                                                                                              \
         many(TN_LAYOUT_R8, type, w, x, y, y_stride, row0, row1, scratch);                          \
     }                                                                                              \
-    static void pack_r16_##name(const tn_packing *p)                                               \
+    static void pack_##name(const tn_packing *p)                                                   \
     {                                                                                              \
-        pack_all(TN_LAYOUT_R16, type, p);                                                          \
-    }                                                                                              \
-    static void pack_r8_##name(const tn_packing *p)                                                \
-    {                                                                                              \
-        pack_all(TN_LAYOUT_R8, type, p);                                                           \
+        pack_all(type, p);                                                                         \
     }                                                                                              \
     static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
@@ -492,8 +493,7 @@ tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
 
 #define SET(name, type)                                                                            \
     f[type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;                                 \
-    k->pack[TN_LAYOUT_R8][type] = pack_r8_##name;                                                  \
-    k->pack[TN_LAYOUT_R16][type] = pack_r16_##name;
+    k->pack[TN_LAYOUT_R8][type] = k->pack[TN_LAYOUT_R16][type] = pack_##name;
 void tn_kernels_avx512_many(tn_kernels *k)
 {
     _Static_assert(sizeof(act) == TN_PACKED_BYTES, "act");

@@ -61,6 +61,13 @@ INLINE wide broadcast4(const int8_t *p)
     return _mm512_set1_epi32(v);
 }
 
+/* What the sums of half h make of f, their bits as a float. */
+INLINE __m512 value_of(wide sum, const act *a, int h)
+{
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(sum), _mm512_set1_ps(a->d[h]),
+                           _mm512_set1_ps(a->base[h]));
+}
+
 /* ---- heads ----------------------------------------------------------------------------------- */
 
 /* What a unit's head says, lane = row: d, and the minimum as what is to be added. The K types'
@@ -234,6 +241,21 @@ INLINE void r16_quants(uint32_t type, const uint8_t *p, wide v[8])
             v[j] = a[j];
         break;
     }
+}
+
+/* Bytes times a power of two that leaves them bytes. */
+INLINE wide times(wide bytes, int power)
+{
+    return _mm512_slli_epi16(bytes, (unsigned)__builtin_ctz((unsigned)power));
+}
+
+/* The same, the second half times high_of. */
+INLINE void r16_quants_for_sums(uint32_t type, const uint8_t *p, wide v[8])
+{
+    r16_quants(type, p, v);
+#pragma GCC unroll 4
+    for (int j = 4; j < 8; j++)
+        v[j] = times(v[j], high_of(type) / r16_high(type));
 }
 
 #endif

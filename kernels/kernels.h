@@ -106,7 +106,11 @@ enum { TN_PACKED_BYTES = 64 }; /* of a block, at most */
 /* y[t][r - 0] = sum_c W[r][c] * x[t][c] for t in [0, x->n), r in [row0, row1).
  * row0 is a multiple of 8 and of the layout's rows; row1 is such a multiple or w->rows. Writes y +
  * t * y_stride + r, nothing else. Quantised types read x->q, unquantised ones x->f. scratch:
- * TN_SCRATCH_BYTES, 64-byte aligned, this thread's own. Any row range and any n >= 1 is allowed. */
+ * TN_SCRATCH_BYTES, 64-byte aligned, this thread's own. Any row range and any n >= 1 is allowed.
+ * Sums of 32 quants are exact integers, but that kernels of several tokens may round them: to the
+ * second half's step (d * m[1]) times a 64th of the largest weight that the block can hold; and
+ * where that step is less than a seventh of the first half's, they may round the second half's
+ * activations to such a seventh. */
 typedef void (*tn_matmul_fn)(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                              int64_t row0, int64_t row1, void *scratch);
 enum { TN_SCRATCH_BYTES = 1 << 20 };
