@@ -121,8 +121,9 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
             fetch(next, n * 4 * LANES);
             UNROLL for (int u = 0; u < n; u++)
             {
-                const int at = (b * 8 + j) * 64;
-                y[u] = q8_keys(k[u] + at);
+                const char *at = k[u] + (b * 8 + j) * 64;
+                if (u * 4 * LANES % 64 == 0) fetch_near(at + NEAR_BYTES);
+                y[u] = q8_keys(at);
             }
             UNROLL for (int g = 0; g < heads; g++)
             {
@@ -260,7 +261,10 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
             UNROLL for (int t = 0; t < 4; t++)
             {
                 const int32_t *at = w + q8_weight_at(i, t);
-                const q8_quads y0 = q8_values(v + t * row), y1 = q8_values(v + t * row + 4 * LANES);
+                const char *x0 = v + t * row, *x1 = x0 + 4 * LANES;
+                const q8_quads y0 = q8_values(x0), y1 = q8_values(x1);
+                fetch_near(x0 + 8 * LANES); /* of the next dims */
+                if (4 * LANES % 64 == 0) fetch_near(x1 + 8 * LANES);
                 fetch(next, 8 * LANES);
                 next += 8 * LANES;
                 UNROLL for (int g = 0; g < heads; g++)
