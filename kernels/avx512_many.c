@@ -30,6 +30,52 @@ INLINE int64_t panel_block(form f)
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
+/* x, or, where half 1 has so small a step that sums in units of it may reach 2^22, `other` with a
+ * larger one (m is at most 18 then) and the quants rounded to that: they are small beside those of
+ * half 0, whose own rounding is several times as much. */
+INLINE const tn_q8 *with_least_step(const tn_q8 *x, tn_q8 *other)
+{
+    const vec q = _mm256_loadu_si256((const __m256i *)(const void *)x->q);
+    const vec sums = _mm256_sad_epu8(_mm256_abs_epi8(q), _mm256_setzero_si256());
+    const int first = _mm256_extract_epi16(sums, 0) + _mm256_extract_epi16(sums, 4),
+              second = _mm256_extract_epi16(sums, 8) + _mm256_extract_epi16(sums, 12);
+    const int room = (1 << 14) - 1 - second; /* of sums of bytes, in 256ths of 2^22 */
+    if (first * x->m[0] < room * x->m[1]) return x;
+    const int m = first * x->m[0] / room + 1;
+    *other = *x;
+    other->m[1] = (int16_t)m;
+    for (int i = 16; i < 32; i++) {
+        const int twice = 2 * x->q[i] * x->m[1];
+        other->q[i] = (int8_t)((twice + (twice < 0 ? -m : m)) / (2 * m));
+    }
+    return other;
+}
+
+/* The nearest float with 22 significant bits that is a multiple of 2^-22, so that BASE - BASE * r
+ * is exact. */
+INLINE float short_ratio(float r)
+{
+    return shorter((r + 2.0f) - 2.0f);
+}
+
+/* What products make of their sums. o has q, s, and as c[h] what offsets add to the sums of half h.
+ */
+INLINE void prepare_sums(uint32_t type, act *o, const tn_q8 *x)
+{
+    const int high = high_of(type);
+    for (int h = 0; h < 2; h++) {
+        o->d[h] = shorter(x->d * (float)x->m[h] / (float)(h ? high : 1));
+        o->base[h] = -BASE * o->d[h];
+    }
+    if (!scaled_by_16(type)) {
+        o->base[1] = ((float)o->c[1] / UNITS - BASE) * o->d[1];
+        o->d[0] = short_ratio((float)(high * x->m[0]) / (float)x->m[1]);
+        o->base[0] = BASE - BASE * o->d[0];
+    }
+    for (int h = 0; h < 2; h++)
+        o->c[h] += BASE_BITS;
+}
+
 INLINE void pack_for_tiles(uint32_t type, act *o, const tn_q8 *x)
 {
     tn_q8 other;
@@ -46,6 +92,16 @@ INLINE void pack_all(uint32_t type, const tn_packing *p)
             pack_for_tiles(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
                            x + (b - p->b0));
     }
+}
+
+/* The packed activations that x brings along, if they serve this type too. */
+static const act *brought(uint32_t type, const tn_acts *x)
+{
+    return x->packed && tn_quant_offset(x->packed_type) == tn_quant_offset(type) &&
+                   high_of(x->packed_type) == high_of(type) &&
+                   scaled_by_16(x->packed_type) == scaled_by_16(type)
+               ? x->packed
+               : NULL;
 }
 
 /* ---- panels ---------------------------------------------------------------------------------- */

@@ -22,6 +22,15 @@ tn_several_fn tn_avx512_several(uint32_t type);
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
+/* With one scale per 32 columns the halves of a block differ in the activations' steps only. So the
+ * sums of half 0 are turned into units of half 1, by one multiplication and addition, and half 1
+ * goes on from there: that saves a conversion. The quants of half 1 come times `high`, so that
+ * units are small, and what is rounded is up to half of one. */
+INLINE int high_of(uint32_t type)
+{
+    return scaled_by_16(type) ? 1 : 1 << (8 - tn_group_shape_of(type, 8).bits);
+}
+
 /* high: what the quants of the second half are multiplied with in the kernel, a power of two. */
 INLINE void pack(uint32_t type, int high, act *o, const tn_q8 *x)
 {

@@ -1,7 +1,8 @@
 /* Products of many tokens with 8-row interleaved weights, AVX-VNNI: avx512_many.c with half as wide
  * vectors, which says why sums start at the bits of BASE and what a panel is for. Here a panel is
  * of GROUPS times 8 rows, and a tile of 16 rows and 3 tokens: 6 integer sums, 6 float sums, 2
- * vectors of weights and an activation are 15 of 16 registers. A few tokens are left to avx2_r8.c:
+ * vectors of weights and an activation are 15 of 16 registers. The sums of a block's halves stay
+ * apart: with six at a time, one after the other is slower by a twentieth. A few tokens are left to avx2_r8.c:
  * they are bound by memory, or by unpacking (8 tokens: 2.3 times the price of one, 3.2 by way of
  * panels). */
 #include "avx_many.h"
@@ -24,19 +25,14 @@ INLINE void pack(uint32_t type, act *o, const tn_q8 *x)
     sums = _mm256_hadd_epi32(sums, sums);
     sums = _mm256_hadd_epi32(sums, sums);
     _mm256_store_si256((__m256i *)(void *)o->q, q);
-    for (int h = 0; h < 2; h++)
+    for (int h = 0; h < 2; h++) {
+        o->d[h] = shorter(x->d * (float)x->m[h]);
+        o->base[h] = -BASE * o->d[h];
         o->s[h] = x->s[h];
-    o->c[0] = _mm256_extract_epi32(sums, 0);
-    o->c[1] = high_of(type) * _mm256_extract_epi32(sums, 4);
+    }
+    o->c[0] = BASE_BITS + _mm256_extract_epi32(sums, 0);
+    o->c[1] = BASE_BITS + _mm256_extract_epi32(sums, 4);
     if (!scaled_by_16(type)) o->s[0] += o->s[1];
-}
-
-INLINE void pack_for_tiles(uint32_t type, act *o, const tn_q8 *x)
-{
-    tn_q8 other;
-    if (!scaled_by_16(type)) x = with_least_step(x, &other);
-    pack(type, o, x);
-    prepare_sums(type, o, x);
 }
 
 INLINE void pack_all(uint32_t type, const tn_packing *p)
@@ -44,9 +40,18 @@ INLINE void pack_all(uint32_t type, const tn_packing *p)
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack_for_tiles(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
-                           x + (b - p->b0));
+            pack(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b), x + (b - p->b0));
     }
+}
+
+/* The packed activations that x brings along, if they serve this type too. */
+static const act *brought(uint32_t type, const tn_acts *x)
+{
+    if (!x->packed || x->packed_layout != TN_LAYOUT_R8) return NULL;
+    return tn_quant_offset(x->packed_type) == tn_quant_offset(type) &&
+                   scaled_by_16(x->packed_type) == scaled_by_16(type)
+               ? x->packed
+               : NULL;
 }
 
 /* ---- panels ---------------------------------------------------------------------------------- */
@@ -65,9 +70,8 @@ INLINE void panel_quants(uint32_t type, const uint8_t *step, uint8_t *out)
                   odd = _mm256_xor_si256(v[2 * j + 1], flip);
         _mm256_store_si256((vec *)(void *)(out + 32 * j),
                            _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa));
-        const vec second = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
         _mm256_store_si256((vec *)(void *)(out + 32 * (4 + j)),
-                           _mm256_slli_epi16(second, __builtin_ctz((unsigned)high_of(type))));
+                           _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa));
     }
 }
 
@@ -116,17 +120,14 @@ typedef struct shape {
     int g, n;
 } shape;
 
-/* What the sums of half h start with. */
-INLINE void start_sums(shape s, const act *a, int h, vec *sum)
+/* acc += half h of a block, whose scales of the first group are at `scale`. */
+INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
+                       __m256 *acc)
 {
+    vec sum[GROUPS * TOKENS];
 #pragma GCC unroll 6
     for (int i = 0; i < s.g * s.n; i++)
         sum[i] = _mm256_set1_epi32(a[i % s.n].c[h]);
-}
-
-/* sum += half h of a block. */
-INLINE void add_half(shape s, const uint8_t *w, const act *a, int h, vec *sum)
-{
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
         vec v[GROUPS];
@@ -141,47 +142,14 @@ INLINE void add_half(shape s, const uint8_t *w, const act *a, int h, vec *sum)
                 sum[i * s.n + t] = _mm256_dpbusd_avx_epi32(sum[i * s.n + t], v[i], x);
         }
     }
-}
-
-/* What half h makes of its sum. */
-INLINE __m256 value_of(vec sum, const act *a, int h)
-{
-    return _mm256_fmadd_ps(_mm256_castsi256_ps(sum), _mm256_broadcast_ss(&a->d[h]),
-                           _mm256_broadcast_ss(&a->base[h]));
-}
-
-/* acc += values of half h times the scales, of which those of the first group are at `scale`. */
-INLINE void add_values(shape s, const act *a, int h, const vec *sum, const uint8_t *scale,
-                       __m256 *acc)
-{
 #pragma GCC unroll 6
     for (int i = 0; i < s.g * s.n; i++) {
+        const act *x = a + i % s.n;
+        const __m256 q = _mm256_fmadd_ps(_mm256_castsi256_ps(sum[i]), _mm256_broadcast_ss(&x->d[h]),
+                                         _mm256_broadcast_ss(&x->base[h]));
         const float *d = (const float *)(const void *)(scale + i / s.n * panel_block(s.f));
-        acc[i] = _mm256_fmadd_ps(value_of(sum[i], a + i % s.n, h), _mm256_load_ps(d), acc[i]);
+        acc[i] = _mm256_fmadd_ps(q, _mm256_load_ps(d), acc[i]);
     }
-}
-
-/* acc += half h of a block. */
-INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
-                       __m256 *acc)
-{
-    vec sum[GROUPS * TOKENS];
-    start_sums(s, a, h, sum);
-    add_half(s, w, a, h, sum);
-    add_values(s, a, h, sum, scale, acc);
-}
-
-/* acc += a block with one scale. */
-INLINE void whole_block(shape s, const uint8_t *w, const act *a, const uint8_t *scale, __m256 *acc)
-{
-    vec sum[GROUPS * TOKENS];
-    start_sums(s, a, 0, sum);
-    add_half(s, w, a, 0, sum);
-#pragma GCC unroll 6
-    for (int i = 0; i < s.g * s.n; i++)
-        sum[i] = _mm256_castps_si256(value_of(sum[i], a + i % s.n, 0));
-    add_half(s, w, a, 1, sum);
-    add_values(s, a, 1, sum, scale, acc);
 }
 
 /* acc += minimum * sum of the activations in half h, or in both */
@@ -213,12 +181,8 @@ INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float 
                      : _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, w += s.g * panel_block(s.f), a += s.n) {
         const uint8_t *scale = w + 256;
-        if (s.f.by_16) {
-            half_block(s, w, a, 0, scale, acc);
-            half_block(s, w, a, 1, scale + 32, acc);
-        } else {
-            whole_block(s, w, a, scale, acc);
-        }
+        half_block(s, w, a, 0, scale, acc);
+        half_block(s, w, a, 1, scale + (s.f.by_16 ? 32 : 0), acc);
         if (s.f.min) minima(s, acc, a, 0, scale + (s.f.by_16 ? 64 : 32));
         if (s.f.min && s.f.by_16) minima(s, acc, a, 1, scale + 96);
     }

@@ -143,7 +143,7 @@ static float *new_output(int64_t n, int64_t stride)
 static bool may_round(const test_case *c, const char *how, int64_t n)
 {
     const uint32_t type = c->w.type;
-    return n > 1 && strstr(how, "vnni") && type != TN_TYPE_Q2_K && type != TN_TYPE_Q3_K &&
+    return n > 1 && strstr(how, "vnni512") && type != TN_TYPE_Q2_K && type != TN_TYPE_Q3_K &&
            type != TN_TYPE_Q6_K;
 }
 
