@@ -2,9 +2,9 @@
  * vectors, which says why sums start at the bits of BASE and what a panel is for. Here a panel is
  * of GROUPS times 8 rows, and a tile of 16 rows and 3 tokens: 6 integer sums, 6 float sums, 2
  * vectors of weights and an activation are 15 of 16 registers. The sums of a block's halves stay
- * apart: with six at a time, one after the other is slower by a twentieth. A few tokens are left to avx2_r8.c:
- * they are bound by memory, or by unpacking (8 tokens: 2.3 times the price of one, 3.2 by way of
- * panels). */
+ * apart: with six at a time, one after the other is slower by a twentieth. A few tokens are left to
+ * avx2_r8.c: they are bound by memory, or by unpacking (8 tokens: 2.3 times the price of one, 3.2
+ * by way of panels). */
 #include "avx_many.h"
 
 enum { TOKENS = 3 }; /* of a tile */
