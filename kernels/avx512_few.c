@@ -4,9 +4,9 @@
  * to be read only once or twice. avx512_many.c also says why sums start at the bits of BASE.
  *
  * 32 columns of 32 rows and a token take 24 to 28 vector instructions, at two a cycle; 16 of them
- * are products. So 8 tokens of Q4_K are bound by arithmetic from about 14 GB/s a core
- * on, at 3 GHz. Measured (one core of a Xeon, weights from memory, kernel alone): 8 tokens cost 1.4
- * (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times what one does, 4 tokens 1.2; by panels 1.9 to 2.5. */
+ * are products. So 8 tokens of Q4_K are bound by arithmetic from about 14 GB/s a core on, at 3 GHz.
+ * Measured (one core of a Xeon, weights from memory, kernel alone): 8 tokens cost 1.4 (Q6_K, Q8_0)
+ * to 1.6 (Q4_K, Q4_0) times what one does, 4 tokens 1.2; by panels 1.9 to 2.5. */
 #include "avx512_r16.h"
 
 /* The scales and minima of a unit: [step][half, where there is one a half][group]. */

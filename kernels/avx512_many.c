@@ -58,18 +58,17 @@ INLINE float short_ratio(float r)
     return shorter((r + 2.0f) - 2.0f);
 }
 
-/* What products make of their sums. o has q, s, and as c[h] what offsets add to the sums of half h.
- */
+/* From what pack() says to what sums start with and become. c[1] is without meaning where half 1
+ * goes on from half 0: what an offset adds to its sums is in base[1]. */
 INLINE void prepare_sums(uint32_t type, act *o, const tn_q8 *x)
 {
-    const int high = high_of(type);
     for (int h = 0; h < 2; h++) {
-        o->d[h] = shorter(x->d * (float)x->m[h] / (float)(h ? high : 1));
+        o->d[h] = shorter(o->d[h]);
         o->base[h] = -BASE * o->d[h];
     }
     if (!scaled_by_16(type)) {
         o->base[1] = ((float)o->c[1] / UNITS - BASE) * o->d[1];
-        o->d[0] = short_ratio((float)(high * x->m[0]) / (float)x->m[1]);
+        o->d[0] = short_ratio((float)(high_of(type) * x->m[0]) / (float)x->m[1]);
         o->base[0] = BASE - BASE * o->d[0];
     }
     for (int h = 0; h < 2; h++)

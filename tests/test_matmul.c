@@ -55,7 +55,7 @@ typedef struct test_case {
     char text[120];
 } test_case;
 
-/* The largest weight a block can hold, at least. `part` is of weights without offsets. */
+/* No more than the largest weight that a block can hold. `part` is of weights without offsets. */
 static double largest_weight(uint32_t type, const void *block, const float *row, const float *part)
 {
     double most = 0;
