@@ -12,8 +12,14 @@ enum {
     MAX_DIM = 1024 /* of a head */
 };
 
-/* How far ahead of its use K is asked for with fetch_near, and V. */
-enum { NEAR_BYTES = 512, NEAR_ROWS = 4 };
+/* What is asked for with fetch_near is half a tile ahead of its use, V while K is used and the next
+ * K while V is, where K of a tile is at most NEAR_TILE bytes, so that the first level holds both.
+ * Of larger tiles it is so many bytes ahead in a unit of K, and rows of V. */
+enum { NEAR_TILE = 16384, NEAR_BYTES = 1024, NEAR_ROWS = 16 };
+
+/* Bytes of the next V that are asked for beside each row's softmax, which reads none: without them
+ * the queue to memory runs empty meanwhile. With AVX2 arithmetic takes longer than memory. */
+enum { SOFT_BYTES = LANES == 16 ? 256 : 0, SOFT_BYTES_Q8 = LANES == 16 ? 768 : 0 };
 
 /* f(z, x, h, type, heads) with constants. */
 #define BY_TYPE(f, type, heads)               \
@@ -47,9 +53,10 @@ typedef struct one {
 } one;
 
 /* A tile of keys, whole units, and the tile after it, asked for while this one is used: K with K
- * and V with V, so that a line has the time of a whole tile to arrive. */
+ * and V with V, so that a line has the time of a whole tile to arrive. Beside k and v stands what
+ * is brought near while the same bytes of them are used. */
 typedef struct keys {
-    const char *k, *v, *next_k, *next_v;
+    const char *k, *v, *next_k, *next_v, *near_k, *near_v;
     int64_t skip, n; /* positions [skip, n) are seen */
 } keys;
 
@@ -75,10 +82,14 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
                          const int heads, const int n)
 {
     const size_t size = type == TN_TYPE_F16 ? 2 : 4;
-    const char *k[4], *next = x->next_k + (size_t)(i * LANES * z->dim_k) * size;
+    const char *k[4], *near[4], *next = x->next_k + (size_t)(i * LANES * z->dim_k) * size;
     const float *q = z->q + (int64_t)h * z->dim_k;
     vf acc[16];
-    UNROLL for (int u = 0; u < n; u++) k[u] = vector_at(x->k, z->k_bytes, i + u, size);
+    UNROLL for (int u = 0; u < n; u++)
+    {
+        k[u] = vector_at(x->k, z->k_bytes, i + u, size);
+        near[u] = vector_at(x->near_k, z->k_bytes, i + u, size);
+    }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t d = 0; d < z->dim_k; d += 4) {
         fetch(next, n * 4 * LANES * (int)size);
@@ -88,8 +99,9 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
             vf y[4];
             UNROLL for (int u = 0; u < n; u++)
             {
-                const char *at = k[u] + (size_t)(d + e) * TN_KV_UNIT * size;
-                if (e * LANES * (int)size % 64 == 0) fetch_near(at + NEAR_BYTES);
+                const size_t off = (size_t)(d + e) * TN_KV_UNIT * size;
+                const char *at = k[u] + off;
+                if (e * LANES * (int)size % 64 == 0) fetch_near(near[u] + off);
                 y[u] = type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             }
             UNROLL for (int g = 0; g < heads; g++)
@@ -107,9 +119,13 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
 INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const int heads,
                       const int n)
 {
-    const char *k[4], *next = x->next_k + (size_t)i * LANES * z->k_bytes / TN_KV_UNIT;
+    const char *k[4], *near[4], *next = x->next_k + (size_t)i * LANES * z->k_bytes / TN_KV_UNIT;
     vf acc[16];
-    UNROLL for (int u = 0; u < n; u++) k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
+    UNROLL for (int u = 0; u < n; u++)
+    {
+        k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
+        near[u] = vector_at(x->near_k, z->k_bytes, i + u, 4) + z->dim_k;
+    }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
         q8_sum sum[16];
@@ -121,9 +137,8 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
             fetch(next, n * 4 * LANES);
             UNROLL for (int u = 0; u < n; u++)
             {
-                const char *at = k[u] + (b * 8 + j) * 64;
-                if (u * 4 * LANES % 64 == 0) fetch_near(at + NEAR_BYTES);
-                y[u] = q8_keys(at);
+                if (u * 4 * LANES % 64 == 0) fetch_near(near[u] + (b * 8 + j) * 64);
+                y[u] = q8_keys(k[u] + (b * 8 + j) * 64);
             }
             UNROLL for (int g = 0; g < heads; g++)
             {
@@ -206,17 +221,19 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
     const size_t size = type == TN_TYPE_F16 ? 2 : 4, row = (size_t)z->dim_v * size;
     const float *s = z->s + h * TILE;
     float *o = z->o + (int64_t)h * z->dim_v + d;
-    const char *v = x->v + (size_t)x->skip * row + (size_t)d * size;
+    const size_t first = (size_t)x->skip * row + (size_t)d * size;
+    const char *v = x->v + first, *near = x->near_v + first;
     const char *next = x->next_v + (size_t)d * size;
     vf acc[16];
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++) acc[g * vecs + i] =
         v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
-    for (int64_t k = x->skip; k < x->n; k++, v += row, next += row) {
+    for (int64_t k = x->skip; k < x->n; k++, v += row, near += row, next += row) {
         fetch(next, vecs * LANES * (int)size);
         UNROLL for (int i = 0; i < vecs; i++)
         {
-            const char *at = v + (size_t)(LANES * i) * size;
-            if (i * LANES * (int)size % 64 == 0) fetch_near(at + NEAR_ROWS * row);
+            const size_t off = (size_t)(LANES * i) * size;
+            const char *at = v + off;
+            if (off % 64 == 0) fetch_near(near + off);
             const vf y =
                 type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             UNROLL for (int g = 0; g < heads; g++) acc[g * vecs + i] =
@@ -254,17 +271,17 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
     for (int32_t d = 0; d < z->dim_v; d += 2 * LANES) {
         const int32_t b = d / TN_QK;
         const int32_t *w = z->weight + (b * z->n_rows + h) * (TILE / 2);
-        const char *v = x->v + z->dim_v + 4 * d;
+        const char *v = x->v + z->dim_v + 4 * d, *near = x->near_v + z->dim_v + 4 * d;
         q8_sum sum[8];
         UNROLL for (int a = 0; a < 2 * heads; a++) sum[a] = q8_start(0);
-        for (int i = 0; i * TN_KV_UNIT < x->n; i++, v += z->v_bytes)
+        for (int i = 0; i * TN_KV_UNIT < x->n; i++, v += z->v_bytes, near += z->v_bytes)
             UNROLL for (int t = 0; t < 4; t++)
             {
                 const int32_t *at = w + q8_weight_at(i, t);
                 const char *x0 = v + t * row, *x1 = x0 + 4 * LANES;
                 const q8_quads y0 = q8_values(x0), y1 = q8_values(x1);
-                fetch_near(x0 + 8 * LANES); /* of the next dims */
-                if (4 * LANES % 64 == 0) fetch_near(x1 + 8 * LANES);
+                fetch_near(near + t * row);
+                if (4 * LANES % 64 == 0) fetch_near(near + t * row + 4 * LANES);
                 fetch(next, 8 * LANES);
                 next += 8 * LANES;
                 UNROLL for (int g = 0; g < heads; g++)
@@ -396,14 +413,18 @@ INLINE void scale_weights(const one *z)
 
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
+    const int soft_bytes = type == TN_TYPE_Q8_0 ? (int)SOFT_BYTES_Q8 : (int)SOFT_BYTES;
+    vf most[MAX_ONE];
     scores(z, x, type);
     for (int32_t h = z->from; h < z->to; h++) {
+        fetch(x->next_v + (h - z->from) * soft_bytes, soft_bytes);
         const soft_row row = {z->max + h, z->sum + h * LANES, a->softcap};
-        vf most;
-        z->fade[h] = soften(&row, z->s + h * TILE, x->skip, x->n, &most);
-        if (type == TN_TYPE_Q8_0) z->s_most[h] = v_max_lanes(most);
+        z->fade[h] = soften(&row, z->s + h * TILE, x->skip, x->n, &most[h]);
     }
     if (type == TN_TYPE_Q8_0) {
+        /* Apart from the softmax, so that no row waits for the lanes of the one before. */
+        for (int32_t h = z->from; h < z->to; h++)
+            z->s_most[h] = v_max_lanes(most[h]);
         if (x->skip <= 0 && x->n >= TILE)
             read_scales(z, x, true);
         else
@@ -437,6 +458,21 @@ INLINE keys keys_at(const tn_attend *a, int32_t kv_head, int64_t lo, int64_t hi)
     return x;
 }
 
+INLINE keys near_keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t lo, int64_t hi)
+{
+    keys x = keys_at(a, kv_head, lo, hi);
+    if (TILE / TN_KV_UNIT * z->k_bytes <= NEAR_TILE) {
+        x.near_k = x.v;
+        x.near_v = x.next_k;
+    } else {
+        x.near_k = x.k + NEAR_BYTES;
+        const size_t rows = NEAR_ROWS * z->v_bytes / TN_KV_UNIT;
+        /* of Q8_0 the next dims */
+        x.near_v = x.v + (z->type == TN_TYPE_Q8_0 ? 8 * LANES : rows);
+    }
+    return x;
+}
+
 /* Keys [lo, hi) of a tile, where tokens do not see the same ones. */
 INLINE void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo, int64_t hi,
                       uint32_t type)
@@ -447,7 +483,7 @@ INLINE void edge_tile(const tn_attend *a, one *z, const one_item *m, int64_t lo,
         if (from < lo) from = lo;
         if (to > hi) to = hi;
         if (from >= to) continue;
-        const keys x = keys_at(a, m->kv_head, from, to);
+        const keys x = near_keys_at(a, z, m->kv_head, from, to);
         z->from = (int32_t)(t - m->t0) * m->group;
         z->to = z->from + m->group;
         one_tile(a, z, &x, type);
@@ -460,7 +496,7 @@ INLINE void one_context(const tn_attend *a, one *z, const one_item *m, uint32_t 
     tn_attend_range(a, m->t0, m->c, &lo, &all_hi);
     tn_attend_range(a, m->t1 - 1, m->c, &all_lo, &hi);
     for (int64_t n; lo < hi; lo += n) {
-        const keys x = keys_at(a, m->kv_head, lo, hi);
+        const keys x = near_keys_at(a, z, m->kv_head, lo, hi);
         n = x.n - x.skip;
         if (lo < all_lo || lo + n > all_hi) {
             edge_tile(a, z, m, lo, lo + n, type);
