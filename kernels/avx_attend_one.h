@@ -15,7 +15,7 @@ enum {
 /* What is asked for with fetch_near is half a tile ahead of its use, V while K is used and the next
  * K while V is, where K of a tile is at most NEAR_TILE bytes, so that the first level holds both.
  * Of larger tiles it is so many bytes ahead in a unit of K, and rows of V. */
-enum { NEAR_TILE = 16384, NEAR_BYTES = 1024, NEAR_ROWS = 16 };
+enum { NEAR_TILE = 16384, NEAR_BYTES = 64 * LANES, NEAR_ROWS = LANES };
 
 /* Bytes of the next V that are asked for beside each row's softmax, which reads none: without them
  * the queue to memory runs empty meanwhile. With AVX2 arithmetic takes longer than memory. */
@@ -84,6 +84,7 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
     const size_t size = type == TN_TYPE_F16 ? 2 : 4;
     const char *k[4], *near[4], *next = x->next_k + (size_t)(i * LANES * z->dim_k) * size;
     const float *q = z->q + (int64_t)h * z->dim_k;
+    const int step = n * LANES * (int)size;
     vf acc[16];
     UNROLL for (int u = 0; u < n; u++)
     {
@@ -91,12 +92,11 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
         near[u] = vector_at(x->near_k, z->k_bytes, i + u, size);
     }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
-    for (int32_t d = 0; d < z->dim_k; d += 4) {
-        fetch(next, n * 4 * LANES * (int)size);
-        next += n * 4 * LANES * (int)size;
+    for (int32_t d = 0; d < z->dim_k; d += 4, next += 4 * step) {
         UNROLL for (int e = 0; e < 4; e++, q++)
         {
             vf y[4];
+            if (e * step % 64 == 0) fetch(next + e * step, step);
             UNROLL for (int u = 0; u < n; u++)
             {
                 const size_t off = (size_t)(d + e) * TN_KV_UNIT * size;
@@ -228,12 +228,14 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < vecs; i++) acc[g * vecs + i] =
         v_mul(v_load(o + (int64_t)g * z->dim_v + LANES * i), v_set(z->fade[h + g]));
     for (int64_t k = x->skip; k < x->n; k++, v += row, near += row, next += row) {
-        fetch(next, vecs * LANES * (int)size);
         UNROLL for (int i = 0; i < vecs; i++)
         {
             const size_t off = (size_t)(LANES * i) * size;
             const char *at = v + off;
-            if (off % 64 == 0) fetch_near(near + off);
+            if (off % 64 == 0) {
+                fetch(next + off, 64);
+                fetch_near(near + off);
+            }
             const vf y =
                 type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             UNROLL for (int g = 0; g < heads; g++) acc[g * vecs + i] =
@@ -282,8 +284,7 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
                 const q8_quads y0 = q8_values(x0), y1 = q8_values(x1);
                 fetch_near(near + t * row);
                 if (4 * LANES % 64 == 0) fetch_near(near + t * row + 4 * LANES);
-                fetch(next, 8 * LANES);
-                next += 8 * LANES;
+                fetch(next, 64);
                 UNROLL for (int g = 0; g < heads; g++)
                 {
                     const int32_t *quad = at + g * (TILE / 2);
@@ -291,6 +292,8 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
                     q8_add_values(&sum[2 * g], y0, w0, w1);
                     q8_add_values(&sum[2 * g + 1], y1, w0, w1);
                 }
+                fetch(next + 64, 8 * LANES - 64);
+                next += 8 * LANES;
             }
         fetch(next, 8 * LANES); /* as many bytes as scales */
         next += 8 * LANES;

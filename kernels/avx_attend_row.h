@@ -29,7 +29,8 @@ static inline const char *kv_unit(const tn_kv_view *kv, void *const *pages, int3
 }
 
 /* Asks for the cache lines of [p, p + bytes), to the second level: measured, a cache in DRAM is
- * read 10 % faster than with prefetch to the first, and one in L3 as fast. */
+ * read 10 % faster than with prefetch to the first, and one in L3 as fast. Few at a time between
+ * products: many fill the queue of the first level, and loads wait behind them. */
 INLINE void fetch(const char *p, const int bytes)
 {
     UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
