@@ -461,6 +461,7 @@ INLINE keys keys_at(const tn_attend *a, int32_t kv_head, int64_t lo, int64_t hi)
     return x;
 }
 
+/* As keys_at, and what to bring near meanwhile. */
 INLINE keys near_keys_at(const tn_attend *a, const one *z, int32_t kv_head, int64_t lo, int64_t hi)
 {
     keys x = keys_at(a, kv_head, lo, hi);
