@@ -11,6 +11,7 @@
 
 enum {
     attend_chunks = 32,     /* pieces of the context in decode, at most */
+    attend_pieces = 128,    /* the same of all KV heads: each prepares the query anew */
     attend_unit = 64,       /* positions: pieces are multiples, see tn_attend */
     attend_wide_unit = 128, /* the same for several tokens, whose pieces cost more to join */
     attend_least = 16,      /* tokens of an item, where there are more */
@@ -526,7 +527,9 @@ static void split_context(attend_run *r, float *partial)
     a->kv.k += lo / page;
     a->kv.v += lo / page;
     a->pos0 -= lo / page * page;
-    const int64_t span = a->pos0 + a->n, most = attend_chunks / a->n;
+    const int64_t span = a->pos0 + a->n, fair = attend_pieces / a->kv.n_head_kv;
+    int64_t most = attend_chunks / a->n;
+    if (most > fair) most = fair > 1 ? fair : 1;
     const int64_t unit = a->n == 1 ? attend_unit : attend_wide_unit;
     a->chunk = ((span + most - 1) / most + unit - 1) / unit * unit;
     a->n_chunks = (span + a->chunk - 1) / a->chunk;

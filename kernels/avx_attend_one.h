@@ -17,9 +17,17 @@ enum {
  * Of larger tiles it is so many bytes ahead in a unit of K, and rows of V. */
 enum { NEAR_TILE = 16384, NEAR_BYTES = 64 * LANES, NEAR_ROWS = LANES };
 
-/* Bytes of the next V that are asked for beside each row's softmax, which reads none: without them
- * the queue to memory runs empty meanwhile. With AVX2 arithmetic takes longer than memory. */
-enum { SOFT_BYTES = LANES == 16 ? 256 : 0, SOFT_BYTES_Q8 = LANES == 16 ? 768 : 0 };
+/* What is asked for beside the softmax, which reads neither K nor V: without it the queue to memory
+ * runs empty meanwhile. Of other caches SOFT_BYTES of the next V for each row. Of a Q8_0 cache what
+ * the scores leave of the next K, which is all but SCORE_QUADS of the 8 quads of each block of 32
+ * dims, and beside the integer weights, which follow, what the values leave of the next V: a line
+ * in eight, if any. With AVX2 arithmetic takes longer than memory. */
+enum {
+    SOFT_BYTES = LANES == 16 ? 256 : 0,
+    SCORE_QUADS = LANES == 16 ? 6 : 8,
+    SCORE_BYTES = TILE * 4 * SCORE_QUADS, /* of a tile, for 32 dims */
+    WEIGHT_BYTES = LANES == 16 ? TILE * 32 / 8 : 0
+};
 
 /* f(z, x, h, type, heads) with constants. */
 #define BY_TYPE(f, type, heads)               \
@@ -119,7 +127,8 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
 INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const int heads,
                       const int n)
 {
-    const char *k[4], *near[4], *next = x->next_k + (size_t)i * LANES * z->k_bytes / TN_KV_UNIT;
+    const char *k[4], *near[4];
+    const char *next = x->next_k + (size_t)(i * LANES * z->dim_k / TN_QK) * 4 * SCORE_QUADS;
     vf acc[16];
     UNROLL for (int u = 0; u < n; u++)
     {
@@ -132,9 +141,9 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
         const int32_t *q = z->q_int + (b * 8 * z->n_rows + h) * 2;
         UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++) sum[g * n + u] =
             q8_start(z->q_seed[b * z->n_rows + h + g]);
-        for (int j = 0; j < 8; j++, q += 2 * z->n_rows, next += n * 4 * LANES) {
+        for (int j = 0; j < 8; j++, q += 2 * z->n_rows) {
             q8_quads y[4];
-            fetch(next, n * 4 * LANES);
+            if (j < SCORE_QUADS) fetch(next + j * n * 4 * LANES, n * 4 * LANES);
             UNROLL for (int u = 0; u < n; u++)
             {
                 if (u * 4 * LANES % 64 == 0) fetch_near(near[u] + (b * 8 + j) * 64);
@@ -146,10 +155,10 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
                 UNROLL for (int u = 0; u < n; u++) q8_add_keys(&sum[g * n + u], y[u], q0, q1);
             }
         }
-        fetch(next, n * 2 * LANES); /* as many bytes as scales */
-        next += n * 2 * LANES;
+        next += SCORE_QUADS * n * 4 * LANES;
         UNROLL for (int u = 0; u < n; u++)
         {
+            if (u * 4 * LANES % 64 == 0) fetch_near(near[u] - z->dim_k + b * 32);
             const vf scale = v_halves(vector_at(x->k, z->k_bytes, i + u, 2) + b * 32);
             UNROLL for (int g = 0; g < heads; g++) acc[g * n + u] =
                 v_fma(q8_float(sum[g * n + u]),
@@ -269,12 +278,14 @@ INLINE void weigh_float(const one *z, const keys *x, int32_t h, uint32_t type, c
 INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
 {
     const int64_t row = 4 * (int64_t)z->dim_v; /* of four positions */
-    const char *next = x->next_v;
+    const char *next = x->next_v + z->dim_v / TN_QK * WEIGHT_BYTES;
     for (int32_t d = 0; d < z->dim_v; d += 2 * LANES) {
         const int32_t b = d / TN_QK;
         const int32_t *w = z->weight + (b * z->n_rows + h) * (TILE / 2);
         const char *v = x->v + z->dim_v + 4 * d, *near = x->near_v + z->dim_v + 4 * d;
         q8_sum sum[8];
+        UNROLL for (int i = 0; i < TILE / TN_KV_UNIT; i++)
+            fetch_near(x->near_v + i * z->v_bytes + b * 32);
         UNROLL for (int a = 0; a < 2 * heads; a++) sum[a] = q8_start(0);
         for (int i = 0; i * TN_KV_UNIT < x->n; i++, v += z->v_bytes, near += z->v_bytes)
             UNROLL for (int t = 0; t < 4; t++)
@@ -292,8 +303,9 @@ INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
                     q8_add_values(&sum[2 * g], y0, w0, w1);
                     q8_add_values(&sum[2 * g + 1], y1, w0, w1);
                 }
-                fetch(next + 64, 8 * LANES - 64);
-                next += 8 * LANES;
+                const int more = WEIGHT_BYTES && t == 3 ? 0 : 8 * LANES - 64;
+                fetch(next + 64, more);
+                next += 64 + more;
             }
         fetch(next, 8 * LANES); /* as many bytes as scales */
         next += 8 * LANES;
@@ -398,8 +410,10 @@ INLINE void read_scales(const one *z, const keys *x, const bool whole)
 }
 
 /* weight[block][h] = s[h] times the scales of V, as integers. */
-INLINE void scale_weights(const one *z)
+INLINE void scale_weights(const one *z, const keys *x)
 {
+    const char *next = x->next_v;
+    const int64_t part = WEIGHT_BYTES / (z->to - z->from);
     for (int32_t h = z->from; h < z->to; h++) {
         /* What is too small beside 1, the weight of the largest score, counts as nothing. */
         const vf f = v_set(z->s_most[h] > 1e-30f ? (float)q8_most / z->s_most[h] : 0);
@@ -408,20 +422,27 @@ INLINE void scale_weights(const one *z)
         UNROLL for (int i = 0; i < TILE / LANES; i++) s[i] =
             v_mul(v_load(z->s + h * TILE + i * LANES), f);
         q8_words(words, s);
-        for (int32_t b = 0; b < z->dim_v / TN_QK; b++)
+        for (int32_t b = 0; b < z->dim_v / TN_QK; b++, next += part) {
+            fetch_lines(next, part);
             q8_weights(z->weight + (b * z->n_rows + h) * (TILE / 2), words,
                        z->v_share + b * q8_vectors);
+        }
     }
 }
 
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
-    const int soft_bytes = type == TN_TYPE_Q8_0 ? (int)SOFT_BYTES_Q8 : (int)SOFT_BYTES;
+    const int64_t asked = z->dim_k / TN_QK * SCORE_BYTES, rows = z->to - z->from;
+    const char *ahead = x->next_v;
+    int64_t part = SOFT_BYTES;
+    if (type == TN_TYPE_Q8_0) {
+        ahead = x->next_k + asked;
+        part = (TILE / TN_KV_UNIT * (int64_t)z->k_bytes - asked) / rows;
+    }
     vf most[MAX_ONE];
     scores(z, x, type);
-    for (int32_t h = z->from; h < z->to; h++) {
-        fetch(x->next_v + (h - z->from) * soft_bytes, soft_bytes);
-        const soft_row row = {z->max + h, z->sum + h * LANES, a->softcap};
+    for (int32_t h = z->from; h < z->to; h++, ahead += part) {
+        const soft_row row = {z->max + h, z->sum + h * LANES, a->softcap, ahead, part};
         z->fade[h] = soften(&row, z->s + h * TILE, x->skip, x->n, &most[h]);
     }
     if (type == TN_TYPE_Q8_0) {
@@ -432,7 +453,7 @@ INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t t
             read_scales(z, x, true);
         else
             read_scales(z, x, false);
-        scale_weights(z);
+        scale_weights(z, x);
     }
     weigh_all(z, x, type);
 }

@@ -36,6 +36,13 @@ INLINE void fetch(const char *p, const int bytes)
     UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
 }
 
+/* The same of a number that is no constant. */
+INLINE void fetch_lines(const char *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64)
+        fetch(p + i, 64);
+}
+
 /* Asks for the line at p, to the first level: fetch() brought it to the second, and while the queue
  * to memory is full of what is fetched, a load that waits for the second waits long. */
 INLINE void fetch_near(const char *p)
@@ -45,10 +52,13 @@ INLINE void fetch_near(const char *p)
 
 /* ---- online softmax -------------------------------------------------------------------------- */
 
-/* State of a row's online softmax: the running max, and the sum by lane. */
+/* State of a row's online softmax: the running max, and the sum by lane. Meanwhile the lines of
+ * [ahead, ahead + ahead_bytes) are asked for, a part beside each vector. */
 typedef struct soft_row {
     float *max, *sum; /* sum: [LANES] */
     float softcap;
+    const char *ahead;
+    int64_t ahead_bytes;
 } soft_row;
 
 /* Scores s[TILE] of a row become weights; `whole`, a constant: all are seen, as they are, else
@@ -78,6 +88,7 @@ INLINE float soften_tile(const soft_row *r, float *s, int64_t skip, int64_t n, v
     /* With every score -inf nothing is seen, but a NaN must come through. */
     const vf base = v_set(*r->max == -INFINITY ? 0 : *r->max);
     vf l = v_mul(v_load(r->sum), v_set(fade));
+    const int64_t part = r->ahead_bytes / (TILE / LANES);
     *most = v_zero();
     UNROLL for (int i = 0; i < TILE / LANES; i++)
     {
@@ -85,6 +96,7 @@ INLINE float soften_tile(const soft_row *r, float *s, int64_t skip, int64_t n, v
         v_store(s + i * LANES, e);
         l = v_add(l, e);
         *most = v_max(e, *most);
+        fetch_lines(r->ahead + i * part, part);
     }
     v_store(r->sum, l);
     return fade;
