@@ -134,7 +134,8 @@ APART void value_block(const float *s, const float *fade, const float *v, int64_
 APART void weigh_rows(const slice *z, int64_t r, int64_t end, int64_t pos)
 {
     for (int64_t i = r; i < end; i++) {
-        const soft_row row = {z->max + i, z->sum + i * LANES, z->a->softcap};
+        const soft_row row = {
+            .max = z->max + i, .sum = z->sum + i * LANES, .softcap = z->a->softcap};
         int64_t lo, hi;
         vf most;
         tn_attend_range(z->a, row_token(z, i), z->c, &lo, &hi);

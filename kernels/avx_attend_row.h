@@ -96,7 +96,7 @@ INLINE float soften_tile(const soft_row *r, float *s, int64_t skip, int64_t n, v
         v_store(s + i * LANES, e);
         l = v_add(l, e);
         *most = v_max(e, *most);
-        fetch_lines(r->ahead + i * part, part);
+        if (part) fetch_lines(r->ahead + i * part, part);
     }
     v_store(r->sum, l);
     return fade;
