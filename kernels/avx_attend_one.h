@@ -18,15 +18,19 @@ enum {
 enum { NEAR_TILE = 16384, NEAR_BYTES = 64 * LANES, NEAR_ROWS = LANES };
 
 /* What is asked for beside the softmax, which reads neither K nor V: without it the queue to memory
- * runs empty meanwhile. Of other caches SOFT_BYTES of the next V for each row. Of a Q8_0 cache what
- * the scores leave of the next K, which is all but SCORE_QUADS of the 8 quads of each block of 32
- * dims, and beside the integer weights, which follow, what the values leave of the next V: a line
- * in eight, if any. With AVX2 arithmetic takes longer than memory. */
+ * runs empty meanwhile. Of other caches than Q8_0 SOFT_LINES of the next V for each row. */
+enum { SOFT_LINES = LANES == 16 ? 4 : 0 };
+
+/* Of a Q8_0 cache K and V are asked for together: the second halves of the next tile while scores
+ * are made, the first halves of the one after it while values are weighed. Of the HALF_LINES lines
+ * that half a tile has of 32 dims SCORE_LINES of each go with the scores and the rest with the
+ * softmax; WEIGHT_LINES of V with the integer weights, the rest of V and K with the values. With
+ * AVX2 arithmetic takes longer than memory. */
 enum {
-    SOFT_BYTES = LANES == 16 ? 256 : 0,
-    SCORE_QUADS = LANES == 16 ? 6 : 8,
-    SCORE_BYTES = TILE * 4 * SCORE_QUADS, /* of a tile, for 32 dims */
-    WEIGHT_BYTES = LANES == 16 ? TILE * 32 / 8 : 0
+    HALF_LINES = TILE / 2 * 34 / 64,
+    SCORE_QUADS = LANES == 16 ? 6 : 8, /* of 8, that ask */
+    SCORE_LINES = TILE * 4 * SCORE_QUADS / 2 / 64,
+    WEIGHT_LINES = LANES == 16 ? 8 : 0
 };
 
 /* f(z, x, h, type, heads) with constants. */
@@ -41,7 +45,9 @@ enum {
 /* State of query rows, in scratch: heads of one or more tokens, all of one KV head. */
 typedef struct one {
     int32_t n_rows, dim_k, dim_v;
-    int32_t from, to; /* rows that see the tile */
+    int32_t from, to;     /* rows that see the tile */
+    int32_t soft_lines;   /* see soft_row */
+    int32_t weight_lines; /* of V, asked for beside the weights of a row and a block */
     uint32_t type;
     size_t k_bytes, v_bytes; /* of a unit */
     float *q;                /* [n_rows][dim_k], scaled */
@@ -60,16 +66,16 @@ typedef struct one {
     int32_t *weight; /* [dim_v / 32][n_rows][TILE / 2]: s times the scale of V, see q8_weights */
 } one;
 
-/* A tile of keys, whole units, and the tile after it, asked for while this one is used: K with K
- * and V with V, so that a line has the time of a whole tile to arrive. Beside k and v stands what
- * is brought near while the same bytes of them are used. */
+/* A tile of keys, whole units, and the two tiles after it, of which much is asked for while this
+ * one is used. Beside k and v stands what is brought near while the same bytes of them are used. */
 typedef struct keys {
-    const char *k, *v, *next_k, *next_v, *near_k, *near_v;
+    const char *k, *v, *next_k, *next_v, *far_k, *far_v, *near_k, *near_v;
     int64_t skip, n; /* positions [skip, n) are seen */
 } keys;
 
 INLINE const char *vector_at(const char *units, size_t unit_bytes, int64_t i, size_t lane_bytes)
 {
+    if (LANES == 16) return units + i * (int64_t)unit_bytes;
     const int64_t pos = i * LANES;
     return units + (size_t)(pos / TN_KV_UNIT) * unit_bytes +
            (size_t)(pos % TN_KV_UNIT) * lane_bytes;
@@ -101,15 +107,17 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
     }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int32_t d = 0; d < z->dim_k; d += 4, next += 4 * step) {
+        UNROLL for (int e = 0; e < 4 * LANES * (int)size; e += 64)
+            UNROLL for (int u = 0; u < n; u++)
+                fetch_near(near[u] + (size_t)d * TN_KV_UNIT * size + e);
+        UNROLL for (int e = 0; e < 4 * step; e += 64) fetch(next + e);
         UNROLL for (int e = 0; e < 4; e++, q++)
         {
             vf y[4];
-            if (e * step % 64 == 0) fetch(next + e * step, step);
             UNROLL for (int u = 0; u < n; u++)
             {
                 const size_t off = (size_t)(d + e) * TN_KV_UNIT * size;
                 const char *at = k[u] + off;
-                if (e * LANES * (int)size % 64 == 0) fetch_near(near[u] + off);
                 y[u] = type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
             }
             UNROLL for (int g = 0; g < heads; g++)
@@ -123,50 +131,84 @@ INLINE void scores_float(const one *z, const keys *x, int64_t i, int32_t h, uint
         v_store(z->s + (h + g) * TILE + (i + u) * LANES, acc[g * n + u]);
 }
 
+/* What quad j asks for of K and V, `bytes` each; of less than a line they take turns. */
+INLINE void fetch_both(const char *k, const char *v, const int j, const int bytes)
+{
+    if (bytes < 64) {
+        fetch((j % 2 ? v : k) + j * bytes / 64 * 64);
+        return;
+    }
+    UNROLL for (int i = 0; i < bytes; i += 64)
+    {
+        fetch(k + j * bytes + i);
+        fetch(v + j * bytes + i);
+    }
+}
+
+/* sum[heads][n] += a block of K, the first quads of whose vectors are at[n]. */
+INLINE void add_block(q8_sum *sum, const int32_t *q, int64_t rows, const char *const *at,
+                      const char *const *near, const char *next_k, const char *next_v,
+                      const int heads, const int n)
+{
+    for (int j = 0; j < 8; j++, q += 2 * rows) {
+        q8_quads y[4];
+        UNROLL for (int u = 0; u < n; u++)
+        {
+            if (u * 4 * LANES % 64 == 0) fetch_near(near[u] + j * 64);
+            y[u] = q8_keys(at[u] + j * 64);
+        }
+        if (j < SCORE_QUADS) fetch_both(next_k, next_v, j, n * 2 * LANES);
+        UNROLL for (int g = 0; g < heads; g++)
+        {
+            const vi q0 = q8_set(q[2 * g]), q1 = q8_set(q[2 * g + 1]);
+            UNROLL for (int u = 0; u < n; u++) q8_add_keys(&sum[g * n + u], y[u], q0, q1);
+        }
+    }
+}
+
 /* The same of a Q8_0 cache: sums of 32 dims are integers. */
 INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const int heads,
                       const int n)
 {
-    const char *k[4], *near[4];
-    const char *next = x->next_k + (size_t)(i * LANES * z->dim_k / TN_QK) * 4 * SCORE_QUADS;
+    const int64_t rows = z->n_rows, dim = z->dim_k;
+    const int64_t asked = i * (2 * LANES) * (dim / TN_QK) * SCORE_QUADS;
+    const char *next_k = x->next_k + 2 * z->k_bytes + asked;
+    const char *next_v = x->next_v + 2 * z->v_bytes + asked;
+    const char *k[4], *near[4], *scales[4];
+    const int32_t *q = z->q_int + h * 2, *seed = z->q_seed + h;
+    const float *q_scale = z->q_scale + h;
+    float *s = z->s + h * TILE + i * LANES;
     vf acc[16];
     UNROLL for (int u = 0; u < n; u++)
     {
-        k[u] = vector_at(x->k, z->k_bytes, i + u, 4) + z->dim_k;
-        near[u] = vector_at(x->near_k, z->k_bytes, i + u, 4) + z->dim_k;
+        k[u] = vector_at(x->k, z->k_bytes, i + u, 4);
+        near[u] = vector_at(x->near_k, z->k_bytes, i + u, 4);
+        scales[u] = LANES == 16 ? k[u] : vector_at(x->k, z->k_bytes, i + u, 2);
     }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
-    for (int32_t b = 0; b < z->dim_k / TN_QK; b++) {
+    for (int64_t d = 0; d < dim; d += TN_QK, q += 16 * rows, seed += rows, q_scale += rows) {
         q8_sum sum[16];
-        const int32_t *q = z->q_int + (b * 8 * z->n_rows + h) * 2;
-        UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++) sum[g * n + u] =
-            q8_start(z->q_seed[b * z->n_rows + h + g]);
-        for (int j = 0; j < 8; j++, q += 2 * z->n_rows) {
-            q8_quads y[4];
-            if (j < SCORE_QUADS) fetch(next + j * n * 4 * LANES, n * 4 * LANES);
-            UNROLL for (int u = 0; u < n; u++)
-            {
-                if (u * 4 * LANES % 64 == 0) fetch_near(near[u] + (b * 8 + j) * 64);
-                y[u] = q8_keys(k[u] + (b * 8 + j) * 64);
-            }
-            UNROLL for (int g = 0; g < heads; g++)
-            {
-                const vi q0 = q8_set(q[2 * g]), q1 = q8_set(q[2 * g + 1]);
-                UNROLL for (int u = 0; u < n; u++) q8_add_keys(&sum[g * n + u], y[u], q0, q1);
-            }
-        }
-        next += SCORE_QUADS * n * 4 * LANES;
+        const char *at[4], *near_at[4];
         UNROLL for (int u = 0; u < n; u++)
         {
-            if (u * 4 * LANES % 64 == 0) fetch_near(near[u] - z->dim_k + b * 32);
-            const vf scale = v_halves(vector_at(x->k, z->k_bytes, i + u, 2) + b * 32);
+            at[u] = k[u] + dim + d * 16;
+            near_at[u] = near[u] + dim + d * 16;
+        }
+        UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++) sum[g * n + u] =
+            q8_start(seed[g]);
+        add_block(sum, q, rows, at, near_at, next_k, next_v, heads, n);
+        next_k += SCORE_QUADS * n * 2 * LANES;
+        next_v += SCORE_QUADS * n * 2 * LANES;
+        UNROLL for (int u = 0; u < n; u++)
+        {
+            if (u * 4 * LANES % 64 == 0) fetch_near(near[u] + d);
+            const vf scale = v_halves(scales[u] + d);
             UNROLL for (int g = 0; g < heads; g++) acc[g * n + u] =
-                v_fma(q8_float(sum[g * n + u]),
-                      v_mul(scale, v_set(z->q_scale[b * z->n_rows + h + g])), acc[g * n + u]);
+                v_fma(q8_float(sum[g * n + u]), v_mul(scale, v_set(q_scale[g])), acc[g * n + u]);
         }
     }
     UNROLL for (int g = 0; g < heads; g++) UNROLL for (int u = 0; u < n; u++)
-        v_store(z->s + (h + g) * TILE + (i + u) * LANES, acc[g * n + u]);
+        v_store(s + g * TILE + u * LANES, acc[g * n + u]);
 }
 
 INLINE void scores_at(const one *z, const keys *x, int64_t i, int32_t h, uint32_t type,
@@ -242,8 +284,8 @@ INLINE void weigh(const one *z, const keys *x, int32_t h, int32_t d, uint32_t ty
             const size_t off = (size_t)(LANES * i) * size;
             const char *at = v + off;
             if (off % 64 == 0) {
-                fetch(next + off, 64);
                 fetch_near(near + off);
+                fetch(next + off);
             }
             const vf y =
                 type == TN_TYPE_F16 ? v_halves(at) : v_load((const float *)(const void *)at);
@@ -274,47 +316,63 @@ INLINE void weigh_float(const one *z, const keys *x, int32_t h, uint32_t type, c
     if (left) weigh(z, x, h, d, type, heads, 1);
 }
 
+/* sum[heads][2] += a unit of V, `row` bytes for four positions, from two vectors of columns on; w:
+ * its weights. */
+INLINE void add_unit(q8_sum *sum, const int32_t *w, const char *v, const char *near, int64_t row,
+                     int unit, const char *next_k, const char *next_v, const int heads)
+{
+    UNROLL for (int t = 0; t < 4; t++)
+    {
+        const int32_t *at = w + q8_weight_at(unit, t);
+        const char *x0 = v + t * row, *x1 = x0 + 4 * LANES;
+        const q8_quads y0 = q8_values(x0), y1 = q8_values(x1);
+        fetch_near(near + t * row);
+        if (4 * LANES % 64 == 0) fetch_near(near + t * row + 4 * LANES);
+        if (LANES == 16) fetch(next_k + t * 64);
+        if (LANES == 8 && t % 2 == 0) fetch(next_k + t / 2 * 64);
+        if (t % 2) fetch(next_v + t / 2 * 64);
+        UNROLL for (int g = 0; g < heads; g++)
+        {
+            const int32_t *quad = at + g * (TILE / 2);
+            const vi w0 = q8_set(quad[0]), w1 = q8_set(quad[q8_second]);
+            q8_add_values(&sum[2 * g], y0, w0, w1);
+            q8_add_values(&sum[2 * g + 1], y1, w0, w1);
+        }
+    }
+}
+
 /* The same for a Q8_0 cache: sums over the tile are integers. */
 INLINE void weigh_q8(const one *z, const keys *x, int32_t h, const int heads)
 {
-    const int64_t row = 4 * (int64_t)z->dim_v; /* of four positions */
-    const char *next = x->next_v + z->dim_v / TN_QK * WEIGHT_BYTES;
-    for (int32_t d = 0; d < z->dim_v; d += 2 * LANES) {
-        const int32_t b = d / TN_QK;
+    const int64_t dim = z->dim_v, unit = (int64_t)z->v_bytes;
+    const int64_t units = (x->n + TN_KV_UNIT - 1) / TN_KV_UNIT;
+    const float *s_most = z->s_most + h, *fade = z->fade + h;
+    const char *next_k = x->far_k;
+    const char *next_v = x->far_v + z->n_rows * (dim / TN_QK) * z->weight_lines * 64;
+    float *o = z->o + h * dim;
+    for (int64_t d = 0; d < dim; d += 2 * LANES, o += 2 * LANES) {
+        const int64_t b = d / TN_QK;
         const int32_t *w = z->weight + (b * z->n_rows + h) * (TILE / 2);
-        const char *v = x->v + z->dim_v + 4 * d, *near = x->near_v + z->dim_v + 4 * d;
+        const char *v = x->v + dim + 4 * d, *near = x->near_v + dim + 4 * d;
+        const float most = z->v_most[b] / q8_most_weight;
         q8_sum sum[8];
         UNROLL for (int i = 0; i < TILE / TN_KV_UNIT; i++)
-            fetch_near(x->near_v + i * z->v_bytes + b * 32);
+            fetch_near(x->near_v + i * unit + b * 32);
         UNROLL for (int a = 0; a < 2 * heads; a++) sum[a] = q8_start(0);
-        for (int i = 0; i * TN_KV_UNIT < x->n; i++, v += z->v_bytes, near += z->v_bytes)
-            UNROLL for (int t = 0; t < 4; t++)
-            {
-                const int32_t *at = w + q8_weight_at(i, t);
-                const char *x0 = v + t * row, *x1 = x0 + 4 * LANES;
-                const q8_quads y0 = q8_values(x0), y1 = q8_values(x1);
-                fetch_near(near + t * row);
-                if (4 * LANES % 64 == 0) fetch_near(near + t * row + 4 * LANES);
-                fetch(next, 64);
-                UNROLL for (int g = 0; g < heads; g++)
-                {
-                    const int32_t *quad = at + g * (TILE / 2);
-                    const vi w0 = q8_set(quad[0]), w1 = q8_set(quad[q8_second]);
-                    q8_add_values(&sum[2 * g], y0, w0, w1);
-                    q8_add_values(&sum[2 * g + 1], y1, w0, w1);
-                }
-                const int more = WEIGHT_BYTES && t == 3 ? 0 : 8 * LANES - 64;
-                fetch(next + 64, more);
-                next += 64 + more;
-            }
-        fetch(next, 8 * LANES); /* as many bytes as scales */
-        next += 8 * LANES;
+        for (int i = 0; i < units; i++, v += unit, near += unit) {
+            add_unit(sum, w, v, near, 4 * dim, i, next_k, next_v, heads);
+            next_k += LANES == 16 ? 256 : 128;
+            next_v += 128;
+        }
+        fetch(next_k);
+        fetch(next_v);
+        next_k += 64;
+        next_v += 64;
         UNROLL for (int g = 0; g < heads; g++) UNROLL for (int i = 0; i < 2; i++)
         {
-            float *o = z->o + (int64_t)(h + g) * z->dim_v + d + LANES * i;
-            const float scale = z->s_most[h + g] * z->v_most[b] / q8_most_weight;
-            v_store(o, v_fma(q8_float(sum[2 * g + i]), v_set(scale),
-                             v_mul(v_load(o), v_set(z->fade[h + g]))));
+            float *to = o + g * dim + LANES * i;
+            v_store(to, v_fma(q8_float(sum[2 * g + i]), v_set(s_most[g] * most),
+                              v_mul(v_load(to), v_set(fade[g]))));
         }
     }
 }
@@ -412,39 +470,57 @@ INLINE void read_scales(const one *z, const keys *x, const bool whole)
 /* weight[block][h] = s[h] times the scales of V, as integers. */
 INLINE void scale_weights(const one *z, const keys *x)
 {
-    const char *next = x->next_v;
-    const int64_t part = WEIGHT_BYTES / (z->to - z->from);
-    for (int32_t h = z->from; h < z->to; h++) {
+    const int64_t rows = z->to - z->from, blocks = z->dim_v / TN_QK, lines = z->weight_lines;
+    const int64_t step = z->n_rows * (int64_t)(TILE / 2);
+    const float *s = z->s + z->from * TILE, *most = z->s_most + z->from;
+    const char *next = x->far_v;
+    int32_t *out = z->weight + z->from * (TILE / 2);
+    for (int64_t r = 0; r < rows; r++, s += TILE, out += TILE / 2) {
         /* What is too small beside 1, the weight of the largest score, counts as nothing. */
-        const vf f = v_set(z->s_most[h] > 1e-30f ? (float)q8_most / z->s_most[h] : 0);
-        vf s[TILE / LANES];
+        const vf f = v_set(most[r] > 1e-30f ? (float)q8_most / most[r] : 0);
+        vf w[TILE / LANES];
         vi words[q8_vectors];
-        UNROLL for (int i = 0; i < TILE / LANES; i++) s[i] =
-            v_mul(v_load(z->s + h * TILE + i * LANES), f);
-        q8_words(words, s);
-        for (int32_t b = 0; b < z->dim_v / TN_QK; b++, next += part) {
-            fetch_lines(next, part);
-            q8_weights(z->weight + (b * z->n_rows + h) * (TILE / 2), words,
-                       z->v_share + b * q8_vectors);
+        UNROLL for (int i = 0; i < TILE / LANES; i++) w[i] = v_mul(v_load(s + i * LANES), f);
+        q8_words(words, w);
+        const vi *share = z->v_share;
+        int32_t *at = out;
+        for (int64_t b = 0; b < blocks; b++, share += q8_vectors, at += step) {
+            for (int64_t i = 0; i < lines; i++, next += 64)
+                fetch(next);
+            q8_weights(at, words, share);
         }
     }
 }
 
+/* The softmax of the first row, and what is asked for beside it. */
+INLINE soft_row first_row(const tn_attend *a, const one *z, const keys *x, uint32_t type)
+{
+    const int64_t asked = z->dim_k / TN_QK * SCORE_LINES * 64;
+    soft_row row = {.softcap = a->softcap, .ahead = {x->next_v}, .lines = z->soft_lines};
+    row.max = z->max + z->from;
+    row.sum = z->sum + z->from * LANES;
+    if (type == TN_TYPE_Q8_0) {
+        row.ahead[0] = x->next_k + 2 * z->k_bytes + asked;
+        row.ahead[1] = x->next_v + 2 * z->v_bytes + asked;
+    }
+    return row;
+}
+
+INLINE void to_next_row(soft_row *r)
+{
+    r->max++;
+    r->sum += LANES;
+    r->ahead[0] += r->lines * 64;
+    if (r->ahead[1]) r->ahead[1] += r->lines * 64;
+}
+
 INLINE void one_tile(const tn_attend *a, const one *z, const keys *x, uint32_t type)
 {
-    const int64_t asked = z->dim_k / TN_QK * SCORE_BYTES, rows = z->to - z->from;
-    const char *ahead = x->next_v;
-    int64_t part = SOFT_BYTES;
-    if (type == TN_TYPE_Q8_0) {
-        ahead = x->next_k + asked;
-        part = (TILE / TN_KV_UNIT * (int64_t)z->k_bytes - asked) / rows;
-    }
     vf most[MAX_ONE];
     scores(z, x, type);
-    for (int32_t h = z->from; h < z->to; h++, ahead += part) {
-        const soft_row row = {z->max + h, z->sum + h * LANES, a->softcap, ahead, part};
+    soft_row row = first_row(a, z, x, type);
+    for (int32_t h = z->from; h < z->to; h++, to_next_row(&row))
         z->fade[h] = soften(&row, z->s + h * TILE, x->skip, x->n, &most[h]);
-    }
     if (type == TN_TYPE_Q8_0) {
         /* Apart from the softmax, so that no row waits for the lanes of the one before. */
         for (int32_t h = z->from; h < z->to; h++)
@@ -476,9 +552,12 @@ INLINE keys keys_at(const tn_attend *a, int32_t kv_head, int64_t lo, int64_t hi)
     keys x = {.skip = lo - start, .n = (end < hi ? end : hi) - start};
     x.k = kv_unit(kv, kv->k, kv->head_dim_k, kv_head, start);
     x.v = kv_unit(kv, kv->v, kv->head_dim_v, kv_head, start);
-    const int64_t next = end <= a->pos0 + a->n - 1 ? end : start;
+    const int64_t last = a->pos0 + a->n - 1;
+    const int64_t next = end <= last ? end : start, far = end + tile <= last ? end + tile : start;
     x.next_k = kv_unit(kv, kv->k, kv->head_dim_k, kv_head, next);
     x.next_v = kv_unit(kv, kv->v, kv->head_dim_v, kv_head, next);
+    x.far_k = kv_unit(kv, kv->k, kv->head_dim_k, kv_head, far);
+    x.far_v = kv_unit(kv, kv->v, kv->head_dim_v, kv_head, far);
     return x;
 }
 
@@ -556,10 +635,14 @@ static inline void one_init(one *z, const tn_attend *a, int32_t n_rows, char *sc
     z->s_most = floats(&scratch, n);
     memset(z->o, 0, (size_t)(n * dim_v) * sizeof(float));
     memset(z->sum, 0, (size_t)(n * LANES) * sizeof(float));
+    z->soft_lines = SOFT_LINES;
     if (z->type != TN_TYPE_Q8_0) {
         z->q = floats(&scratch, n * dim_k);
         return;
     }
+    const int64_t left = dim_k / TN_QK * (HALF_LINES - SCORE_LINES);
+    z->soft_lines = (int32_t)((left + n - 1) / n);
+    z->weight_lines = WEIGHT_LINES / n_rows;
     z->q_int = (int32_t *)(void *)floats(&scratch, n * dim_k / 2);
     z->q_scale = floats(&scratch, n * dim_k / TN_QK);
     z->q_seed = (int32_t *)(void *)floats(&scratch, n * dim_k / TN_QK);
