@@ -10,14 +10,16 @@
  * registers, and arithmetic is the limit. With prefetch 5 and 8 tokens cost 1.8 and 2.2 times
  * one, 2.4 and 3.0 without. */
 #include "avx2_r8.h"
+#include "avx_fetch.h"
 
 enum {
-    TILE = 64,               /* most tokens of a tile */
-    PIECE = 64,              /* blocks of columns at a time: a tile's activations stay in L2 */
-    FEW = 4,                 /* tokens whose weights are read in several streams: */
-    STREAMS = 4,             /* groups in step, with software prefetch; */
-    FEW_STREAMS = 2,         /* of several tokens */
-    AHEAD = 1152,            /* bytes between what is read and what is asked for, in each */
+    TILE = 64,       /* most tokens of a tile */
+    PIECE = 64,      /* blocks of columns at a time: a tile's activations stay in L2 */
+    FEW = 4,         /* tokens whose weights are read in several streams: */
+    STREAMS = 4,     /* groups in step, with software prefetch; */
+    FEW_STREAMS = 2, /* of several tokens */
+    FAR = 3456,      /* bytes between what is read and what is asked for, in each, */
+    NEAR = 1152      /* and what is brought to the first level */
 };
 
 /* The sums of both halves of four dwords of q, as two int16 in every dword. */
@@ -138,10 +140,9 @@ INLINE void store_sums(const sums_at *o, int i, int t, __m256 sum)
 }
 
 /* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in
- * step and n tokens (constants); asks for what is `ahead` bytes on. */
+ * step and n tokens (constants). Behind the last units asks for what is `jump` bytes behind. */
 INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next,
-                           int64_t ahead, const r8_act *a, int64_t units, const sums_at *o,
-                           bool add)
+                           int64_t jump, const r8_act *a, int64_t units, const sums_at *o, bool add)
 {
     const tn_group_shape s = tn_group_shape_of(type, 8);
     const int steps = s.cols / 32, step_bytes = 32 * s.bits;
@@ -154,11 +155,13 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
         for (int i = 0; i < g * n; i++)
             sum[i] = load_sums(o, i / n, i % n);
     }
-    for (int64_t u = 0; u < units; u++, w += tn_unit_bytes(s)) {
+    const int64_t unit = tn_unit_bytes(s), later = FAR / unit > 1 ? FAR / unit : 1;
+    for (int64_t u = 0; u < units; u++, w += unit) {
+        const int64_t far = later * unit + (u + later < units ? 0 : jump);
         r8_head h[STREAMS];
 #pragma GCC unroll 4
         for (int i = 0; i < g; i++) {
-            fetch_lines(w + i * next + ahead, s.head);
+            fetch_stream(w + i * next, s.head, NEAR, far);
             read_head(type, w + i * next, &h[i]);
         }
 #pragma GCC unroll 1
@@ -167,7 +170,7 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
             for (int i = 0; i < g; i++) {
                 const uint8_t *step = w + i * next + s.head + step_bytes * j;
                 vec v[8];
-                fetch_lines(step + ahead, step_bytes);
+                fetch_stream(step, step_bytes, NEAR, far);
                 read_quants(s.bits, step, v);
 #pragma GCC unroll 4
                 for (int t = 0; t < n; t++)
@@ -194,17 +197,19 @@ INLINE void few_tokens(uint32_t type, int n, const rows_of_run *r, const r8_act 
 {
     const int streams = n == 1 ? STREAMS : FEW_STREAMS;
     const int64_t first = row0 / 8, sets = (row1 - row0) / 8 / streams, apart = r->slabs ? sets : 1;
+    const int64_t row = units * tn_unit_bytes(tn_group_shape_of(type, 8));
     for (int64_t k = 0; k < sets; k++) {
         const int64_t g = first + (r->slabs ? k : k * streams);
-        const bool last = r->then && k + 1 == sets;
-        const int64_t ahead = last ? r->then - (r->run.at + g * r->run.next) : AHEAD;
+        const uint8_t *at = r->run.at + g * r->run.next;
+        const uint8_t *then = at + (r->slabs ? 1 : streams) * r->run.next;
+        if (r->then && k + 1 == sets) then = r->then;
         const sums_at o = {y + 8 * g, y_stride, 8 * apart, true, _mm256_setzero_si256()};
-        groups_in_step(type, streams, n, r->run.at + g * r->run.next, apart * r->run.next, ahead, a,
-                       units, &o, add);
+        groups_in_step(type, streams, n, at, apart * r->run.next, then - at - row, a, units, &o,
+                       add);
     }
     for (int64_t g = first + sets * streams; 8 * g < row1; g++) {
         const sums_at o = {y + 8 * g, y_stride, 0, false, group_rows(g, row1)};
-        groups_in_step(type, 1, n, r->run.at + g * r->run.next, 0, AHEAD, a, units, &o, add);
+        groups_in_step(type, 1, n, r->run.at + g * r->run.next, 0, 0, a, units, &o, add);
     }
 }
 
@@ -301,11 +306,12 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     }                                                                                              \
     static void pack_##name(const tn_packing *p)                                                   \
     {                                                                                              \
-        pack_acts(type, p, tile_tokens(p->n));                                          \
+        pack_acts(type, p, tile_tokens(p->n));                                                     \
     }
 TN_INTERLEAVED_TYPES(MATMUL)
 
-#define CASE(name, type) case type: return ahead ? matmul_##name##_ahead : matmul_##name;
+#define CASE(name, type)                                                                           \
+    case type: return ahead ? matmul_##name##_ahead : matmul_##name;
 tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
 {
     switch (type) {

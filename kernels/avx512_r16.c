@@ -7,18 +7,13 @@
  * prefetch 1 KB ahead in each; 4 KB ahead 85). On Zen 4 one stream without it is best, see
  * avx2_r8.c. */
 #include "avx512_r16.h"
+#include "avx_fetch.h"
 
 enum {
-    AHEAD = 1152, /* bytes between what is read and what is asked for, in each stream */
-    STREAMS = 4   /* groups in step, at most */
+    FAR = 4608,  /* bytes between what is read and what is asked for, in each stream, about, */
+    NEAR = 1152, /* and what is brought to the first level */
+    STREAMS = 4  /* groups in step, at most */
 };
-
-/* Asks for the cache lines of [w, w + bytes). */
-INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
-{
-    for (int64_t i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)w + i, _MM_HINT_T0);
-}
 
 /* The sums of both halves of a step with one token's activations, times the activations' scales. */
 INLINE void halves(uint32_t type, const wide v[8], const act *a, __m512 p[2])
@@ -63,6 +58,7 @@ typedef struct tile {
     bool ahead;          /* software prefetch */
     int64_t group_bytes; /* from a group to the next */
     int64_t units;
+    int64_t far; /* bytes to what is asked for */
 } tile;
 
 /* One unit of a K type; acc[group]. */
@@ -74,7 +70,7 @@ INLINE void unit_256(tile k, const uint8_t *w, const act *a, __m512 *acc)
     __m512 sum[STREAMS], min[STREAMS];
 #pragma GCC unroll 4
     for (int i = 0; i < k.g; i++) {
-        if (k.ahead) fetch_lines(w + i * k.group_bytes + AHEAD, s.head);
+        if (k.ahead) fetch_stream(w + i * k.group_bytes, s.head, NEAR, k.far);
         r16_read_head(k.type, w + i * k.group_bytes, &h[i]);
         sum[i] = min[i] = _mm512_setzero_ps();
     }
@@ -84,7 +80,7 @@ INLINE void unit_256(tile k, const uint8_t *w, const act *a, __m512 *acc)
 #pragma GCC unroll 4
         for (int i = 0; i < k.g; i++) {
             const uint8_t *p = w + i * k.group_bytes;
-            if (k.ahead) fetch_lines(p + AHEAD, step_bytes);
+            if (k.ahead) fetch_stream(p, step_bytes, NEAR, k.far);
             step(k.type, &h[i], j, p, a, sum + i, min + i);
         }
 #pragma GCC unroll 4
@@ -101,13 +97,14 @@ INLINE void unit_32(tile k, const uint8_t *w, const act *a, __m512 *acc)
 #pragma GCC unroll 4
     for (int i = 0; i < k.g; i++, w += k.group_bytes) {
         r16_head h;
-        if (k.ahead) fetch_lines(w + AHEAD, tn_unit_bytes(s));
+        if (k.ahead) fetch_stream(w, tn_unit_bytes(s), NEAR, k.far);
         r16_read_head(k.type, w, &h);
         step(k.type, &h, 0, w + s.head, a, acc + i, acc + i);
     }
 }
 
-/* Writes y[row] for rows [0, left) or all rows of the groups. */
+/* Writes y[row] for rows [0, left) or all rows of the groups. Behind the last units what the next
+ * groups begin with is asked for. */
 INLINE void multiply(tile k, const uint8_t *w, const act *a, float *y, int64_t left)
 {
     const tn_group_shape s = tn_group_shape_of(k.type, 16);
@@ -115,11 +112,14 @@ INLINE void multiply(tile k, const uint8_t *w, const act *a, float *y, int64_t l
 #pragma GCC unroll 4
     for (int i = 0; i < k.g; i++)
         acc[i] = _mm512_setzero_ps();
-    for (int64_t u = 0; u < k.units; u++, w += tn_unit_bytes(s), a += s.cols / 32)
+    const int64_t unit = tn_unit_bytes(s), later = FAR / unit > 1 ? FAR / unit : 1;
+    for (int64_t u = 0; u < k.units; u++, w += unit, a += s.cols / 32) {
+        k.far = later * unit + (u + later < k.units ? 0 : (k.g - 1) * k.group_bytes);
         if (s.cols == 256)
             unit_256(k, w, a, acc);
         else
             unit_32(k, w, a, acc);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < k.g; i++)
         _mm512_mask_storeu_ps(y + 16 * i, first_rows(left - 16 * i), acc[i]);
@@ -136,8 +136,9 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
     act *a = scratch;
     for (int64_t b = 0; b < blocks; b++)
         pack(type, r16_high(type), a + b, x->q + b);
-    tile k = {type, 1, ahead, 16 * (int64_t)w->row_bytes,
-              w->cols / tn_group_shape_of(type, 16).cols};
+    tile k = {.type = type, .g = 1, .ahead = ahead};
+    k.group_bytes = 16 * (int64_t)w->row_bytes;
+    k.units = w->cols / tn_group_shape_of(type, 16).cols;
     const uint8_t *p = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes;
     int64_t r = row0;
     if (ahead) {
