@@ -140,7 +140,8 @@ INLINE void store_sums(const sums_at *o, int i, int t, __m256 sum)
 }
 
 /* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in
- * step and n tokens (constants). Behind the last units asks for what is `jump` bytes behind. */
+ * step and n tokens (constants). What is read after the last units, and asked for during them, lies
+ * `jump` bytes behind their end. */
 INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_t next,
                            int64_t jump, const r8_act *a, int64_t units, const sums_at *o, bool add)
 {

@@ -183,7 +183,7 @@ INLINE void scores_q8(const one *z, const keys *x, int64_t i, int32_t h, const i
     {
         k[u] = vector_at(x->k, z->k_bytes, i + u, 4);
         near[u] = vector_at(x->near_k, z->k_bytes, i + u, 4);
-        scales[u] = LANES == 16 ? k[u] : vector_at(x->k, z->k_bytes, i + u, 2);
+        scales[u] = vector_at(x->k, z->k_bytes, i + u, 2);
     }
     UNROLL for (int a = 0; a < heads * n; a++) acc[a] = v_zero();
     for (int64_t d = 0; d < dim; d += TN_QK, q += 16 * rows, seed += rows, q_scale += rows) {
