@@ -207,8 +207,8 @@ static void run(const tn_kernels *k, const tn_attend *a, int64_t tile, void *scr
             k->attend_join(a, t, h);
 }
 
-/* coarse: queries and weights had 16 bits, and are as exact as the largest of them; |v| is at
- * most 1. */
+/* coarse: what is multiplied had 16 bits, and is as exact as the largest of it, of an F16 cache as the
+ * norm of vectors; |v| is at most 1. */
 static bool compare(const shape *s, const fixture *f, const char *level, bool coarse)
 {
     for (size_t i = 0; i < 8; i++)
@@ -228,7 +228,11 @@ static bool compare(const shape *s, const fixture *f, const char *level, bool co
             const int64_t at = t * s->n_head * s->dim_v + i;
             /* A score is a float sum of dim_k terms; its error multiplies the weight. */
             const double tol = 4e-6 * (s->dim_k > 128 ? s->dim_k / 128.0 : 1) * (double)f->sharp;
-            const double most = coarse ? 2e-4 * (double)f->sharp : tol * f->scale[at] + 1e-9;
+            const double fine = tol * f->scale[at] + 1e-9;
+            /* |q| |k| of an F16 cache grow with their dims */
+            const double norms = 2.5e-4 + 4e-5 * sqrt(s->dim_k);
+            const double rough = (s->type == TN_TYPE_F16 ? norms : 2e-4) * (double)f->sharp;
+            const double most = coarse ? rough : fine;
             if (!(fabs(got - f->want[at]) <= most)) {
                 FAIL("%s token %lld element %lld: %.9g, want %.9g", level, (long long)t,
                      (long long)i, got, f->want[at]);
@@ -236,6 +240,13 @@ static bool compare(const shape *s, const fixture *f, const char *level, bool co
             }
         }
     return true;
+}
+
+/* Vector kernels multiply a Q8_0 cache in integers, and those with VNNI many rows with an F16 one. */
+static bool in_integers(const shape *s, int level, int64_t tile)
+{
+    if (s->type == TN_TYPE_Q8_0) return level > 0;
+    return s->type == TN_TYPE_F16 && level == 3 && tile > 1 && s->n > 1;
 }
 
 static void check_sharp(const shape *s, float sharp)
@@ -255,8 +266,7 @@ static void check_sharp(const shape *s, float sharp)
             for (size_t i = 0; i < f.n_partial + 16; i++)
                 f.partial[i] = CANARY;
             run(&k, &f.a, tile, scratch);
-            /* Vector kernels multiply a Q8_0 cache in integers. */
-            const bool coarse = s->type == TN_TYPE_Q8_0 && level;
+            const bool coarse = in_integers(s, level, tile);
             if (!compare(s, &f, level_names[level], coarse))
                 FAIL("type %u page %d heads %d/%d dims %d/%d window %d cap %g n %lld pos0 %lld "
                      "chunk %lld tile %lld",
