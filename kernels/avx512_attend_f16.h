@@ -1,12 +1,12 @@
-/* Attention of several tokens (prefill) to an F16 cache in 16 bits: avx512_attend_lanes.h. A tile of K
- * and V becomes integers once for all rows of an item. How large these may be follows from how sums
- * are bounded, |sum a b| <= |a| |b|, whatever the number of dims:
+/* Attention of several tokens (prefill) to an F16 cache in 16 bits: avx512_attend_lanes.h. A tile
+ * of K and V becomes integers once for all rows of an item. How large these may be follows from how
+ * sums are bounded, |sum a b| <= |a| |b|, whatever the number of dims:
  *     query, key    |a| <= 2^15: of a head's dims; each has a scale of its own
- *     weight        of TILE keys: w <= 2^14, so that |w| <= 2^17
+ *     weight        w <= 2^14, of TILE keys, so that |w| <= 2^17
  *     value         |b| < 2^14 - 10: of a dim, over the tile's keys; each dim has a scale
- * A product of norms is then below 2^31, with what rounding adds. A number is rounded by at most half
- * of 2^-15 of its vector's norm, keys and queries, which of 64 dims alike is 2^-13 of it: F16 rounds
- * to 2^-12. What is not finite has no such norm: then float32 does the whole item. */
+ * A product of norms is then below 2^31, with what rounding adds. Queries and keys of 64 dims alike
+ * are rounded to 2^-13, F16 itself to between 2^-12 and 2^-11. What is not finite has no
+ * such norm: float32 does the whole item then. */
 #ifndef TN_AVX512_ATTEND_F16_H
 #define TN_AVX512_ATTEND_F16_H
 
@@ -26,7 +26,7 @@ INLINE void store_pairs(int32_t *to, vf a, vf b)
 INLINE bool norm_factor(vf squares, float most, vf *factor, vf *scale)
 {
     const vf norm = _mm512_sqrt_ps(squares);
-    const vmask some = v_less(v_set(1e-30f), norm);
+    const vmask some = v_less(v_set(1e-15f), norm);
     *factor = v_select(some, v_div(v_set(most), norm), v_zero());
     *scale = v_select(some, v_mul(norm, v_set(1 / most)), v_zero());
     return !v_any(v_not_less(norm, v_set(INFINITY)));
@@ -212,8 +212,7 @@ static void f16_rows(const lanes *z, int64_t start)
     tn_attend_range(z->a, token_of(z, z->n_rows - 1), z->c, &all_lo, &hi);
     if (lo >= start + TILE || hi <= start) return;
     const int64_t n = hi - start < TILE ? hi - start : TILE;
-    many_keys x = {.start = start,
-                   .n = (int32_t)((n + TN_KV_UNIT - 1) / TN_KV_UNIT * TN_KV_UNIT)};
+    many_keys x = {.start = start, .n = (int32_t)((n + TN_KV_UNIT - 1) / TN_KV_UNIT * TN_KV_UNIT)};
     x.whole = start >= all_lo && start + x.n <= all_hi;
     if (!x.whole || z->a->softcap > 0) note_sight(z, &x);
     lanes_tile(z, &x, stages[z->vecs - 1]);
@@ -247,6 +246,13 @@ static void f16_init(lanes *z, char **scratch)
     z->column = floats(scratch, (z->dim_k > TILE ? z->dim_k : TILE) * LANES);
     take_scores(z, scratch);
 }
+
+/* Floats of what a tile needs, and of what a block of rows does, for `dims` of K and of V. */
+#define F16_TILE_FLOATS(dims) ((TILE + LANES + 2) * (dims) + (TILE + 3) * LANES * MAX_VECS + TILE)
+#define F16_BLOCK_FLOATS(dims) (((dims) / 2 + (dims) + 3) * LANES * MAX_VECS)
+_Static_assert((F16_TILE_FLOATS(MAX_DIM) + F16_BLOCK_FLOATS(MAX_DIM)) * sizeof(float) <=
+                   TN_SCRATCH_BYTES,
+               "scratch for one block of rows");
 
 /* As many blocks of rows at a time as scratch holds. False where float32 has to do it all. */
 static inline bool attend_f16(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1,

@@ -1,5 +1,5 @@
-/* Attention of several tokens (prefill) in integers, with VNNI: what F16 and Q8_0 caches share. Up to
- * 48 rows at a time, a row being one head of one token, lie in the lanes of up to three vectors:
+/* Attention of several tokens (prefill) in integers, with VNNI: what F16 and Q8_0 caches share. Up
+ * to 48 rows at a time, a row being one head of one token, lie in the lanes of up to three vectors:
  * scores, weights and sums are [key or dim][rows], and nothing of the softmax goes across lanes. K
  * and V come as 16 bits, and are broadcast in pairs of dims, or of positions, for vpdpwssd, which
  * multiplies twice as many as a float instruction does. Of a tile whose largest score of a row is
@@ -24,21 +24,21 @@ typedef struct lanes {
     const tn_attend *a;
     int32_t kv_head, group, dim_k, dim_v, vecs;
     int64_t t0, c, row0, n_rows;
-    int32_t *q;      /* [dim_k / 2][R] pairs of dims */
-    float *q_scale;  /* [R], of Q8_0 [dim_k / 32][R]: what an integer of q stands for */
-    float *s;        /* [TILE][R]: scores */
-    int32_t *weight; /* [PAIRS][R] pairs of keys, where s was */
-    float *o;        /* [dim_v][R] */
+    int32_t *q;                /* [dim_k / 2][R] pairs of dims */
+    float *q_scale;            /* [R], of Q8_0 [dim_k / 32][R]: what an integer of q stands for */
+    float *s;                  /* [TILE][R]: scores */
+    int32_t *weight;           /* [PAIRS][R] pairs of keys, where s was */
+    float *o;                  /* [dim_v][R] */
     float *max, *sum, *factor; /* [R]: m, l, e^(top - m) */
     int32_t *lo, *hi;          /* [R]: keys of the tile that a row sees, where they differ */
     float *out;                /* [dim_v]: a row */
     union {
-        struct {              /* of Q8_0 */
-            int32_t *share;   /* [PAIRS][R]: weight times the scales of a block of V; where s was */
-            int16_t *k;       /* [dim_k / 4][TN_KV_UNIT][4]: a unit of K */
-            float *k_scale;   /* [dim_k / 32][TN_KV_UNIT] */
-            int16_t *v;       /* [TILE / 4][32][4]: a block of V */
-            float *v_factor;  /* [R]: factor times the scale of a block of V */
+        struct {             /* of Q8_0 */
+            int32_t *share;  /* [PAIRS][R]: weight times the scales of a block of V; where s was */
+            int16_t *k;      /* [dim_k / 4][TN_KV_UNIT][4]: a unit of K */
+            float *k_scale;  /* [dim_k / 32][TN_KV_UNIT] */
+            int16_t *v;      /* [TILE / 4][32][4]: a block of V */
+            float *v_factor; /* [R]: factor times the scale of a block of V */
         };
         struct {              /* of F16: a tile, which all rows of an item share */
             int32_t *pairs_k; /* [TILE / TN_KV_UNIT][dim_k / 2][TN_KV_UNIT] pairs of dims */

@@ -207,8 +207,8 @@ static void run(const tn_kernels *k, const tn_attend *a, int64_t tile, void *scr
             k->attend_join(a, t, h);
 }
 
-/* coarse: what is multiplied had 16 bits, and is as exact as the largest of it, of an F16 cache as the
- * norm of vectors; |v| is at most 1. */
+/* coarse: what is multiplied had 16 bits, and is as exact as the largest of it, of an F16 cache as
+ * the norm of vectors; |v| is at most 1. */
 static bool compare(const shape *s, const fixture *f, const char *level, bool coarse)
 {
     for (size_t i = 0; i < 8; i++)
@@ -242,7 +242,8 @@ static bool compare(const shape *s, const fixture *f, const char *level, bool co
     return true;
 }
 
-/* Vector kernels multiply a Q8_0 cache in integers, and those with VNNI many rows with an F16 one. */
+/* Vector kernels multiply a Q8_0 cache in integers, and those with VNNI many rows with an F16 one.
+ */
 static bool in_integers(const shape *s, int level, int64_t tile)
 {
     if (s->type == TN_TYPE_Q8_0) return level > 0;
@@ -426,24 +427,25 @@ TEST(infinities_and_nan)
             }
 }
 
-/* A Q8_0 cache and queries `what` of which is no number: comes out where it belongs. */
-static void check_q8_0_nan(const tn_kernels *k, const shape *s, int what)
+/* A cache and queries `what` of which is no number, at position 20: comes out where it belongs. */
+static void check_nan(const tn_kernels *k, const shape *s, int what)
 {
     fixture f;
+    const bool q8 = s->type == TN_TYPE_Q8_0;
     void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
     make(&f, s, 1, false);
-    uint16_t *kd = f.pages[0][1], *vd = f.pages[1][1]; /* of positions 16 .. 31 */
+    uint16_t *key = f.pages[0][1], *value = f.pages[1][1]; /* of positions 16 .. 31 */
     for (int64_t i = 0; what == 0 && i < s->n * f.a.q_stride; i++)
         f.q[i] = 0; /* even weights */
-    if (what == 1) kd[20 % 16] = tn_f32_to_f16(NAN);
-    if (what == 2) vd[16 + 20 % 16] = tn_f32_to_f16(NAN); /* of dims 32 .. 63 */
+    if (what == 1) key[(q8 ? 0 : 40 * 16) + 20 % 16] = tn_f32_to_f16(NAN);
+    if (what == 2) value[q8 ? 16 + 20 % 16 : 20 % 16 * 64 + 40] = tn_f32_to_f16(NAN);
     if (what == 3) f.q[64 + 40] = NAN;
     if (what == 4) f.q[64 + 40] = INFINITY;
     run(k, &f.a, TN_ATTEND_TILE, scratch);
     for (int64_t t = 0; t < s->n; t++)
         for (int i = 0; i < 3 * 64; i++) {
-            const bool sees = s->pos0 + t >= 20;
-            const bool nan = (what == 1 && sees) || (what == 2 && sees && i % 64 >= 32) ||
+            const bool sees = s->pos0 + t >= 20, of = q8 ? i % 64 >= 32 : i % 64 == 40;
+            const bool nan = (what == 1 && sees) || (what == 2 && sees && of) ||
                              (what >= 3 && t == 0 && i / 64 == 1);
             if (nan)
                 CHECK(isnan(f.a.out[t * f.a.out_stride + i]));
@@ -461,9 +463,74 @@ TEST(q8_0_nan)
     for (int level = 0; level < n_levels(); level++)
         for (int what = 0; what < 5; what++) {
             const tn_kernels k = table(level);
-            check_q8_0_nan(&k, &one, what);
-            check_q8_0_nan(&k, &edge, what);
+            check_nan(&k, &one, what);
+            check_nan(&k, &edge, what);
         }
+}
+
+TEST(f16_nan)
+{
+    const shape one = {TN_TYPE_F16, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
+    const shape edge = {TN_TYPE_F16, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
+    for (int level = 0; level < n_levels(); level++)
+        for (int what = 0; what < 5; what++) {
+            const tn_kernels k = table(level);
+            check_nan(&k, &one, what);
+            check_nan(&k, &edge, what);
+        }
+}
+
+/* Keys and values all alike: no sum of integers is larger. */
+TEST(f16_largest_sums)
+{
+    const shape s = {TN_TYPE_F16, 256, 3, 1, 64, 64, 0, 0, 24, 200, 0};
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+    for (int level = 0; level < n_levels(); level++)
+        for (float x = -2.5f; x < 3; x += 5) {
+            fixture f;
+            const tn_kernels k = table(level);
+            make(&f, &s, 1, false);
+            for (int64_t i = 0; i < s.n * f.a.q_stride; i++)
+                f.q[i] = x;
+            for (int i = 0; i < 2; i++)
+                for (size_t j = 0; j < (size_t)s.page * 64; j++)
+                    ((uint16_t *)f.pages[i][0])[j] = tn_f32_to_f16(x);
+            run(&k, &f.a, TN_ATTEND_TILE, scratch);
+            for (int64_t t = 0; t < s.n; t++)
+                for (int i = 0; i < 3 * 64; i++)
+                    CHECK_NEAR(f.a.out[t * f.a.out_stride + i], x, 1e-3);
+            drop(&f);
+        }
+    free(scratch);
+}
+
+/* A key so long that its score is -inf is not seen: integers know no such score, and leave it to
+ * float32, with the bits of AVX-512 without VNNI, which are not theirs otherwise. */
+TEST(f16_infinities)
+{
+    const shape s = {TN_TYPE_F16, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
+    void *scratch = aligned_alloc(64, TN_SCRATCH_BYTES);
+    for (int level = 2; level + 1 < n_levels(); level++)
+        for (int infinite = 0; infinite < 2; infinite++) {
+            fixture f;
+            make(&f, &s, 1, false);
+            for (int64_t i = 0; i < s.n * f.a.q_stride; i++)
+                f.q[i] = (float)fabs((double)f.q[i]) + 0.1f;
+            if (infinite) ((uint16_t *)f.pages[0][1])[40 * 16 + 4] = tn_f32_to_f16(-INFINITY);
+            float *want = malloc(f.n_out * sizeof *want);
+            tn_kernels k = table(level);
+            memset(f.out, 0, (f.n_out + 16) * sizeof *f.out);
+            run(&k, &f.a, TN_ATTEND_TILE, scratch);
+            memcpy(want, f.a.out, f.n_out * sizeof *want);
+            k = table(level + 1);
+            run(&k, &f.a, TN_ATTEND_TILE, scratch);
+            for (int64_t i = 0; i < s.n_head * s.dim_v; i++)
+                CHECK(isfinite(f.a.out[(s.n - 1) * f.a.out_stride + i]));
+            CHECK((memcmp(want, f.a.out, f.n_out * sizeof *want) == 0) == (infinite == 1));
+            free(want);
+            drop(&f);
+        }
+    free(scratch);
 }
 
 /* AVX-512 without VNNI leaves a Q8_0 cache to AVX2: it has the bits of that, which those with VNNI
