@@ -54,9 +54,10 @@ static void check_logits(const char *path, const run_options *o, const tn_bench_
 
 /* Filled in the same steps the logits are the same bits. most: largest difference of one to a
  * context that was filled in one go: how prompts are cut into batches changes sums in the last
- * bits, and now and then the rounding of a cached value. With eight seeds of tokens that made up to
- * 1.7e-4 of 3e-6 in an F16 cache; in a Q8_0 cache, where few and many tokens have kernels of their
- * own, 3.4e-3 with this one, and 1.24e-2 between one token and many in test_forward. */
+ * bits, and now and then the rounding of a cached value. In an F16 cache, where many tokens are
+ * multiplied in integers with VNNI, that made up to 3.1e-3; in a Q8_0 cache, where few and many
+ * tokens have kernels of their own, 3.4e-3, and 1.24e-2 between one token and many in
+ * test_forward. */
 static void walk(const char *name, const run_options *o, double most)
 {
     char path[300];
@@ -98,7 +99,7 @@ static const char *const wide[] = {"llama3", "gemma3"};
 TEST(walked_is_filled_in_narrow_caches)
 {
     for (size_t m = 0; m < sizeof wide / sizeof *wide; m++) {
-        walk(wide[m], &(run_options){.kv = TN_KV_F16, .page_size = 16, .n_batch = 16}, 1e-3);
+        walk(wide[m], &(run_options){.kv = TN_KV_F16, .page_size = 16, .n_batch = 16}, 1e-2);
         walk(wide[m], &(run_options){.kv = TN_KV_Q8_0, .page_size = 16, .n_batch = 16}, 2.5e-2);
     }
 }
