@@ -14,7 +14,7 @@ INLINE bool attend_fits(const tn_attend *a)
 }
 
 /* Rows that are many are worth converting an F16 cache for, once for all of them; a Q8_0 cache is
- * multiplied in integers by few and by many alike (with VNNI see avx512_attend_q8.h). */
+ * multiplied in integers by few and by many alike (with VNNI see avx512_attend_lanes.h). */
 INLINE void attend_item(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                         void *scratch)
 {
