@@ -4,8 +4,8 @@
 #include "avx512_attend_f16.h"
 #include "avx512_attend_q8.h"
 
-/* Many rows in integers. False where they are few, the cache is F32, or attend_f16 says so: nothing
- * is done then. */
+/* Many rows in integers. False where they are few, the cache is F32, or attend_f16 says so: others
+ * have to do the whole item then. */
 static bool attend_wide(const tn_attend *a, int32_t kv_head, int64_t t0, int64_t t1, int64_t c,
                         void *scratch)
 {

@@ -15,12 +15,6 @@
 enum { MAX_BLOCKS = 16 /* of rows that share a tile */ };
 static const float f16_most = 32767, f16_most_value = 16370, f16_margin = 0.693147181f; /* ln 2 */
 
-/* Numbers up to 32767 as the first and second words of dwords, to the nearest. */
-INLINE void store_pairs(int32_t *to, vf a, vf b)
-{
-    _mm512_storeu_si512(to, words_of(a, b));
-}
-
 /* What a vector of this squared norm is multiplied with to have the norm `most`; *scale: what an
  * integer then stands for. False where some lane is no number. */
 INLINE bool norm_factor(vf squares, float most, vf *factor, vf *scale)
@@ -34,45 +28,48 @@ INLINE bool norm_factor(vf squares, float most, vf *factor, vf *scale)
 
 /* ---- a tile ---------------------------------------------------------------------------------- */
 
+/* n vectors of the column become integers: pairs of them, `step` dwords apart. *scale: what an
+ * integer then stands for. False where some lane is no number. */
+static bool column_to_pairs(const lanes *z, int32_t n, float most, int32_t *to, int64_t step,
+                            vf *scale)
+{
+    vf squares[2] = {v_zero(), v_zero()}, factor;
+    const float *x = z->column;
+    for (int32_t j = 0; j < n; j += 2)
+        UNROLL for (int i = 0; i < 2; i++)
+        {
+            const vf y = v_load(x + (j + i) * LANES);
+            squares[i] = v_fma(y, y, squares[i]);
+        }
+    if (!norm_factor(v_add(squares[0], squares[1]), most, &factor, scale)) return false;
+    for (int32_t j = 0; j < n; j += 2, x += 2 * LANES, to += step)
+        _mm512_storeu_si512(to,
+                            words_of(v_mul(v_load(x), factor), v_mul(v_load(x + LANES), factor)));
+    return true;
+}
+
 /* Unit u of the tile, of which positions of `seen` are keys; others become zero. */
 static bool take_keys(const lanes *z, const char *unit, int u, vmask seen)
 {
-    vf squares[2] = {v_zero(), v_zero()}, factor, scale;
-    for (int32_t d = 0; d < z->dim_k; d += 2)
-        UNROLL for (int i = 0; i < 2; i++)
-        {
-            const vf x = v_select(seen, v_halves(unit + (d + i) * 2 * TN_KV_UNIT), v_zero());
-            v_store(z->column + (d + i) * LANES, x);
-            squares[i] = v_fma(x, x, squares[i]);
-        }
-    if (!norm_factor(v_add(squares[0], squares[1]), f16_most, &factor, &scale)) return false;
-    v_store(z->scale_k + u * TN_KV_UNIT, scale);
-    int32_t *to = z->pairs_k + u * TN_KV_UNIT * z->dim_k / 2;
-    for (int32_t d = 0; d < z->dim_k; d += 2, to += TN_KV_UNIT) {
-        const float *x = z->column + d * LANES;
-        store_pairs(to, v_mul(v_load(x), factor), v_mul(v_load(x + LANES), factor));
+    vf scale;
+    for (int32_t d = 0; d < z->dim_k; d++) {
+        const vf x = v_halves(unit + d * 2 * TN_KV_UNIT);
+        v_store(z->column + d * LANES, v_select(seen, x, v_zero()));
     }
+    int32_t *to = z->pairs_k + u * TN_KV_UNIT * z->dim_k / 2;
+    if (!column_to_pairs(z, z->dim_k, f16_most, to, TN_KV_UNIT, &scale)) return false;
+    v_store(z->scale_k + u * TN_KV_UNIT, scale);
     return true;
 }
 
 /* Dims d .. d + 15 of n positions (whole units), whose rows are at row[n], NULL for zeros. */
 static bool take_values(const lanes *z, const char *const *row, int32_t n, int32_t d)
 {
-    vf squares[2] = {v_zero(), v_zero()}, factor, scale;
-    for (int32_t k = 0; k < n; k += 2)
-        UNROLL for (int i = 0; i < 2; i++)
-        {
-            const vf x = row[k + i] ? v_halves(row[k + i] + d * 2) : v_zero();
-            v_store(z->column + (k + i) * LANES, x);
-            squares[i] = v_fma(x, x, squares[i]);
-        }
-    if (!norm_factor(v_add(squares[0], squares[1]), f16_most_value, &factor, &scale)) return false;
+    vf scale;
+    for (int32_t k = 0; k < n; k++)
+        v_store(z->column + k * LANES, row[k] ? v_halves(row[k] + d * 2) : v_zero());
+    if (!column_to_pairs(z, n, f16_most_value, z->pairs_v + d, z->dim_v, &scale)) return false;
     v_store(z->scale_v + d, v_mul(scale, v_set(1.0f / q8_most)));
-    for (int32_t k = 0; k < n; k += 2) {
-        const float *x = z->column + k * LANES;
-        store_pairs(z->pairs_v + k / 2 * z->dim_v + d, v_mul(v_load(x), factor),
-                    v_mul(v_load(x + LANES), factor));
-    }
     return true;
 }
 
@@ -99,23 +96,31 @@ static bool take_tile(const lanes *z, int64_t start, int64_t lo, int64_t hi)
 
 /* ---- its products ---------------------------------------------------------------------------- */
 
-/* s[KEYS][R] of the tile's keys from `key` on. */
-INLINE void f16_score_keys(const lanes *z, int32_t key, const int vecs)
+/* sum[KEYS][R] of n pairs: those of rows, one after the other, times KEYS of `pairs`, `step` dwords
+ * apart. */
+INLINE void pair_sums(vi *sum, const int32_t *rows, const int32_t *pairs, int64_t step, int32_t n,
+                      const int vecs)
 {
-    const int32_t n = LANES * vecs, *q = z->q;
-    const int32_t *k = z->pairs_k + key / TN_KV_UNIT * TN_KV_UNIT * z->dim_k / 2 + key % TN_KV_UNIT;
-    vi sum[KEYS * MAX_VECS];
     UNROLL for (int i = 0; i < KEYS * vecs; i++) sum[i] = q8_set(0);
-    for (int32_t d = 0; d < z->dim_k; d += 2, k += TN_KV_UNIT, q += n) {
+    for (int32_t j = 0; j < n; j++, rows += LANES * vecs, pairs += step) {
         vi x[MAX_VECS];
-        UNROLL for (int v = 0; v < vecs; v++) x[v] = load_int(q + LANES * v);
+        UNROLL for (int v = 0; v < vecs; v++) x[v] = load_int(rows + LANES * v);
         UNROLL for (int i = 0; i < KEYS; i++)
         {
-            const vi y = q8_set(k[i]);
+            const vi y = q8_set(pairs[i]);
             UNROLL for (int v = 0; v < vecs; v++) dot_pairs(&sum[i * vecs + v], x[v], y);
         }
     }
     __asm__ volatile("" ::: "memory"); /* else gcc keeps scales in registers, and sums not */
+}
+
+/* s[KEYS][R] of the tile's keys from `key` on. */
+INLINE void f16_score_keys(const lanes *z, int32_t key, const int vecs)
+{
+    const int32_t n = LANES * vecs;
+    const int32_t *k = z->pairs_k + key / TN_KV_UNIT * TN_KV_UNIT * z->dim_k / 2 + key % TN_KV_UNIT;
+    vi sum[KEYS * MAX_VECS];
+    pair_sums(sum, z->q, k, TN_KV_UNIT, z->dim_k / 2, vecs);
     UNROLL for (int i = 0; i < KEYS; i++) UNROLL for (int v = 0; v < vecs; v++)
     {
         const vf both = v_mul(v_set(z->scale_k[key + i]), v_load(z->q_scale + LANES * v));
@@ -138,19 +143,9 @@ INLINE void f16_weights(const lanes *z, const many_keys *x, const int vecs)
 /* o[KEYS dims from d on][R] += the tile's weights times V. */
 INLINE void f16_value_dims(const lanes *z, const many_keys *x, int32_t d, const int vecs)
 {
-    const int32_t n = LANES * vecs, *w = z->weight, *pairs = z->pairs_v + d;
+    const int32_t n = LANES * vecs;
     vi sum[KEYS * MAX_VECS];
-    UNROLL for (int i = 0; i < KEYS * vecs; i++) sum[i] = q8_set(0);
-    for (int32_t k = 0; k < x->n; k += 2, w += n, pairs += z->dim_v) {
-        vi y[MAX_VECS];
-        UNROLL for (int v = 0; v < vecs; v++) y[v] = load_int(w + LANES * v);
-        UNROLL for (int i = 0; i < KEYS; i++)
-        {
-            const vi pair = q8_set(pairs[i]);
-            UNROLL for (int v = 0; v < vecs; v++) dot_pairs(&sum[i * vecs + v], y[v], pair);
-        }
-    }
-    __asm__ volatile("" ::: "memory"); /* else gcc keeps factors in registers, and sums not */
+    pair_sums(sum, z->weight, z->pairs_v + d, z->dim_v, x->n / 2, vecs);
     UNROLL for (int i = 0; i < KEYS; i++) UNROLL for (int v = 0; v < vecs; v++)
     {
         float *o = z->o + (d + i) * n + LANES * v;

@@ -125,7 +125,7 @@ static void move_max(const lanes *z, int32_t r, vmask above, vf top)
     }
 }
 
-/* Numbers in [0, q8_most] as the first and second words of dwords; others as anything. */
+/* Numbers in [-q8_most, q8_most] as the first and second words of dwords; others as anything. */
 INLINE vi words_of(vf a, vf b)
 {
     const __mmask64 upper = 0xcccccccccccccccc; /* bytes of second words */

@@ -456,10 +456,10 @@ static void check_nan(const tn_kernels *k, const shape *s, int what)
     free(scratch);
 }
 
-TEST(q8_0_nan)
+static void check_nans(uint32_t type)
 {
-    const shape one = {TN_TYPE_Q8_0, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
-    const shape edge = {TN_TYPE_Q8_0, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
+    const shape one = {type, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
+    const shape edge = {type, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
     for (int level = 0; level < n_levels(); level++)
         for (int what = 0; what < 5; what++) {
             const tn_kernels k = table(level);
@@ -468,17 +468,8 @@ TEST(q8_0_nan)
         }
 }
 
-TEST(f16_nan)
-{
-    const shape one = {TN_TYPE_F16, 16, 3, 1, 64, 64, 0, 0, 1, 60, 0};
-    const shape edge = {TN_TYPE_F16, 16, 3, 1, 64, 64, 0, 0, 24, 8, 0};
-    for (int level = 0; level < n_levels(); level++)
-        for (int what = 0; what < 5; what++) {
-            const tn_kernels k = table(level);
-            check_nan(&k, &one, what);
-            check_nan(&k, &edge, what);
-        }
-}
+TEST(q8_0_nan) { check_nans(TN_TYPE_Q8_0); }
+TEST(f16_nan) { check_nans(TN_TYPE_F16); }
 
 /* Keys and values all alike: no sum of integers is larger. */
 TEST(f16_largest_sums)
