@@ -390,6 +390,7 @@ TEST(large_groups_and_dims)
 {
     check(&(shape){TN_TYPE_F16, 16, 64, 1, 512, 512, 0, 0, 33, 20, 0});
     check(&(shape){TN_TYPE_F32, 16, 71, 1, 128, 128, 0, 0, 3, 70, 0});
+    check(&(shape){TN_TYPE_F16, 16, 71, 1, 32, 32, 0, 0, 33, 20, 0});
 }
 
 /* Scores of -inf are not seen, a row of them gives 0; a NaN comes out as NaN. */
