@@ -13,7 +13,9 @@
  * No conversion is among them, because sums start at the bits of the float BASE; then they are,
  * read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in
  * the panel's scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that
- * small products are not lost; it has two bits, and d only 22, so that BASE * d is exact.
+ * small products are not lost; it has two bits, and d only 22, so that BASE * d is exact. On Zen 4
+ * these 11 or 12 share the multipliers: of 460 GOP/s a core (at 3.6 GHz) that leaves 335 or 307,
+ * and a tile in L1 is as fast as that.
  *
  * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
  * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its
