@@ -6,9 +6,9 @@
  * plain read: one stream 70, four groups in step unit by unit 79, step by step 97 (with software
  * prefetch to the first level 1 KB ahead in each; 4 KB ahead 85). A whole token of a 1B model takes
  * 5 % less with requests at two distances, and for the right rows behind the last units. On Zen 4
- * one stream without it is best, see avx2_r8.c: there a whole token takes 18 % more with four
- * streams and 28 % with two, 2 to 10 % more with requests for each line, at whatever distance, and
- * up to 10 % with one request for each unit. */
+ * one stream without it is best, see avx2_r8.c: a whole token takes 18 % more with four streams and
+ * 28 % with two, 2 to 12 % with requests half to 4.5 KB ahead, and up to 12 % with a single one for
+ * each unit. */
 #include "avx512_r16.h"
 #include "avx_fetch.h"
 
