@@ -22,33 +22,6 @@ enum {
     NEAR = 1152      /* and what is brought to the first level */
 };
 
-/* The sums of both halves of four dwords of q, as two int16 in every dword. */
-INLINE __m128i half_sums(__m128i q)
-{
-    __m128i s = _mm_maddubs_epi16(_mm_set1_epi8(1), q);
-    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
-}
-
-INLINE void pack_act(uint32_t type, r8_act *o, const tn_q8 *a)
-{
-    const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
-    const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
-    const __m128i first = _mm_unpacklo_epi16(low, high), second = _mm_unpackhi_epi16(low, high);
-    _mm_store_si128((__m128i *)(void *)o->q, first);
-    _mm_store_si128((__m128i *)(void *)(o->q + 16), second);
-    o->d = a->d;
-    memcpy(o->m, a->m, sizeof o->m);
-    const __m128i offset = _mm_set1_epi16((int16_t)quant_offset(type));
-    __m128i s0 = half_sums(first), s1 = half_sums(second);
-    if (tn_group_shape_of(type, 8).bits != 6) s0 = s1 = _mm_add_epi16(s0, s1);
-    o->c1 = _mm_cvtsi128_si32(quant_offset(type) ? _mm_mullo_epi16(s1, offset) : s1);
-    if (quant_offset(type))
-        o->c = _mm_cvtsi128_si32(_mm_mullo_epi16(s0, offset));
-    else
-        o->s = a->s[0] + a->s[1];
-}
-
 /* Tokens of a tile, as even as possible. */
 static int64_t tile_tokens(int64_t n)
 {
@@ -317,6 +290,15 @@ tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
 {
     switch (type) {
         TN_INTERLEAVED_TYPES(CASE)
+    default: return NULL;
+    }
+}
+
+#define PACK_CASE(name, type) case type: return pack_##name;
+tn_pack_fn tn_r8_pack_avx2(uint32_t type)
+{
+    switch (type) {
+        TN_INTERLEAVED_TYPES(PACK_CASE)
     default: return NULL;
     }
 }

@@ -19,6 +19,9 @@ void tn_repack_avx2(tn_repack_fn *r8, tn_repack_fn *r16);
  * avx2_r8.c */
 tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead);
 
+/* The tn_pack_fn that goes with it. */
+tn_pack_fn tn_r8_pack_avx2(uint32_t type);
+
 /* What a unit's head says, lane = row. Step j of a type with one scale per 32 columns is worth
  * d[j] * (q - offset) + m[j]; of a type with one per 16 columns, d[0] * scale * (q - offset) +
  * m[0] * min, where pair[j] and min[j] hold the two integer scales and minima of a row as
@@ -90,6 +93,35 @@ INLINE vec pinned(vec v)
 {
     __asm__("" : "+x"(v));
     return v;
+}
+
+/* ---- activations ----------------------------------------------------------------------------- */
+
+/* The sums of both halves of four dwords of q, as two int16 in every dword. */
+INLINE __m128i dword_sums(__m128i q)
+{
+    __m128i s = _mm_maddubs_epi16(_mm_set1_epi8(1), q);
+    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
+}
+
+INLINE void pack_act(uint32_t type, r8_act *o, const tn_q8 *a)
+{
+    const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)a->q);
+    const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(a->q + 16));
+    const __m128i first = _mm_unpacklo_epi16(low, high), second = _mm_unpackhi_epi16(low, high);
+    _mm_store_si128((__m128i *)(void *)o->q, first);
+    _mm_store_si128((__m128i *)(void *)(o->q + 16), second);
+    o->d = a->d;
+    memcpy(o->m, a->m, sizeof o->m);
+    const __m128i offset = _mm_set1_epi16((int16_t)quant_offset(type));
+    __m128i s0 = dword_sums(first), s1 = dword_sums(second);
+    if (tn_group_shape_of(type, 8).bits != 6) s0 = s1 = _mm_add_epi16(s0, s1);
+    o->c1 = _mm_cvtsi128_si32(quant_offset(type) ? _mm_mullo_epi16(s1, offset) : s1);
+    if (quant_offset(type))
+        o->c = _mm_cvtsi128_si32(_mm_mullo_epi16(s0, offset));
+    else
+        o->s = a->s[0] + a->s[1];
 }
 
 /* ---- heads ----------------------------------------------------------------------------------- */
@@ -268,12 +300,20 @@ INLINE vec mul2_signed(vec v0, vec y0, vec v1, vec y1, vec factor)
     return pinned(add32(_mm256_madd_epi16(p0, factor), _mm256_madd_epi16(p1, factor)));
 }
 
+/* How many sums a step needs in int16. These hold 16 products of 4-bit quants (16 * 15 * 127 =
+ * 30480), 8 of 5 bits (31496). The offset is taken off in int16: these wrap before, but what they
+ * are then is in range, for 16 products of quants of 5 bits (16 * 16 * 127 = 32512) and 8 of 6
+ * bits.
+ */
+INLINE int sum_parts(uint32_t type)
+{
+    const int width = tn_group_shape_of(type, 8).bits;
+    return width < 5 || (width == 5 && quant_offset(type)) ? 1 : 2;
+}
+
 /* The sum over the step of (q - offset) * activation * factor, lane = row. Short trees, as the
  * length of the chain decides how many steps overlap. Partners are unpacked from the same vector
- * where there is one. int16 holds 16 products of 4-bit quants (16 * 15 * 127 = 30480), 8 of 5 bits
- * (31496). The offset is taken off in int16: these wrap before, but what they are then is in range,
- * for 16 products of quants of 5 bits (16 * 16 * 127 = 32512) and 8 of 6 bits. int32 holds the sum
- * of a step of Q6_K: 32 * 32 * 127 * 128 * 127 < 2^31. */
+ * where there is one. int32 holds the sum of a step of Q6_K: 32 * 32 * 127 * 128 * 127 < 2^31. */
 INLINE vec step_sum(uint32_t type, const vec v[8], const r8_act *a, vec factor)
 {
     const int width = tn_group_shape_of(type, 8).bits, offset = quant_offset(type);
@@ -286,7 +326,7 @@ INLINE vec step_sum(uint32_t type, const vec v[8], const r8_act *a, vec factor)
         if (i % 2) p[i] = width == 8 ? pinned(add32(p[i - 1], p[i])) : add16(p[i - 1], p[i]);
     }
     if (width == 8) return add32(p[1], p[3]);
-    if (width < 5 || (width == 5 && offset)) {
+    if (sum_parts(type) == 1) {
         vec sum = add16(p[1], p[3]);
         if (offset) sum = _mm256_sub_epi16(sum, broadcast(&a->c));
         return _mm256_madd_epi16(sum, factor);
@@ -298,21 +338,34 @@ INLINE vec step_sum(uint32_t type, const vec v[8], const r8_act *a, vec factor)
     return add32(_mm256_madd_epi16(p[1], factor), _mm256_madd_epi16(p[3], factor));
 }
 
+/* What m is for a step whose scales are `pair`, by 16 columns. */
+INLINE vec step_factor(uint32_t type, vec m, const vec *pair)
+{
+    return scaled_by_16(type) ? _mm256_mullo_epi16(*pair, m) : m;
+}
+
+/* acc + *d_w * d * sum, and what the minima *m_w (by 16 columns: times *min) add. */
+INLINE __m256 add_step(uint32_t type, const r8_act *a, vec sum, const __m256 *d_w,
+                       const __m256 *m_w, const vec *min, __m256 acc)
+{
+    const __m256 d = _mm256_broadcast_ss(&a->d);
+    if (has_min(type) && scaled_by_16(type)) {
+        const vec factor = _mm256_mullo_epi16(*min, broadcast(a->m));
+        const vec s = _mm256_madd_epi16(factor, broadcast(&a->c1));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(*m_w, d), acc);
+    } else if (has_min(type)) {
+        acc = _mm256_fmadd_ps(*m_w, _mm256_broadcast_ss(&a->s), acc);
+    }
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(*d_w, d), acc);
+}
+
 /* acc + step j of a unit times one activation block. */
 INLINE __m256 step_product(uint32_t type, const r8_head *h, int j, const vec v[8], const r8_act *a,
                            __m256 acc)
 {
-    const bool by_16 = scaled_by_16(type);
-    const vec m = broadcast(a->m), factor = by_16 ? _mm256_mullo_epi16(h->pair[j], m) : m;
-    const __m256 d = _mm256_broadcast_ss(&a->d);
-    const vec sum = step_sum(type, v, a, factor);
-    if (has_min(type) && by_16) {
-        vec min = _mm256_madd_epi16(_mm256_mullo_epi16(h->min[j], m), broadcast(&a->c1));
-        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), _mm256_mul_ps(h->m[0], d), acc);
-    } else if (has_min(type)) {
-        acc = _mm256_fmadd_ps(h->m[j], _mm256_broadcast_ss(&a->s), acc);
-    }
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(h->d[by_16 ? 0 : j], d), acc);
+    const int k = scaled_by_16(type) ? 0 : j;
+    const vec sum = step_sum(type, v, a, step_factor(type, broadcast(a->m), h->pair + j));
+    return add_step(type, a, sum, h->d + k, h->m + k, h->min + j, acc);
 }
 
 #endif

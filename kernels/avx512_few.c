@@ -155,7 +155,7 @@ INLINE void multiply(rows_in_step r, const uint8_t *w, const piece *p, int tile,
     for (int64_t t = 0; t < r.n; t++) {
         const int64_t first = t / tile * tile;
         x.next[t] = r.n - first < tile ? r.n - first : tile;
-        x.at[t] = p->a + first * p->blocks + (p->b0 - p->a_b0) * x.next[t] + (t - first);
+        x.at[t] = (const act *)p->a + first * p->blocks + (p->b0 - p->a_b0) * x.next[t] + (t - first);
         for (int i = 0; i < r.g; i++)
             acc[t][i] = _mm512_maskz_loadu_ps(p->b0 ? first_rows(left - 16 * i) : 0,
                                               y + t * y_stride + 16 * i);

@@ -90,7 +90,7 @@ INLINE void pack_all(uint32_t type, const tn_packing *p)
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack_for_tiles(type, packed_at(p->out, TOKENS, p->n, p->blocks, t, b),
+            pack_for_tiles(type, (act *)p->out + packed_at(TOKENS, p->n, p->blocks, t, b),
                            x + (b - p->b0));
     }
 }
@@ -390,51 +390,6 @@ INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int
     }
 }
 
-/* Weights that are read next: `streams` groups of rows, or slabs of all these rows, `stride` bytes
- * apart, `bytes` of each. */
-typedef struct coming {
-    const uint8_t *at;
-    int64_t streams, stride, bytes;
-} coming;
-
-/* What follows blocks up to b1 of the rows from row0 on: the rest of these rows, or other rows. */
-INLINE coming next_weights(tn_layout layout, uint32_t type, const tn_weight *w, int64_t row0,
-                          int64_t row1, int64_t b1, int64_t b_end, int64_t b_first)
-{
-    const tn_group_shape s = tn_group_shape_of(type, tn_layout_rows(layout));
-    const bool more = b1 < b_end;
-    const int64_t row = more ? row0 : row0 + 16 * GROUPS, b0 = more ? b1 : b_first;
-    const int64_t rows = row1 - row < 16 * GROUPS ? row1 - row : 16 * GROUPS;
-    const int64_t b = b_end - b0 < SLAB ? b_end - b0 : SLAB;
-    if (rows <= 0) return (coming){NULL, 0, 0, 0};
-    const int64_t unit = tn_unit_bytes(s), per = s.cols / 32, groups = (rows + s.rows - 1) / s.rows;
-    const tn_group_run run = tn_group_run_at(type, s.rows, w, b0);
-    const uint8_t *at = run.at + row / s.rows * run.next;
-    if (!w->slab) return (coming){at, groups, run.next, b / per * unit};
-    const int64_t slab = w->slab / 32;
-    return (coming){at, (b + slab - 1) / slab, slab / per * unit * (w->slab_rows / s.rows),
-                    groups * run.next};
-}
-
-/* Asks for part i of n of them. */
-static inline void fetch_ahead(const coming *a, int64_t i, int64_t n)
-{
-    const int64_t from = a->bytes * i / n / 64 * 64, to = a->bytes * (i + 1) / n;
-    for (int64_t s = 0; s < a->streams; s++)
-        for (int64_t at = from; at < to; at += 64)
-            _mm_prefetch((const char *)a->at + s * a->stride + at, _MM_HINT_T1);
-}
-
-/* Asks for the sums of the next tile, of up to n tokens. With rows of a power of two they share few
- * sets of the caches, and are far away by now. */
-static inline void fetch_sums(const float *y, int64_t y_stride, int64_t n)
-{
-    for (int64_t t = 0; t < n && t < TOKENS; t++, y += y_stride) {
-        _mm_prefetch((const char *)y, _MM_HINT_T0);
-        _mm_prefetch((const char *)(y + 16), _MM_HINT_T0);
-    }
-}
-
 /* A piece times the rows from row0 on, at most 16 * GROUPS. */
 INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const piece *p,
                       uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
@@ -445,14 +400,14 @@ INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const
     const uint32_t rows = left >= 32 ? 0xffffffff : (1u << left) - 1;
     for (int64_t b0 = p->b0; b0 < p->b1; b0 += SLAB) {
         const int64_t n = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
-        const coming next = next_weights(layout, type, w, row0, row1, b0 + n, p->b1, p->b0);
+        const coming next = next_weights(layout, type, w, 16 * GROUPS, row0, row1, b0 + n, p);
         make_panels(layout, type, w, g, row0, row1, b0, b0 + n, panel);
         for (int64_t t = 0; t < p->n; t += TOKENS) {
             const int64_t m = p->n - t < TOKENS ? p->n - t : TOKENS;
-            const act *x = p->a + t * p->blocks + (b0 - p->a_b0) * m;
+            const act *x = (const act *)p->a + t * p->blocks + (b0 - p->a_b0) * m;
             float *to = y + t * y_stride + row0;
             fetch_ahead(&next, t / TOKENS, (p->n + TOKENS - 1) / TOKENS);
-            fetch_sums(to + TOKENS * y_stride, y_stride, p->n - t - TOKENS);
+            fetch_sums(to + TOKENS * y_stride, y_stride, p->n - t - TOKENS, TOKENS, 16 * GROUPS);
             if (f.min && f.by_16)
                 tile_min_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
             else if (f.by_16)
@@ -473,7 +428,7 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     const act *ready = brought(type, x);
-    const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, x->n, blocks);
+    const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, sizeof(act), x->n, blocks);
     uint8_t *panel = scratch;
     act *own = (act *)(void *)(panel + PANEL_BYTES);
     for (int64_t t = 0; t < x->n; t += most)
@@ -553,7 +508,7 @@ tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
     k->pack[TN_LAYOUT_R8][type] = k->pack[TN_LAYOUT_R16][type] = pack_##name;
 void tn_kernels_avx512_many(tn_kernels *k)
 {
-    _Static_assert(sizeof(act) == TN_PACKED_BYTES, "act");
+    _Static_assert(sizeof(act) <= TN_PACKED_BYTES, "act");
     tn_matmul_fn *f = k->matmul[TN_LAYOUT_R8];
     TN_INTERLEAVED_TYPES(SET)
 }

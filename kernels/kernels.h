@@ -99,7 +99,7 @@ typedef struct tn_packing {
     const tn_q8 *q;    /* [t1 - t0][q_stride], the first is block b0 of token t0 */
     int64_t q_stride;
 } tn_packing;
-enum { TN_PACKED_BYTES = 64 }; /* of a block, at most */
+enum { TN_PACKED_BYTES = 68 }; /* of a block, at most */
 
 /* ---- operations ------------------------------------------------------------------------------ */
 
@@ -239,6 +239,7 @@ void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slot
                                                layouts */
 void tn_kernels_avx2_rows(tn_kernels *k);   /* avx2_rows.c: matmul of row-major weights */
 void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights */
+void tn_kernels_avx2_many(tn_kernels *k);   /* avx2_many.c: many tokens times R8 weights */
 void tn_kernels_avxvnni_many(tn_kernels *k); /* avxvnni_many.c: many tokens times R8 weights */
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
 void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax,

@@ -207,6 +207,19 @@ static void run_packed(const test_case *c, const char *how, const tn_kernels *k,
     guarded_free(&mem);
 }
 
+/* AVX2 products of a token have the bits `many`, whatever the number of tokens. */
+static void check_alone(const test_case *c, const tn_weight *w, tn_matmul_fn f, tn_acts x,
+                        const float *many)
+{
+    const int64_t stride = w->rows + PAD;
+    float *alone = new_output(1, stride);
+    x.n = 1;
+    f(w, &x, alone + PAD, stride, 0, w->rows, scratch());
+    CHECK_MSG(memcmp(alone + PAD, many + PAD, (size_t)w->rows * sizeof *many) == 0,
+              "%s: more tokens change bits", c->text);
+    free(alone);
+}
+
 /* All n, the whole matrix; then in two ranges, which must give the same bits. */
 static void run_case(const test_case *c, const char *how, const tn_kernels *k, const tn_weight *w)
 {
@@ -231,6 +244,7 @@ static void run_case(const test_case *c, const char *how, const tn_kernels *k, c
                       (int)cut);
         }
         if (x.n > 1 && k->pack[w->layout][w->type]) run_packed(c, how, k, w, x, whole);
+        if (strcmp(how, "avx2 r8") == 0) check_alone(c, w, f, x, whole);
         free(whole);
         free(split);
     }
@@ -400,9 +414,12 @@ TEST(many_rows_and_tokens)
 TEST(many_tokens)
 {
     uint64_t seed = 8;
-    static const uint32_t types[] = {TN_TYPE_Q4_0, TN_TYPE_Q4_K, TN_TYPE_Q6_K};
-    for (int i = 0; i < 3; i++)
-        test_shape(types[i], 3, 2560, MANY, FILL_RANDOM, ACT_RANDOM, &seed);
+    FOR_MATMUL_TYPES(type)
+    {
+        test_shape(type, 3, 2560, MANY, FILL_RANDOM, ACT_RANDOM, &seed);
+        test_shape(type, 17, 256, MANY, FILL_ONES, ACT_EXTREME, &seed);
+        test_shape(type, 25, 256, MANY, FILL_ONES, ACT_MAX, &seed);
+    }
 }
 
 /* A vector with NaN (a block with d = NaN) gives NaN in every row, and only for that token. */
