@@ -46,10 +46,13 @@ INLINE const tn_q8 *with_least_step(const tn_q8 *x, tn_q8 *other)
     const int m = first * x->m[0] / room + 1;
     *other = *x;
     other->m[1] = (int16_t)m;
+    int sum = 0;
     for (int i = 16; i < 32; i++) {
         const int twice = 2 * x->q[i] * x->m[1];
         other->q[i] = (int8_t)((twice + (twice < 0 ? -m : m)) / (2 * m));
+        sum += other->q[i];
     }
+    other->s[1] = x->d * (float)(m * sum); /* minima must see the same activations */
     return other;
 }
 
