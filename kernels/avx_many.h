@@ -1,6 +1,6 @@
 /* What products of many tokens share, whatever the width of their vectors: how a product is cut up,
- * and activations as tiles read them. avx512_many.c explains it; avxvnni_many.c does it with half
- * as wide vectors. */
+ * and activations as the tiles with VNNI read them. avx512_many.c explains it; avx_many_r8.h does it
+ * with half as wide vectors. */
 #ifndef TN_AVX_MANY_H
 #define TN_AVX_MANY_H
 
