@@ -28,7 +28,7 @@ INLINE bool is_wide(uint32_t type)
 
 /* Bytes of the quants of a block. Behind them are vectors of what the rows have: d, then minima, or
  * scales by 16 columns as pairs of integers. */
-INLINE int64_t quant_bytes(uint32_t type)
+INLINE int quant_bytes(uint32_t type)
 {
     return is_wide(type) ? 512 : 256;
 }
@@ -97,26 +97,21 @@ INLINE void panel_step(uint32_t type, const uint8_t *step, const r8_head *h, int
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* Vectors j0 to j1 - 1 times activations, as int16 (see step_sum() of avx2_r8.h). */
-INLINE void add_products(uint32_t type, int g, int n, const uint8_t *w, const r8_act *a, int j0,
-                         int j1, vec *sum)
+INLINE int sums_of_block(uint32_t type)
 {
-#pragma GCC unroll 8
-    for (int j = j0; j < j1; j++) {
-        vec v[GROUPS];
-#pragma GCC unroll 2
-        for (int i = 0; i < g; i++)
-            v[i] = load(w + i * panel_block(type) + 32 * j);
-#pragma GCC unroll 3
-        for (int t = 0; t < n; t++) {
-            const vec x = broadcast(a[t].q + 4 * j);
-#pragma GCC unroll 2
-            for (int i = 0; i < g; i++) {
-                const vec product = _mm256_maddubs_epi16(v[i], x);
-                sum[i * n + t] = j == j0 ? product : add16(sum[i * n + t], product);
-            }
-        }
-    }
+    return is_wide(type) ? 1 : sum_parts(type);
+}
+
+INLINE vec first_sum(uint32_t type, const void *a, int t, int part)
+{
+    (void)type, (void)a, (void)t, (void)part;
+    return _mm256_setzero_si256();
+}
+
+INLINE vec add_product(uint32_t type, vec sum, vec weights, vec x)
+{
+    return is_wide(type) ? pinned(add32(sum, _mm256_madd_epi16(weights, x)))
+                         : add16(sum, _mm256_maddubs_epi16(weights, x));
 }
 
 /* What R8 has of the rows of group i of a panel's block. */
@@ -125,7 +120,7 @@ INLINE const vec *of_rows(uint32_t type, const uint8_t *w, int i)
     return (const vec *)(const void *)(w + i * panel_block(type) + quant_bytes(type));
 }
 
-/* total (+)= the sums of part `part` of a block, less the offset, times the integer scales. */
+/* total (+)= sums in 16 bits, less the offset, times the integer scales. */
 INLINE void add_sums(uint32_t type, int g, int n, const uint8_t *w, const r8_act *a, int part,
                      const vec *sum, vec *total)
 {
@@ -134,35 +129,17 @@ INLINE void add_sums(uint32_t type, int g, int n, const uint8_t *w, const r8_act
         const vec m = broadcast(a[t].m);
 #pragma GCC unroll 2
         for (int i = 0; i < g; i++) {
-            const vec *pair = of_rows(type, w, i) + 1;
             vec s = sum[i * n + t];
             if (quant_offset(type)) s = _mm256_sub_epi16(s, broadcast(part ? &a[t].c1 : &a[t].c));
-            s = _mm256_madd_epi16(s, step_factor(type, m, pair));
+            s = _mm256_madd_epi16(s, step_factor(type, m, of_rows(type, w, i) + 1));
             total[i * n + t] = part ? add32(total[i * n + t], s) : s;
         }
     }
 }
 
-/* acc += a block of weights of 8 bits */
-INLINE void add_wide(uint32_t type, int g, int n, const uint8_t *w, const wide_act *a, __m256 *acc)
+INLINE void finish_wide(uint32_t type, int g, int n, const uint8_t *w, const wide_act *a,
+                        const vec *sum, __m256 *acc)
 {
-    vec sum[GROUPS * TOKENS];
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) {
-        vec v[GROUPS];
-#pragma GCC unroll 2
-        for (int i = 0; i < g; i++)
-            v[i] = load(w + i * panel_block(type) + 32 * j);
-#pragma GCC unroll 3
-        for (int t = 0; t < n; t++) {
-            const vec x = broadcast(a[t].q + 2 * j);
-#pragma GCC unroll 2
-            for (int i = 0; i < g; i++) {
-                const vec product = _mm256_madd_epi16(v[i], x);
-                sum[i * n + t] = j ? pinned(add32(sum[i * n + t], product)) : product;
-            }
-        }
-    }
 #pragma GCC unroll 6
     for (int k = 0; k < g * n; k++) {
         const __m256 d = _mm256_mul_ps(*(const __m256 *)of_rows(type, w, k / n),
@@ -171,20 +148,16 @@ INLINE void add_wide(uint32_t type, int g, int n, const uint8_t *w, const wide_a
     }
 }
 
-INLINE void add_block(uint32_t type, int g, int n, const uint8_t *w, const void *acts, __m256 *acc)
+INLINE void finish_part(uint32_t type, int g, int n, const uint8_t *w, const void *acts, int part,
+                        const vec *sum, vec *total, __m256 *acc)
 {
     const r8_act *a = acts;
-    vec sum[GROUPS * TOKENS], total[GROUPS * TOKENS];
     if (is_wide(type)) {
-        add_wide(type, g, n, w, acts, acc);
+        finish_wide(type, g, n, w, acts, sum, acc);
         return;
     }
-    const int per = 8 / sum_parts(type);
-#pragma GCC unroll 2
-    for (int part = 0; part < sum_parts(type); part++) {
-        add_products(type, g, n, w, a, part * per, part * per + per, sum);
-        add_sums(type, g, n, w, a, part, sum, total);
-    }
+    add_sums(type, g, n, w, a, part, sum, total);
+    if (part + 1 < sums_of_block(type)) return;
 #pragma GCC unroll 3
     for (int t = 0; t < n; t++)
 #pragma GCC unroll 2
@@ -240,5 +213,7 @@ INLINE int64_t few_tokens(uint32_t type)
 void tn_kernels_avx2_many(tn_kernels *k)
 {
     _Static_assert(sizeof(wide_act) <= TN_PACKED_BYTES, "wide_act");
-    SET_ALL(k)
+    _Static_assert(sizeof(r8_act) <= TN_PACKED_BYTES, "r8_act");
+    tn_repack_avx2(k->repack[TN_LAYOUT_R8], k->repack[TN_LAYOUT_R16]);
+    set_r8(k);
 }

@@ -1,6 +1,7 @@
 /* Products with 8-row interleaved weights, AVX2: a step is unpacked once and used for a tile of
  * tokens, whose activations lie packed in scratch in the order of use. A row is reduced in the same
- * order with the same operations for any n: results do not depend on it.
+ * order with the same operations for any n: results do not depend on it. Many tokens of most types
+ * are avx2_many.c's or avxvnni_many.c's, see few_tokens() there.
  *
  * One token is bound by memory. Measured on Zen 4: one stream reaches 95 % of what plain reading
  * does, several groups in step only half of that, and software prefetch costs 5 to 15 %. On Xeons
@@ -48,13 +49,6 @@ static const r8_act *brought(uint32_t type, const tn_acts *x)
     return quant_offset(type) == quant_offset(x->packed_type) ? x->packed : NULL;
 }
 
-/* The rows of group g that lie before row1. */
-INLINE __m256i group_rows(int64_t g, int64_t row1)
-{
-    const int left = row1 - 8 * g < 8 ? (int)(row1 - 8 * g) : 8;
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
 /* Asks for the cache lines of [w, w + bytes). */
 INLINE void fetch_lines(const uint8_t *w, int64_t bytes)
 {
@@ -90,27 +84,11 @@ INLINE void group_tile(uint32_t type, bool ahead, const uint8_t *w, int64_t next
 }
 
 /* Where the sums of groups in step are: those of group i and token t at y + i * next + t *
- * y_stride, of all 8 rows or of `rows`. */
+ * y_stride, `left` rows of each group, or all 8. */
 typedef struct sums_at {
     float *y;
-    int64_t y_stride, next;
-    bool all;
-    __m256i rows;
+    int64_t y_stride, next, left;
 } sums_at;
-
-INLINE __m256 load_sums(const sums_at *o, int i, int t)
-{
-    const float *y = o->y + i * o->next + t * o->y_stride;
-    return o->all ? _mm256_loadu_ps(y) : _mm256_maskload_ps(y, o->rows);
-}
-INLINE void store_sums(const sums_at *o, int i, int t, __m256 sum)
-{
-    float *y = o->y + i * o->next + t * o->y_stride;
-    if (o->all)
-        _mm256_storeu_ps(y, sum);
-    else
-        _mm256_maskstore_ps(y, o->rows, sum);
-}
 
 /* Sums = or += units of groups, each `next` bytes after the one before, times tokens; g groups in
  * step and n tokens (constants). What is read after the last units, and asked for during them, lies
@@ -127,7 +105,7 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
     if (add) {
 #pragma GCC unroll 16
         for (int i = 0; i < g * n; i++)
-            sum[i] = load_sums(o, i / n, i % n);
+            sum[i] = load_rows(o->y + i / n * o->next + i % n * o->y_stride, o->left);
     }
     const int64_t unit = tn_unit_bytes(s), later = FAR / unit > 1 ? FAR / unit : 1;
     for (int64_t u = 0; u < units; u++, w += unit) {
@@ -153,7 +131,7 @@ INLINE void groups_in_step(uint32_t type, int g, int n, const uint8_t *w, int64_
     }
 #pragma GCC unroll 16
     for (int i = 0; i < g * n; i++)
-        store_sums(o, i / n, i % n, sum[i]);
+        store_rows(o->y + i / n * o->next + i % n * o->y_stride, sum[i], o->left);
 }
 
 /* A run of rows' groups, and where the same of the next run lies (NULL: this one is the last). */
@@ -177,12 +155,12 @@ INLINE void few_tokens(uint32_t type, int n, const rows_of_run *r, const r8_act 
         const uint8_t *at = r->run.at + g * r->run.next;
         const uint8_t *then = at + (r->slabs ? 1 : streams) * r->run.next;
         if (r->then && k + 1 == sets) then = r->then;
-        const sums_at o = {y + 8 * g, y_stride, 8 * apart, true, _mm256_setzero_si256()};
+        const sums_at o = {y + 8 * g, y_stride, 8 * apart, 8};
         groups_in_step(type, streams, n, at, apart * r->run.next, then - at - row, a, units, &o,
                        add);
     }
     for (int64_t g = first + sets * streams; 8 * g < row1; g++) {
-        const sums_at o = {y + 8 * g, y_stride, 0, false, group_rows(g, row1)};
+        const sums_at o = {y + 8 * g, y_stride, 0, row1 - 8 * g};
         groups_in_step(type, 1, n, r->run.at + g * r->run.next, 0, 0, a, units, &o, add);
     }
 }
@@ -229,16 +207,16 @@ INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_a
         return;
     }
     for (int64_t g = row0 / 8; 8 * g < row1; g++) {
-        const __m256i rows = group_rows(g, row1);
+        const int64_t left = row1 - 8 * g;
         __m256 acc[TILE];
         for (int64_t t = 0; t < n; t++)
-            acc[t] = b0 ? _mm256_maskload_ps(y + t * y_stride + 8 * g, rows) : _mm256_setzero_ps();
+            acc[t] = b0 ? load_rows(y + t * y_stride + 8 * g, left) : _mm256_setzero_ps();
         if (n == 1)
             group_runs(type, ahead, w, g, a, 1, b0, b0 + blocks, acc);
         else
             group_runs(type, ahead, w, g, a, n, b0, b0 + blocks, acc);
         for (int64_t t = 0; t < n; t++)
-            _mm256_maskstore_ps(y + t * y_stride + 8 * g, rows, acc[t]);
+            store_rows(y + t * y_stride + 8 * g, acc[t], left);
     }
 }
 
@@ -294,23 +272,12 @@ tn_matmul_fn tn_r8_matmul_avx2(uint32_t type, bool ahead)
     }
 }
 
-#define PACK_CASE(name, type) case type: return pack_##name;
+#define PACK_CASE(name, type)                                                                      \
+    case type: return pack_##name;
 tn_pack_fn tn_r8_pack_avx2(uint32_t type)
 {
     switch (type) {
         TN_INTERLEAVED_TYPES(PACK_CASE)
     default: return NULL;
-    }
-}
-
-#define SET_PACK(name, type) k->pack[TN_LAYOUT_R8][type] = pack_##name;
-void tn_kernels_avx2_r8(tn_kernels *k)
-{
-    _Static_assert(sizeof(r8_act) <= TN_PACKED_BYTES, "r8_act");
-    TN_INTERLEAVED_TYPES(SET_PACK)
-    tn_repack_avx2(k->repack[TN_LAYOUT_R8], k->repack[TN_LAYOUT_R16]);
-    for (uint32_t type = 0; type < TN_TYPE_COUNT; type++) {
-        tn_matmul_fn f = tn_r8_matmul_avx2(type, k->prefetch);
-        if (f) k->matmul[TN_LAYOUT_R8][type] = f;
     }
 }

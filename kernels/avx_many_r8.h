@@ -10,9 +10,15 @@
  *   bool packed_alike(type, other): what is packed for the one serves the other, too;
  *   int64_t panel_block(type), void panel_step(type, const uint8_t *step, const r8_head *h, int j,
  *     uint8_t *out): the 32 columns of a group in a panel, 32-byte aligned, made of step j;
- *   void add_block(type, int g, int n, const uint8_t *w, const void *a, __m256 *acc): acc += a
- *     block of g groups of a panel times n tokens, both constants; acc[i * n + t] is of group i and
- *     token t;
+ *   int quant_bytes(type), int sums_of_block(type): bytes of the vectors that a block begins with,
+ *     and how many integer sums these give: each is of as many of them, one after the other;
+ *   vec first_sum(type, const void *a, int t, int part): what sum `part` of token t begins with;
+ *   vec add_product(type, vec sum, vec weights, vec x): + a vector times four bytes of a block of
+ *     activations, which begins with the quants in the vectors' order;
+ *   void finish_part(type, int g, int n, const uint8_t *w, const void *a, int part, const vec *sum,
+ *     vec *total, __m256 *acc): acc += what the sums of g groups of a panel times n tokens, both
+ *     constants, say; element i * n + t is of group i and token t; total: for integers from one
+ *     part to the next;
  *   TILES(X), uint32_t tile_type(type): types for which there is a tile, and which serves a type;
  *   MANY_TYPES(X), int64_t few_tokens(type): types that panels are for, and for how many tokens
  *     avx2_r8.c, which needs none, is faster.
@@ -78,24 +84,39 @@ INLINE void make_panels(uint32_t type, const tn_weight *w, int64_t g, int64_t ro
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* The first `left` of 8 lanes. */
-INLINE vec first_rows(int64_t left)
+/* sum += vectors j0 to j1 - 1 of a panel's block times activations. */
+INLINE void add_products(uint32_t type, int g, int n, const uint8_t *w, const uint8_t *a, int j0,
+                         int j1, vec *sum)
 {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left),
-                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+#pragma GCC unroll 16
+    for (int j = j0; j < j1; j++) {
+        vec v[GROUPS];
+#pragma GCC unroll 2
+        for (int i = 0; i < g; i++)
+            v[i] = load(w + i * panel_block(type) + 32 * j);
+#pragma GCC unroll 3
+        for (int t = 0; t < n; t++) {
+            const vec x = broadcast(a + t * act_bytes(type) + 4 * j);
+#pragma GCC unroll 2
+            for (int i = 0; i < g; i++)
+                sum[i * n + t] = add_product(type, sum[i * n + t], v[i], x);
+        }
+    }
 }
 
-/* Sums of 8 rows, or of the `left` that there are: stores by a mask take AMD's CPUs 10 cycles. */
-INLINE __m256 load_rows(const float *y, int64_t left)
+/* acc += a block */
+INLINE void add_block(uint32_t type, int g, int n, const uint8_t *w, const uint8_t *a, __m256 *acc)
 {
-    return left < 8 ? _mm256_maskload_ps(y, first_rows(left)) : _mm256_loadu_ps(y);
-}
-INLINE void store_rows(float *y, __m256 sums, int64_t left)
-{
-    if (left < 8)
-        _mm256_maskstore_ps(y, first_rows(left), sums);
-    else
-        _mm256_storeu_ps(y, sums);
+    const int parts = sums_of_block(type), per = quant_bytes(type) / 32 / parts;
+    vec sum[GROUPS * TOKENS], total[GROUPS * TOKENS];
+#pragma GCC unroll 2
+    for (int part = 0; part < parts; part++) {
+#pragma GCC unroll 6
+        for (int k = 0; k < g * n; k++)
+            sum[k] = first_sum(type, a, k % n, part);
+        add_products(type, g, n, w, a, part * per, part * per + per, sum);
+        finish_part(type, g, n, w, a, part, sum, total, acc);
+    }
 }
 
 /* y[t][rows] (+)= g groups of a panel times n tokens, for rows 0 to rows - 1. */
@@ -114,9 +135,11 @@ INLINE void tile(uint32_t type, int g, int n, const uint8_t *w, const uint8_t *a
         store_rows(y + i % n * y_stride + 8 * (i / n), acc[i], rows - 8 * (i / n));
 }
 
+/* Not inlined where there is one caller: its registers would be spilled within the loops. */
 #define TILE(name, type)                                                                           \
-    static void tile_##name(int64_t n, const uint8_t *w, const uint8_t *a, int64_t blocks,         \
-                            float *y, int64_t y_stride, int64_t rows, bool add)                    \
+    static __attribute__((noinline)) void tile_##name(int64_t n, const uint8_t *w,                 \
+                                                      const uint8_t *a, int64_t blocks, float *y,  \
+                                                      int64_t y_stride, int64_t rows, bool add)    \
     {                                                                                              \
         switch ((rows > 8 ? 10 : 0) + (int)n) {                                                    \
         case 1: tile(type, 1, 1, w, a, blocks, y, y_stride, rows, add); return;                    \
@@ -211,11 +234,11 @@ INLINE tn_matmul_fn many_of(uint32_t type)
 INLINE void any(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x, float *y,
                 int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
-    tn_acts few = *x;
     if (x->n > few_tokens(type)) {
         many_of(type)(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
+    tn_acts few = *x;
     if (few.packed && x->n > few_tokens(x->packed_type)) few.packed = NULL; /* for tiles */
     tn_r8_matmul_avx2(type, ahead)(w, &few, y, y_stride, row0, row1, scratch);
 }
@@ -243,6 +266,9 @@ TN_INTERLEAVED_TYPES(MATMUL)
 #define SET(name, type)                                                                            \
     k->matmul[TN_LAYOUT_R8][type] = k->prefetch ? matmul_##name##_ahead : matmul_##name;           \
     k->pack[TN_LAYOUT_R8][type] = pack_##name;
-#define SET_ALL(k) TN_INTERLEAVED_TYPES(SET)
+static void set_r8(tn_kernels *k)
+{
+    TN_INTERLEAVED_TYPES(SET)
+}
 
 #endif

@@ -10,9 +10,14 @@ enum {
 };
 
 /* Quants, then scales and minima of the rows as floats. */
+INLINE int quant_bytes(uint32_t type)
+{
+    (void)type;
+    return 256;
+}
 INLINE int64_t panel_block(uint32_t type)
 {
-    return 256 + 32 * (scaled_by_16(type) ? 2 : 1) * (has_min(type) ? 2 : 1);
+    return quant_bytes(type) + 32 * (scaled_by_16(type) ? 2 : 1) * (has_min(type) ? 2 : 1);
 }
 
 /* ---- activations ----------------------------------------------------------------------------- */
@@ -92,41 +97,27 @@ INLINE void panel_scales(uint32_t type, const r8_head *h, int j, float *out)
 INLINE void panel_step(uint32_t type, const uint8_t *step, const r8_head *h, int j, uint8_t *out)
 {
     panel_quants(type, step, out);
-    panel_scales(type, h, j, (float *)(void *)(out + 256));
+    panel_scales(type, h, j, (float *)(void *)(out + quant_bytes(type)));
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* acc += half h of a block, whose scales of the first group are at `scale`. */
-INLINE void half_block(uint32_t type, int g, int n, const uint8_t *w, const act *a, int h,
-                       const uint8_t *scale, __m256 *acc)
+INLINE int sums_of_block(uint32_t type)
 {
-    vec sum[GROUPS * TOKENS];
-#pragma GCC unroll 6
-    for (int i = 0; i < g * n; i++)
-        sum[i] = _mm256_set1_epi32(a[i % n].c[h]);
-#pragma GCC unroll 4
-    for (int j = 4 * h; j < 4 * h + 4; j++) {
-        vec v[GROUPS];
-#pragma GCC unroll 2
-        for (int i = 0; i < g; i++)
-            v[i] = load(w + i * panel_block(type) + 32 * j);
-#pragma GCC unroll 3
-        for (int t = 0; t < n; t++) {
-            const vec x = broadcast(a[t].q + 4 * j);
-#pragma GCC unroll 2
-            for (int i = 0; i < g; i++)
-                sum[i * n + t] = _mm256_dpbusd_avx_epi32(sum[i * n + t], v[i], x);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < g * n; i++) {
-        const act *x = a + i % n;
-        const __m256 q = _mm256_fmadd_ps(_mm256_castsi256_ps(sum[i]), _mm256_broadcast_ss(&x->d[h]),
-                                         _mm256_broadcast_ss(&x->base[h]));
-        const float *d = (const float *)(const void *)(scale + i / n * panel_block(type));
-        acc[i] = _mm256_fmadd_ps(q, _mm256_load_ps(d), acc[i]);
-    }
+    (void)type;
+    return 2;
+}
+
+INLINE vec first_sum(uint32_t type, const void *a, int t, int part)
+{
+    (void)type;
+    return _mm256_set1_epi32(((const act *)a)[t].c[part]);
+}
+
+INLINE vec add_product(uint32_t type, vec sum, vec weights, vec x)
+{
+    (void)type;
+    return _mm256_dpbusd_avx_epi32(sum, weights, x);
 }
 
 /* acc += minimum * sum of the activations in half h, or in both */
@@ -140,15 +131,25 @@ INLINE void minima(uint32_t type, int g, int n, __m256 *acc, const act *a, int h
     }
 }
 
-INLINE void add_block(uint32_t type, int g, int n, const uint8_t *w, const void *acts, __m256 *acc)
+INLINE void finish_part(uint32_t type, int g, int n, const uint8_t *w, const void *acts, int part,
+                        const vec *sum, vec *total, __m256 *acc)
 {
     const act *a = acts;
-    const uint8_t *scale = w + 256;
+    const uint8_t *scales = w + quant_bytes(type);
     const bool by_16 = scaled_by_16(type);
-    half_block(type, g, n, w, a, 0, scale, acc);
-    half_block(type, g, n, w, a, 1, scale + (by_16 ? 32 : 0), acc);
-    if (has_min(type)) minima(type, g, n, acc, a, 0, scale + (by_16 ? 64 : 32));
-    if (has_min(type) && by_16) minima(type, g, n, acc, a, 1, scale + 96);
+    (void)total;
+#pragma GCC unroll 6
+    for (int k = 0; k < g * n; k++) {
+        const act *x = a + k % n;
+        const __m256 q =
+            _mm256_fmadd_ps(_mm256_castsi256_ps(sum[k]), _mm256_broadcast_ss(&x->d[part]),
+                            _mm256_broadcast_ss(&x->base[part]));
+        const uint8_t *d = scales + k / n * panel_block(type) + (by_16 ? 32 * part : 0);
+        acc[k] = _mm256_fmadd_ps(q, _mm256_load_ps((const float *)(const void *)d), acc[k]);
+    }
+    if (part == 0 || !has_min(type)) return;
+    minima(type, g, n, acc, a, 0, scales + (by_16 ? 64 : 32));
+    if (by_16) minima(type, g, n, acc, a, 1, scales + 96);
 }
 
 #define TILES(X)                                                                                   \
@@ -176,5 +177,5 @@ INLINE int64_t few_tokens(uint32_t type)
 void tn_kernels_avxvnni_many(tn_kernels *k)
 {
     _Static_assert(sizeof(act) <= TN_PACKED_BYTES, "act");
-    SET_ALL(k)
+    set_r8(k);
 }

@@ -47,7 +47,6 @@ static void add_avx2(tn_kernels *k)
 {
     k->prefetch = wants_prefetch();
     tn_kernels_avx2_rows(k);
-    tn_kernels_avx2_r8(k);
     tn_kernels_avx2_many(k);
     tn_kernels_avx2_float(k);
     tn_kernels_avx2_ops(k);

@@ -238,8 +238,7 @@ void tn_kernels_scalar_ops(tn_kernels *k);  /* scalar_ops.c: every other slot */
 void tn_kernels_repack(tn_kernels *k);      /* repack.c: repack, and scalar slots of the interleaved
                                                layouts */
 void tn_kernels_avx2_rows(tn_kernels *k);   /* avx2_rows.c: matmul of row-major weights */
-void tn_kernels_avx2_r8(tn_kernels *k);     /* avx2_r8.c: matmul of R8 weights */
-void tn_kernels_avx2_many(tn_kernels *k);   /* avx2_many.c: many tokens times R8 weights */
+void tn_kernels_avx2_many(tn_kernels *k);   /* avx2_many.c: R8 weights, and repack of R16 */
 void tn_kernels_avxvnni_many(tn_kernels *k); /* avxvnni_many.c: many tokens times R8 weights */
 void tn_kernels_avx2_float(tn_kernels *k);  /* avx2_float.c: F32/F16/BF16 matmul, row-major */
 void tn_kernels_avx2_ops(tn_kernels *k);    /* avx2_ops.c: quantize, norm, rope, glu, softmax,
