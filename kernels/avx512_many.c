@@ -1,34 +1,32 @@
-/* Products of many tokens with interleaved weights, AVX-512 VNNI.
+/* Products of two and more tokens with interleaved weights, AVX-512 VNNI. 32 columns of 32 rows (one
+ * lane a row) are unpacked into 16 registers, and all tokens of a batch run over them: a broadcast
+ * of four activations serves both vectors of rows, and the float sums of the batch stay in L1, where
+ * to add to them costs no arithmetic. A row is made of one group of 16 rows or of two of 8.
  *
- * Up to GROUPS times 16 rows (one lane a row: two groups of 8 rows or one of 16) are unpacked into
- * a panel, once for many tokens: per 32 columns and 16 rows eight vectors of unsigned bytes, dword
- * r of vector j being columns 4j .. 4j + 3 of row r, then the scales as floats. A tile of up to 6
- * tokens runs over the panel with one dot product instruction per vector and token. Activations are
- * broadcast from memory, each once for both halves of 32 rows: with 16 rows the load ports would be
- * as busy as the arithmetic. Offsets of the quants are in the start values of the integer sums, or
- * in what their conversion adds. Each half of 32 columns has its own activation scale: two sums
- * where the weights' scales are by 16, too; otherwise one, see high_of.
+ * What an integer sum costs beside its products counts: those are 16 of 22 to 28 instructions for 32
+ * columns. No conversion is among them, because sums start at the bits of the float BASE; then they
+ * are, read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are
+ * in the weights' scales. BASE is so small that BASE * d is finite for every d, and no smaller, so
+ * that small products are not lost; it has two bits, and d only 22, so that BASE * d is exact.
+ * Offsets of the quants are in the start values of the integer sums, or in what their conversion
+ * adds. Each half of 32 columns has its own activation scale: two sums where the weights' scales are
+ * by 16, too; otherwise one, see high_of.
  *
- * What a sum costs beside its products counts: these are 8 of 11 or 12 instructions per 32 columns.
- * No conversion is among them, because sums start at the bits of the float BASE; then they are,
- * read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are in
- * the panel's scales. BASE is so small that BASE * d is finite for every d, and no smaller, so that
- * small products are not lost; it has two bits, and d only 22, so that BASE * d is exact. On Zen 4
- * these 11 or 12 share the multipliers: of 460 GOP/s a core (at 3.6 GHz) that leaves 335 or 307,
- * and a tile in L1 is as fast as that.
+ * Measured on Zen 4, where a product of 512 bits takes a clock and the multiplications beside them
+ * share its units: of 460 GOP/s a core (at 3.6 GHz) these leave 335 or, with minima, 307. Weights in
+ * L2 make 334 and 303, from memory 313 and 288, for 64 to 512 tokens alike; panels of unpacked
+ * weights in L1, with tiles of 6 tokens, were 3 to 8 % slower for 512 tokens and 20 % for 24. (One
+ * core of a Xeon, weights from memory: 8 tokens cost 1.4 (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times what
+ * one does, 4 tokens 1.2.)
  *
- * A long row is cut into pieces of columns whose activations stay in L2, and those into slabs whose
- * panel stays in L1; sums continue in y. The order of additions of a row depends on nothing but its
- * length. */
+ * A long row is cut into pieces of columns whose activations stay in L2; sums continue in y. The
+ * order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
-enum { TOKENS = 6 }; /* of a tile */
-
-/* Bytes of 32 columns of 16 rows: quants, then scales and minima of the rows as floats. */
-INLINE int64_t panel_block(form f)
-{
-    return 512 + 64 * (f.by_16 ? 2 : 1) * (f.min ? 2 : 1);
-}
+enum {
+    BATCH = 64, /* tokens whose sums stay in L1 */
+    VECTORS = 2 /* of rows in step, at most */
+};
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
@@ -80,7 +78,7 @@ INLINE void prepare_sums(uint32_t type, act *o, const tn_q8 *x)
         o->c[h] += BASE_BITS;
 }
 
-INLINE void pack_for_tiles(uint32_t type, act *o, const tn_q8 *x)
+INLINE void pack_for_sums(uint32_t type, act *o, const tn_q8 *x)
 {
     tn_q8 other;
     if (!scaled_by_16(type)) x = with_least_step(x, &other);
@@ -93,7 +91,7 @@ INLINE void pack_all(uint32_t type, const tn_packing *p)
     for (int64_t t = p->t0; t < p->t1; t++) {
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
-            pack_for_tiles(type, (act *)p->out + packed_at(TOKENS, p->n, p->blocks, t, b),
+            pack_for_sums(type, (act *)p->out + packed_at(BATCH, p->n, p->blocks, t, b),
                            x + (b - p->b0));
     }
 }
@@ -108,24 +106,105 @@ static const act *brought(uint32_t type, const tn_acts *x)
                : NULL;
 }
 
-/* ---- panels ---------------------------------------------------------------------------------- */
+/* ---- reading weights ------------------------------------------------------------------------- */
+
+/* Rows in step, as n vectors. layout, type and n are constants. */
+typedef struct rows_in_step {
+    tn_layout layout;
+    uint32_t type;
+    int n;
+    int64_t left; /* rows there are */
+    int64_t next; /* bytes from a group to the next */
+} rows_in_step;
+
+/* The scales and minima of a unit: [step][half, where there is one a half][vector]. */
+typedef struct unit_scales {
+    __m512 d[8][2][VECTORS], m[8][2][VECTORS];
+} unit_scales;
+
+/* Vector i of groups of 8 rows begins so many bytes on, and its second half so many after that:
+ * where there are no such rows, it is the first one again. */
+INLINE int64_t lower_8(rows_in_step r, int i)
+{
+    return 2 * i * r.next;
+}
+INLINE int64_t upper_8(rows_in_step r, int i)
+{
+    return r.left - 16 * i > 8 ? r.next : 0;
+}
 
 INLINE wide join(vec low, vec high)
 {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-INLINE __m512 in_units(__m512 scale)
-{
-    return _mm512_mul_ps(scale, _mm512_set1_ps(UNITS));
-}
 INLINE __m512 join_ps(__m256 low, __m256 high)
 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
+INLINE __m512 in_units(__m512 scale)
+{
+    return _mm512_mul_ps(scale, _mm512_set1_ps(UNITS));
+}
 
-/* A step of two groups as eight vectors. The 8-row form has columns 2j, 2j + 1, 16 + 2j, 17 + 2j in
- * a dword of vector j. */
-INLINE void panel_quants(uint32_t type, const uint8_t *low, const uint8_t *high, uint8_t *out)
+/* The low and the high int16 of every dword times d, for the first and the second half. */
+INLINE void put_pairs(__m512 (*out)[VECTORS], int i, vec low, vec high, __m512 d)
+{
+    const wide v = join(low, high);
+    const wide first = _mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16);
+    out[0][i] = _mm512_mul_ps(_mm512_cvtepi32_ps(first), d);
+    out[1][i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(v, 16)), d);
+}
+
+/* Of vector i, from the units at u and `upper` bytes on. */
+INLINE void read_scales_8(uint32_t type, const uint8_t *u, int64_t upper, int i, unit_scales *o)
+{
+    r8_head a, b;
+    read_head(type, u, &a);
+    read_head(type, u + upper, &b);
+#pragma GCC unroll 8
+    for (int j = 0; j < tn_group_shape_of(type, 8).cols / 32; j++) {
+        if (scaled_by_16(type)) {
+            put_pairs(o->d[j], i, a.pair[j], b.pair[j], in_units(join_ps(a.d[0], b.d[0])));
+            if (has_min(type)) put_pairs(o->m[j], i, a.min[j], b.min[j], join_ps(a.m[0], b.m[0]));
+            continue;
+        }
+        o->d[j][0][i] = in_units(join_ps(a.d[j], b.d[j]));
+        if (has_min(type)) o->m[j][0][i] = join_ps(a.m[j], b.m[j]);
+    }
+}
+
+INLINE void read_scales_16(uint32_t type, const uint8_t *u, int i, unit_scales *o)
+{
+    r16_head h;
+    r16_read_head(type, u, &h);
+    h.d = in_units(h.d);
+    if (tn_group_shape_of(type, 16).cols == 32) {
+        o->d[0][0][i] = h.d;
+        if (has_min(type)) o->m[0][0][i] = h.m;
+        return;
+    }
+    const int halves = scaled_by_16(type) ? 2 : 1;
+#pragma GCC unroll 16
+    for (int k = 0; k < 8 * halves; k++) {
+        const int j = k / halves, half = k % halves;
+        o->d[j][half][i] = _mm512_mul_ps(r16_scale(type, h.scale, j, half), h.d);
+        if (has_min(type)) o->m[j][half][i] = _mm512_mul_ps(r16_scale(type, h.min, j, half), h.m);
+    }
+}
+
+INLINE void read_scales(rows_in_step r, const uint8_t *unit, unit_scales *o)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < r.n; i++)
+        if (r.layout == TN_LAYOUT_R8)
+            read_scales_8(r.type, unit + lower_8(r, i), upper_8(r, i), i, o);
+        else
+            read_scales_16(r.type, unit + i * r.next, i, o);
+}
+
+/* A step of two groups of 8 rows as r16_quants_for_sums() has it of 16. The 8-row form has columns
+ * 2j, 2j + 1, 16 + 2j, 17 + 2j in a dword of vector j, and bytes signed. */
+INLINE void r8_quants_for_sums(uint32_t type, const uint8_t *low, const uint8_t *high, wide v[8])
 {
     const int width = tn_group_shape_of(type, 8).bits;
     vec a[8], b[8];
@@ -134,322 +213,207 @@ INLINE void panel_quants(uint32_t type, const uint8_t *low, const uint8_t *high,
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         const wide even = join(a[2 * j], b[2 * j]), odd = join(a[2 * j + 1], b[2 * j + 1]);
-        wide v0 = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
-        wide v1 = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
+        v[j] = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+        v[4 + j] = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
         if (width == 8) {
-            v0 = _mm512_xor_si512(v0, _mm512_set1_epi8((char)0x80));
-            v1 = _mm512_xor_si512(v1, _mm512_set1_epi8((char)0x80));
+            v[j] = _mm512_xor_si512(v[j], _mm512_set1_epi8((char)0x80));
+            v[4 + j] = _mm512_xor_si512(v[4 + j], _mm512_set1_epi8((char)0x80));
         }
-        _mm512_store_si512(out + 64 * j, v0);
-        _mm512_store_si512(out + 64 * (4 + j), times(v1, high_of(type)));
+        v[4 + j] = times(v[4 + j], high_of(type));
     }
 }
 
-/* The low and the high int16 of every dword times d. */
-INLINE void put_pairs(float *out, vec low, vec high, __m512 d)
+INLINE void read_step(rows_in_step r, const uint8_t *step, wide v[VECTORS][8])
 {
-    const wide v = join(low, high);
-    const wide first = _mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16);
-    _mm512_store_ps(out, _mm512_mul_ps(_mm512_cvtepi32_ps(first), d));
-    _mm512_store_ps(out + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(v, 16)), d));
-}
-
-INLINE void panel_scales(uint32_t type, const r8_head *low, const r8_head *high, int j, float *out)
-{
-    if (!scaled_by_16(type)) {
-        _mm512_store_ps(out, in_units(join_ps(low->d[j], high->d[j])));
-        if (has_min(type)) _mm512_store_ps(out + 16, join_ps(low->m[j], high->m[j]));
-        return;
-    }
-    put_pairs(out, low->pair[j], high->pair[j], in_units(join_ps(low->d[0], high->d[0])));
-    if (has_min(type))
-        put_pairs(out + 32, low->min[j], high->min[j], join_ps(low->m[0], high->m[0]));
-}
-
-/* Units [u0, u1) of two groups of 8 rows. Where there is no second one it is the first again.
- * stride: bytes from a block of the panel to the next. */
-INLINE void make_panel_8(uint32_t type, const uint8_t *low, const uint8_t *high, int64_t u0,
-                         int64_t u1, uint8_t *out, int64_t stride)
-{
-    const tn_group_shape s = tn_group_shape_of(type, 8);
-    const int64_t unit = tn_unit_bytes(s);
-    for (int64_t u = u0; u < u1; u++) {
-        const uint8_t *a = low + unit * u, *b = high + unit * u;
-        r8_head ha, hb;
-        read_head(type, a, &ha);
-        read_head(type, b, &hb);
-        for (int j = 0; j < s.cols / 32; j++, out += stride) {
-            const int64_t at = s.head + tn_step_bytes(s) * j;
-            panel_quants(type, a + at, b + at, out);
-            panel_scales(type, &ha, &hb, j, (float *)(void *)(out + 512));
-        }
+#pragma GCC unroll 2
+    for (int i = 0; i < r.n; i++) {
+        const uint8_t *low = step + lower_8(r, i);
+        if (r.layout == TN_LAYOUT_R8)
+            r8_quants_for_sums(r.type, low, low + upper_8(r, i), v[i]);
+        else
+            r16_quants_for_sums(r.type, step + i * r.next, v[i]);
     }
 }
 
-/* d times the integer scales of step j, one vector or one for each half. */
-INLINE void put_scales(uint32_t type, const wide *bytes, __m512 d, int j, float *out)
+/* Asks for the cache lines of [w, w + bytes) of every group. */
+INLINE void fetch_groups(rows_in_step r, const uint8_t *w, int64_t bytes)
 {
-    for (int h = 0; h < (scaled_by_16(type) ? 2 : 1); h++)
-        _mm512_store_ps(out + 16 * h, _mm512_mul_ps(r16_scale(type, bytes, j, h), d));
-}
-
-/* Units [u0, u1) of a group of 16 rows. */
-INLINE void make_panel_16(uint32_t type, const uint8_t *group, int64_t u0, int64_t u1, uint8_t *out,
-                          int64_t stride)
-{
-    const tn_group_shape s = tn_group_shape_of(type, 16);
-    for (int64_t u = u0; u < u1; u++) {
-        const uint8_t *unit = group + tn_unit_bytes(s) * u;
-        r16_head h;
-        r16_read_head(type, unit, &h);
-        h.d = in_units(h.d);
-        for (int j = 0; j < s.cols / 32; j++, out += stride) {
-            float *scale = (float *)(void *)(out + 512),
-                  *min = scale + (scaled_by_16(type) ? 32 : 16);
-            wide v[8];
-            r16_quants_for_sums(type, unit + s.head + tn_step_bytes(s) * j, v);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                _mm512_store_si512(out + 64 * i, v[i]);
-            if (s.cols == 256) {
-                put_scales(type, h.scale, h.d, j, scale);
-                if (has_min(type)) put_scales(type, h.min, h.m, j, min);
-                continue;
-            }
-            _mm512_store_ps(scale, h.d);
-            if (has_min(type)) _mm512_store_ps(min, h.m);
-        }
-    }
-}
-
-/* ---- tiles ----------------------------------------------------------------------------------- */
-
-/* g groups of a panel times n tokens, both constants; of its arrays element i * n + t is of group i
- * and token t. */
-typedef struct shape {
-    form f;
-    int g, n;
-} shape;
-
-/* What the sums of half h start with. Types with minima have no offset: their sums all start with
- * the same, which needs no loads. */
-INLINE void start_sums(shape s, const act *a, int h, wide *sum)
-{
-#pragma GCC unroll 12
-    for (int i = 0; i < s.g * s.n; i++)
-        sum[i] = _mm512_set1_epi32(s.f.min ? BASE_BITS : a[i % s.n].c[h]);
-}
-
-/* sum += half h of a block. */
-INLINE void add_half(shape s, const uint8_t *w, const act *a, int h, wide *sum)
-{
+    const int groups = r.n * 16 / tn_layout_rows(r.layout);
 #pragma GCC unroll 4
-    for (int j = 4 * h; j < 4 * h + 4; j++) {
-        wide v[GROUPS];
-#pragma GCC unroll 2
-        for (int i = 0; i < s.g; i++)
-            v[i] = _mm512_load_si512(w + i * panel_block(s.f) + 64 * j);
-#pragma GCC unroll 6
-        for (int t = 0; t < s.n; t++) {
-            const wide x = broadcast4(a[t].q + 4 * j);
-#pragma GCC unroll 2
-            for (int i = 0; i < s.g; i++)
-                sum[i * s.n + t] = _mm512_dpbusd_epi32(sum[i * s.n + t], v[i], x);
-        }
-    }
+    for (int i = 0; i < groups; i++)
+        for (int64_t at = 0; at < bytes; at += 64)
+            _mm_prefetch((const char *)w + i * r.next + at, _MM_HINT_T0);
 }
-
-/* acc += values of half h's sums times the scales, of which those of the first group are at
- * `scale`. */
-INLINE void add_values(shape s, const act *a, int h, const wide *sum, const uint8_t *scale,
-                       __m512 *acc)
-{
-    __m512 d[GROUPS];
-#pragma GCC unroll 2
-    for (int i = 0; i < s.g; i++)
-        d[i] = _mm512_load_ps(scale + i * panel_block(s.f));
-#pragma GCC unroll 6
-    for (int t = 0; t < s.n; t++)
-#pragma GCC unroll 2
-        for (int i = t; i < s.g * s.n; i += s.n)
-            acc[i] = _mm512_fmadd_ps(value_of(sum[i], a + t, h), d[i / s.n], acc[i]);
-}
-
-/* acc += half h of a block. */
-INLINE void half_block(shape s, const uint8_t *w, const act *a, int h, const uint8_t *scale,
-                       __m512 *acc)
-{
-    wide sum[GROUPS * TOKENS];
-    start_sums(s, a, h, sum);
-    add_half(s, w, a, h, sum);
-    add_values(s, a, h, sum, scale, acc);
-}
-
-/* acc += a block with one scale. */
-INLINE void whole_block(shape s, const uint8_t *w, const act *a, const uint8_t *scale, __m512 *acc)
-{
-    wide sum[GROUPS * TOKENS];
-    start_sums(s, a, 0, sum);
-    add_half(s, w, a, 0, sum);
-#pragma GCC unroll 6
-    for (int t = 0; t < s.n; t++)
-#pragma GCC unroll 2
-        for (int i = t; i < s.g * s.n; i += s.n)
-            sum[i] = _mm512_castps_si512(value_of(sum[i], a + t, 0));
-    add_half(s, w, a, 1, sum);
-    add_values(s, a, 1, sum, scale, acc);
-}
-
-/* acc += minimum * sum of the activations in half h, or in both */
-INLINE void minima(shape s, __m512 *acc, const act *a, int h, const uint8_t *min)
-{
-#pragma GCC unroll 12
-    for (int i = 0; i < s.g * s.n; i++)
-        acc[i] = _mm512_fmadd_ps(_mm512_load_ps(min + i / s.n * panel_block(s.f)),
-                                 _mm512_set1_ps(a[i % s.n].s[h]), acc[i]);
-}
-
-/* y[t][16 g rows] (+)= panel times tokens. rows: one bit a row. */
-INLINE void tile(shape s, const uint8_t *w, const act *a, int64_t blocks, float *y,
-                 int64_t y_stride, uint32_t rows, bool add)
-{
-    __m512 acc[GROUPS * TOKENS];
-#pragma GCC unroll 12
-    for (int i = 0; i < s.g * s.n; i++) {
-        const __mmask16 k = (__mmask16)(rows >> 16 * (i / s.n));
-        acc[i] = _mm512_maskz_loadu_ps(add ? k : 0, y + i % s.n * y_stride + 16 * (i / s.n));
-    }
-    for (int64_t b = 0; b < blocks; b++, w += s.g * panel_block(s.f), a += s.n) {
-        const uint8_t *scale = w + 512;
-        if (s.f.by_16) {
-            half_block(s, w, a, 0, scale, acc);
-            half_block(s, w, a, 1, scale + 64, acc);
-        } else {
-            whole_block(s, w, a, scale, acc);
-        }
-        if (s.f.min) minima(s, acc, a, 0, scale + (s.f.by_16 ? 128 : 64));
-        if (s.f.min && s.f.by_16) minima(s, acc, a, 1, scale + 192);
-    }
-#pragma GCC unroll 12
-    for (int i = 0; i < s.g * s.n; i++)
-        _mm512_mask_storeu_ps(y + i % s.n * y_stride + 16 * (i / s.n),
-                              (__mmask16)(rows >> 16 * (i / s.n)), acc[i]);
-}
-
-INLINE void any_tile(form f, int g, int64_t n, const uint8_t *w, const act *a, int64_t blocks,
-                     float *y, int64_t y_stride, uint32_t rows, bool add)
-{
-    switch (n) {
-    case 1: tile((shape){f, g, 1}, w, a, blocks, y, y_stride, rows, add); return;
-    case 2: tile((shape){f, g, 2}, w, a, blocks, y, y_stride, rows, add); return;
-    case 3: tile((shape){f, g, 3}, w, a, blocks, y, y_stride, rows, add); return;
-    case 4: tile((shape){f, g, 4}, w, a, blocks, y, y_stride, rows, add); return;
-    case 5: tile((shape){f, g, 5}, w, a, blocks, y, y_stride, rows, add); return;
-    default: tile((shape){f, g, 6}, w, a, blocks, y, y_stride, rows, add); return;
-    }
-}
-
-#define TILE(name, min, by_16)                                                                     \
-    static void name(int g, int64_t n, const uint8_t *w, const act *a, int64_t blocks, float *y,   \
-                     int64_t y_stride, uint32_t rows, bool add)                                    \
-    {                                                                                              \
-        if (g == 1)                                                                                \
-            any_tile((form){min, by_16}, 1, n, w, a, blocks, y, y_stride, rows, add);              \
-        else                                                                                       \
-            any_tile((form){min, by_16}, 2, n, w, a, blocks, y, y_stride, rows, add);              \
-    }
-TILE(tile_plain, false, false)
-TILE(tile_min, true, false)
-TILE(tile_by_16, false, true)
-TILE(tile_min_by_16, true, true)
 
 /* ---- products -------------------------------------------------------------------------------- */
 
-/* Blocks that lie one behind the other, of the rows from row0 on: g panels side by side. */
-INLINE void panels_of_run(tn_layout layout, uint32_t type, const tn_group_run *run, int g,
-                          int64_t row0, int64_t row1, int64_t blocks, uint8_t *panel)
+/* sum[i] = `start` + half h of a block of one token times vectors v[i]. */
+INLINE void half_sums(int n, const wide v[VECTORS][8], const act *a, int h, int32_t start,
+                      wide sum[VECTORS])
 {
-    const int64_t block = panel_block(form_of(type)), per = tn_group_shape_of(type, 8).cols / 32;
-    for (int i = 0; i < g; i++, row0 += 16, panel += block) {
-        const uint8_t *low = run->at + row0 / tn_layout_rows(layout) * run->next;
-        const uint8_t *high = row1 - row0 > 8 ? low + run->next : low;
-        if (layout == TN_LAYOUT_R8)
-            make_panel_8(type, low, high, 0, blocks / per, panel, g * block);
-        else
-            make_panel_16(type, low, 0, blocks / per, panel, g * block);
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        sum[i] = _mm512_set1_epi32(start);
+#pragma GCC unroll 4
+    for (int j = 4 * h; j < 4 * h + 4; j++) {
+        const wide x = broadcast4(a->q + 4 * j);
+#pragma GCC unroll 2
+        for (int i = 0; i < n; i++)
+            sum[i] = _mm512_dpbusd_epi32(sum[i], v[i][j], x);
     }
 }
 
-/* Blocks [b0, b1) of the rows from row0 on, wherever they lie. */
-INLINE void make_panels(tn_layout layout, uint32_t type, const tn_weight *w, int g, int64_t row0,
-                        int64_t row1, int64_t b0, int64_t b1, uint8_t *panel)
+/* The sums of a step with one scale: half 0's in units of half 1, plus those of half 1. So both
+ * halves can be under way at once, which counts more than an addition. */
+INLINE void whole_sums(int n, const wide v[VECTORS][8], const act *a, wide sum[VECTORS])
 {
-    while (b0 < b1) {
-        const tn_group_run run = tn_group_run_at(type, tn_layout_rows(layout), w, b0);
-        const int64_t blocks = (run.end < b1 ? run.end : b1) - b0;
-        panels_of_run(layout, type, &run, g, row0, row1, blocks, panel);
-        panel += blocks * g * panel_block(form_of(type));
-        b0 += blocks;
+    wide other[VECTORS];
+    half_sums(n, v, a, 0, a->c[0], other);
+    half_sums(n, v, a, 1, 0, sum);
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        sum[i] = _mm512_add_epi32(sum[i], _mm512_castps_si512(value_of(other[i], a, 0)));
+}
+
+INLINE void add_values(int n, const wide sum[VECTORS], const act *a, int h, const __m512 d[VECTORS],
+                       __m512 *acc)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        acc[i] = _mm512_fmadd_ps(value_of(sum[i], a, h), d[i], acc[i]);
+}
+
+/* acc[vector] += a step times a block of one token. */
+INLINE void step(uint32_t type, int n, const wide v[VECTORS][8], const __m512 d[2][VECTORS],
+                 const __m512 m[2][VECTORS], const act *a, __m512 *acc)
+{
+    const bool by_16 = scaled_by_16(type);
+    wide sum[VECTORS];
+    if (by_16) {
+        half_sums(n, v, a, 0, a->c[0], sum);
+        add_values(n, sum, a, 0, d[0], acc);
+        half_sums(n, v, a, 1, a->c[1], sum);
+        add_values(n, sum, a, 1, d[1], acc);
+    } else {
+        whole_sums(n, v, a, sum);
+        add_values(n, sum, a, 1, d[0], acc);
+    }
+    if (!has_min(type)) return;
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        acc[i] = _mm512_fmadd_ps(m[0][i], _mm512_set1_ps(a->s[0]), acc[i]);
+        if (by_16) acc[i] = _mm512_fmadd_ps(m[1][i], _mm512_set1_ps(a->s[1]), acc[i]);
     }
 }
 
-/* A piece times the rows from row0 on, at most 16 * GROUPS. */
-INLINE void some_rows(tn_layout layout, uint32_t type, const tn_weight *w, const piece *p,
-                      uint8_t *panel, float *y, int64_t y_stride, int64_t row0, int64_t row1)
+/* One unit times a batch of n tokens; asks for what is `ahead` bytes on. */
+INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, const act *a, int64_t n,
+                 __m512 (*acc)[VECTORS])
 {
-    const form f = form_of(type);
-    const int64_t left = row1 - row0;
-    const int g = left > 16 ? 2 : 1;
-    const uint32_t rows = left >= 32 ? 0xffffffff : (1u << left) - 1;
-    for (int64_t b0 = p->b0; b0 < p->b1; b0 += SLAB) {
-        const int64_t n = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
-        const coming next = next_weights(layout, type, w, 16 * GROUPS, row0, row1, b0 + n, p);
-        make_panels(layout, type, w, g, row0, row1, b0, b0 + n, panel);
-        for (int64_t t = 0; t < p->n; t += TOKENS) {
-            const int64_t m = p->n - t < TOKENS ? p->n - t : TOKENS;
-            const act *x = (const act *)p->a + t * p->blocks + (b0 - p->a_b0) * m;
-            float *to = y + t * y_stride + row0;
-            fetch_ahead(&next, t / TOKENS, (p->n + TOKENS - 1) / TOKENS);
-            fetch_sums(to + TOKENS * y_stride, y_stride, p->n - t - TOKENS, TOKENS, 16 * GROUPS);
-            if (f.min && f.by_16)
-                tile_min_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
-            else if (f.by_16)
-                tile_by_16(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
-            else if (f.min)
-                tile_min(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
-            else
-                tile_plain(g, m, panel, x, n, to, y_stride, rows, b0 > 0);
-        }
+    const tn_group_shape s = tn_group_shape_of(r.type, tn_layout_rows(r.layout));
+    const int64_t step_bytes = tn_step_bytes(s);
+    unit_scales scales;
+    fetch_groups(r, w + ahead, s.head);
+    read_scales(r, w, &scales);
+    w += s.head;
+#pragma GCC unroll 1
+    for (int j = 0; j < s.cols / 32; j++, w += step_bytes) {
+        wide v[VECTORS][8];
+        fetch_groups(r, w + ahead, step_bytes);
+        read_step(r, w, v);
+        for (int64_t t = 0; t < n; t++, a++)
+            step(r.type, r.n, v, scales.d[j], scales.m[j], a, acc[t]);
     }
 }
 
-enum { PANEL_BYTES = GROUPS * SLAB * (512 + 4 * 64) };
-_Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES,
-               "scratch");
+/* acc += units of a run at w times a batch. What is read 256 columns later is asked for; behind the
+ * last ones that is what is at `then`. */
+INLINE void run_units(rows_in_step r, const uint8_t *w, const uint8_t *then, int64_t units,
+                      const act *a, int64_t n, __m512 (*acc)[VECTORS])
+{
+    const tn_group_shape s = tn_group_shape_of(r.type, tn_layout_rows(r.layout));
+    const int64_t bytes = tn_unit_bytes(s), later = 256 / s.cols;
+    for (int64_t u = 0; u < units; u++, w += bytes, a += s.cols / 32 * n) {
+        const int64_t ahead = u + later < units ? later * bytes
+                                                : then - w + (u + later - units) * bytes;
+        unit(r, w, ahead, a, n, acc);
+    }
+}
+
+/* Where the groups from `row` on begin in the run of block b. */
+INLINE const uint8_t *rows_at(rows_in_step r, const tn_weight *w, int64_t row, int64_t b,
+                              tn_group_run *run)
+{
+    *run = tn_group_run_at(r.type, tn_layout_rows(r.layout), w, b);
+    return run->at + row / tn_layout_rows(r.layout) * run->next;
+}
+
+/* acc += a batch of n tokens of a piece, which begin at a, times the rows from `row` on. */
+INLINE void piece_batch(rows_in_step r, const tn_weight *w, int64_t row, const piece *p,
+                        const act *a, int64_t n, __m512 (*acc)[VECTORS])
+{
+    const int64_t per = tn_group_shape_of(r.type, 16).cols / 32;
+    tn_group_run run, next;
+    const uint8_t *at = rows_at(r, w, row, p->b0, &run);
+    for (int64_t b = p->b0, end; b < p->b1; b = end, run = next) {
+        end = run.end < p->b1 ? run.end : p->b1;
+        const bool last = end == p->b1;
+        const uint8_t *then = rows_at(r, w, last ? row + 16 * r.n : row, last ? p->b0 : end, &next);
+        r.next = run.next;
+        run_units(r, at, then, (end - b) / per, a, n, acc);
+        a += (end - b) * n;
+        at = then;
+    }
+}
+
+/* A piece times the rows from `row` on. */
+INLINE void some_rows(rows_in_step r, const tn_weight *w, const piece *p, float *y,
+                      int64_t y_stride, int64_t row)
+{
+    for (int64_t t0 = 0; t0 < p->n; t0 += BATCH) {
+        const int64_t n = p->n - t0 < BATCH ? p->n - t0 : BATCH;
+        const act *a = (const act *)p->a + t0 * p->blocks + (p->b0 - p->a_b0) * n;
+        float *to = y + t0 * y_stride + row;
+        __m512 acc[BATCH][VECTORS];
+        for (int64_t t = 0; t < n; t++)
+            for (int i = 0; i < r.n; i++)
+                acc[t][i] = _mm512_maskz_loadu_ps(p->b0 ? first_rows(r.left - 16 * i) : 0,
+                                                  to + t * y_stride + 16 * i);
+        piece_batch(r, w, row, p, a, n, acc);
+        for (int64_t t = 0; t < n; t++)
+            for (int i = 0; i < r.n; i++)
+                _mm512_mask_storeu_ps(to + t * y_stride + 16 * i, first_rows(r.left - 16 * i),
+                                      acc[t][i]);
+    }
+}
+
+INLINE void all_rows(tn_layout layout, uint32_t type, const tn_weight *w, const piece *p, float *y,
+                     int64_t y_stride, int64_t row0, int64_t row1)
+{
+    int64_t r = row0;
+    for (; r + 16 < row1; r += 16 * VECTORS)
+        some_rows((rows_in_step){layout, type, VECTORS, row1 - r, 0}, w, p, y, y_stride, r);
+    if (r < row1) some_rows((rows_in_step){layout, type, 1, row1 - r, 0}, w, p, y, y_stride, r);
+}
+
+_Static_assert(CHUNK_BYTES + BATCH * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES, "scratch");
 
 INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)
 {
     const act *ready = brought(type, x);
-    const int64_t blocks = w->cols / 32, most = chunk_tokens(TOKENS, sizeof(act), x->n, blocks);
-    uint8_t *panel = scratch;
-    act *own = (act *)(void *)(panel + PANEL_BYTES);
+    const int64_t blocks = w->cols / 32, most = chunk_tokens(BATCH, sizeof(act), x->n, blocks);
     for (int64_t t = 0; t < x->n; t += most)
         for (int64_t b = 0; b < blocks; b += PIECE) {
             const int64_t n = x->n - t < most ? x->n - t : most;
             const int64_t size = blocks - b < PIECE ? blocks - b : PIECE;
-            piece p = {ready ? ready + t * blocks : own, n, blocks, 0, b, b + size};
+            piece p = {ready ? ready + t * blocks : scratch, n, blocks, 0, b, b + size};
             if (!ready) {
-                pack_all(type,
-                         &(tn_packing){own, n, size, 0, n, 0, size, x->q + t * blocks + b, blocks});
-                p = (piece){own, n, size, b, b, b + size};
+                pack_all(type, &(tn_packing){scratch, n, size, 0, n, 0, size,
+                                             x->q + t * blocks + b, blocks});
+                p = (piece){scratch, n, size, b, b, b + size};
             }
-            if (layout == TN_LAYOUT_R16 && x->n <= TN_SEVERAL_TOKENS) {
-                tn_avx512_several(type)(w, &p, TOKENS, y, y_stride, row0, row1);
-                continue;
-            }
-            for (int64_t r = row0; r < row1; r += 16 * GROUPS)
-                some_rows(layout, type, w, &p, panel, y + t * y_stride, y_stride, r, row1);
+            all_rows(layout, type, w, &p, y + t * y_stride, y_stride, row0, row1);
         }
 }
 

@@ -7,18 +7,9 @@
 
 typedef __m512i wide;
 
-enum { TN_SEVERAL_TOKENS = 16 }; /* for so many a panel is not worth while */
-
 /* Products of any number of tokens with weights of an interleaved layout; for more than
  * TN_FEW_TOKENS, in R16 for more than one, they are the fastest. avx512_many.c */
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
-
-/* y (+)= rows [row0, row1) of R16 weights times a piece of at most TN_SEVERAL_TOKENS tokens, whose
- * packed activations are in tiles of `tile` tokens; sums continue in y from the second piece on. */
-typedef void (*tn_several_fn)(const tn_weight *w, const piece *p, int tile, float *y,
-                              int64_t y_stride, int64_t row0, int64_t row1);
-/* avx512_few.c */
-tn_several_fn tn_avx512_several(uint32_t type);
 
 /* ---- activations ----------------------------------------------------------------------------- */
 

@@ -28,6 +28,11 @@
 
 #include "avx_many.h"
 
+enum {
+    GROUPS = 2, /* of 8 rows in a panel */
+    SLAB = 24   /* blocks of 32 columns of a panel, a whole number of 256 columns */
+};
+
 /* ---- activations ----------------------------------------------------------------------------- */
 
 INLINE void pack_all(uint32_t type, const tn_packing *p)
@@ -152,6 +157,53 @@ INLINE void tile(uint32_t type, int g, int n, const uint8_t *w, const uint8_t *a
     }
 TILES(TILE)
 
+/* ---- what is read next ----------------------------------------------------------------------- */
+
+/* Weights that are read next: `streams` groups of rows, or slabs of all these rows, `stride` bytes
+ * apart, `bytes` of each. */
+typedef struct coming {
+    const uint8_t *at;
+    int64_t streams, stride, bytes;
+} coming;
+
+/* What follows the blocks of a piece up to b1 of the rows from row0 on, `most` at a time: the rest
+ * of these rows, or other rows. */
+INLINE coming next_weights(uint32_t type, const tn_weight *w, int64_t most, int64_t row0,
+                           int64_t row1, int64_t b1, const piece *p)
+{
+    const tn_group_shape s = tn_group_shape_of(type, 8);
+    const bool more = b1 < p->b1;
+    const int64_t row = more ? row0 : row0 + most, b0 = more ? b1 : p->b0;
+    const int64_t rows = row1 - row < most ? row1 - row : most;
+    const int64_t b = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
+    if (rows <= 0) return (coming){NULL, 0, 0, 0};
+    const int64_t unit = tn_unit_bytes(s), per = s.cols / 32, groups = (rows + s.rows - 1) / s.rows;
+    const tn_group_run run = tn_group_run_at(type, s.rows, w, b0);
+    const uint8_t *at = run.at + row / s.rows * run.next;
+    if (!w->slab) return (coming){at, groups, run.next, b / per * unit};
+    const int64_t slab = w->slab / 32;
+    return (coming){at, (b + slab - 1) / slab, slab / per * unit * (w->slab_rows / s.rows),
+                    groups * run.next};
+}
+
+/* Asks for part i of n of them. */
+INLINE void fetch_ahead(const coming *a, int64_t i, int64_t n)
+{
+    const int64_t from = a->bytes * i / n / 64 * 64, to = a->bytes * (i + 1) / n;
+    for (int64_t s = 0; s < a->streams; s++)
+        for (int64_t at = from; at < to; at += 64)
+            _mm_prefetch((const char *)a->at + s * a->stride + at, _MM_HINT_T1);
+}
+
+/* Asks for `rows` sums of up to n tokens, those of the next tile if it has `most`. With rows of a
+ * power of two they share few sets of the caches, and are far away by now. */
+INLINE void fetch_sums(const float *y, int64_t y_stride, int64_t n, int64_t most, int64_t rows)
+{
+    for (int64_t t = 0; t < n && t < most; t++, y += y_stride)
+        for (int64_t r = 0; r < rows; r += 16)
+            _mm_prefetch((const char *)(y + r), _MM_HINT_T0);
+}
+
 /* ---- products -------------------------------------------------------------------------------- */
 
 typedef void (*tile_fn)(int64_t n, const uint8_t *w, const uint8_t *a, int64_t blocks, float *y,
@@ -174,7 +226,7 @@ INLINE void some_rows(uint32_t type, const tn_weight *w, const piece *p, uint8_t
     const int64_t left = row1 - row0 < 8 * GROUPS ? row1 - row0 : 8 * GROUPS, g = left > 8 ? 2 : 1;
     for (int64_t b0 = p->b0; b0 < p->b1; b0 += SLAB) {
         const int64_t n = p->b1 - b0 < SLAB ? p->b1 - b0 : SLAB;
-        const coming next = next_weights(TN_LAYOUT_R8, type, w, 8 * GROUPS, row0, row1, b0 + n, p);
+        const coming next = next_weights(type, w, 8 * GROUPS, row0, row1, b0 + n, p);
         make_panels(type, w, g, row0, b0, b0 + n, panel);
         for (int64_t t = 0; t < p->n; t += TOKENS) {
             const int64_t m = p->n - t < TOKENS ? p->n - t : TOKENS;
