@@ -1,29 +1,31 @@
-/* Products of two and more tokens with interleaved weights, AVX-512 VNNI. 32 columns of 32 rows (one
- * lane a row) are unpacked into 16 registers, and all tokens of a batch run over them: a broadcast
- * of four activations serves both vectors of rows, and the float sums of the batch stay in L1, where
- * to add to them costs no arithmetic. A row is made of one group of 16 rows or of two of 8.
+/* Products of two and more tokens with interleaved weights, AVX-512 VNNI. 32 columns of 32 rows
+ * (one lane a row) are unpacked into 16 registers, and all tokens of a batch run over them: a
+ * broadcast of four activations serves both vectors of rows, and the float sums of the batch stay
+ * in L1, where to add to them costs no arithmetic. A row is made of one group of 16 rows or of two
+ * of 8.
  *
- * What an integer sum costs beside its products counts: those are 16 of 22 to 28 instructions for 32
- * columns. No conversion is among them, because sums start at the bits of the float BASE; then they
- * are, read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The UNITS are
- * in the weights' scales. BASE is so small that BASE * d is finite for every d, and no smaller, so
- * that small products are not lost; it has two bits, and d only 22, so that BASE * d is exact.
- * Offsets of the quants are in the start values of the integer sums, or in what their conversion
- * adds. Each half of 32 columns has its own activation scale: two sums where the weights' scales are
- * by 16, too; otherwise one, see high_of.
+ * What an integer sum costs beside its products counts: those are 16 of 22 to 28 instructions for
+ * 32 columns. No conversion is among them, because sums start at the bits of the float BASE; then
+ * they are, read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The
+ * UNITS are in the weights' scales. BASE is so small that BASE * d is finite for every d, and no
+ * smaller, so that small products are not lost; it has two bits, and d only 22, so that BASE * d is
+ * exact. Offsets of the quants are in the start values of the integer sums, or in what their
+ * conversion adds. Each half of 32 columns has its own activation scale: two sums where the
+ * weights' scales are by 16, too; otherwise one, see high_of.
  *
  * Measured on Zen 4, where a product of 512 bits takes a clock and the multiplications beside them
- * share its units: of 460 GOP/s a core (at 3.6 GHz) these leave 335 or, with minima, 307. Weights in
- * L2 make 334 and 303, from memory 313 and 288, for 64 to 512 tokens alike; panels of unpacked
+ * share its units: of 460 GOP/s a core (at 3.6 GHz) these leave 335 or, with minima, 307. Weights
+ * in L2 make 334 and 303, from memory 313 and 288, for 64 to 512 tokens alike; panels of unpacked
  * weights in L1, with tiles of 6 tokens, were 3 to 8 % slower for 512 tokens and 20 % for 24. (One
- * core of a Xeon, weights from memory: 8 tokens cost 1.4 (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times what
- * one does, 4 tokens 1.2.)
+ * core of a Xeon, weights from memory: 8 tokens cost 1.4 (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times
+ * what one does, 4 tokens 1.2.)
  *
  * A long row is cut into pieces of columns whose activations stay in L2; sums continue in y. The
  * order of additions of a row depends on nothing but its length. */
 #include "avx512_r16.h"
 
 enum {
+    FEW = 3,    /* tokens that R8 weights are left to avx2_r8.c for */
     BATCH = 64, /* tokens whose sums stay in L1 */
     VECTORS = 2 /* of rows in step, at most */
 };
@@ -92,7 +94,7 @@ INLINE void pack_all(uint32_t type, const tn_packing *p)
         const tn_q8 *x = p->q + (t - p->t0) * p->q_stride;
         for (int64_t b = p->b0; b < p->b1; b++)
             pack_for_sums(type, (act *)p->out + packed_at(BATCH, p->n, p->blocks, t, b),
-                           x + (b - p->b0));
+                          x + (b - p->b0));
     }
 }
 
@@ -334,8 +336,8 @@ INLINE void run_units(rows_in_step r, const uint8_t *w, const uint8_t *then, int
     const tn_group_shape s = tn_group_shape_of(r.type, tn_layout_rows(r.layout));
     const int64_t bytes = tn_unit_bytes(s), later = 256 / s.cols;
     for (int64_t u = 0; u < units; u++, w += bytes, a += s.cols / 32 * n) {
-        const int64_t ahead = u + later < units ? later * bytes
-                                                : then - w + (u + later - units) * bytes;
+        const int64_t ahead =
+            u + later < units ? later * bytes : then - w + (u + later - units) * bytes;
         unit(r, w, ahead, a, n, acc);
     }
 }
@@ -409,8 +411,8 @@ INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_a
             const int64_t size = blocks - b < PIECE ? blocks - b : PIECE;
             piece p = {ready ? ready + t * blocks : scratch, n, blocks, 0, b, b + size};
             if (!ready) {
-                pack_all(type, &(tn_packing){scratch, n, size, 0, n, 0, size,
-                                             x->q + t * blocks + b, blocks});
+                pack_all(type, &(tn_packing){scratch, n, size, 0, n, 0, size, x->q + t * blocks + b,
+                                             blocks});
                 p = (piece){scratch, n, size, b, b, b + size};
             }
             all_rows(layout, type, w, &p, y + t * y_stride, y_stride, row0, row1);
@@ -444,7 +446,7 @@ INLINE void few(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x,
     static void matmul_##name(const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,    \
                               int64_t row0, int64_t row1, void *scratch)                           \
     {                                                                                              \
-        if (x->n > TN_FEW_TOKENS)                                                                  \
+        if (x->n > FEW)                                                                            \
             r8_##name(w, x, y, y_stride, row0, row1, scratch);                                     \
         else                                                                                       \
             few(type, false, w, x, y, y_stride, row0, row1, scratch);                              \
@@ -452,7 +454,7 @@ INLINE void few(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x,
     static void matmul_##name##_ahead(const tn_weight *w, const tn_acts *x, float *y,              \
                                       int64_t y_stride, int64_t row0, int64_t row1, void *scratch) \
     {                                                                                              \
-        if (x->n > TN_FEW_TOKENS)                                                                  \
+        if (x->n > FEW)                                                                            \
             r8_##name(w, x, y, y_stride, row0, row1, scratch);                                     \
         else                                                                                       \
             few(type, true, w, x, y, y_stride, row0, row1, scratch);                               \

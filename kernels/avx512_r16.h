@@ -7,8 +7,8 @@
 
 typedef __m512i wide;
 
-/* Products of any number of tokens with weights of an interleaved layout; for more than
- * TN_FEW_TOKENS, in R16 for more than one, they are the fastest. avx512_many.c */
+/* Products of any number of tokens with weights of an interleaved layout; for two and more with
+ * R16, four and more with R8, they are the fastest. avx512_many.c */
 tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
 
 /* ---- activations ----------------------------------------------------------------------------- */

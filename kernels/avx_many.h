@@ -1,15 +1,13 @@
-/* What products of many tokens share, whatever the width of their vectors: how a product is cut up,
- * and activations as the tiles with VNNI read them. avx512_many.c explains it; avx_many_r8.h does it
- * with half as wide vectors. */
+/* What products of many tokens share, with panels (avx_many_r8.h) or without (avx512_many.c): how a
+ * product is cut up, and activations as VNNI reads them, which avx512_many.c explains. */
 #ifndef TN_AVX_MANY_H
 #define TN_AVX_MANY_H
 
 #include "avx2_r8.h"
 
 enum {
-    PIECE = 72,              /* blocks of activations, a whole number of 256 columns, */
-    CHUNK_BYTES = 640 << 10, /* and bytes, that stay in L2 for all rows */
-    TN_FEW_TOKENS = 4        /* for so many R8 weights are best left to avx2_r8.c */
+    PIECE = 72,             /* blocks of activations, a whole number of 256 columns, */
+    CHUNK_BYTES = 640 << 10 /* and bytes, that stay in L2 for all rows */
 };
 
 #define BASE 96.0f /* 1.5 * 2^6: sums of up to 2^22 in magnitude keep the exponent */

@@ -1,7 +1,10 @@
-/* Products of many tokens with 8-row interleaved weights: avx512_many.c with half as wide vectors,
- * which says what a panel is for. Here one is of GROUPS times 8 rows, and a tile of 16 rows and 3
- * tokens: 6 integer sums, 6 float sums, 2 vectors of weights and an activation are 15 of 16
- * registers. A few tokens are left to avx2_r8.c: they are bound by memory, or by unpacking.
+/* Products of many tokens with 8-row interleaved weights. GROUPS times 8 rows are unpacked into a
+ * panel in L1, once for many tokens, so that a broadcast of activations serves all of them: 16
+ * registers do not hold the unpacked weights of 16 rows, as those of AVX-512 do. Tiles of 3 tokens
+ * run over the panel: 6 integer sums, 6 float sums, 2 vectors of weights and an activation are 15
+ * registers. A long row is cut into pieces of columns whose activations stay in L2, and those into
+ * slabs whose panel stays in L1; sums continue in y. A few tokens are left to avx2_r8.c: they are
+ * bound by memory, or by unpacking.
  *
  * What a block is, and how it is multiplied, is the including file's. Before this one it has, each
  * with a constant `type`:
