@@ -15,10 +15,10 @@
  *
  * Measured on Zen 4, where a product of 512 bits takes a clock and the multiplications beside them
  * share its units: of 460 GOP/s a core (at 3.6 GHz) these leave 335 or, with minima, 307. Weights
- * in L2 make 334 and 303, from memory 313 and 288, for 64 to 512 tokens alike; panels of unpacked
- * weights in L1, with tiles of 6 tokens, were 3 to 8 % slower for 512 tokens and 20 % for 24. (One
- * core of a Xeon, weights from memory: 8 tokens cost 1.4 (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times
- * what one does, 4 tokens 1.2.)
+ * in L2 make 334 and 306, from memory 313 and 298, for 64 to 512 tokens alike. Panels of unpacked
+ * weights in L1, with tiles of 6 tokens, made up to 8 % less of 512 tokens (as much of rows of 576
+ * columns) and 15 to 25 % less of 24. (One core of a Xeon, weights from memory: 8 tokens cost 1.4
+ * (Q6_K, Q8_0) to 1.6 (Q4_K, Q4_0) times what one does, 4 tokens 1.2.)
  *
  * A long row is cut into pieces of columns whose activations stay in L2; sums continue in y. The
  * order of additions of a row depends on nothing but its length. */
@@ -308,9 +308,23 @@ INLINE void step(uint32_t type, int n, const wide v[VECTORS][8], const __m512 d[
     }
 }
 
-/* One unit times a batch of n tokens; asks for what is `ahead` bytes on. */
+/* Sums in y that are to be stored soon: of `tokens`, of so many asked for in a step. */
+typedef struct coming_sums {
+    const float *y;
+    int64_t y_stride, tokens, in_step;
+} coming_sums;
+
+INLINE void fetch_sums(rows_in_step r, coming_sums *s)
+{
+    for (int64_t t = 0; t < s->in_step && s->tokens; t++, s->tokens--, s->y += s->y_stride)
+#pragma GCC unroll 2
+        for (int i = 0; i < r.n; i++)
+            _mm_prefetch((const char *)(s->y + 16 * i), _MM_HINT_T0);
+}
+
+/* One unit times a batch of n tokens; asks for what is `ahead` bytes on, and for sums. */
 INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, const act *a, int64_t n,
-                 __m512 (*acc)[VECTORS])
+                 coming_sums *sums, __m512 (*acc)[VECTORS])
 {
     const tn_group_shape s = tn_group_shape_of(r.type, tn_layout_rows(r.layout));
     const int64_t step_bytes = tn_step_bytes(s);
@@ -323,6 +337,7 @@ INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, const act *a, 
         wide v[VECTORS][8];
         fetch_groups(r, w + ahead, step_bytes);
         read_step(r, w, v);
+        fetch_sums(r, sums);
         for (int64_t t = 0; t < n; t++, a++)
             step(r.type, r.n, v, scales.d[j], scales.m[j], a, acc[t]);
     }
@@ -331,14 +346,14 @@ INLINE void unit(rows_in_step r, const uint8_t *w, int64_t ahead, const act *a, 
 /* acc += units of a run at w times a batch. What is read 256 columns later is asked for; behind the
  * last ones that is what is at `then`. */
 INLINE void run_units(rows_in_step r, const uint8_t *w, const uint8_t *then, int64_t units,
-                      const act *a, int64_t n, __m512 (*acc)[VECTORS])
+                      const act *a, int64_t n, coming_sums *sums, __m512 (*acc)[VECTORS])
 {
     const tn_group_shape s = tn_group_shape_of(r.type, tn_layout_rows(r.layout));
     const int64_t bytes = tn_unit_bytes(s), later = 256 / s.cols;
     for (int64_t u = 0; u < units; u++, w += bytes, a += s.cols / 32 * n) {
         const int64_t ahead =
             u + later < units ? later * bytes : then - w + (u + later - units) * bytes;
-        unit(r, w, ahead, a, n, acc);
+        unit(r, w, ahead, a, n, sums, acc);
     }
 }
 
@@ -352,40 +367,62 @@ INLINE const uint8_t *rows_at(rows_in_step r, const tn_weight *w, int64_t row, i
 
 /* acc += a batch of n tokens of a piece, which begin at a, times the rows from `row` on. */
 INLINE void piece_batch(rows_in_step r, const tn_weight *w, int64_t row, const piece *p,
-                        const act *a, int64_t n, __m512 (*acc)[VECTORS])
+                        const act *a, int64_t n, coming_sums *sums, __m512 (*acc)[VECTORS])
 {
     const int64_t per = tn_group_shape_of(r.type, 16).cols / 32;
     tn_group_run run, next;
     const uint8_t *at = rows_at(r, w, row, p->b0, &run);
     for (int64_t b = p->b0, end; b < p->b1; b = end, run = next) {
-        end = run.end < p->b1 ? run.end : p->b1;
-        const bool last = end == p->b1;
+        const bool last = run.end >= p->b1;
+        end = last ? p->b1 : run.end;
         const uint8_t *then = rows_at(r, w, last ? row + 16 * r.n : row, last ? p->b0 : end, &next);
         r.next = run.next;
-        run_units(r, at, then, (end - b) / per, a, n, acc);
+        run_units(r, at, then, (end - b) / per, a, n, sums, acc);
         a += (end - b) * n;
         at = then;
     }
+}
+
+/* Sums so far of n tokens: zero, or those of the pieces before. */
+INLINE void load_sums(rows_in_step r, const float *y, int64_t y_stride, int64_t n, bool first,
+                      __m512 (*acc)[VECTORS])
+{
+    for (int64_t t = 0; t < n; t++, y += y_stride)
+#pragma GCC unroll 2
+        for (int i = 0; i < r.n; i++)
+            acc[t][i] = first ? _mm512_setzero_ps()
+                              : _mm512_maskz_loadu_ps(first_rows(r.left - 16 * i), y + 16 * i);
+}
+
+/* Without a mask where all rows are there: with one a store takes AMD's CPUs 10 cycles. */
+INLINE void store_sums(rows_in_step r, float *y, int64_t y_stride, int64_t n,
+                       __m512 (*acc)[VECTORS])
+{
+    if (r.left >= 16 * r.n) {
+        for (int64_t t = 0; t < n; t++, y += y_stride)
+#pragma GCC unroll 2
+            for (int i = 0; i < r.n; i++)
+                _mm512_storeu_ps(y + 16 * i, acc[t][i]);
+        return;
+    }
+    for (int64_t t = 0; t < n; t++, y += y_stride)
+        for (int i = 0; i < r.n; i++)
+            _mm512_mask_storeu_ps(y + 16 * i, first_rows(r.left - 16 * i), acc[t][i]);
 }
 
 /* A piece times the rows from `row` on. */
 INLINE void some_rows(rows_in_step r, const tn_weight *w, const piece *p, float *y,
                       int64_t y_stride, int64_t row)
 {
-    for (int64_t t0 = 0; t0 < p->n; t0 += BATCH) {
-        const int64_t n = p->n - t0 < BATCH ? p->n - t0 : BATCH;
-        const act *a = (const act *)p->a + t0 * p->blocks + (p->b0 - p->a_b0) * n;
-        float *to = y + t0 * y_stride + row;
+    for (int64_t t = 0; t < p->n; t += BATCH) {
+        const int64_t n = p->n - t < BATCH ? p->n - t : BATCH, blocks = p->b1 - p->b0;
+        const act *a = (const act *)p->a + t * p->blocks + (p->b0 - p->a_b0) * n;
+        float *to = y + t * y_stride + row;
+        coming_sums sums = {to, y_stride, n, (n + blocks - 1) / blocks};
         __m512 acc[BATCH][VECTORS];
-        for (int64_t t = 0; t < n; t++)
-            for (int i = 0; i < r.n; i++)
-                acc[t][i] = _mm512_maskz_loadu_ps(p->b0 ? first_rows(r.left - 16 * i) : 0,
-                                                  to + t * y_stride + 16 * i);
-        piece_batch(r, w, row, p, a, n, acc);
-        for (int64_t t = 0; t < n; t++)
-            for (int i = 0; i < r.n; i++)
-                _mm512_mask_storeu_ps(to + t * y_stride + 16 * i, first_rows(r.left - 16 * i),
-                                      acc[t][i]);
+        load_sums(r, to, y_stride, n, p->b0 == 0, acc);
+        piece_batch(r, w, row, p, a, n, &sums, acc);
+        store_sums(r, to, y_stride, n, acc);
     }
 }
 
