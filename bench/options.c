@@ -384,12 +384,22 @@ static int check(tn_bench_settings *s)
     return check_pairs(&s->pairs);
 }
 
-static int refuse(int c, const char *word)
+/* Says what is wrong with a word that getopt_long() does not take. */
+static int refuse(int c, const char *word, const struct option *longs)
 {
+    const bool is_long = strncmp(word, "--", 2) == 0;
+    char like[160] = "";
+    for (; is_long && longs->name; longs++)
+        if (strncmp(longs->name, word + 2, strcspn(word + 2, "=")) == 0)
+            snprintf(like + strlen(like), sizeof like - strlen(like), " --%s", longs->name);
     if (c == ':')
         tn_bench_say("option %s needs a value; see --help", word);
+    else if (is_long && optopt)
+        tn_bench_say("option %s takes no value; see --help", word);
+    else if (*like)
+        tn_bench_say("option %s is short for more than one:%s", word, like);
     else
-        tn_bench_say("option %s is unknown, ambiguous or takes no value; see --help", word);
+        tn_bench_say("option %s is unknown; see --help", word);
     return TN_EXIT_USAGE;
 }
 
@@ -403,7 +413,7 @@ int tn_bench_options_read(tn_bench_settings *s, int argc, char **argv)
     optind = 1;
     int code = TN_EXIT_OK;
     for (int c; !code && (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
-        if (c == '?' || c == ':') return refuse(c, argv[optind > 1 ? optind - 1 : 1]);
+        if (c == '?' || c == ':') return refuse(c, argv[optind > 1 ? optind - 1 : 1], longs);
         const tn_bench_option *o = find(c);
         code = o ? store(s, o, optarg) : TN_EXIT_INTERNAL;
     }

@@ -348,12 +348,22 @@ static int read_model(tn_settings *s, const char *word)
     return TN_EXIT_OK;
 }
 
-static int refuse(int c, const char *word)
+/* Says what is wrong with a word that getopt_long() does not take. */
+static int refuse(int c, const char *word, const struct option *longs)
 {
+    const bool is_long = strncmp(word, "--", 2) == 0;
+    char like[160] = "";
+    for (; is_long && longs->name; longs++)
+        if (strncmp(longs->name, word + 2, strcspn(word + 2, "=")) == 0)
+            snprintf(like + strlen(like), sizeof like - strlen(like), " --%s", longs->name);
     if (c == ':')
         tn_say("option %s needs a value; see --help", word);
+    else if (is_long && optopt)
+        tn_say("option %s takes no value; see --help", word);
+    else if (*like)
+        tn_say("option %s is short for more than one:%s", word, like);
     else
-        tn_say("option %s is unknown, ambiguous or takes no value; see --help", word);
+        tn_say("option %s is unknown; see --help", word);
     return TN_EXIT_USAGE;
 }
 
@@ -367,7 +377,8 @@ static int read_words(tn_settings *s, int argc, char **argv, int first, unsigned
     opterr = 0;
     optind = first;
     for (int c; !code && (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
-        if (c == '?' || c == ':') return refuse(c, argv[optind > first ? optind - 1 : first]);
+        if (c == '?' || c == ':')
+            return refuse(c, argv[optind > first ? optind - 1 : first], longs);
         const tn_option *o = find(c);
         if (!o) return TN_EXIT_INTERNAL;
         if (s->command < TN_CMD_COUNT && !(o->commands & 1u << s->command)) {

@@ -81,6 +81,7 @@ def wrong_usage_is_64(t):
     ):
         t.fails(64, *args)
     t.fails(64, "-m", t.model, "-p", "12x", words=("--n-prompt", "12x"))
+    t.fails(64, "-m", t.model, "--th", "2", words=("--th ", "--threads", "--throttle"))
 
 
 @case

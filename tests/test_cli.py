@@ -61,7 +61,11 @@ def wrong_usage_is_64(t):
 @case
 def messages_name_the_option(t):
     t.fails(64, "run", "a", "--temp", "warm", words=("--temp", "warm"))
-    t.fails(64, "run", "a", "--nope", words=("--nope",))
+    t.fails(64, "run", "a", "--nope", words=("--nope is unknown",))
+    t.fails(64, "run", "a", "-Z", words=("-Z is unknown",))
+    t.fails(64, "run", "a", "--t=5", words=("--t=5 ", "more than one", "--threads", "--temp"))
+    t.fails(64, "run", "a", "--json=4", words=("--json=4 takes no value",))
+    t.fails(64, "run", "a", "--temp", words=("--temp needs a value",))
     t.fails(64, "run", "a", "-c", "1073741825", words=("--ctx", "1073741824"))
     t.fails(64, "tokenize", "a", "--temp", "1", words=("--temp", "tokenize"))
 
