@@ -228,13 +228,12 @@ INLINE void r8_quants_for_sums(uint32_t type, const uint8_t *low, const uint8_t 
 INLINE void read_step(rows_in_step r, const uint8_t *step, wide v[VECTORS][8])
 {
 #pragma GCC unroll 2
-    for (int i = 0; i < r.n; i++) {
-        const uint8_t *low = step + lower_8(r, i);
+    for (int i = 0; i < r.n; i++)
         if (r.layout == TN_LAYOUT_R8)
-            r8_quants_for_sums(r.type, low, low + upper_8(r, i), v[i]);
+            r8_quants_for_sums(r.type, step + lower_8(r, i), step + lower_8(r, i) + upper_8(r, i),
+                               v[i]);
         else
             r16_quants_for_sums(r.type, step + i * r.next, v[i]);
-    }
 }
 
 /* Asks for the cache lines of [w, w + bytes) of every group. */
@@ -435,7 +434,8 @@ INLINE void all_rows(tn_layout layout, uint32_t type, const tn_weight *w, const 
     if (r < row1) some_rows((rows_in_step){layout, type, 1, row1 - r, 0}, w, p, y, y_stride, r);
 }
 
-_Static_assert(CHUNK_BYTES + BATCH * PIECE * (int)sizeof(act) <= TN_SCRATCH_BYTES, "scratch");
+_Static_assert((int)CHUNK_BYTES <= (int)TN_SCRATCH_BYTES, "scratch");
+_Static_assert((int)sizeof(act) * BATCH * PIECE <= (int)CHUNK_BYTES, "chunk_tokens");
 
 INLINE void many(tn_layout layout, uint32_t type, const tn_weight *w, const tn_acts *x, float *y,
                  int64_t y_stride, int64_t row0, int64_t row1, void *scratch)

@@ -244,8 +244,7 @@ INLINE void some_rows(uint32_t type, const tn_weight *w, const piece *p, uint8_t
 }
 
 enum { PANEL_BYTES = GROUPS * SLAB * MOST_PANEL_BLOCK };
-_Static_assert(PANEL_BYTES + CHUNK_BYTES + TOKENS * PIECE * TN_PACKED_BYTES <= TN_SCRATCH_BYTES,
-               "scratch");
+_Static_assert(PANEL_BYTES + CHUNK_BYTES <= TN_SCRATCH_BYTES, "scratch");
 
 INLINE void many(uint32_t type, const tn_weight *w, const tn_acts *x, float *y, int64_t y_stride,
                  int64_t row0, int64_t row1, void *scratch)
