@@ -21,6 +21,7 @@ enum {
     FEW = 4,         /* tokens whose weights are read in several streams: */
     STREAMS = 4,     /* groups in step, with software prefetch; */
     FEW_STREAMS = 2, /* of several tokens */
+    ASKING = 4,      /* tokens from which on one stream is asked for on every CPU */
     FAR = 3456,      /* bytes between what is read and what is asked for, in each, */
     NEAR = 1152      /* and what is brought to the first level */
 };
@@ -216,7 +217,7 @@ INLINE void piece_rows(uint32_t type, bool ahead, const tn_weight *w, const r8_a
         if (n == 1)
             group_runs(type, ahead, w, g, a, 1, b0, b0 + blocks, acc);
         else
-            group_runs(type, ahead || n >= FEW, w, g, a, n, b0, b0 + blocks, acc);
+            group_runs(type, ahead || n >= ASKING, w, g, a, n, b0, b0 + blocks, acc);
         for (int64_t t = 0; t < n; t++)
             store_rows(y + t * y_stride + 8 * g, acc[t], left);
     }

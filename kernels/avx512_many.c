@@ -4,7 +4,7 @@
  * in L1, where to add to them costs no arithmetic. A row is made of one group of 16 rows or of two
  * of 8.
  *
- * What an integer sum costs beside its products counts: those are 16 of 22 to 28 instructions for
+ * What an integer sum costs beside its products counts: those are 16 of 24 to 28 instructions for
  * 32 columns. No conversion is among them, because sums start at the bits of the float BASE; then
  * they are, read as a float f, BASE + sum / UNITS, and f * d - BASE * d is sum * d / UNITS. The
  * UNITS are in the weights' scales. BASE is so small that BASE * d is finite for every d, and no
@@ -499,10 +499,9 @@ INLINE void few(uint32_t type, bool ahead, const tn_weight *w, const tn_acts *x,
 TN_INTERLEAVED_TYPES(MATMUL)
 
 #define CASE(name, type)                                                                           \
-    case type: return r8 ? r8_##name : r16_##name;
-tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type)
+    case type: return r16_##name;
+tn_matmul_fn tn_avx512_many(uint32_t type)
 {
-    const bool r8 = layout == TN_LAYOUT_R8;
     switch (type) {
         TN_INTERLEAVED_TYPES(CASE)
     default: return NULL;

@@ -133,7 +133,7 @@ INLINE void matmul(uint32_t type, bool ahead, const tn_weight *w, const tn_acts 
 {
     const int64_t blocks = w->cols / 32;
     if (x->n > 1 || blocks > TN_SCRATCH_BYTES / (int64_t)sizeof(act)) {
-        tn_avx512_many(TN_LAYOUT_R16, type)(w, x, y, y_stride, row0, row1, scratch);
+        tn_avx512_many(type)(w, x, y, y_stride, row0, row1, scratch);
         return;
     }
     act *a = scratch;

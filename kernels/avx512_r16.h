@@ -7,9 +7,8 @@
 
 typedef __m512i wide;
 
-/* Products of any number of tokens with weights of an interleaved layout; for two and more with
- * R16, four and more with R8, they are the fastest. avx512_many.c */
-tn_matmul_fn tn_avx512_many(tn_layout layout, uint32_t type);
+/* Products of any number of tokens with R16 weights, for two and more the fastest. avx512_many.c */
+tn_matmul_fn tn_avx512_many(uint32_t type);
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
